@@ -1,0 +1,51 @@
+"""The contracts that plugins see. See the submodules for the shape glossary."""
+
+from vipbench.api.backbone import (
+    Backbone,
+    ImageBackbone,
+    NoTap,
+    Prompts,
+    Tap,
+    Text,
+    TextError,
+    Texts,
+    Tower,
+    UnsupportedError,
+)
+from vipbench.api.dataset import SPLITS, DataError, Dataset, Split, fingerprint_splits
+from vipbench.api.method import Batch, Labelled, Method, Support, Task, has_own_fit
+from vipbench.api.recipe import CellInfo, HParams, Recipe, Views
+from vipbench.hookspecs import hookimpl
+from vipbench.images import ImageError, ImageLike, open_image
+
+__all__ = [
+    "SPLITS",
+    "Backbone",
+    "Batch",
+    "CellInfo",
+    "DataError",
+    "Dataset",
+    "HParams",
+    "ImageBackbone",
+    "ImageError",
+    "ImageLike",
+    "Labelled",
+    "Method",
+    "NoTap",
+    "Prompts",
+    "Recipe",
+    "Split",
+    "Support",
+    "Tap",
+    "Task",
+    "Text",
+    "TextError",
+    "Texts",
+    "Tower",
+    "UnsupportedError",
+    "Views",
+    "fingerprint_splits",
+    "has_own_fit",
+    "hookimpl",
+    "open_image",
+]

@@ -1,0 +1,119 @@
+"""What a dataset plugin implements: named classes, texts about them, and three splits of images.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vipbench.images import ImageLike, digest_image, open_image
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a dataset.
+
+    images: length N; each item is a path, a PIL image or a uint8 array (H,W) or (H,W,3). A lazy
+        sequence is welcome: items are asked for one at a time, and only when needed.
+    labels: (N,) integers in [0, C).
+    ids: N stable names of the images, unique within the split (a relative path, an index).
+    groups: N patient or lesion ids where the data has them, else None.
+    """
+
+    images: Sequence[ImageLike]
+    labels: npt.NDArray[np.int64]
+    ids: tuple[str, ...]
+    groups: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        if not (len(self.labels) == len(self.ids) == n):
+            raise ValueError(
+                f"a split has {n} images, {len(self.labels)} labels and {len(self.ids)} ids; "
+                "the three must be equally many"
+            )
+        if self.groups is not None and len(self.groups) != n:
+            raise ValueError(f"a split has {n} images and {len(self.groups)} groups")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def open(self, index: int) -> Image.Image:
+        """The image `index` as RGB. Raises ImageError naming the file when it cannot be read."""
+        return open_image(self.images[index], name=self.ids[index])
+
+    def counts(self, n_classes: int) -> list[int]:
+        """Images of each class, length C."""
+        return [int(n) for n in np.bincount(self.labels, minlength=n_classes)]
+
+
+class Dataset(ABC):
+    """A classification dataset. Attributes are set on the class or in `__init__`.
+
+    name: what tables show; never a path.
+    class_names: C names as a person would write them, in the order of the labels.
+    templates: prompt templates holding one `{}`; the first is the one that single-template
+        methods use.
+    symptoms: class name -> visual symptoms, texts that do not hold the class name; None where
+        the dataset ships none (a user can bring a file).
+    revision: raise it when the loader's output changes.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    symptoms: Mapping[str, Sequence[str]] | None = None
+    licence: str = "unknown"
+    sharing: Literal["local", "allowed"] = "local"
+    citation: str = ""
+    caption: str = ""  # one sentence that tables of this dataset carry (for instance: synthetic)
+    revision: ClassVar[int] = 1
+
+    @abstractmethod
+    def load(self, root: Path | None) -> Mapping[str, Split]:
+        """Read the splits: a mapping with the keys "train", "val" and "test".
+
+        root: the user's data folder (`--data-root`), or None.
+        Raises DataError naming file, row and what to do.
+        """
+
+    def fingerprint(self, splits: Mapping[str, Split]) -> str:
+        """A digest of content, labels, splits and groups; never of paths."""
+        return fingerprint_splits(self.class_names, splits, self.revision)
+
+
+def fingerprint_splits(
+    class_names: Sequence[str], splits: Mapping[str, Split], revision: int = 1
+) -> str:
+    """SHA-256 over class names, every image's content, label and group, split by split."""
+    digest = hashlib.sha256()
+
+    def put(*parts: Any) -> None:
+        for part in parts:
+            data = str(part).encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+
+    put("vipbench-dataset", revision, *class_names)
+    for name in SPLITS:
+        split = splits[name]
+        put(name, len(split))
+        for i in range(len(split)):
+            group = split.groups[i] if split.groups is not None else ""
+            put(digest_image(split.images[i], name=split.ids[i]), int(split.labels[i]), group)
+    return digest.hexdigest()
+
+
+class DataError(ValueError):
+    """A dataset, a symptom file or one of their parts is missing or wrong; the message says which."""

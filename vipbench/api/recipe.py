@@ -1,0 +1,92 @@
+"""How the engine trains a method: what the record keeps of it, too. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Views:
+    """Training views of the support images.
+
+    count: None = a fresh view every epoch (the papers' augmentation); V = a bank of V seeded
+        views, epoch e uses view e mod V; 0 = the evaluation view only.
+    scale: area range of the random resized crop; the aspect ratio is drawn from (3/4, 4/3).
+    flip: whether half of the views are mirrored.
+    """
+
+    count: int | None = None
+    scale: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run as a paper states it.
+
+    Exactly one of `epochs` and `iterations` is set. `batch_size` None is the full support set.
+    `drop_last` drops an epoch's incomplete last batch where there is at least one full batch.
+    schedule: "warmup-cosine" (epoch 0 at `warmup_lr`, then cosine over the epochs),
+        "cosine-step" (cosine over all steps down to `min_lr`), or "constant".
+    epoch_weights: one weight an epoch; the parameters become the weighted mean of the epochs'
+        ends (PromptSRC). None: the last step's parameters.
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 2e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    epochs: int | None = 50
+    iterations: int | None = None
+    schedule: Literal["warmup-cosine", "cosine-step", "constant"] = "warmup-cosine"
+    warmup_lr: float = 1e-5
+    min_lr: float = 0.0
+    batch_size: int | None = 32
+    drop_last: bool = True
+    shuffle: bool = True
+    views: Views = Views()
+    epoch_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.iterations is None):
+            raise ValueError("a Recipe sets either epochs or iterations, not both and not neither")
+        if self.epoch_weights is not None and len(self.epoch_weights) != self.epochs:
+            raise ValueError(
+                f"epoch_weights has {len(self.epoch_weights)} values for {self.epochs} epochs"
+            )
+
+
+@dataclass(frozen=True)
+class CellInfo:
+    """What hyperparameters may depend on.
+
+    shots: images per class, or None for the full training set. n_support: N.
+    """
+
+    shots: int | None
+    n_support: int
+    n_classes: int
+    backbone: str
+    dim: int
+    width: int
+    dataset: str
+
+
+@dataclass(frozen=True)
+class HParams:
+    """A method's hyperparameters, with the paper's values as defaults.
+
+    Subclass it as a frozen dataclass named `HParams` inside the method. Field types are str,
+    int, float, bool, their unions with None, or Literal: the command line sets them by name.
+    """
+
+    def for_cell(self, info: CellInfo) -> HParams:
+        """These hyperparameters with what the paper makes depend on the cell filled in."""
+        return self
+
+    def recipe(self, info: CellInfo) -> Recipe | None:
+        """What the engine runs; None where nothing is trained, or `fit` is the method's own."""
+        return None

@@ -1,0 +1,61 @@
+"""The hooks that a vipbench plugin implements (pluggy). No torch here.
+
+A plugin is a module with functions marked `@vipbench.hookimpl`:
+
+    import vipbench
+
+    @vipbench.hookimpl
+    def register_methods(register):
+        register(MyMethod)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    from vipbench.api import Dataset, ImageBackbone, Method
+
+hookspec = pluggy.HookspecMarker("vipbench")
+hookimpl = pluggy.HookimplMarker("vipbench")
+
+
+class RegisterMethod(Protocol):
+    """Takes a Method class; its `name` is the command-line word."""
+
+    def __call__(self, method: type[Method]) -> None: ...
+
+
+class RegisterBackbone(Protocol):
+    """Takes a name and a factory. `name:ARG` on the command line calls `factory("ARG")`, a bare
+    `name` calls `factory(None)`. `help` is one line for `vipbench list`."""
+
+    def __call__(
+        self, name: str, factory: Callable[[str | None], ImageBackbone], help: str = ""
+    ) -> None: ...
+
+
+class RegisterDataset(Protocol):
+    """Takes a name and a factory, as RegisterBackbone does."""
+
+    def __call__(
+        self, name: str, factory: Callable[[str | None], Dataset], help: str = ""
+    ) -> None: ...
+
+
+@hookspec
+def register_methods(register: RegisterMethod) -> None:
+    """Register methods: call `register(MethodClass)` once for each."""
+
+
+@hookspec
+def register_backbones(register: RegisterBackbone) -> None:
+    """Register backbones: call `register(name, factory, help=...)` once for each."""
+
+
+@hookspec
+def register_datasets(register: RegisterDataset) -> None:
+    """Register datasets: call `register(name, factory, help=...)` once for each."""
