@@ -1,0 +1,188 @@
+"""Which training and validation images a cell sees. No torch here.
+
+Two samplers. `nested`: the support set depends on (dataset content, shots, seed) alone, and the
+k-shot set is contained in every larger one of the same seed. `coop`: the very images that
+programs of the CoOp family draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from vipbench.api.dataset import Split
+
+Sampler: TypeAlias = Literal["nested", "coop"]
+Validation: TypeAlias = Literal["none", "k", "min(k,4)", "full"]
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+# Part of a cell's key: raise it when the same arguments draw other images.
+REVISION = 1
+
+
+class SamplingError(ValueError):
+    """The asked-for support or validation set cannot be drawn; the message says why."""
+
+
+@dataclass(frozen=True)
+class SupportIndices:
+    """Positions in the splits: train (N,); val (V,), or None where the policy uses none."""
+
+    train: Indices
+    val: Indices | None
+
+
+def draw_support(
+    train: Split,
+    val: Split | None,
+    n_classes: int,
+    class_names: Sequence[str],
+    shots: int | None,
+    seed: int,
+    sampler: Sampler,
+    validation: Validation,
+    dataset_key: str,
+) -> SupportIndices:
+    """Draw the support set and the validation images of a cell.
+
+    n_classes: C; class_names: C names, for messages. shots: images per class, None for the full
+    training set in stored order. dataset_key: the dataset's content fingerprint.
+    validation: `none`; `k` or `min(k,4)` images per class (a class that has fewer gives all it
+        has); `full`, the whole split in stored order. With the full training set, `k` is the
+        whole split and `min(k,4)` is 4 per class.
+
+    `nested` returns the images class by class, each class in the order of drawing; where there
+    are groups, distinct groups are drawn first. `coop` returns them as drawn.
+    Raises SamplingError naming the class, how many images it has and how many were asked for.
+    """
+    if len(class_names) != n_classes:
+        raise SamplingError(f"{len(class_names)} class names were given for {n_classes} classes")
+    if shots is not None and shots < 1:
+        raise SamplingError(
+            f"shots is {shots}; it must be 1 or more, or 'full' for the whole training set"
+        )
+    if sampler not in ("nested", "coop"):
+        raise SamplingError(f"unknown sampler '{sampler}'; known: nested, coop")
+    val_shots = _val_shots(validation, shots)
+    _check_train(train, class_names, shots)
+    if validation != "none":
+        val = _check_val(val, class_names, validation)
+
+    if sampler == "coop":
+        # One generator for both draws, as the official programs go on with theirs.
+        rng = random.Random(seed)
+        train_indices = _all(train) if shots is None else _coop(train, shots, rng)
+        if validation == "none" or val is None:
+            return SupportIndices(train_indices, None)
+        val_indices = _all(val) if val_shots is None else _coop(val, val_shots, rng)
+        return SupportIndices(train_indices, val_indices)
+
+    def nested(split: Split, purpose: str, k: int | None) -> Indices:
+        if k is None:
+            return _all(split)
+        orders = [
+            nested_order(split, label, (purpose, dataset_key, seed, label))[:k]
+            for label in range(n_classes)
+        ]
+        return np.concatenate(orders)
+
+    train_indices = nested(train, "support", shots)
+    if validation == "none" or val is None:
+        return SupportIndices(train_indices, None)
+    return SupportIndices(train_indices, nested(val, "validation", val_shots))
+
+
+def nested_order(split: Split, label: int, key: tuple[str | int, ...]) -> Indices:
+    """All images of class `label` in the order in which they are drawn, (n,).
+
+    key: what the order depends on. Every prefix is a support set, so that sets are nested.
+    Where the split has groups, each round takes one more image of every group that has one.
+    """
+    members = np.flatnonzero(np.asarray(split.labels) == label)
+    bits = seeded_bits(*key)
+    members = _shuffled(members, bits)
+    if split.groups is None:
+        return members
+    by_group: dict[str, list[int]] = {}
+    for index in members.tolist():
+        by_group.setdefault(split.groups[index], []).append(index)
+    # A group's place follows a draw of its own: taken in the order of `members`, groups with
+    # many images would come first more often than not.
+    names = sorted(by_group)
+    ranked = [by_group[names[i]] for i in _shuffled(np.arange(len(names)), bits).tolist()]
+    rounds = max(map(len, ranked), default=0)
+    order = [group[r] for r in range(rounds) for group in ranked if r < len(group)]
+    return np.array(order, dtype=np.int64)
+
+
+def seeded_bits(*key: str | int) -> np.random.PCG64:
+    """A bit generator that depends on `key` alone (SHA-256 of its parts)."""
+    digest = hashlib.sha256()
+    for part in key:
+        data = str(part).encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return np.random.PCG64(int.from_bytes(digest.digest(), "little"))
+
+
+def _shuffled(values: Indices, bits: np.random.PCG64) -> Indices:
+    # Sorting raw 64-bit draws: numpy promises these to stay, but not Generator.permutation.
+    return values[np.argsort(bits.random_raw(len(values)), kind="stable")]
+
+
+def _coop(split: Split, shots: int, rng: random.Random) -> Indices:
+    by_label: dict[int, list[int]] = {}
+    for index, label in enumerate(np.asarray(split.labels).tolist()):
+        by_label.setdefault(label, []).append(index)
+    drawn: list[int] = []
+    for members in by_label.values():
+        # The official programs take a short class whole, without a draw.
+        drawn += rng.sample(members, shots) if len(members) >= shots else members
+    return np.array(drawn, dtype=np.int64)
+
+
+def _all(split: Split) -> Indices:
+    return np.arange(len(split), dtype=np.int64)
+
+
+def _val_shots(validation: Validation, shots: int | None) -> int | None:
+    """Validation images per class; None: the whole split."""
+    if validation in ("none", "full"):
+        return None
+    if validation == "k":
+        return shots
+    if validation == "min(k,4)":
+        return 4 if shots is None else min(shots, 4)
+    raise SamplingError(f"unknown validation policy '{validation}'; known: none, k, min(k,4), full")
+
+
+def _check_train(train: Split, class_names: Sequence[str], shots: int | None) -> None:
+    counts = train.counts(len(class_names))
+    for name, count in zip(class_names, counts, strict=True):
+        if shots is not None and count < shots:
+            most = min(counts)
+            raise SamplingError(
+                f"class '{name}' has {count} training image{'' if count == 1 else 's'}, but "
+                f"{shots} shots were asked for; "
+                + (f"ask for at most {most}, or 'full'" if most else "every class needs images")
+            )
+        if count == 0:
+            raise SamplingError(f"class '{name}' has no training images; every class needs some")
+
+
+def _check_val(val: Split | None, class_names: Sequence[str], validation: Validation) -> Split:
+    counts = [0] * len(class_names) if val is None else val.counts(len(class_names))
+    for name, count in zip(class_names, counts, strict=True):
+        if count == 0 or val is None:
+            raise SamplingError(
+                f"class '{name}' has no validation images, but the validation policy is "
+                f"'{validation}'; add some, or use the policy 'none'"
+            )
+    assert val is not None  # there is at least one class, so the loop raised otherwise
+    return val
