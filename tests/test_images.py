@@ -43,10 +43,6 @@ def test_an_opened_image_outlives_its_file(tmp_path):
     path.unlink()
     assert image.resize((2, 2)).size == (2, 2)
     assert image.getpixel((7, 5)) == tuple(pixels(image)[5, 7].tolist())
-        6,
-        8,
-        3,
-    )
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "LA", "RGBA"])
