@@ -1,0 +1,70 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Before anything imports torch: tests share the machine, also with their own worker processes.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "2")
+
+settings.register_profile("ci", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci")
+
+REPO = Path(__file__).resolve().parents[1]
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The root of the clone."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the clone, with recorded figures and data; skips without it."""
+    folder = REPO.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder.name}/ beside the clone: recorded figures are not at hand")
+    return folder
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """`cli("list", "methods", env={...}, timeout=60, cwd=...)`: the command line in a process of
+    its own, started in an empty folder; returns status, stdout and stderr."""
+    home = tmp_path / "cli"
+    home.mkdir()
+
+    def call(
+        *args: str | os.PathLike[str],
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = 240,
+    ) -> subprocess.CompletedProcess[str]:
+        mine = {k: v for k, v in os.environ.items() if not k.startswith("VIPBENCH_")}
+        path = os.pathsep.join(p for p in (str(REPO), mine.get("PYTHONPATH")) if p)
+        # A wide, plain terminal: messages are compared as text.
+        mine |= {"PYTHONPATH": path, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+        mine |= {"XDG_CACHE_HOME": str(home / "cache")}
+        return subprocess.run(
+            [sys.executable, "-m", "vipbench", *map(os.fspath, args)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=cwd or home,
+            env=mine | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+
+    return call
