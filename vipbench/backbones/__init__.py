@@ -1,0 +1,1 @@
+"""Built-in backbones. Heavy imports happen inside the factories, not here."""

@@ -1,0 +1,196 @@
+"""A frozen CLIP of open_clip's classes behind the Backbone contract.
+
+Shapes: B images of a batch, C classes, K texts of a class, D embedding width, W text-transformer
+width, M learned context tokens, S tokens of a text, T rows of a sequence; `*L`, `*N` any leading
+dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import open_clip
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vipbench.api import Backbone, Prompts, Tap, TextError, Texts, UnsupportedError
+from vipbench.backbones._layout import lay_out
+from vipbench.backbones._texts import Wordpieces, embed_texts
+from vipbench.backbones._towers import TextTower, VisionTower
+from vipbench.images import to_rgb
+
+
+class ClipBackbone(Backbone):
+    """An open_clip `CLIP` or `CustomTextCLIP`, frozen.
+
+    model: fp32 weights. config: the model's configuration as open_clip keeps it (`embed_dim`,
+    `vision_cfg`, `text_cfg`, `quick_gelu`). preprocess: fields of `open_clip.PreprocessCfg`
+    that differ from the defaults; the size is the model's own.
+    Raises UnsupportedError for a text tower that cannot take a learned context.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        config: Mapping[str, Any],
+        wordpieces: Wordpieces,
+        preprocess: Mapping[str, Any] | None = None,
+        licence: str = "unknown",
+        citation: str = "",
+    ) -> None:
+        self._model: Any = model.eval().requires_grad_(False)
+        self._config = copy.deepcopy(dict(config))
+        self._wordpieces = wordpieces
+        self._text = TextTower(model)
+        self._vision = VisionTower(self._model.visual)
+        self._preprocess = open_clip.transform.PreprocessCfg(
+            **{**(preprocess or {}), "size": self._vision.image_size}
+        )
+        self._transform = open_clip.transform.image_transform_v2(self._preprocess, is_train=False)
+        self.name = name
+        self.licence = licence
+        self.citation = citation
+        self.dim = int(self._config["embed_dim"])
+        self.width = self._text.words.embedding_dim
+        self.text_layers = len(self._text.blocks)
+        self.context_length = len(self._text.positions)
+        self.logit_scale = float(self._model.logit_scale.exp())
+        self.image_size = self._vision.image_size
+        self.vision_width = self._vision.width
+        self.vision_layers = self._vision.layers
+        self.fingerprint = self._digest()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers live."""
+        return self._text.positions.device
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the towers."""
+        self._model.to(device)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """The checkpoint's evaluation transform: RGB image -> (3,H,H) float32."""
+        pixels: Tensor = self._transform(to_rgb(image))
+        return pixels
+
+    def encode_image(self, pixels: Tensor, tap: Tap | None = None) -> Tensor:
+        """(B,3,H,H) -> (B,D). Raises UnsupportedError for a tap where the tower is not a plain
+        vision transformer."""
+        if tap is not None:
+            return self._vision.tapped(pixels, tap)
+        features: Tensor = self._model.encode_image(pixels)
+        return features
+
+    def embed(self, texts: Texts) -> Prompts:
+        """See `Backbone.embed`."""
+        return embed_texts(texts, self._wordpieces, self.context_length).to(self.device)
+
+    def embed_words(self, words: str) -> Tensor:
+        """Token embeddings (n, W) of `words`. Raises TextError where there are none."""
+        ids = self._wordpieces.encode(words)
+        if not ids:
+            raise TextError(f"the words '{words}' hold no token to start a context from")
+        return self._text.words.weight[torch.tensor(ids, device=self.device)].clone()
+
+    def encode_text(
+        self, prompts: Prompts, context: Tensor | None = None, tap: Tap | None = None
+    ) -> Tensor:
+        """See `Backbone.encode_text`. Without `context`, the gaps of `prompts` stay empty."""
+        m = self._check(prompts, context)
+        layout = lay_out(prompts, m)
+        rows = self._text.words(prompts.tokens)
+        source = layout.source
+        if context is not None and m:
+            lead = torch.broadcast_shapes(prompts.shape, context.shape[:-2])
+            rows = torch.cat([t.expand(*lead, *t.shape[-2:]) for t in (rows, context)], -2)
+            source = source.expand(*lead, -1)
+        if self._text.cut:
+            source = source[..., : int(layout.end.max()) + 1]
+        rows = rows.gather(-2, source.unsqueeze(-1).expand(*source.shape, rows.shape[-1]))
+        x = rows + self._text.positions[: rows.shape[-2]]
+        return self._text.plain(x, layout.end, tap)
+
+    def trainable_copy(self, pretrained: bool = True) -> nn.Module:
+        """The image tower (B,3,H,H) -> (B,D), to be trained.
+
+        With `pretrained=False` it is initialised from torch's global generator: fork and seed
+        that around the call.
+        """
+        if pretrained:
+            tower: nn.Module = copy.deepcopy(self._model.visual)
+        else:
+            # The text side is thrown away, so it is built as small as can be.
+            text = {"context_length": 1, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
+            tower = open_clip.CLIP(
+                embed_dim=self.dim,
+                vision_cfg={**self._config["vision_cfg"], "timm_model_pretrained": False},
+                text_cfg=text,
+                quick_gelu=bool(self._config.get("quick_gelu", False)),
+            ).visual
+        return tower.to(self.device).train().requires_grad_(True)
+
+    def _check(self, prompts: Prompts, context: Tensor | None) -> int:
+        """M. Raises ValueError or TextError where prompts and context do not fit together."""
+        if context is None:
+            return 0
+        if prompts.gaps is None:
+            raise ValueError(
+                "these texts have no place for a context: embed them as tuples of pieces, for "
+                "instance ('', 'nevus.')"
+            )
+        if context.dim() < 2 or context.shape[-1] != self.width:
+            raise ValueError(
+                f"the context has shape {tuple(context.shape)}; expected (*L, M, {self.width})"
+            )
+        m = context.shape[-2]
+        longest = int(prompts.lengths.max())
+        if longest + m > self.context_length:
+            at = int(prompts.lengths.flatten().argmax())
+            ids = prompts.tokens.flatten(0, -2)[at, :longest].tolist()
+            raise TextError(
+                f"the text '{self._wordpieces.decode(ids)}' has {longest} tokens with start and "
+                f"end, and the context adds {m}; the text tower takes at most "
+                f"{self.context_length}: shorten the text or the context"
+            )
+        return m
+
+    def _digest(self) -> str:
+        """SHA-256 over everything that a feature depends on."""
+        facts = {
+            "config": self._config,
+            "preprocess": {k: str(v) for k, v in vars(self._preprocess).items()},
+            "wordpieces": self._wordpieces.identity,
+            "weights": digest_weights(self._model),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def digest_weights(module: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and values of a state dict: the same for the same
+    weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def clip_wordpieces(tokenizer: Any = None) -> Wordpieces:
+    """CLIP's byte-pair encoding, as open_clip ships it."""
+    bpe = tokenizer or open_clip.tokenizer.SimpleTokenizer()
+    return Wordpieces(
+        encode=bpe.encode,
+        decode=lambda ids: bpe.decode([i for i in ids if i not in bpe.all_special_ids]).strip(),
+        start=(bpe.sot_token_id,),
+        end=(bpe.eot_token_id,),
+        pad=0,
+        identity="clip-bpe",
+    )

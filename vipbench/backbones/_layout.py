@@ -1,0 +1,49 @@
+"""Where every row of a text with learned context comes from.
+
+Shapes: *N texts, S their tokens, M context vectors, G gaps, T = S + M rows of a sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vipbench.api import Prompts
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Texts with M context vectors filled in.
+
+    source: (*N, T) int64: row t of a text is its token `source` where that is below S, else
+    context vector `source - S`. end: (*N,) int64: the row of the end token.
+    """
+
+    source: Tensor
+    end: Tensor
+
+
+def lay_out(prompts: Prompts, m: int) -> Layout:
+    """The layout of `prompts` with M = `m` context vectors (see `Prompts.gaps`)."""
+    s = prompts.tokens.shape[-1]
+    device = prompts.tokens.device
+    token = torch.arange(s, device=device)
+    if prompts.gaps is None or m == 0:
+        return Layout(token.expand(*prompts.shape, s), prompts.lengths - 1)
+    n_gaps = prompts.gaps.shape[-1]
+    share = m // n_gaps
+    sizes = torch.full((n_gaps,), share, device=device)
+    sizes[-1] += m - share * n_gaps
+    # A token moves behind the vectors of every gap that lies before it; a vector stands behind
+    # the tokens before its own gap and the vectors before it.
+    before = prompts.gaps.unsqueeze(-2) <= token.unsqueeze(-1)  # (*N, S, G)
+    to_token = token + (before * sizes).sum(-1)
+    vector = torch.arange(m, device=device)
+    gap_of = torch.repeat_interleave(torch.arange(n_gaps, device=device), sizes)
+    to_vector = prompts.gaps[..., gap_of] + vector
+    place = torch.cat([to_token, to_vector], -1)  # (*N, T): where token or vector i goes
+    source = torch.empty_like(place)
+    source.scatter_(-1, place, torch.arange(s + m, device=device).expand_as(place))
+    return Layout(source, prompts.lengths - 1 + m)
