@@ -1,0 +1,64 @@
+"""The layout of results.sqlite: creation, versions, and what marks a file as ours. No torch here.
+
+records      one row a cell; `json` is the record, `sha256` covers the row with its key and status
+predictions  one row a cell that has them: scores (N,C) float32, little-endian, zlib
+testsets     the ids, groups and labels that many cells share, kept once, named by their SHA-256
+meta         `records`: how many rows there are and the XOR of their hashes, so that a row which
+             damage made vanish is missed; `plan`: the cells that were asked for
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+VERSION = 1
+APPLICATION_ID = 0x76697062  # "vipb"
+
+_TABLES = (
+    """CREATE TABLE records (
+        key TEXT PRIMARY KEY,
+        status TEXT NOT NULL CHECK (status IN ('ok', 'error')),
+        json TEXT NOT NULL,
+        predictions_sha256 TEXT,
+        sha256 TEXT NOT NULL
+    ) STRICT""",
+    """CREATE TABLE predictions (
+        key TEXT PRIMARY KEY REFERENCES records (key),
+        testset TEXT NOT NULL REFERENCES testsets (sha256),
+        n INTEGER NOT NULL,
+        classes INTEGER NOT NULL,
+        scores BLOB NOT NULL
+    ) STRICT""",
+    """CREATE TABLE testsets (
+        sha256 TEXT PRIMARY KEY,
+        size INTEGER NOT NULL,
+        json BLOB NOT NULL
+    ) STRICT""",
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT",
+)
+
+# version -> what brings a file of that version to the next one, inside a transaction.
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+
+
+def create(db: sqlite3.Connection) -> None:
+    """Lay out an empty file, inside the caller's transaction."""
+    for statement in _TABLES:
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def migrate(db: sqlite3.Connection, found: int) -> None:
+    """Bring a file of version `found` to VERSION, inside the caller's transaction."""
+    for version in range(found, VERSION):
+        MIGRATIONS[version](db)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def layout(db: sqlite3.Connection) -> tuple[int, int]:
+    """(application id, version) as the file's header gives them."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return application, version
