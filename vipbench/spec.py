@@ -10,14 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vipbench import specparse as parse
 from vipbench.errors import UsageError, unknown
@@ -187,7 +180,7 @@ class RunSpec(BaseModel):
         values = document.value
         if not isinstance(values, dict):
             raise UsageError(
-                f"{source} holds {parse.kind(values)}; expected keys and values such as "
+                f"{source} holds {parse.show(values)}; expected keys and values such as "
                 "'methods: [zero-shot, vip]'"
             )
         for key in values:

@@ -213,15 +213,15 @@ def hparams(value: Any) -> dict[str, Scalar]:
     """Hyperparameter -> one plain value."""
     if not isinstance(value, Mapping):
         raise UsageError(f"expected hyperparameters, got {show(value)}")
-    for name, setting in value.items():
+    for name, given in value.items():
         if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
             raise UsageError(f"expected a hyperparameter's name, got {show(name)}")
-        if not (setting is None or isinstance(setting, bool | int | float | str)):
-            raise UsageError(f"'{name}' must be one plain value, got {show(setting)}")
-        if isinstance(setting, float) and not math.isfinite(setting):
-            raise UsageError(f"'{name}' must be a finite number, got {setting}")
-        if isinstance(setting, str) and not setting.isprintable():
-            raise UsageError(f"'{name}' must be one line of printable text, got {show(setting)}")
+        if not (given is None or isinstance(given, bool | int | float | str)):
+            raise UsageError(f"'{name}' must be one plain value, got {show(given)}")
+        if isinstance(given, float) and not math.isfinite(given):
+            raise UsageError(f"'{name}' must be a finite number, got {given}")
+        if isinstance(given, str) and not given.isprintable():
+            raise UsageError(f"'{name}' must be one line of printable text, got {show(given)}")
     return dict(value)
 
 
@@ -234,15 +234,14 @@ def method_text(value: str) -> tuple[str, dict[str, Scalar]]:
         raise UsageError(f"{show(value)} lacks its closing bracket; write NAME[hparam=value,...]")
     found: dict[str, Scalar] = {}
     for part in split(rest[:-1]):
-        key, equals, setting = part.partition("=")
-        if not equals or not key.strip():
+        key, equals, given = (piece.strip() for piece in part.partition("="))
+        if not equals or not key:
             raise UsageError(f"expected hparam=value between the brackets of {show(value)}")
-        if key.strip() in found:
-            raise UsageError(f"'{key.strip()}' is given twice in {show(value)}")
-        setting = setting.strip()
-        if setting[:1] not in ("'", '"') and set("[]") & set(setting):
+        if key in found:
+            raise UsageError(f"'{key}' is given twice in {show(value)}")
+        if given[:1] not in ("'", '"') and set("[]") & set(given):
             raise UsageError(f"brackets inside the brackets of {show(value)} must be in quotes")
-        found[key.strip()] = scalar(setting, key.strip())
+        found[key] = scalar(given, key)
     return word(name), hparams(found)
 
 
@@ -276,7 +275,7 @@ def unknown_key(given: str, known: Iterable[str], kind: str = "key") -> str:
     listed = list(known)
     close = get_close_matches(given, listed, n=3, cutoff=0.5)
     meant = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
-    return f"unknown {kind} '{given}'{meant} Known: {', '.join(listed)}."
+    return f"unknown {kind} {show(given)}{meant} Known: {', '.join(listed)}."
 
 
 def show(value: Any) -> str:
@@ -287,13 +286,6 @@ def show(value: Any) -> str:
         return f"{'on' if value else 'off'} (a yes-or-no value; put the word in quotes)"
     shown = f"'{value}'" if isinstance(value, str) and value.isprintable() else repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
-def kind(value: Any) -> str:
-    """What sort of YAML value this is."""
-    if value is None:
-        return "nothing"
-    return "a list" if isinstance(value, list) else f"only {show(value)}"
 
 
 def _whole(value: Any, expected: str) -> int:

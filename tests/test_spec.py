@@ -1,0 +1,314 @@
+"""A run as flags and YAML suites describe it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vipbench.errors import UsageError
+from vipbench.spec import METHODS, MethodSpec, RunSpec
+
+names = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
+lines = st.text(
+    st.characters(exclude_categories=("C", "Z")) | st.sampled_from(" ,[]='\"#:"), min_size=1
+).filter(lambda text: text.strip() != "")
+values = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | lines
+    | st.sampled_from(["off", "2e-3", "~", "", " "])
+)
+hparams = st.dictionaries(
+    st.from_regex(r"[A-Za-z_][a-z_]{0,5}", fullmatch=True).filter(
+        lambda key: key not in ("name", "label", "hparams")
+    ),
+    values,
+    max_size=3,
+)
+methods = st.lists(
+    st.builds(
+        lambda name, settings, label: MethodSpec(
+            name=name, hparams=settings, **({"label": label} if label else {})
+        ),
+        names,
+        hparams,
+        st.none() | lines,
+    ),
+    min_size=1,
+    max_size=4,
+    unique_by=(lambda m: m.label, lambda m: m.name),
+)
+sources = st.builds(
+    lambda name, arg: f"{name}:{arg}" if arg else name,
+    names,
+    st.none() | st.from_regex(r"[A-Za-z0-9/@+.,= -]{0,10}[A-Za-z0-9]", fullmatch=True),
+)
+paths = st.from_regex(r"[A-Za-z0-9_.# -]{0,8}[a-z](/[a-z]{1,5})?", fullmatch=True).map(Path)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> RunSpec:
+    datasets = tuple(draw(st.lists(sources, min_size=1, max_size=3, unique=True)))
+    validation = draw(st.sampled_from(["none", "k", "min(k,4)", "full"]))
+    selection = st.just("last") if validation == "none" else st.sampled_from(["last", "best_val"])
+    return RunSpec(
+        methods=tuple(draw(methods)),
+        datasets=datasets,
+        backbones=tuple(draw(st.lists(sources, min_size=1, max_size=3, unique=True))),
+        shots=tuple(
+            draw(
+                st.lists(st.integers(1, 99) | st.just("full"), min_size=1, max_size=4, unique=True)
+            )
+        ),
+        seeds=tuple(draw(st.lists(st.integers(0, 2**32 - 1), min_size=1, unique=True))),
+        data_root=draw(st.none() | paths),
+        symptoms=draw(st.dictionaries(st.sampled_from([*datasets, "*"]), paths)),
+        out=draw(paths),
+        plugins_dir=draw(st.none() | paths),
+        device=draw(st.sampled_from(["auto", "cpu", "cuda"])),
+        precision=draw(st.sampled_from(["fp32", "bf16"])),
+        views=draw(st.sampled_from(["per-epoch", "none"]) | st.integers(1, 99)),
+        sampler=draw(st.sampled_from(["nested", "coop"])),
+        validation=validation,
+        selection=draw(selection),
+        cell_timeout=draw(st.floats(0.1, 1e6)),
+        title=draw(st.none() | lines.map(lambda text: " ".join(text.split()))),
+    )
+
+
+@given(specs())
+def test_a_suite_reads_back(spec: RunSpec) -> None:
+    assert RunSpec.from_yaml_text(spec.to_yaml()) == spec
+
+
+@given(names, hparams)
+def test_a_default_label_is_the_method_as_flag(name: str, settings: dict[str, Any]) -> None:
+    spec = MethodSpec(name=name, hparams=settings)
+    read = RunSpec.build({"methods": spec.label}).methods
+    assert read == (spec,)
+    assert not read[0].own_label
+
+
+@given(methods)
+def test_several_methods_in_one_flag(given_methods: list[MethodSpec]) -> None:
+    plain = [MethodSpec(name=m.name, hparams=m.hparams) for m in given_methods]
+    assert RunSpec.build({"methods": ",".join(m.label for m in plain)}).methods == tuple(plain)
+
+
+@given(st.text())
+def test_any_text_as_suite_is_a_suite_or_a_usage_error(text: str) -> None:
+    message = ""
+    try:
+        RunSpec.from_yaml_text(text)
+    except UsageError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
+@given(
+    st.sampled_from(list(RunSpec.model_fields)),
+    st.recursive(
+        values, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
+    ),
+)
+def test_any_value_of_a_key_is_taken_or_a_usage_error(key: str, value: object) -> None:
+    spec, message = None, ""
+    try:
+        spec = RunSpec.build({key: value})
+    except UsageError as error:
+        message = str(error)
+    if spec is None:
+        assert f"--{key.replace('_', '-')}" in message or "symptoms: a file" in message
+    else:
+        assert RunSpec.from_yaml_text(spec.to_yaml()) == spec
+
+
+def test_defaults() -> None:
+    spec = RunSpec()
+    assert tuple(method.label for method in spec.methods) == METHODS
+    assert spec.backbones == ("tiny-clip",)
+    assert spec.shots == (1, 2, 4, 8, 16)
+    assert spec.seeds == (1, 2, 3)
+    assert RunSpec().merge({"datasets": "npz:x.npz"}).backbones == ("openclip:ViT-B-16/openai",)
+    both = RunSpec().merge({"datasets": "npz:x.npz,synthderm"})
+    assert both.datasets == ("npz:x.npz", "synthderm")
+    assert both.backbones == ("openclip:ViT-B-16/openai",)
+    assert both.merge({"datasets": "synthderm"}).backbones == ("tiny-clip",)
+
+
+def test_a_suite(tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_bytes(
+        b"\xef\xbb\xbfmethods:\r\n- zero-shot\r\n"
+        b"- {name: vip, label: w/o context, context: off}\r\n"
+        b"- vip[context=off,merge=mean]\r\n"
+        b"- {name: coop, lr: [2e-3, 1e-3], M: 16}\r\n"
+        b"shots: 1,full\r\nseeds: [1, 4-6]\r\ndata_root: data\r\n"
+        b"symptoms: {synthderm: ../s.json}\r\nplugins_dir: /abs\r\ntitle: >\r\n  two\r\n  lines\r\n"
+    )
+    spec = RunSpec.from_yaml(suite)
+    assert [(m.name, m.hparams, m.label) for m in spec.methods] == [
+        ("zero-shot", {}, "zero-shot"),
+        ("vip", {"context": False}, "w/o context"),
+        ("vip", {"context": False, "merge": "mean"}, "vip[context=off,merge=mean]"),
+        ("coop", {"lr": 0.002, "M": 16}, "coop[lr=0.002,M=16]"),
+        ("coop", {"lr": 0.001, "M": 16}, "coop[lr=0.001,M=16]"),
+    ]
+    assert spec.shots == (1, "full")
+    assert spec.seeds == (1, 4, 5, 6)
+    assert spec.data_root == tmp_path / "data"
+    assert spec.symptoms == {"synthderm": tmp_path / "../s.json"}
+    assert spec.plugins_dir == Path("/abs")
+    assert spec.out == Path("vipbench-results"), "a default is relative to where the user is"
+    assert spec.title == "two lines"
+
+
+def test_flags_override_a_suite() -> None:
+    suite = RunSpec.from_yaml_text(
+        "methods: [coop, vip, {name: vip, label: w/o context, context: off}]\n"
+        "datasets: [a, b]\nshots: [4]\nviews: 8\nsymptoms: {a: a.json, b: b.json}"
+    )
+    spec = suite.merge(
+        {"datasets": "b,npz:c=d", "shots": None, "seeds": "7", "symptoms": ["npz:c=d=e=f"]},
+        ["vip.M=16", "coop.position=middle", "vip.lr=2e-3"],
+    )
+    assert spec.shots == (4,)
+    assert spec.views == 8
+    assert spec.seeds == (7,)
+    assert spec.symptoms == {"b": Path("b.json"), "npz:c=d": Path("e=f")}
+    assert [(m.label, m.hparams) for m in spec.methods] == [
+        ("coop[position=middle]", {"position": "middle"}),
+        ("vip[M=16,lr=0.002]", {"M": 16, "lr": 0.002}),
+        ("w/o context[M=16,lr=0.002]", {"context": False, "M": 16, "lr": 0.002}),
+    ]
+    assert suite.merge({}) == suite
+
+
+def test_commas_and_quotes_in_flags() -> None:
+    assert RunSpec.build({"datasets": "folder:/home/o'neil/x, 'npz:a,b.npz'"}).datasets == (
+        "folder:/home/o'neil/x",
+        "npz:a,b.npz",
+    )
+    spec = RunSpec.build({"methods": "coop[init='a photo, of [a]',csc=on],vip"})
+    assert spec.methods[0].hparams == {"init": "a photo, of [a]", "csc": True}
+    assert spec.methods[1].name == "vip"
+
+
+def test_save_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = RunSpec.build({"out": "results/one", "data_root": "data", "symptoms": "s.json"})
+    saved = spec.save()
+    assert saved == Path("results/one/suite.yaml")
+    text = saved.read_text()
+    assert "out: .\n" in text
+    monkeypatch.chdir("/")
+    again = RunSpec.from_yaml(tmp_path / saved)
+    assert again.out == tmp_path / "results/one"
+    assert again.data_root == tmp_path / "data"
+    assert again.symptoms == {"*": tmp_path / "s.json"}
+    assert again.methods == spec.methods
+    assert list(tmp_path.glob("results/one/*")) == [tmp_path / saved]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("methdos: vip", "line 1: unknown key 'methdos'; did you mean 'methods'?"),
+        ('"a\\nb": 1', r"unknown key 'a\nb'"),
+        ("\n\nshots: 0", "line 3: shots: 0 shots cannot be run: zero-shot methods run without"),
+        ("shots: [4, -2]", "shots must be 1 or more, or full"),
+        ("shots: []", "shots: expected numbers of images a class"),
+        ("shots: [1, 2, '1']", "shots: '1' is given twice"),
+        ("shots: [1.5]", "got 1.5"),
+        ("shots: [on]", "got on (a yes-or-no value"),
+        ("shots: ''", "shots: expected numbers"),
+        ("shots: 1,,2", "shots: expected numbers"),
+        ("shots: 99999999999999999999", "too many"),
+        ("seeds: 8-1", "the range 8-1 runs backwards; write 1-8"),
+        ("seeds: 1-3,2", "seeds: '2' is given twice"),
+        ("seeds: 1-99999999", "too long"),
+        ("seeds: -1", "seeds from 0"),
+        ("seeds: x", "seeds such as 1,2,3 or 1-8, got 'x'"),
+        ("views: 0", "'none' trains without augmentation"),
+        ("views: off", "got off (a yes-or-no value; put the word in quotes)"),
+        ("sampler: neste", "sampler: expected 'nested' or 'coop', got 'neste'"),
+        ("precision: fp16", "expected 'fp32' or 'bf16'"),
+        ("validation: 3", "expected 'none', 'k', 'min(k,4)' or 'full', got 3"),
+        ("selection: best_val\nvalidation: none", "'best_val' needs validation images"),
+        ("cell_timeout: 0", "seconds above 0, got 0"),
+        ("cell_timeout: .inf", "seconds above 0"),
+        ("methods: []", "methods: expected methods such as"),
+        ("methods: [vip, vip]", "two methods are labelled 'vip'"),
+        ("methods: [{name: vip, label: a}, {name: coop, label: a}]", "are labelled 'a'"),
+        ("methods: [{name: vip, label: a}, vip]", "'vip' is given twice"),
+        (
+            "methods: [{name: v, label: a, x: 1, y: 2}, {name: v, y: 2, x: 1}]",
+            "'v[x=1,y=2]' is given twice",
+        ),
+        (
+            "methods:\n- vip\n- label: x\n",
+            "line 3: methods: method 2: a method's entry needs 'name'",
+        ),
+        ("methods:\n- vip\n- {name: coop, lr: {a: 1}}", "line 3: methods: method 2: hparams: 'lr'"),
+        ("methods: [{name: coop, lr: .nan}]", "'lr' must be a finite number"),
+        ("methods: [{name: coop, lr: []}]", "'lr' is an empty list"),
+        ("methods: [{name: coop, l-r: 1}]", "expected a hyperparameter's name, got 'l-r'"),
+        ("methods: vip[context", "lacks its closing bracket"),
+        ("methods: vip[context]", "expected hparam=value between the brackets"),
+        ("methods: 'vip[context=off]]'", "must be in quotes"),
+        ("methods: vip[a=1,a=2]", "'a' is given twice"),
+        ("methods: vip[name=x]", "expected a hyperparameter's name, got 'name'"),
+        ("methods: a b", "expected a method's name"),
+        ("methods: [[vip]]", "expected a name or keys such as 'name: vip'"),
+        ("datasets: ['npz:']", "expected NAME or NAME:ARG, got 'npz:'"),
+        ("datasets: [a, a]", "datasets: 'a' is given twice"),
+        ('datasets: ["a\\0b"]', "datasets: expected a name"),
+        ("symptoms: {synthdrem: x}", "a file is given for 'synthdrem', which is not among"),
+        ("symptoms: [x]", "symptoms: expected 'DATASET: FILE' lines"),
+        ("out:", "out: expected a path, got nothing"),
+        ("title: [x]", "title: expected a line of text"),
+        ("- vip", "holds ['vip']; expected keys and values"),
+        ("vip", "holds 'vip'"),
+        ("", "holds nothing"),
+        ("on: 1", "the key True is not text"),
+        ("shots: 0\nseeds: x", "(and 1 more wrong)"),
+    ],
+)
+def test_wrong_suites(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        RunSpec.from_yaml_text(text, "suite 'x.yaml'")
+    message = str(caught.value)
+    assert message.startswith("suite 'x.yaml'")
+    assert says in message
+    assert "\n" not in message
+    assert ("more wrong" in says) == ("more wrong" in message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings", "says"),
+    [
+        ({"shots": "0"}, [], "--shots: 0 shots cannot be run"),
+        ({"cell_timeout": -1.0}, [], "--cell-timeout: expected"),
+        ({}, ["vp.lr=3"], "unknown method 'vp'; did you mean 'vip'?"),
+        ({}, ["vip"], "--set takes method.hparam=value, such as vip.context=off, got 'vip'"),
+        ({}, ["vip.a=1", "vip.a=2"], "--set is given twice for vip.a"),
+        ({}, ["vip.a=[1]"], "vip.a: '[1]' is not one plain value"),
+        (
+            {"symptoms": ["synthdrem=x"]},
+            [],
+            "unknown dataset 'synthdrem'; did you mean 'synthderm'?",
+        ),
+        ({"symptoms": ["x", "y"]}, [], "--symptoms is given twice for every dataset"),
+        ({"symptoms": ["synthderm="]}, [], "expected a path"),
+    ],
+)
+def test_wrong_flags(flags: dict[str, Any], settings: list[str], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        RunSpec().merge(flags, settings)
+    assert says in str(caught.value)

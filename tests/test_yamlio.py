@@ -1,0 +1,150 @@
+"""YAML from strangers: read safely, with lines, and written so that it reads back."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vipbench.errors import UsageError
+from vipbench.yamlio import dump_yaml, format_scalar, parse_scalar, parse_yaml, read_yaml
+
+words = st.text(st.characters(exclude_categories=("Cs", "Cc", "Co", "Cn", "Cf", "Zl", "Zp")))
+tricky = st.sampled_from(
+    ["on", "2e-3", "010", "1:30", "2024-01-01", "~", "", " x", "x ", "a: b", "#", "it's", "'", "-"]
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words | tricky
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("off", False),
+        ("on", True),
+        ("true", True),
+        ("2e-3", 0.002),
+        ("1e5", 1e5),
+        ("-.5", -0.5),
+        ("010", 10),
+        ("0x1F", 31),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("'off'", "off"),
+        ('"2"', "2"),
+        ("null", None),
+        ("", None),
+        ("a photo of a {}.", "a photo of a {}."),
+    ],
+)
+def test_scalars(text: str, value: object) -> None:
+    found = parse_scalar(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@given(scalars, st.sampled_from(["", ",[]"]))
+def test_scalars_read_back(value: object, quote: str) -> None:
+    found = parse_scalar(format_scalar(value, quote))  # type: ignore[arg-type]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@given(
+    st.recursive(
+        scalars,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
+        max_leaves=20,
+    )
+)
+def test_documents_read_back(value: object) -> None:
+    assert parse_yaml(dump_yaml(value)).value == value
+
+
+def test_not_a_number_reads_back() -> None:
+    assert math.isnan(parse_yaml(dump_yaml([math.nan])).value[0])
+
+
+def test_lines() -> None:
+    document = parse_yaml("a: 1\nb:\n  - x\n  - c: 2\n")
+    assert document.line(("b",)) == 2
+    assert document.line(("b", 1, "c")) == 4
+    assert document.line(("b", 1, "nothing")) == 4
+    assert document.line(("z",)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "line 3: the key 'a' is there twice (first in line 1)"),
+        ("x:\n  a: 1\n  a: 2\n", "line 3: the key 'a' is there twice"),
+        ("a: &x [*x]", "an alias holds itself"),
+        (
+            "a: !!python/object/apply:os.system [ls]",
+            "python/object/apply:os.system' is not allowed",
+        ),
+        ("a: !!python/name:os.system", "is not allowed"),
+        ("a: !thing 1", "the tag '!thing' is not allowed"),
+        ("a: !!timestamp 2024-01-01", "not allowed"),
+        ("a: !!binary aGk=", "not allowed"),
+        ("a: !!int abc", "abc"),
+        ("a: !!bool maybe", "maybe"),
+        ("a: [1", "line 1: "),
+        ("a: *nope", "undefined alias 'nope'"),
+        ("\ta: 1", "line 1: "),
+        ("a: \x01", "does not allow"),
+        ("a\n---\nb", "another document"),
+        ("? [a]\n: 1", "unhashable"),
+        ("[" * 30000, "nested too deeply"),
+        ("{" * 30000, "nested too deeply"),
+        ("a: " + "9" * 5000, "digits"),
+        ("a: [" + "1," * 20000 + "]", "over 10,000 values"),
+    ],
+)
+def test_refused(text: str, says: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(UsageError) as caught:
+        parse_yaml(text, "suite 'x.yaml'")
+    assert str(caught.value).startswith("suite 'x.yaml'")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 5  # well under a second on a machine that has time
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_alias_bomb(merge: bool) -> None:
+    lines = ["a0: &a0 {k: 1}" if merge else "a0: &a0 [1]"]
+    for i in range(1, 30):
+        aliases = ", ".join([f"*a{i - 1}"] * 9)
+        lines.append(f"a{i}: &a{i} {{<<: [{aliases}]}}" if merge else f"a{i}: &a{i} [{aliases}]")
+    with pytest.raises(UsageError, match="unfolds to over 10,000 values"):
+        parse_yaml("\n".join(lines))
+
+
+def test_plain_aliases_are_fine() -> None:
+    text = "base: &b {lr: 2e-3, M: 4}\nvip: {<<: *b, M: 8}\n"
+    assert parse_yaml(text).value["vip"] == {"lr": 0.002, "M": 8}
+
+
+def test_byte_order_mark_and_crlf(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: [x,\r\n y]\r\n")
+    assert read_yaml(file).value == {"a": 1, "b": ["x", "y"]}
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        read_yaml(tmp_path / "none.yaml", "suite")
+    with pytest.raises(UsageError, match="is not a file"):
+        read_yaml(tmp_path, "suite")
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("a: é".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"not UTF-8 text \(byte 3\)"):
+        read_yaml(latin, "suite")
+    big = tmp_path / "big.yaml"
+    big.write_text("a: " + "x" * 70_000)
+    with pytest.raises(UsageError, match="larger than 64 KiB"):
+        read_yaml(big, "suite")
