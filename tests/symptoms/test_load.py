@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vipbench.symptoms
+from vipbench.errors import UsageError
+from vipbench.symptoms import SymptomError, load_symptoms, parse_symptoms, shipped_symptoms
+
+CLASSES = ("blue nevus", "melanoma")
+GOOD = {"blue nevus": ["even colour"], "melanoma": ["jagged edge", "several colours"]}
+DATA = Path(vipbench.symptoms.__file__).parent / "data"
+
+
+def parse(content, classes=CLASSES):
+    return parse_symptoms(json.dumps(content), classes)
+
+
+def test_binds_by_name_in_the_order_of_the_classes(tmp_path):
+    path = tmp_path / "symptoms.json"
+    turned = {"MELANOMA": GOOD["melanoma"], " Blue_Nevus ": ["even\n colour "]}
+    path.write_text(json.dumps(turned), encoding="utf-8-sig")  # a byte order mark is fine
+    found = load_symptoms(path, CLASSES)
+    assert found.symptoms == {
+        "blue nevus": ("even colour",),
+        "melanoma": ("jagged edge", "several colours"),
+    }
+    assert list(found.symptoms) == list(CLASSES)
+    assert found.warnings == []
+    assert found == parse(GOOD), "the digest is of the content, not of the file"
+    assert found.sha256 != parse({**GOOD, "melanoma": ["jagged edge"]}).sha256
+
+
+words = st.text("xyzq", min_size=1, max_size=5)
+
+
+@given(
+    st.lists(words, min_size=1, max_size=5, unique=True).flatmap(
+        lambda names: st.fixed_dictionaries(
+            {f"class {n}": st.lists(st.text("abc ", min_size=1), min_size=1) for n in names}
+        )
+    ),
+    st.randoms(),
+)
+def test_order_and_case_of_the_file_never_matter(content, rng):
+    names = list(content)
+    if any(not s.strip() for texts in content.values() for s in texts):
+        with pytest.raises(SymptomError, match="blank"):
+            parse(content, names)
+        return
+    turned = list(content.items())
+    rng.shuffle(turned)
+    again = parse({k.upper().replace(" ", "_"): v for k, v in turned}, names)
+    assert again == parse(content, names)
+    for name in names:
+        assert again.symptoms[name] == tuple(" ".join(s.split()) for s in content[name])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({**GOOD, "blue nev": ["x"]}, r"unknown 'blue nev' \(did you mean 'blue nevus'\?\)"),
+        ({"melanoma": ["x"]}, r"no symptoms for 'blue nevus'\. The classes are 'blue nevus'"),
+        (
+            {"melanom": ["x"], "blue nevus": ["x"]},
+            r"no symptoms for 'melanoma'; .*unknown 'melanom' \(did you mean 'melanoma'\?\)",
+        ),
+        ({}, "no symptoms for 'blue nevus', 'melanoma'"),
+        ([GOOD], r"holds a list; expected \{"),
+        ({**GOOD, "melanoma": []}, "'melanoma': the list is empty"),
+        ({**GOOD, "melanoma": "dark"}, r"'melanoma': got a str; expected a list"),
+        ({**GOOD, "melanoma": {"a": 1}}, "'melanoma': got a dict"),
+        ({**GOOD, "melanoma": ["dark", 3]}, "'melanoma': symptom 2 is 3; expected a text"),
+        ({**GOOD, "melanoma": ["dark", None]}, "'melanoma': symptom 2 is None"),
+        ({**GOOD, "melanoma": [" \n"]}, "'melanoma': symptom 1 is blank"),
+        ({**GOOD, "melanoma": ["x" * 501]}, "symptom 1 has 501 characters, the limit is 500"),
+        ({**GOOD, "melanoma": ["x"] * 501}, "501 symptoms, the limit is 500"),
+        ({**GOOD, "Melanoma": ["x"]}, r"class 'Melanoma' twice \(as 'melanoma' and 'Melanoma'\)"),
+    ],
+)
+def test_bad_content(content, message):
+    with pytest.raises(SymptomError, match=message) as caught:
+        parse(content)
+    assert isinstance(caught.value, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"melanoma": ["a"], "melanoma": ["b"]}', "names the class 'melanoma' twice; join"),
+        ('{"melanoma": ["a"],\n "x" ["b"]}', "is not JSON: .* in line 2, column 6"),
+        ("", "is not JSON: .* in line 1, column 1"),
+        ("[" * 100_000, "nested too deeply|is not JSON"),
+        ("null", "holds a NoneType"),
+    ],
+)
+def test_bad_json(text, message):
+    with pytest.raises(SymptomError, match=message):
+        parse_symptoms(text, CLASSES)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(SymptomError, match=r"gone\.json' does not exist"):
+        load_symptoms(tmp_path / "gone.json", CLASSES)
+    with pytest.raises(SymptomError, match="cannot be read: Is a directory"):
+        load_symptoms(tmp_path, CLASSES)
+    path = tmp_path / "latin.json"
+    path.write_bytes(json.dumps({"naevus": ["größe"]}, ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(SymptomError, match=r"latin\.json' is not UTF-8 text \(byte 15\)"):
+        load_symptoms(path, CLASSES)
+    path.write_bytes(b" " * (1024 * 1024 + 1))
+    with pytest.raises(SymptomError, match="larger than 1024 KiB"):
+        load_symptoms(path, CLASSES)
+
+
+def test_classes_that_cannot_be_told_apart():
+    with pytest.raises(SymptomError, match="differ only in case or underscores: 'A b', 'a_b'"):
+        parse({"a b": ["x"]}, ("A b", "a_b"))
+
+
+@pytest.mark.parametrize(
+    "symptom",
+    ["a melanoma", "MELANOMA!", "two melanomas", "the_melanoma", "melanoma's edge"],
+)
+def test_the_class_name_in_its_own_symptom_is_a_leak(symptom):
+    with pytest.raises(SymptomError, match=f"'melanoma': leak: the symptom '{symptom}'"):
+        parse({**GOOD, "melanoma": ["dark", symptom]})
+
+
+@pytest.mark.parametrize(
+    ("name", "symptom"),
+    [
+        ("blue nevus", "a Blue-Nevus of the skin"),
+        ("normal, benign", "normal benign tissue"),
+        ("leukocytes", "a round leukocyte"),
+        ("femur-left", "left of it the femur left"),
+        ("mass", "several masses"),
+        ("blue nevus", "one of those blue nevi"),
+        ("melanocytic nevi", "a melanocytic nevus"),
+        ("keratosis", "many keratoses"),
+    ],
+)
+def test_leaks_in_other_spellings(name, symptom):
+    with pytest.raises(SymptomError, match="leak"):
+        parse({name: [symptom], "other": ["x"]}, (name, "other"))
+
+
+@pytest.mark.parametrize(
+    ("name", "symptom"),
+    [
+        ("melanoma", "amelanomatous"),
+        ("normal", "abnormal edge"),
+        ("mass", "massive"),
+        ("A", "an A1"),
+    ],
+)
+def test_parts_of_words_are_no_leak(name, symptom):
+    assert parse({name: [symptom], "other": ["x"]}, (name, "other")).warnings == []
+
+
+def test_single_words_of_a_longer_name_warn():
+    found = parse({**GOOD, "blue nevus": ["steel blue all over", "the nevuses are even"]})
+    assert len(found.warnings) == 2
+    assert "'steel blue all over' holds 'blue', a word of the class name" in found.warnings[0]
+    assert "holds 'nevus'" in found.warnings[1]
+    names = ("no sign of disease", "disease")
+    quiet = parse({names[0]: ["there is no edge of any kind"], names[1]: ["x"]}, names)
+    assert quiet.warnings == []  # small words say nothing about a class
+
+
+def test_other_classes_and_repeats_warn():
+    found = parse({"blue nevus": ["no melanoma", "Even colour"], "melanoma": ["even colour"]})
+    assert any("'no melanoma' names the class 'melanoma'" in w for w in found.warnings)
+    assert any("given 2 times: in 'blue nevus', 'melanoma'" in w for w in found.warnings)
+    twice = parse({**GOOD, "melanoma": ["dark", "dark"]})
+    assert twice.warnings == ["the symptom 'dark' is given 2 times: in 'melanoma'"]
+
+
+def test_official_files_load_with_their_warnings(shared):
+    official = shared / "data/official"
+    skin = load_symptoms(official / "descriptors_skin.json", ("melanoma", "nevus"))
+    assert [len(v) for v in skin.symptoms.values()] == [4, 4]
+    lungs = load_symptoms(official / "descriptors_pneumonia.json", ("normal_lung", "Pneumonia"))
+    assert any("holds 'normal', a word of the class name" in w for w in lungs.warnings)
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*.json")), ids=lambda p: p.stem)
+def test_shipped_sets_are_sound(path):
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    found = load_symptoms(path, tuple(stored))
+    assert found.warnings == []
+    assert len(stored) >= 2
+    assert min(map(len, stored.values())) >= 3
+    assert shipped_symptoms(path.stem, tuple(stored)) == found.symptoms
+
+
+def test_shipped_sets_share_no_sentence_with_the_official_files(shared):
+    def sentences(path: Path) -> set[str]:
+        texts = [t for v in json.loads(path.read_text(encoding="utf-8")).values() for t in v]
+        return {re.sub(r"\W+", " ", t).strip().casefold() for t in texts}
+
+    official = set().union(*map(sentences, (shared / "data/official").glob("descriptors_*.json")))
+    assert len(official) == 16
+    for path in DATA.glob("*.json"):
+        assert not sentences(path) & official
+
+
+def test_no_set_is_shipped_for_a_name_that_is_a_path():
+    assert shipped_symptoms("../data/pneumonia", ("a", "b")) is None
+    assert shipped_symptoms("nothing", ("a", "b")) is None

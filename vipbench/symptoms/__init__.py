@@ -1,0 +1,17 @@
+"""Symptom sets: per class, what a person would look for in an image. No torch here.
+
+Sets shipped with vipbench lie in `data/`, one file per dataset, in the wording of vipbench's
+authors; users bring their own as JSON files.
+"""
+
+from __future__ import annotations
+
+from vipbench.symptoms.load import (
+    SymptomError,
+    SymptomSet,
+    load_symptoms,
+    parse_symptoms,
+    shipped_symptoms,
+)
+
+__all__ = ["SymptomError", "SymptomSet", "load_symptoms", "parse_symptoms", "shipped_symptoms"]

@@ -1,0 +1,246 @@
+"""Reading symptom sets, `{"class name": ["symptom", …], …}`, and checking them.
+
+Classes are bound by name, never by order. The class name must not be in its own symptoms: the
+method would then read the very word that symptoms are to replace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from vipbench.errors import UsageError
+
+MAX_BYTES = 1024 * 1024
+MAX_SYMPTOMS = 500  # of a class
+MAX_CHARACTERS = 500  # of a symptom
+
+# Words of a class name that say nothing about the class.
+_SMALL_WORDS = frozenset({"and", "for", "from", "like", "not", "other", "the", "with"})
+
+
+class SymptomError(UsageError):
+    """A symptom file cannot be used; the message names file, class and symptom."""
+
+
+@dataclass(frozen=True)
+class SymptomSet:
+    """Symptoms bound to the classes of a dataset.
+
+    symptoms: class name -> its symptoms, in the order of the dataset's classes; white space
+        within a symptom is collapsed. sha256: digest of that content, whatever the file looks
+        like. warnings: what a careful reader would ask about.
+    """
+
+    symptoms: dict[str, tuple[str, ...]]
+    sha256: str
+    warnings: list[str]
+
+
+def load_symptoms(path: str | PathLike[str], class_names: Sequence[str]) -> SymptomSet:
+    """Read the JSON file `path` for a dataset with these classes.
+
+    Class names are compared without regard to case, underscores and white space. Raises
+    SymptomError.
+    """
+    path = Path(path)
+    what = f"symptom file '{path}'"
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise SymptomError(f"{what} does not exist") from None
+    except OSError as error:
+        raise SymptomError(f"{what} cannot be read: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise SymptomError(f"{what} is larger than {MAX_BYTES // 1024} KiB, the limit")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SymptomError(
+            f"{what} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
+    return parse_symptoms(text, class_names, what)
+
+
+def parse_symptoms(text: str, class_names: Sequence[str], what: str = "symptoms") -> SymptomSet:
+    """Read the JSON document `text`; `what` names it in messages. Raises SymptomError."""
+    bound = _bind(_parse(text, what), class_names, what)
+    symptoms = {name: _check_class(name, bound[name], what) for name in class_names}
+    warnings = [w for name in class_names for w in _leaks(name, symptoms[name], class_names, what)]
+    warnings += _repeats(symptoms)
+    canonical = json.dumps(symptoms, ensure_ascii=True)
+    return SymptomSet(symptoms, hashlib.sha256(canonical.encode()).hexdigest(), warnings)
+
+
+def shipped_symptoms(dataset: str, class_names: Sequence[str]) -> dict[str, tuple[str, ...]] | None:
+    """The set that vipbench ships for `dataset`, or None where it ships none."""
+    for file in resources.files("vipbench.symptoms").joinpath("data").iterdir():
+        if file.name == f"{dataset}.json":
+            text = file.read_text(encoding="utf-8")
+            return parse_symptoms(text, class_names, f"shipped symptoms '{dataset}'").symptoms
+    return None
+
+
+def _parse(text: str, what: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, what))
+    except json.JSONDecodeError as error:
+        raise SymptomError(
+            f"{what} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}; "
+            'expected {"class name": ["symptom", ...], ...}'
+        ) from None
+    except RecursionError:
+        raise SymptomError(f"{what} is nested too deeply") from None
+    if not isinstance(document, dict):
+        raise SymptomError(
+            f"{what} holds a {type(document).__name__}; "
+            'expected {"class name": ["symptom", ...], ...}'
+        )
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
+    seen: dict[str, str] = {}
+    for key, _ in pairs:
+        if _normal(key) in seen:
+            first = seen[_normal(key)]
+            both = "" if first == key else f" (as '{first}' and '{key}')"
+            raise SymptomError(f"{what} names the class '{key}' twice{both}; join the two lists")
+        seen[_normal(key)] = key
+    return dict(pairs)
+
+
+def _bind(document: Mapping[str, Any], class_names: Sequence[str], what: str) -> dict[str, Any]:
+    given = {_normal(key): key for key in document}
+    wanted = {_normal(name): name for name in class_names}
+    if len(wanted) < len(class_names):
+        raise SymptomError(
+            f"{what} cannot be bound: the dataset's classes differ only in case or underscores: "
+            + ", ".join(f"'{name}'" for name in class_names)
+        )
+    missing = [name for key, name in wanted.items() if key not in given]
+    extra = [key for key in given if key not in wanted]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append("no symptoms for " + ", ".join(f"'{name}'" for name in missing))
+        if extra:
+            parts.append(
+                "symptoms for unknown "
+                + ", ".join(f"'{given[key]}'{_meant(key, wanted)}" for key in extra)
+            )
+        known = ", ".join(f"'{name}'" for name in class_names)
+        raise SymptomError(
+            f"{what} does not match the dataset's classes: {'; '.join(parts)}. "
+            f"The classes are {known}"
+        )
+    return {name: document[given[key]] for key, name in wanted.items()}
+
+
+def _meant(key: str, wanted: Mapping[str, str]) -> str:
+    close = get_close_matches(key, list(wanted), n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(wanted[c]) for c in close)}?)" if close else ""
+
+
+def _check_class(name: str, given: Any, what: str) -> tuple[str, ...]:
+    where = f"{what}, class '{name}'"
+    if not isinstance(given, list):
+        raise SymptomError(
+            f'{where}: got a {type(given).__name__}; expected a list of texts, ["symptom", ...]'
+        )
+    if not given:
+        raise SymptomError(f"{where}: the list is empty; every class needs a symptom")
+    if len(given) > MAX_SYMPTOMS:
+        raise SymptomError(f"{where}: {len(given)} symptoms, the limit is {MAX_SYMPTOMS}")
+    symptoms = []
+    for number, value in enumerate(given, 1):
+        if not isinstance(value, str):
+            raise SymptomError(f"{where}: symptom {number} is {value!r}; expected a text")
+        symptom = " ".join(value.split())
+        if not symptom:
+            raise SymptomError(f"{where}: symptom {number} is blank; write it or take it out")
+        if len(symptom) > MAX_CHARACTERS:
+            raise SymptomError(
+                f"{where}: symptom {number} has {len(symptom)} characters, the limit is "
+                f"{MAX_CHARACTERS}"
+            )
+        symptoms.append(symptom)
+    return tuple(symptoms)
+
+
+def _leaks(name: str, symptoms: Sequence[str], class_names: Sequence[str], what: str) -> list[str]:
+    """Raise for the class name in its own symptoms; warn of its words, and of other classes."""
+    words = re.findall(r"\w+", _normal(name))
+    telling = [w for w in words if len(w) > 2 and w not in _SMALL_WORDS and len(words) > 1]
+    others = [other for other in class_names if other != name]
+    warnings = []
+    for symptom in symptoms:
+        if _has(name, symptom):
+            raise SymptomError(
+                f"{what}, class '{name}': leak: the symptom '{symptom}' holds the class name; "
+                "symptoms describe what is seen, without naming the class"
+            )
+        warnings += [
+            f"class '{name}': the symptom '{symptom}' holds '{word}', a word of the class name"
+            for word in telling
+            if _has(word, symptom)
+        ]
+        warnings += [
+            f"class '{name}': the symptom '{symptom}' names the class '{other}'"
+            for other in others
+            # "nevus" within "blue nevus" is the longer class's own affair.
+            if _has(other, symptom) and not _has(other, name)
+        ]
+    return warnings
+
+
+def _has(name: str, text: str) -> bool:
+    """Whether `text` holds `name` as whole words, singular or plural."""
+    words = re.findall(r"\w+", _normal(name))
+    if not words:
+        return False
+    last = "|".join(map(re.escape, sorted(_forms(words[-1]))))
+    pattern = r"[\W_]+".join([*map(re.escape, words[:-1]), f"(?:{last})"])
+    return re.search(rf"(?<!\w){pattern}(?!\w)", _normal(text)) is not None
+
+
+def _forms(word: str) -> set[str]:
+    """`word` in singular and plural, as far as endings tell (nevus, nevi; keratosis, -oses)."""
+    forms = {word, word + "s", word + "es"}
+    if len(word) > 3:
+        if word.endswith("s") and not word.endswith("ss"):
+            forms.add(word[:-1])
+        for one, many in (("us", "i"), ("sis", "ses")):
+            if word.endswith(one):
+                forms.add(word.removesuffix(one) + many)
+            if word.endswith(many):
+                forms.add(word.removesuffix(many) + one)
+    return forms
+
+
+def _repeats(symptoms: Mapping[str, Sequence[str]]) -> list[str]:
+    where: dict[str, list[str]] = {}
+    for name, texts in symptoms.items():
+        for text in texts:
+            where.setdefault(_normal(text), []).append(name)
+    return [
+        f"the symptom '{text}' is given {len(names)} times: in "
+        + ", ".join(f"'{name}'" for name in dict.fromkeys(names))
+        for text, names in where.items()
+        if len(names) > 1
+    ]
+
+
+def _normal(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).casefold().replace("_", " ")
+    return " ".join(text.split())
