@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,15 @@ def test_a_suite_reads_back(spec: RunSpec) -> None:
     assert RunSpec.from_yaml_text(spec.to_yaml()) == spec
 
 
+@given(specs())
+def test_a_spec_travels_as_json(spec: RunSpec) -> None:
+    assert RunSpec.parse(json.loads(spec.model_dump_json())) == spec
+
+
 @given(names, hparams)
 def test_a_default_label_is_the_method_as_flag(name: str, settings: dict[str, Any]) -> None:
     spec = MethodSpec(name=name, hparams=settings)
-    read = RunSpec.build({"methods": spec.label}).methods
+    read = RunSpec.parse({"methods": spec.label}).methods
     assert read == (spec,)
     assert not read[0].own_label
 
@@ -98,7 +104,7 @@ def test_a_default_label_is_the_method_as_flag(name: str, settings: dict[str, An
 @given(methods)
 def test_several_methods_in_one_flag(given_methods: list[MethodSpec]) -> None:
     plain = [MethodSpec(name=m.name, hparams=m.hparams) for m in given_methods]
-    assert RunSpec.build({"methods": ",".join(m.label for m in plain)}).methods == tuple(plain)
+    assert RunSpec.parse({"methods": ",".join(m.label for m in plain)}).methods == tuple(plain)
 
 
 @given(st.text())
@@ -120,7 +126,7 @@ def test_any_text_as_suite_is_a_suite_or_a_usage_error(text: str) -> None:
 def test_any_value_of_a_key_is_taken_or_a_usage_error(key: str, value: object) -> None:
     spec, message = None, ""
     try:
-        spec = RunSpec.build({key: value})
+        spec = RunSpec.parse({key: value})
     except UsageError as error:
         message = str(error)
     if spec is None:
@@ -175,13 +181,22 @@ def test_flags_override_a_suite() -> None:
         "datasets: [a, b]\nshots: [4]\nviews: 8\nsymptoms: {a: a.json, b: b.json}"
     )
     spec = suite.merge(
-        {"datasets": "b,npz:c=d", "shots": None, "seeds": "7", "symptoms": ["npz:c=d=e=f"]},
+        {
+            "datasets": "b,npz:c=d,npz:x/chest.npz",
+            "shots": None,
+            "seeds": "7",
+            "symptoms": ["npz:c=d=e=f", "chest=c.json"],
+        },
         ["vip.M=16", "coop.position=middle", "vip.lr=2e-3"],
     )
     assert spec.shots == (4,)
     assert spec.views == 8
     assert spec.seeds == (7,)
-    assert spec.symptoms == {"b": Path("b.json"), "npz:c=d": Path("e=f")}
+    assert spec.symptoms == {
+        "b": Path("b.json"),
+        "npz:c=d": Path("e=f"),
+        "chest": Path("c.json"),
+    }
     assert [(m.label, m.hparams) for m in spec.methods] == [
         ("coop[position=middle]", {"position": "middle"}),
         ("vip[M=16,lr=0.002]", {"M": 16, "lr": 0.002}),
@@ -191,18 +206,18 @@ def test_flags_override_a_suite() -> None:
 
 
 def test_commas_and_quotes_in_flags() -> None:
-    assert RunSpec.build({"datasets": "folder:/home/o'neil/x, 'npz:a,b.npz'"}).datasets == (
+    assert RunSpec.parse({"datasets": "folder:/home/o'neil/x, 'npz:a,b.npz'"}).datasets == (
         "folder:/home/o'neil/x",
         "npz:a,b.npz",
     )
-    spec = RunSpec.build({"methods": "coop[init='a photo, of [a]',csc=on],vip"})
+    spec = RunSpec.parse({"methods": "coop[init='a photo, of [a]',csc=on],vip"})
     assert spec.methods[0].hparams == {"init": "a photo, of [a]", "csc": True}
     assert spec.methods[1].name == "vip"
 
 
 def test_save_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = RunSpec.build({"out": "results/one", "data_root": "data", "symptoms": "s.json"})
+    spec = RunSpec.parse({"out": "results/one", "data_root": "data", "symptoms": "s.json"})
     saved = spec.save()
     assert saved == Path("results/one/suite.yaml")
     text = saved.read_text()

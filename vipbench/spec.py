@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from vipbench import specparse as parse
+from vipbench import specparse as words
 from vipbench.errors import UsageError, unknown
 from vipbench.yamlio import Document, Place, Scalar, dump_yaml, parse_yaml, read_yaml
 
@@ -33,20 +33,20 @@ class MethodSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, BeforeValidator(parse.word)]
-    hparams: Annotated[dict[str, Scalar], BeforeValidator(parse.hparams)] = {}
-    label: Annotated[str, BeforeValidator(parse.label)] = Field(
-        default_factory=lambda known: parse.default_label(known["name"], known["hparams"])
+    name: Annotated[str, BeforeValidator(words.word)]
+    hparams: Annotated[dict[str, Scalar], BeforeValidator(words.hparams)] = {}
+    label: Annotated[str, BeforeValidator(words.label)] = Field(
+        default_factory=lambda known: words.default_label(known["name"], known["hparams"])
     )
 
     @property
     def own_label(self) -> bool:
         """Whether the label says something else than the default one."""
-        return self.label != parse.default_label(self.name, self.hparams)
+        return self.label != words.default_label(self.name, self.hparams)
 
     def with_hparams(self, changes: Mapping[str, Scalar]) -> MethodSpec:
         """This method with `changes`, and a label that says so: results of the two never mix."""
-        label = {"label": parse.default_label(self.label, changes)} if self.own_label else {}
+        label = {"label": words.default_label(self.label, changes)} if self.own_label else {}
         return MethodSpec(name=self.name, hparams={**self.hparams, **changes}, **label)
 
     def as_yaml(self) -> str | dict[str, Scalar]:
@@ -60,7 +60,7 @@ class MethodSpec(BaseModel):
 def _methods(value: Any) -> tuple[MethodSpec, ...]:
     """`a,b[hparam=value]`, or a list of such texts and of `{name, label, hparam: value}`."""
     found: list[MethodSpec] = []
-    for i, item in enumerate(parse.items(value, "methods such as coop,vip[context=off]")):
+    for i, item in enumerate(words.items(value, "methods such as coop,vip[context=off]")):
         try:
             found.extend(_entry(item))
         except ValidationError as error:
@@ -72,7 +72,7 @@ def _methods(value: Any) -> tuple[MethodSpec, ...]:
     for method in found:
         if by_label[method.label] is not method:
             raise UsageError(f"two methods are labelled '{method.label}'; give each its own label")
-    parse.once(found, lambda m: parse.default_label(m.name, dict(sorted(m.hparams.items()))))
+    words.once(found, lambda m: words.default_label(m.name, dict(sorted(m.hparams.items()))))
     return tuple(found)
 
 
@@ -80,21 +80,21 @@ def _entry(item: Any) -> list[MethodSpec]:
     if isinstance(item, MethodSpec):
         return [item]
     if isinstance(item, str):
-        texts = [parse.method_text(part) for part in parse.items(item, "a method")]
+        texts = [words.method_text(part) for part in words.items(item, "a method")]
         return [MethodSpec(name=name, hparams=hparams) for name, hparams in texts]
     if not isinstance(item, Mapping):
-        raise UsageError(f"expected a name or keys such as 'name: vip', got {parse.show(item)}")
+        raise UsageError(f"expected a name or keys such as 'name: vip', got {words.show(item)}")
     if "name" not in item:
-        raise UsageError(f"a method's entry needs 'name', got {parse.show(dict(item))}")
-    hparams = {key: value for key, value in item.items() if key not in parse.RESERVED}
-    hparams |= parse.hparams(item.get("hparams", {}))
+        raise UsageError(f"a method's entry needs 'name', got {words.show(dict(item))}")
+    hparams = {key: value for key, value in item.items() if key not in words.RESERVED}
+    hparams |= words.hparams(item.get("hparams", {}))
     lists = {key: value for key, value in hparams.items() if isinstance(value, list)}
     found = []
     for chosen in itertools.product(*lists.values()):
         varied = dict(zip(lists, chosen, strict=True))
         label = {"label": item["label"]} if "label" in item else {}
         if label and varied:
-            label["label"] = parse.default_label(parse.label(item["label"]), varied)
+            label["label"] = words.default_label(words.label(item["label"]), varied)
         found.append(MethodSpec(name=item["name"], hparams={**hparams, **varied}, **label))
     if not found:
         raise UsageError(f"'{next(k for k, v in lists.items() if not v)}' is an empty list")
@@ -119,24 +119,24 @@ class RunSpec(BaseModel):
     methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_methods)] = Field(
         default_factory=lambda: tuple(MethodSpec(name=name) for name in METHODS)
     )
-    datasets: Annotated[tuple[str, ...], BeforeValidator(parse.names)] = DATASETS
-    backbones: Annotated[tuple[str, ...], BeforeValidator(parse.names)] = Field(
+    datasets: Annotated[tuple[str, ...], BeforeValidator(words.names)] = DATASETS
+    backbones: Annotated[tuple[str, ...], BeforeValidator(words.names)] = Field(
         default_factory=lambda known: (TINY if known.get("datasets") == DATASETS else REAL,)
     )
-    shots: Annotated[tuple[Shots, ...], BeforeValidator(parse.shots)] = (1, 2, 4, 8, 16)
-    seeds: Annotated[tuple[int, ...], BeforeValidator(parse.seeds)] = (1, 2, 3)
-    data_root: Annotated[Path | None, BeforeValidator(parse.path)] = None
-    symptoms: Annotated[dict[str, Path], BeforeValidator(parse.symptoms)] = {}
-    out: Annotated[Path, BeforeValidator(parse.required_path)] = Path("vipbench-results")
-    plugins_dir: Annotated[Path | None, BeforeValidator(parse.path)] = None
+    shots: Annotated[tuple[Shots, ...], BeforeValidator(words.shots)] = (1, 2, 4, 8, 16)
+    seeds: Annotated[tuple[int, ...], BeforeValidator(words.seeds)] = (1, 2, 3)
+    data_root: Annotated[Path | None, BeforeValidator(words.path)] = None
+    symptoms: Annotated[dict[str, Path], BeforeValidator(words.symptoms)] = {}
+    out: Annotated[Path, BeforeValidator(words.required_path)] = Path("vipbench-results")
+    plugins_dir: Annotated[Path | None, BeforeValidator(words.path)] = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
-    views: Annotated[int | Literal["per-epoch", "none"], BeforeValidator(parse.views)] = "per-epoch"
+    views: Annotated[int | Literal["per-epoch", "none"], BeforeValidator(words.views)] = "per-epoch"
     sampler: Literal["nested", "coop"] = "nested"
     validation: Literal["none", "k", "min(k,4)", "full"] = "min(k,4)"
     selection: Literal["last", "best_val"] = "last"
-    cell_timeout: Annotated[float, BeforeValidator(parse.seconds)] = 3600.0
-    title: Annotated[str | None, BeforeValidator(parse.title)] = None
+    cell_timeout: Annotated[float, BeforeValidator(words.seconds)] = 3600.0
+    title: Annotated[str | None, BeforeValidator(words.title)] = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -146,7 +146,7 @@ class RunSpec(BaseModel):
                 "give validation 'min(k,4)', 'k' or 'full', or selection 'last'"
             )
         for dataset in self.symptoms:
-            if dataset != "*" and dataset not in self.datasets:
+            if dataset not in words.symptom_keys(self.datasets):
                 raise UsageError(
                     f"symptoms: a file is given for '{dataset}', which is not among the datasets "
                     f"{', '.join(self.datasets)}"
@@ -154,7 +154,7 @@ class RunSpec(BaseModel):
         return self
 
     @classmethod
-    def build(
+    def parse(
         cls, values: Mapping[str, Any], source: str = "", document: Document | None = None
     ) -> Self:
         """A RunSpec from plain values. UsageError names the key and, where a `document` is given,
@@ -180,13 +180,13 @@ class RunSpec(BaseModel):
         values = document.value
         if not isinstance(values, dict):
             raise UsageError(
-                f"{source} holds {parse.show(values)}; expected keys and values such as "
+                f"{source} holds {words.show(values)}; expected keys and values such as "
                 "'methods: [zero-shot, vip]'"
             )
         for key in values:
             if not isinstance(key, str):
                 raise UsageError(f"{source}: the key {key!r} is not text; put it in quotes")
-        spec = cls.build(values, source, document)
+        spec = cls.parse(values, source, document)
         based: dict[str, Any] = {}
         for key in ("data_root", "out", "plugins_dir"):
             if key in spec.model_fields_set and getattr(spec, key) is not None:
@@ -236,14 +236,15 @@ class RunSpec(BaseModel):
         files = values.pop("symptoms", {})
         given = {key: value for key, value in flags.items() if value is not None}
         symptom_flags = given.pop("symptoms", ())
-        spec = type(self).build({**values, **given})
-        files = {name: file for name, file in files.items() if name in ("*", *spec.datasets)}
-        files |= parse.symptom_flags(symptom_flags, spec.datasets)
+        spec = type(self).parse({**values, **given})
+        keys = words.symptom_keys(spec.datasets)
+        files = {name: file for name, file in files.items() if name in keys}
+        files |= words.symptom_flags(symptom_flags, spec.datasets)
         update: dict[str, Any] = {"symptoms": files} if files else {}
         if settings:
             update["methods"] = _with_settings(spec.methods, settings)
         kept = {key: getattr(spec, key) for key in spec.model_fields_set}
-        return type(self).build({**kept, **update})
+        return type(self).parse({**kept, **update})
 
 
 def _with_settings(
@@ -251,7 +252,7 @@ def _with_settings(
 ) -> tuple[MethodSpec, ...]:
     changes: dict[str, dict[str, Scalar]] = {}
     for flag in settings:
-        name, hparam, value = parse.setting(flag)
+        name, hparam, value = words.setting(flag)
         if name not in {method.name for method in methods}:
             known = {method.name for method in methods}
             raise unknown("method", name, known, "--set takes a method of this run.")
@@ -289,10 +290,10 @@ def _usage_error(error: ValidationError, source: str, document: Document | None)
 def _sentence(error: Any, fields: Mapping[str, Any], prefix: str) -> str:
     key = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        return parse.unknown_key(key, fields)
+        return words.unknown_key(key, fields)
     name = f"{prefix}{key.replace('_', '-') if prefix == '--' else key}: " if key else ""
     context = error.get("ctx", {})
     if isinstance(context.get("error"), UsageError):
         return f"{name}{context['error']}"
     what = f"expected {context['expected']}" if "expected" in context else error["msg"]
-    return f"{name}{what}, got {parse.show(error['input'])}"
+    return f"{name}{what}, got {words.show(error['input'])}"

@@ -192,12 +192,20 @@ def symptoms(value: Any) -> dict[str, Path]:
     return {text(name, "a dataset"): required_path(file) for name, file in value.items()}
 
 
+def symptom_keys(datasets: Iterable[str]) -> list[str]:
+    """What may name a dataset in `symptoms`: `NAME:ARG` as given, the name of a file or folder
+    ARG, by which tables call such a dataset, or "*" for all."""
+    files = [Path(arg) for _, _, arg in (source.partition(":") for source in datasets) if arg]
+    return list(dict.fromkeys([*datasets, "*", *(f.stem for f in files), *(f.name for f in files)]))
+
+
 def symptom_flags(flags: Iterable[str], datasets: Sequence[str]) -> dict[str, Path]:
     """`[DATASET=]FILE` flags; a FILE alone is for every dataset."""
     found: dict[str, Path] = {}
+    keys = symptom_keys(datasets)
     for flag in flags:
         # A dataset such as `npz:PATH` may hold a `=` itself.
-        cuts = [i for i, char in enumerate(flag) if char == "=" and flag[:i] in (*datasets, "*")]
+        cuts = [i for i, char in enumerate(flag) if char == "=" and flag[:i] in keys]
         name, file = (flag[: cuts[-1]], flag[cuts[-1] + 1 :]) if cuts else ("*", flag)
         if not cuts and "=" in flag and not Path(flag).exists():
             given = flag.partition("=")[0]
