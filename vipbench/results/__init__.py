@@ -5,7 +5,8 @@ from __future__ import annotations
 from vipbench.results.lock import StoreError
 from vipbench.results.metrics import METRICS, Metric, compute_metrics
 from vipbench.results.plan import PlanCell
-from vipbench.results.record import Predictions, Record, RecordError
+from vipbench.results.predictions import Predictions
+from vipbench.results.record import Record, RecordError
 from vipbench.results.store import Store
 
 __all__ = [

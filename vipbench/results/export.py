@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vipbench.results.metrics import METRICS
-from vipbench.results.record import Predictions, Record
+from vipbench.results.predictions import Predictions
+from vipbench.results.record import Record
 
 # What spreadsheets take for the start of a formula (full-width forms included), and the apostrophe
 # itself, so that taking one leading apostrophe off always gives the text back.

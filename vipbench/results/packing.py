@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vipbench.results.record import Predictions
+from vipbench.results.predictions import Predictions
 
 
 def sha256(data: str | bytes) -> str:
@@ -18,9 +18,11 @@ def sha256(data: str | bytes) -> str:
     return hashlib.sha256(data if isinstance(data, bytes) else data.encode()).hexdigest()
 
 
-def row_hash(key: str, status: str, text: str, predictions_sha256: str | None) -> str:
+def row_hash(
+    key: str, status: str, text: str, history_sha256: str, predictions_sha256: str | None
+) -> str:
     """SHA-256 over a whole row of `records`."""
-    return sha256("\n".join((key, status, predictions_sha256 or "", text)))
+    return sha256("\n".join((key, status, history_sha256, predictions_sha256 or "", text)))
 
 
 def xor(a: str, b: str) -> str:

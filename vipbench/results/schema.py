@@ -1,6 +1,7 @@
 """The layout of results.sqlite: creation, versions, and what marks a file as ours. No torch here.
 
-records      one row a cell; `json` is the record, `sha256` covers the row with its key and status
+records      one row a cell; `json` is the record without its history, `sha256` covers the row
+histories    each record's `history`, apart: it is most of a record's size, and no table needs it
 predictions  one row a cell that has them: scores (N,C) float32, little-endian, zlib
 testsets     the ids, groups and labels that many cells share, kept once, named by their SHA-256
 meta         `records`: how many rows there are and the XOR of their hashes, so that a row which
@@ -20,8 +21,13 @@ _TABLES = (
         key TEXT PRIMARY KEY,
         status TEXT NOT NULL CHECK (status IN ('ok', 'error')),
         json TEXT NOT NULL,
+        history_sha256 TEXT NOT NULL,
         predictions_sha256 TEXT,
         sha256 TEXT NOT NULL
+    ) STRICT""",
+    """CREATE TABLE histories (
+        key TEXT PRIMARY KEY REFERENCES records (key),
+        json TEXT NOT NULL
     ) STRICT""",
     """CREATE TABLE predictions (
         key TEXT PRIMARY KEY REFERENCES records (key),
