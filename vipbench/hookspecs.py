@@ -26,7 +26,8 @@ hookimpl = pluggy.HookimplMarker("vipbench")
 class RegisterMethod(Protocol):
     """Takes a Method class; its `name` is the command-line word."""
 
-    def __call__(self, method: type[Method]) -> None: ...
+    def __call__(self, method: type[Method]) -> None:
+        """Register `method`."""
 
 
 class RegisterBackbone(Protocol):
@@ -35,15 +36,15 @@ class RegisterBackbone(Protocol):
 
     def __call__(
         self, name: str, factory: Callable[[str | None], ImageBackbone], help: str = ""
-    ) -> None: ...
+    ) -> None:
+        """Register `factory` as `name`."""
 
 
 class RegisterDataset(Protocol):
     """Takes a name and a factory, as RegisterBackbone does."""
 
-    def __call__(
-        self, name: str, factory: Callable[[str | None], Dataset], help: str = ""
-    ) -> None: ...
+    def __call__(self, name: str, factory: Callable[[str | None], Dataset], help: str = "") -> None:
+        """Register `factory` as `name`."""
 
 
 @hookspec

@@ -116,4 +116,4 @@ def fingerprint_splits(
 
 
 class DataError(ValueError):
-    """A dataset, a symptom file or one of their parts is missing or wrong; the message says which."""
+    """A dataset, a symptom file or a part of them is missing or wrong; the message says which."""

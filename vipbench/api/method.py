@@ -48,6 +48,11 @@ class Task:
         return len(self.class_names)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Class names as texts hold them: underscores are spaces."""
+        return tuple(name.replace("_", " ") for name in self.class_names)
+
+    @property
     def device(self) -> torch.device:
         """Where the towers live."""
         return self.image_backbone.device
@@ -101,12 +106,14 @@ class Task:
     def class_texts(self, template: str | None = None) -> list[Text]:
         """One text a class: `template` (by default the dataset's first) with the name in it."""
         chosen = template or self.templates[0]
-        return [chosen.format(name) for name in self.class_names]
+        return [chosen.replace("{}", name) for name in self.names]
 
     def class_features(self, templates: Sequence[str] | None = None) -> Tensor:
         """Zero-shot weights (C,D): mean over templates of normalised features, renormalised."""
         chosen = templates or self.templates
-        per_template = [F.normalize(self.text_features(self.class_texts(t)), dim=-1) for t in chosen]
+        per_template = [
+            F.normalize(self.text_features(self.class_texts(t)), dim=-1) for t in chosen
+        ]
         return F.normalize(torch.stack(per_template).mean(0), dim=-1)
 
     def symptom_texts(self) -> tuple[tuple[str, ...], ...]:
@@ -174,9 +181,9 @@ class Batch:
     weight: Tensor
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of values (B, ...) over the batch's real images."""
-        weight = self.weight.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)
-        return (values * weight).sum() / weight.sum()
+        """Mean of values (B, *) over the batch's real images -> (*)."""
+        weight = self.weight.reshape(-1, *[1] * (values.dim() - 1))
+        return (values * weight).sum(0) / self.weight.sum()
 
 
 class Method(nn.Module, ABC):

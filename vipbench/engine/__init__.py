@@ -1,0 +1,1 @@
+"""The engine: planning, features, training, scoring, and the processes around them."""

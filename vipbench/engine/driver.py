@@ -1,0 +1,347 @@
+"""The driver: it plans, hands groups of cells to a worker process, and alone writes the store.
+
+No torch here: a plugin that hangs, exits or is killed takes a worker with it, never the driver.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from vipbench.engine.process import Stopped, Worker, WorkerDiedError, WorkerTimeoutError
+from vipbench.errors import UsageError
+from vipbench.results.record import Predictions, Record
+from vipbench.results.store import Store
+from vipbench.spec import RunSpec
+
+# After so many of a group's cells ended a worker each, the rest are written off untried.
+MOST_DEATHS = 2
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell of the grid. shots: images per class, "full", or 0 for zero-shot methods.
+    status: done, todo or impossible; reason: why impossible, or why to be done again."""
+
+    key: str
+    backbone: str
+    dataset: str
+    method: str
+    shots: int | str
+    seed: int
+    status: str
+    reason: str | None
+    group: str
+    plugin: str
+    file: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the store keeps plans."""
+        names = ("key", "backbone", "dataset", "method", "shots", "seed", "status", "reason")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a run, in table order. notices: lines that a person should see. info: device
+    and versions that the worker found."""
+
+    cells: list[PlannedCell]
+    notices: list[str] = field(default_factory=list)
+    info: dict[str, str] = field(default_factory=dict)
+
+    def of(self, status: str) -> list[PlannedCell]:
+        """The cells of one status."""
+        return [cell for cell in self.cells if cell.status == status]
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One registered thing for `vipbench list`; kind: method, backbone or dataset."""
+
+    kind: str
+    name: str
+    help: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. done: cells finished now; failed: error records written now; skipped:
+    cells that were done before; signal: what stopped it (2, 15), or None."""
+
+    done: int
+    failed: int
+    skipped: int
+    impossible: int
+    signal: int | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the run early."""
+        return self.signal is not None
+
+
+class Observer:
+    """What a run tells; override what you want to hear."""
+
+    def planned(self, plan: Plan) -> None:
+        """Before anything runs."""
+
+    def cell_done(self, cell: PlannedCell, record: Record) -> None:
+        """A cell's record is on the disk."""
+
+    def progress(self, label: str, share: float) -> None:
+        """How far the group of cells in work is: share in [0,1]."""
+
+    def note(self, text: str) -> None:
+        """One line worth reading."""
+
+
+def catalogue(plugins_dir: Path | None = None) -> list[CatalogueEntry]:
+    """Everything registered. Raises UsageError for a plugin that cannot be loaded."""
+    with Worker() as worker:
+        folder = None if plugins_dir is None else str(plugins_dir)
+        event = _answer(worker, "catalogue", plugins_dir=folder)
+    return [CatalogueEntry(**entry) for entry in event["entries"]]
+
+
+def plan(spec: RunSpec) -> Plan:
+    """The cells of `spec` and, of each, whether it is done. Writes nothing. Raises UsageError."""
+    with Worker() as worker:
+        return _plan(worker, spec, _stored(spec.out))
+
+
+def run(spec: RunSpec, observer: Observer | None = None) -> Outcome:
+    """Run what is missing of `spec` into `spec.out`. Raises UsageError before anything runs.
+
+    SIGINT and SIGTERM stop it: what is finished is kept, and `Outcome.signal` says so. A second
+    one ends the process at once.
+    """
+    observer = observer or Observer()
+    with _signals() as stopped:
+        driver = _Driver(spec, observer, stopped)
+        try:
+            driver.run()
+        except Stopped:
+            driver.rescue()
+        finally:
+            driver.close()
+        return replace(driver.outcome, signal=stopped.number)
+
+
+@dataclass
+class _Signal:
+    number: int | None = None
+
+    def __call__(self) -> bool:
+        return self.number is not None
+
+
+class _Driver:
+    """One run in progress."""
+
+    def __init__(self, spec: RunSpec, observer: Observer, stopped: _Signal) -> None:
+        self.spec = spec
+        self.observer = observer
+        self.stopped = stopped
+        self.worker: Worker | None = None
+        self.store: Store | None = None
+        self.cells: dict[str, PlannedCell] = {}
+        self.outcome = Outcome(0, 0, 0, 0)
+
+    def run(self) -> None:
+        planned = _plan(self._worker(), self.spec, _stored(self.spec.out))
+        self.cells = {cell.key: cell for cell in planned.cells}
+        self.outcome = replace(
+            self.outcome,
+            skipped=len(planned.of("done")),
+            impossible=len(planned.of("impossible")),
+        )
+        self.observer.planned(planned)
+        self.store = Store(self.spec.out)
+        self.spec.save()
+        self.store.save_plan([cell.as_dict() for cell in planned.cells])
+        groups: dict[str, list[str]] = {}
+        for cell in planned.of("todo"):
+            groups.setdefault(cell.group, []).append(cell.key)
+        for keys in groups.values():
+            self._run_group(keys)
+
+    def _run_group(self, keys: Sequence[str]) -> None:
+        try:
+            self._attempt(keys)
+        except WorkerTimeoutError as error:
+            self._write_off(self._missing(keys), "Timeout", str(error))
+        except WorkerDiedError as error:
+            rest = self._missing(keys)
+            if len(keys) == 1:
+                self._write_off(rest, "WorkerDied", str(error))
+            else:
+                self._one_by_one(rest)
+
+    def _one_by_one(self, keys: Sequence[str]) -> None:
+        # One cell may have ended the worker; the others must not suffer for it.
+        deaths = 0
+        for i, key in enumerate(keys):
+            try:
+                self._attempt([key])
+            except (WorkerDiedError, WorkerTimeoutError) as error:
+                deaths += 1
+                lost = keys[i:] if deaths == MOST_DEATHS else [key]
+                self._write_off(lost, type(error).__name__, str(error))
+                if deaths == MOST_DEATHS:
+                    return
+
+    def _attempt(self, keys: Sequence[str]) -> None:
+        label = self.cells[keys[0]].method
+        try:
+            for event in self._worker().ask("run", limit=self.spec.cell_timeout, keys=list(keys)):
+                if event["event"] == "tick":
+                    self.observer.progress(label, event["share"])
+                else:
+                    self._take(event)
+        except (WorkerDiedError, WorkerTimeoutError):
+            self._drop_worker()
+            raise
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "done":
+            self._keep(Record.of(event["record"]), _predictions(event["predictions"]))
+        elif event["event"] == "note":
+            self.observer.note(event["text"])
+        elif event["event"] == "usage_error":
+            raise UsageError(event["message"])
+
+    def _keep(self, record: Record, predictions: Predictions | None) -> None:
+        assert self.store is not None
+        self.store.add(record, predictions)
+        done, failed = (1, 0) if record.ok else (0, 1)
+        self.outcome = replace(
+            self.outcome, done=self.outcome.done + done, failed=self.outcome.failed + failed
+        )
+        self.observer.cell_done(self.cells[record.key], record)
+
+    def _missing(self, keys: Sequence[str]) -> list[str]:
+        assert self.store is not None
+        have = self.store.status()
+        return [key for key in keys if have.get(key) != "ok"]
+
+    def _write_off(self, keys: Sequence[str], kind: str, message: str) -> None:
+        """Error records for cells whose worker is gone; a new one tells what is known of them."""
+        if not keys:
+            return
+        base = _answer(self._worker(), "base", keys=list(keys))["records"]
+        for part in base:
+            cell = self.cells[part["key"]]
+            error = {
+                "type": kind,
+                "message": f"plugin '{cell.plugin}' ({cell.file}): {message}",
+                "traceback": None,
+                "plugin": cell.plugin,
+                "file": cell.file,
+            }
+            self._keep(Record.of({**part, "status": "error", "error": error}), None)
+
+    def _worker(self) -> Worker:
+        if self.worker is None:
+            self.worker = Worker(self.stopped)
+            if self.cells:
+                _plan(self.worker, self.spec, {})
+        return self.worker
+
+    def _drop_worker(self) -> None:
+        if self.worker is not None:
+            self.worker.close()
+            self.worker = None
+
+    def rescue(self) -> None:
+        """Keep the finished cells that had arrived when the run was stopped."""
+        if self.worker is not None and self.store is not None:
+            for event in self.worker.pending():
+                self._take(event)
+
+    def close(self) -> None:
+        """End the worker, close the store."""
+        self._drop_worker()
+        if self.store is not None:
+            self.store.close()
+
+
+def _plan(worker: Worker, spec: RunSpec, stored: Mapping[str, str]) -> Plan:
+    event = _answer(worker, "plan", suite=spec.to_yaml())
+    cells = []
+    for item in event["cells"]:
+        cell = PlannedCell(**item)
+        have = stored.get(cell.key)
+        if cell.status == "todo" and have == "ok":
+            cell = replace(cell, status="done")
+        elif cell.status == "todo" and have == "error":
+            cell = replace(cell, reason="failed before, tried again")
+        cells.append(cell)
+    return Plan(cells, event["notices"], event["info"])
+
+
+def _answer(worker: Worker, do: str, **arguments: Any) -> dict[str, Any]:
+    answer: dict[str, Any] | None = None
+    try:
+        for event in worker.ask(do, **arguments):
+            if event["event"] == "usage_error":
+                raise UsageError(event["message"])
+            answer = event
+    except WorkerDiedError as error:
+        raise UsageError(f"planning failed: {error}") from error
+    assert answer is not None
+    return answer
+
+
+def _stored(out: Path) -> dict[str, str]:
+    if not (out / "results.sqlite").exists():
+        return {}
+    with Store(out, readonly=True) as store:
+        return store.status()
+
+
+def _predictions(event: Mapping[str, Any] | None) -> Predictions | None:
+    if event is None:
+        return None
+    raw = zlib.decompress(base64.b64decode(event["scores"]))
+    return Predictions(
+        ids=event["ids"],
+        groups=event["groups"],
+        labels=np.asarray(event["labels"], dtype=np.int64),
+        scores=np.frombuffer(raw, dtype=np.float32).reshape(event["shape"]),
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[_Signal]:
+    """Turn the first SIGINT or SIGTERM into a flag; a second one ends the process."""
+    stopped = _Signal()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stopped.number is not None:
+            # The worker ends by itself when its pipe closes with this process.
+            os._exit(128 + number)
+        stopped.number = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,124 @@
+"""Images and their features, each encoded once, for one backbone and one dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vipbench.api import ImageBackbone, Split, Views
+from vipbench.engine.views import training_view
+
+# Batches are padded to this size, so that a feature does not depend on its batch mates.
+ENCODE_BATCH = 64
+
+
+@dataclass
+class _ViewTable:
+    """Features (slots, V, D) of training views: image -> slot, and how many views each has."""
+
+    slots: dict[int, int] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+    table: Tensor | None = None
+
+    def reserve(self, indices: Sequence[int], count: int, dim: int, device: torch.device) -> None:
+        for i in indices:
+            self.slots.setdefault(i, len(self.slots))
+        old = self.table
+        rows, views = len(self.slots), max(count, 0 if old is None else old.shape[1])
+        if old is None or old.shape[:2] != (rows, views):
+            self.table = torch.zeros(rows, views, dim, device=device)
+            if old is not None:
+                self.table[: old.shape[0], : old.shape[1]] = old
+
+
+@dataclass
+class Features:
+    """Features of one dataset under one backbone, kept in memory and encoded on demand.
+
+    Indices are positions in a split. All tensors live on the backbone's device.
+    """
+
+    backbone: ImageBackbone
+    splits: Mapping[str, Split]
+    dataset_key: str
+    progress: Callable[[float], None] = lambda share: None
+    encoded_images: int = 0
+    _plain: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    _views: dict[tuple[object, ...], _ViewTable] = field(default_factory=dict)
+
+    def plain(self, split: str, indices: Sequence[int]) -> Tensor:
+        """Features (N,D) of the evaluation view."""
+        store = self._plain.setdefault(split, {})
+        wanted = [int(i) for i in indices]
+        missing = [(i, 0) for i in dict.fromkeys(wanted) if i not in store]
+        for part, features in self._encode(split, missing, None):
+            store.update(zip([i for i, _ in part], features, strict=True))
+        return torch.stack([store[i] for i in wanted])
+
+    def prepare_views(
+        self, split: str, indices: Sequence[int], views: Views, seed: int, count: int
+    ) -> None:
+        """Encode the training views 0 to count-1 under `seed` that are not there yet."""
+        table = self._table(split, views, seed)
+        wanted = list(dict.fromkeys(int(i) for i in indices))
+        table.reserve(wanted, count, self.backbone.dim, self.backbone.device)
+        assert table.table is not None
+        missing = [(i, v) for i in wanted for v in range(table.counts.get(i, 0), count)]
+        for part, features in self._encode(split, missing, (views, seed)):
+            slots = [table.slots[i] for i, _ in part]
+            table.table[slots, [v for _, v in part]] = features
+        for i in wanted:
+            table.counts[i] = max(count, table.counts.get(i, 0))
+
+    def view(self, split: str, indices: Sequence[int], views: Views, seed: int, v: int) -> Tensor:
+        """Features (N,D) of training view `v`; prepared before."""
+        table = self._table(split, views, seed)
+        assert table.table is not None
+        slots = [table.slots[int(i)] for i in indices]
+        return table.table[slots, v]
+
+    def images(
+        self, split: str, items: Sequence[tuple[int, int]], views: tuple[Views, int] | None
+    ) -> Tensor:
+        """Preprocessed images (N,3,H,H) of `items` (index, view): the evaluation view where
+        `views` is None, else training views of (views, seed)."""
+        pixels = []
+        opened: tuple[int, Image.Image] | None = None
+        for index, v in items:
+            if opened is None or opened[0] != index:
+                opened = index, self.splits[split].open(index)
+            image = opened[1]
+            if views is not None:
+                key = (self.dataset_key, split, self.splits[split].ids[index], views[1], v)
+                image = training_view(image, self.backbone.image_size, views[0], key)
+            pixels.append(self.backbone.preprocess(image))
+        return torch.stack(pixels).to(self.backbone.device)
+
+    def forget_views(self) -> None:
+        """Drop all training views, for memory."""
+        self._views.clear()
+
+    def _table(self, split: str, views: Views, seed: int) -> _ViewTable:
+        return self._views.setdefault((split, views.scale, views.flip, seed), _ViewTable())
+
+    @torch.no_grad()
+    def _encode(
+        self, split: str, items: Sequence[tuple[int, int]], views: tuple[Views, int] | None
+    ) -> Iterator[tuple[Sequence[tuple[int, int]], Tensor]]:
+        for start in range(0, len(items), ENCODE_BATCH):
+            part = items[start : start + ENCODE_BATCH]
+            pixels = self.images(split, part, views)
+            short = ENCODE_BATCH - len(part)
+            padded = torch.cat([pixels, pixels[:1].expand(short, -1, -1, -1)])
+            features = self.backbone.encode_image(padded)[: len(part)].float()
+            if not bool(torch.isfinite(features).all()):
+                raise ValueError(
+                    f"backbone '{self.backbone.name}' gave features that are not finite numbers"
+                )
+            self.encoded_images += len(part)
+            self.progress(start / len(items))
+            yield part, features

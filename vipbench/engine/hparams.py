@@ -1,0 +1,68 @@
+"""Hyperparameters from the command line or a suite, checked against a method's HParams."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from vipbench.api import HParams, Method
+from vipbench.errors import UsageError, unknown
+
+
+def make_hparams(method: type[Method], given: Mapping[str, Any]) -> HParams:
+    """HParams of `method` with `given` values; raises UsageError naming method, name and type."""
+    types_by_name = hparam_types(method)
+    values = {}
+    for name, value in given.items():
+        if name not in types_by_name:
+            if not types_by_name:
+                raise UsageError(
+                    f"unknown hyperparameter '{name}': method '{method.name}' has none"
+                )
+            raise unknown(f"hyperparameter of '{method.name}'", name, types_by_name)
+        values[name] = _convert(value, types_by_name[name], f"{method.name}.{name}")
+    try:
+        return method.HParams(**values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"method '{method.name}': {error}") from error
+
+
+def hparam_types(method: type[Method]) -> dict[str, Any]:
+    """Hyperparameter -> its type."""
+    hints = get_type_hints(method.HParams)
+    return {f.name: hints[f.name] for f in dataclasses.fields(method.HParams) if f.init}
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    origin = get_origin(kind)
+    if origin is Literal:
+        choices = get_args(kind)
+        if value in choices and type(value) in {type(c) for c in choices}:
+            return value
+        raise UsageError(f"{where} is {value!r}; expected one of {', '.join(map(str, choices))}")
+    if origin in (Union, types.UnionType):
+        inner = [a for a in get_args(kind) if a is not type(None)]
+        if value is None:
+            return None
+        for candidate in inner:
+            try:
+                return _convert(value, candidate, where)
+            except UsageError:
+                if candidate is inner[-1]:
+                    raise
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3, without a dot, as text.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    if kind is str and isinstance(value, int | float):
+        return str(value)
+    name = {int: "a whole number", float: "a number", bool: "on or off", str: "text"}
+    raise UsageError(f"{where} is {value!r}; expected {name.get(kind, kind)}")

@@ -1,0 +1,249 @@
+"""The process that imports torch and runs plugins: `python -m vipbench.engine.worker`.
+
+It reads one JSON command a line on standard input and writes one JSON event a line on the
+descriptor that standard output was; whatever a plugin prints goes to standard error. It ends
+when its input does, so that it never outlives its driver.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from vipbench.api import TextError, UnsupportedError
+from vipbench.engine.cells import Finished, GroupRunner, base_record
+from vipbench.engine.features import Features
+from vipbench.engine.hparams import hparam_types
+from vipbench.engine.planning import (
+    LoadedBackbone,
+    LoadedDataset,
+    PlanCell,
+    load_backbone,
+    load_dataset,
+    make_rows,
+    plan_cells,
+)
+from vipbench.errors import UsageError
+from vipbench.plugins import Registry, load_registry, provenance
+from vipbench.spec import RunSpec
+
+Send = Callable[[dict[str, Any]], None]
+
+
+class Session:
+    """What the worker holds between commands."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.spec: RunSpec | None = None
+        self.cells: dict[str, PlanCell] = {}
+        self.runners: dict[tuple[str, str], GroupRunner] = {}
+
+    def handle(self, command: dict[str, Any]) -> None:
+        """One command; a UsageError becomes an event."""
+        try:
+            getattr(self, f"do_{command['do']}")(**command.get("with", {}))
+        except UsageError as error:
+            self.send({"event": "usage_error", "message": str(error)})
+
+    def do_catalogue(self, plugins_dir: str | None) -> None:
+        """What is registered."""
+        registry = load_registry(None if plugins_dir is None else Path(plugins_dir))
+        entries = [*_describe_methods(registry)]
+        for kind, table in (("backbone", registry.backbones), ("dataset", registry.datasets)):
+            for found in table.values():
+                detail = dict(provenance(found.plugin))
+                entries.append(
+                    {"kind": kind, "name": found.name, "help": found.help, "detail": detail}
+                )
+        self.send({"event": "catalogue", "entries": entries})
+
+    def do_plan(self, suite: str) -> None:
+        """Expand a RunSpec into cells, loading every dataset and backbone of it."""
+        self.spec = run = RunSpec.from_yaml_text(suite)
+        device = _device(run)
+        registry = load_registry(run.plugins_dir)
+        rows = make_rows(registry, run.methods)
+        # Names first: a misspelled backbone must not wait for the hashing of a dataset.
+        for source in run.datasets:
+            registry.get("dataset", source.partition(":")[0])
+        for source in run.backbones:
+            registry.get("backbone", source.partition(":")[0])
+        backbones = [load_backbone(registry, source) for source in run.backbones]
+        datasets = [load_dataset(registry, run, source) for source in run.datasets]
+        _check_names([d.dataset.name for d in datasets], "datasets")
+        _check_names([b.backbone.name for b in backbones], "backbones")
+        self.cells, cells = {}, []
+        for backbone in backbones:
+            backbone.backbone.to(device)
+            for data in datasets:
+                self.runners[backbone.source, data.dataset.name] = self._runner(run, backbone, data)
+                for row in rows:
+                    planned = plan_cells(run, row, data, backbone)
+                    reason = _cannot_build(
+                        self.runners[backbone.source, data.dataset.name], planned
+                    )
+                    for cell in planned:
+                        self.cells[cell.key] = cell
+                        cells.append(_planned(cell, cell.impossible or reason))
+        notices = [notice for data in datasets for notice in data.notices]
+        notices += [f"{d.dataset.name}: {d.dataset.caption}" for d in datasets if d.dataset.caption]
+        info = {"device": str(device), "torch": torch.__version__}
+        self.send({"event": "plan", "cells": cells, "notices": notices, "info": info})
+
+    def do_run(self, keys: list[str]) -> None:
+        """Run one group: cells of the same row, dataset and backbone."""
+        cells = [self.cells[key] for key in keys]
+        runner = self.runners[cells[0].backbone.source, cells[0].data.dataset.name]
+        for finished in runner.run(cells):
+            self.send({"event": "done", **_finished(finished)})
+        self.send({"event": "group_done", "encoded_images": runner.features.encoded_images})
+
+    def do_base(self, keys: list[str]) -> None:
+        """The records' common parts, for cells that the driver must write off itself."""
+        assert self.spec is not None
+        bases = [base_record(self.spec, self.cells[key]) for key in keys]
+        self.send({"event": "base", "records": bases})
+
+    def _runner(self, spec: RunSpec, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
+        features = Features(backbone.backbone, data.splits, data.fingerprint, _Ticker(self.send))
+        return GroupRunner(spec, features, lambda text: self.send({"event": "note", "text": text}))
+
+
+class _Ticker:
+    """Signs of life, at most two a second."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._last = 0.0
+
+    def __call__(self, share: float) -> None:
+        """Report that `share` in [0,1] of the work at hand is done."""
+        now = time.monotonic()
+        if now - self._last > 0.5:
+            self._last = now
+            self._send({"event": "tick", "share": share})
+
+
+def _cannot_build(runner: GroupRunner, cells: list[PlanCell]) -> str | None:
+    """Why a method cannot be built on this backbone, where it says so itself; tried once."""
+    possible = [cell for cell in cells if cell.impossible is None]
+    if not possible:
+        return None
+    try:
+        runner.try_build(possible[0])
+    except (UnsupportedError, TextError) as error:
+        return str(error)
+    except Exception:
+        # Any other failure is the cell's own, and becomes its record.
+        return None
+    return None
+
+
+def _planned(cell: PlanCell, reason: str | None) -> dict[str, Any]:
+    return {
+        "key": cell.key,
+        "backbone": cell.backbone.backbone.name,
+        "dataset": cell.data.dataset.name,
+        "method": cell.row.label,
+        "shots": "full" if cell.shots is None else cell.shots,
+        "seed": cell.seed,
+        "group": "\x1f".join(cell.group),
+        "status": "todo" if reason is None else "impossible",
+        "reason": reason,
+        "plugin": cell.row.plugin.name,
+        "file": cell.row.plugin.file.name,
+    }
+
+
+def _finished(finished: Finished) -> dict[str, Any]:
+    event: dict[str, Any] = {"record": finished.record.to_dict(), "predictions": None}
+    if finished.predictions is not None:
+        p = finished.predictions
+        event["predictions"] = {
+            "ids": p.ids,
+            "groups": p.groups,
+            "labels": p.labels.tolist(),
+            "shape": list(p.scores.shape),
+            "scores": base64.b64encode(zlib.compress(p.scores.tobytes(), 1)).decode(),
+        }
+    return event
+
+
+def _describe_methods(registry: Registry) -> Iterable[dict[str, Any]]:
+    for found in registry.methods.values():
+        method = found.target
+        types = {k: getattr(t, "__name__", str(t)) for k, t in hparam_types(method).items()}
+        default = method.HParams()
+        yield {
+            "kind": "method",
+            "name": found.name,
+            "help": found.help,
+            "detail": {
+                "kind": method.kind,
+                "paper": method.paper,
+                "year": method.year,
+                "needs": sorted(method.needs),
+                "uses_support": method.uses_support,
+                "hparams": {
+                    k: {"type": t, "default": getattr(default, k)} for k, t in types.items()
+                },
+                **provenance(found.plugin),
+            },
+        }
+
+
+def _check_names(names: list[str], what: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"two of the {what} are both named '{twice[0]}' in tables; rename one file or folder"
+        )
+
+
+def _device(spec: RunSpec) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if spec.device == "cuda" and not cuda:
+        raise UsageError("--device cuda: no CUDA device is available; use --device cpu or auto")
+    return torch.device("cuda" if spec.device != "cpu" and cuda else "cpu")
+
+
+def _read(stream: TextIO, commands: queue.Queue[dict[str, Any]]) -> None:
+    for line in stream:
+        commands.put(json.loads(line))
+    # The driver is gone; whatever runs here has nobody to report to.
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve commands until standard input ends."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def send(event: dict[str, Any]) -> None:
+        with lock:
+            out.write(json.dumps(event) + "\n")
+            out.flush()
+
+    commands: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_read, args=(sys.stdin, commands), daemon=True).start()
+    session = Session(send)
+    while True:
+        session.handle(commands.get())
+        send({"event": "ready"})
+
+
+if __name__ == "__main__":
+    main()

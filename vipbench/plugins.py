@@ -1,0 +1,284 @@
+"""Discovery of plugins: built-ins, entry points, single files; names, provenance, error texts."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NoReturn
+
+import pluggy
+
+from vipbench import __version__, hookspecs
+from vipbench.api import Dataset, HParams, ImageBackbone, Method
+from vipbench.errors import UsageError, unknown
+
+ENTRY_POINT_GROUP = "vipbench"
+PLUGINS_DIR_VARIABLE = "VIPBENCH_PLUGINS_DIR"
+
+BUILTIN_MODULES = (
+    "vipbench.methods.zero_shot",
+    "vipbench.methods.symptoms_mean",
+    "vipbench.methods.symptoms_max",
+    "vipbench.methods.linear_probe",
+    "vipbench.methods.coop",
+    "vipbench.methods.cocoop",
+    "vipbench.methods.vip",
+    "vipbench.backbones.open_clip",
+    "vipbench.datasets.synthderm",
+    "vipbench.datasets.npz",
+    "vipbench.datasets.folder",
+)
+
+Kind = Literal["method", "backbone", "dataset"]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where something registered comes from.
+
+    name: "vipbench" for built-ins, a distribution's entry point, or a file's name. version: of
+    the distribution; None for single files. file: the module's file. file_sha256: its digest.
+    """
+
+    name: str
+    version: str | None
+    file: Path
+    file_sha256: str
+    builtin: bool
+
+    def __str__(self) -> str:
+        return f"plugin '{self.name}' ({self.file})"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered thing: a Method class, or a factory of backbones or datasets."""
+
+    kind: Kind
+    name: str
+    plugin: Plugin
+    target: Any
+    help: str = ""
+
+
+@dataclass
+class Registry:
+    """All registered methods, backbones and datasets."""
+
+    methods: dict[str, Registered] = field(default_factory=dict)
+    backbones: dict[str, Registered] = field(default_factory=dict)
+    datasets: dict[str, Registered] = field(default_factory=dict)
+
+    def of(self, kind: Kind) -> dict[str, Registered]:
+        """The table of one kind."""
+        tables = {"method": self.methods, "backbone": self.backbones, "dataset": self.datasets}
+        return tables[kind]
+
+    def get(self, kind: Kind, name: str) -> Registered:
+        """The registered `name`; raises UsageError with close matches."""
+        table = self.of(kind)
+        if name not in table:
+            raise unknown(kind, name, table, f"`vipbench list {kind}s` shows what there is.")
+        return table[name]
+
+    def method(self, name: str) -> tuple[type[Method], Plugin]:
+        """A method's class and its plugin."""
+        found = self.get("method", name)
+        return found.target, found.plugin
+
+    def dataset(self, source: str) -> tuple[Dataset, Plugin]:
+        """The dataset of `NAME[:ARG]`; raises UsageError."""
+        return self._make("dataset", source, Dataset)
+
+    def backbone(self, source: str) -> tuple[ImageBackbone, Plugin]:
+        """The backbone of `NAME[:ARG]`, its weights loaded; raises UsageError."""
+        return self._make("backbone", source, ImageBackbone)
+
+    def _make(self, kind: Kind, source: str, base: type[Any]) -> tuple[Any, Plugin]:
+        name, colon, argument = source.partition(":")
+        found = self.get(kind, name)
+        try:
+            made = found.target(argument if colon else None)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"{found.plugin}: hook register_{kind}s: the factory of '{source}' failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(made, base):
+            raise UsageError(
+                f"{found.plugin}: hook register_{kind}s: the factory of '{source}' gave a "
+                f"{type(made).__name__}; expected a {base.__name__}"
+            )
+        return made, found.plugin
+
+
+def load_registry(plugins_dir: Path | None = None) -> Registry:
+    """Load built-ins, entry points and the files of `plugins_dir`, and let each register.
+
+    Raises UsageError naming plugin and file for a failing import, a misspelled hook, a second
+    use of a name, or something that is not what its hook registers.
+    """
+    manager = pluggy.PluginManager("vipbench")
+    manager.add_hookspecs(hookspecs)
+    registry = Registry()
+    for module_name in BUILTIN_MODULES:
+        module = importlib.import_module(module_name)
+        _add(manager, registry, module, _describe("vipbench", __version__, module, builtin=True))
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        module = _load_entry_point(point)
+        version = point.dist.version if point.dist else None
+        name = point.dist.name if point.dist else point.name
+        _add(manager, registry, module, _describe(name, version, module))
+    if plugins_dir is not None:
+        for file in _plugin_files(plugins_dir):
+            module = _load_file(file)
+            _add(manager, registry, module, _describe(file.stem, None, module))
+    return registry
+
+
+def _add(
+    manager: pluggy.PluginManager, registry: Registry, module: ModuleType, plugin: Plugin
+) -> None:
+    manager.register(module, name=f"{plugin.name}:{module.__name__}")
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        hooks = [name for name in vars(hookspecs) if name.startswith("register_")]
+        raise UsageError(f"{plugin}: {error}; the hooks are {', '.join(hooks)}") from error
+    hooks: list[tuple[str, Callable[..., None]]] = [
+        ("register_methods", partial(_register_method, registry, plugin)),
+        ("register_backbones", partial(_register_factory, registry, plugin, "backbone")),
+        ("register_datasets", partial(_register_factory, registry, plugin, "dataset")),
+    ]
+    for hook, register in hooks:
+        function = getattr(module, hook, None)
+        if function is None:
+            continue
+        if not hasattr(function, "vipbench_impl"):
+            raise UsageError(
+                f"{plugin}: {hook} lacks the decorator; write @vipbench.hookimpl above it"
+            )
+        try:
+            function(register)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"{plugin}: hook {hook} failed: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _register_method(registry: Registry, plugin: Plugin, method: type[Method]) -> None:
+    where = f"{plugin}: hook register_methods"
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise UsageError(f"{where}: got {method!r}; expected a subclass of vipbench.api.Method")
+    for attribute in ("name", "kind"):
+        if not isinstance(getattr(method, attribute, None), str):
+            raise UsageError(f"{where}: {method.__name__} lacks the class attribute '{attribute}'")
+    if not issubclass(method.HParams, HParams):
+        raise UsageError(f"{where}: {method.__name__}.HParams must subclass vipbench.api.HParams")
+    _store(registry, Registered("method", method.name, plugin, method, _first_line(method)))
+
+
+def _register_factory(
+    registry: Registry,
+    plugin: Plugin,
+    kind: Kind,
+    name: str,
+    factory: Callable[[str | None], Any],
+    help: str = "",
+) -> None:
+    if not callable(factory):
+        raise UsageError(f"{plugin}: hook register_{kind}s: the factory of '{name}' is no callable")
+    _store(registry, Registered(kind, name, plugin, factory, help))
+
+
+def _store(registry: Registry, new: Registered) -> None:
+    legal = new.name and all(c.isalnum() or c in "-_+." for c in new.name)
+    if not legal or new.name != new.name.lower():
+        raise UsageError(
+            f"{new.plugin}: the {new.kind} name '{new.name}' must be a lowercase word of letters, "
+            "digits and - _ + ."
+        )
+    table = registry.of(new.kind)
+    if new.name in table:
+        raise UsageError(
+            f"two plugins register the {new.kind} '{new.name}': {table[new.name].plugin} and "
+            f"{new.plugin}; rename one or remove it"
+        )
+    table[new.name] = new
+
+
+def _describe(name: str, version: str | None, module: ModuleType, builtin: bool = False) -> Plugin:
+    file = Path(module.__file__ or "")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    return Plugin(name, version, file, digest, builtin)
+
+
+def _plugin_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UsageError(f"--plugins-dir {folder} is not a folder; give one that holds *.py files")
+    return sorted(p for p in folder.glob("*.py") if not p.name.startswith(("_", "test_")))
+
+
+def _load_file(file: Path) -> ModuleType:
+    # A name of its own, so that a drop-in never shadows an installed module of the same name.
+    digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
+    name = f"vipbench_plugin_{file.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"plugin '{file.stem}' ({file}) is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        _import_failed(file.stem, str(file), error)
+    return module
+
+
+def _load_entry_point(point: EntryPoint) -> ModuleType:
+    try:
+        module = point.load()
+    except BaseException as error:
+        _import_failed(point.name, point.value, error)
+    if not isinstance(module, ModuleType):
+        raise UsageError(
+            f"plugin '{point.name}' ({point.value}): the entry point gives a "
+            f"{type(module).__name__}; it must name a module"
+        )
+    return module
+
+
+def _import_failed(name: str, where: str, error: BaseException) -> NoReturn:
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    raise UsageError(
+        f"plugin '{name}' ({where}) cannot be imported: {type(error).__name__}: {error}; "
+        "mend it or take it away"
+    ) from error
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+def provenance(plugin: Plugin) -> Mapping[str, str | None]:
+    """What a record says of a plugin; its file by name only, since records travel."""
+    return {
+        "plugin": plugin.name,
+        "version": plugin.version,
+        "file": plugin.file.name,
+        "file_sha256": plugin.file_sha256,
+    }
