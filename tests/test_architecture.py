@@ -1,0 +1,194 @@
+"""The directions of the arrows: what may import what, and what no file may do."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+PACKAGE = REPO / "vipbench"
+
+# Rooms of one layer may import each other as long as no circle comes of it; nobody imports up.
+LAYERS = (
+    {"errors", "images", "yamlio", "specparse", "spec", "results"},
+    {"vipbench", "api", "hookspecs"},  # "vipbench" is __init__.py: the hook marker and version
+    {"backbones", "methods", "datasets", "symptoms"},
+    {"plugins"},
+    {"engine"},
+    {"cli", "testing", "__main__"},
+)
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+# Whatever answers before a run, or only reads results, must not wait for torch.
+TORCH_FREE = [*sorted(LAYERS[0]), "hookspecs", "engine.driver", "cli", "__main__"]
+
+
+def files(*folders: Path) -> list[Path]:
+    return sorted(f for folder in folders for f in folder.rglob("*.py"))
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(REPO).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """vipbench.engine.driver -> engine; vipbench -> vipbench."""
+    return [*module.split("."), "vipbench"][1] if "." in module else module
+
+
+def for_typing_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def walk(node: ast.AST, typing: bool) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if for_typing_only(child) and not typing:
+            continue
+        yield child
+        yield from walk(child, typing)
+
+
+def imports(file: Path, typing: bool = True) -> Iterator[tuple[str, int]]:
+    """Full module names under vipbench that `file` imports, anywhere in it, with the line."""
+    module = module_of(file)
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in walk(ast.parse(file.read_text()), typing):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*up, *filter(None, [base])])
+            # `from vipbench import api` imports a module, `from vipbench import hookimpl` not.
+            found = [f"{base}.{alias.name}" for alias in node.names]
+            names = [name if is_module(name) else base for name in found]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "vipbench":
+                yield name, node.lineno
+
+
+def is_module(name: str) -> bool:
+    path = REPO.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def test_every_room_has_its_layer() -> None:
+    rooms = {room_of(module_of(file)) for file in files(PACKAGE)}
+    assert rooms <= RANK.keys(), f"name the layer of {sorted(rooms - RANK.keys())} in LAYERS"
+
+
+def test_imports_never_go_up() -> None:
+    wrong = []
+    for file in files(PACKAGE):
+        room = room_of(module_of(file))
+        # hookspecs names the contracts' types, for a type checker alone.
+        for name, line in imports(file, typing=False):
+            if RANK[room_of(name)] > RANK[room]:
+                wrong.append(f"{file.relative_to(REPO)}:{line} ({room}) imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_rooms_of_one_layer_form_no_circle() -> None:
+    arrows: dict[str, set[str]] = {room: set() for room in RANK}
+    for file in files(PACKAGE):
+        room = room_of(module_of(file))
+        for name, _ in imports(file, typing=False):
+            # The package itself is imported before any of its rooms.
+            if room_of(name) not in (room, "vipbench"):
+                arrows[room].add(room_of(name))
+    while arrows:
+        free = [room for room, uses in arrows.items() if not uses & arrows.keys()]
+        assert free, f"a circle among {arrows}"
+        for room in free:
+            del arrows[room]
+
+
+def test_the_engine_imports_no_concrete_plugin() -> None:
+    concrete = {"methods", "backbones", "datasets"}
+    for file in files(PACKAGE / "engine"):
+        for name, line in imports(file):
+            assert room_of(name) not in concrete, f"{file.name}:{line} imports {name}"
+
+
+def test_built_ins_do_not_know_the_engine() -> None:
+    for room in ("methods", "backbones", "datasets", "symptoms", "api"):
+        for file in files(PACKAGE / room):
+            for name, line in imports(file):
+                assert room_of(name) != "engine", f"{file.name}:{line} imports {name}"
+
+
+def test_nothing_in_the_package_imports_the_extensions() -> None:
+    for file in files(PACKAGE):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            bad = [n for n in names if n.split(".")[0] in ("plugins", "tests", "benchmarks")]
+            assert not bad, f"{file}:{node.lineno} imports {bad}"
+
+
+def unsafe(node: ast.AST) -> str | None:
+    """Why a call may run code out of a data file, or None."""
+    if not isinstance(node, ast.Call):
+        return None
+    called = ast.unparse(node.func)
+    if called in ("eval", "exec", "pickle.load", "pickle.loads", "joblib.load", "os.system"):
+        return called
+    given = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
+    if given.get("allow_pickle") == "True" or given.get("shell") == "True":
+        return ast.unparse(node)
+    if called.endswith("torch.load") and given.get("weights_only") != "True":
+        return f"{called} without weights_only=True"
+    if called == "yaml.load" and "Safe" not in given.get("Loader", ""):
+        return f"{called} without a safe loader"
+    return None
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "eval(text)",
+        "pickle.load(file)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text)",
+        "subprocess.run(command, shell=True)",
+    ],
+)
+def test_the_check_for_unsafe_calls_sees(code: str) -> None:
+    assert unsafe(ast.parse(code, mode="eval").body)
+
+
+def test_no_file_runs_code_out_of_data() -> None:
+    for file in files(PACKAGE, REPO / "plugins"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            reason = unsafe(node)
+            assert reason is None, f"{file.relative_to(REPO)}:{node.lineno}: {reason}"  # type: ignore[attr-defined]
+
+
+def test_no_file_passes_300_lines() -> None:
+    long = {str(f.relative_to(REPO)): len(f.read_text().splitlines()) for f in files(PACKAGE)}
+    assert not {name: n for name, n in long.items() if n > 300}
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_these_import_no_torch(module: str) -> None:
+    name = "vipbench" if module == "vipbench" else f"vipbench.{module}"
+    code = f"import sys, {name}; print(sorted({{'torch', 'open_clip', 'timm'}} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]", f"{name} imports torch"
