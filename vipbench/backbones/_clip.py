@@ -8,6 +8,7 @@ dimensions.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,13 +16,16 @@ from typing import Any
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from vipbench.api import Backbone, Prompts, Tap, TextError, Texts, UnsupportedError
+from vipbench.api import Backbone, Prompts, Tap, TextError, Texts
 from vipbench.backbones._layout import lay_out
+from vipbench.backbones._packing import Packed, pack
 from vipbench.backbones._texts import Wordpieces, embed_texts
-from vipbench.backbones._towers import TextTower, VisionTower
+from vipbench.backbones._towers import TextTower, VisionTower, take_rows
 from vipbench.images import to_rgb
 
 
@@ -32,7 +36,11 @@ class ClipBackbone(Backbone):
     `vision_cfg`, `text_cfg`, `quick_gelu`). preprocess: fields of `open_clip.PreprocessCfg`
     that differ from the defaults; the size is the model's own.
     Raises UnsupportedError for a text tower that cannot take a learned context.
+
+    memory_budget: bytes that `encode_text` may keep for the gradient; set it to what is free.
     """
+
+    memory_budget: int = 1 << 30
 
     def __init__(
         self,
@@ -53,7 +61,10 @@ class ClipBackbone(Backbone):
         self._preprocess = open_clip.transform.PreprocessCfg(
             **{**(preprocess or {}), "size": self._vision.image_size}
         )
-        self._transform = open_clip.transform.image_transform_v2(self._preprocess, is_train=False)
+        self._packings: Any = WeakIdKeyDictionary()
+        self._transform: Any = open_clip.transform.image_transform_v2(
+            self._preprocess, is_train=False
+        )
         self.name = name
         self.licence = licence
         self.citation = citation
@@ -61,7 +72,7 @@ class ClipBackbone(Backbone):
         self.width = self._text.words.embedding_dim
         self.text_layers = len(self._text.blocks)
         self.context_length = len(self._text.positions)
-        self.logit_scale = float(self._model.logit_scale.exp())
+        self.logit_scale = self._model.logit_scale.exp().item()
         self.image_size = self._vision.image_size
         self.vision_width = self._vision.width
         self.vision_layers = self._vision.layers
@@ -105,18 +116,51 @@ class ClipBackbone(Backbone):
     ) -> Tensor:
         """See `Backbone.encode_text`. Without `context`, the gaps of `prompts` stay empty."""
         m = self._check(prompts, context)
+        if context is not None and m == 0:
+            context = None
+        if tap is not None or not self._text.cut:
+            return self._plain_text(prompts, context, tap)
+        if context is None:
+            packed = self._packed(prompts, 0, torch.Size())
+            return self._text.encode(packed, None, self.memory_budget).squeeze(0)
+        lead = context.shape[:-2]
+        shape = torch.broadcast_shapes(prompts.shape, lead)  # type: ignore[no-untyped-call]
+        # Leading dimensions that only the contexts have repeat the same texts: many contexts
+        # over one packing.
+        texts = [*[1] * (len(shape) - len(prompts.shape)), *prompts.shape]
+        outer = next((i for i, size in enumerate(texts) if size != 1), len(texts))
+        outer = max(0, outer - len(shape) + len(lead))
+        packed = self._packed(prompts, m, lead[outer:])
+        contexts = context.reshape(-1, lead[outer:].numel() * m, self.width)
+        return self._text.encode(packed, contexts, self.memory_budget).reshape(*shape, self.dim)
+
+    def _plain_text(self, prompts: Prompts, context: Tensor | None, tap: Tap | None) -> Tensor:
+        """Each text as a sequence of its own: what a tap looks into, and bidirectional towers."""
+        m = 0 if context is None else context.shape[-2]
+        if not self._text.cut:
+            # Such a tower also looks at the padding, or takes its last row.
+            padding = self.context_length - m - prompts.tokens.shape[-1]
+            tokens = F.pad(prompts.tokens, (0, padding), value=self._wordpieces.pad)
+            prompts = dataclasses.replace(prompts, tokens=tokens)
         layout = lay_out(prompts, m)
-        rows = self._text.words(prompts.tokens)
-        source = layout.source
-        if context is not None and m:
-            lead = torch.broadcast_shapes(prompts.shape, context.shape[:-2])
-            rows = torch.cat([t.expand(*lead, *t.shape[-2:]) for t in (rows, context)], -2)
-            source = source.expand(*lead, -1)
+        rows, source = self._text.words(prompts.tokens), layout.source
+        if context is not None:
+            shape = torch.broadcast_shapes(prompts.shape, context.shape[:-2])  # type: ignore[no-untyped-call]
+            rows = torch.cat([t.expand(*shape, *t.shape[-2:]) for t in (rows, context)], -2)
+            source = source.expand(*shape, -1)
         if self._text.cut:
             source = source[..., : int(layout.end.max()) + 1]
-        rows = rows.gather(-2, source.unsqueeze(-1).expand(*source.shape, rows.shape[-1]))
-        x = rows + self._text.positions[: rows.shape[-2]]
-        return self._text.plain(x, layout.end, tap)
+        x = take_rows(rows, source) + self._text.positions[: source.shape[-1]]
+        return self._text.plain(x, self._text.pooled(layout.end), tap)
+
+    def _packed(self, prompts: Prompts, m: int, contexts: torch.Size) -> Packed:
+        """The packing of `prompts`, made once for as long as they live."""
+        packings: dict[Any, Packed] = self._packings.setdefault(prompts.tokens, {})
+        key = (m, contexts)
+        if key not in packings:
+            limit = min(256, max(64, self.width // 2))
+            packings[key] = pack(prompts, m, contexts, limit)
+        return packings[key]
 
     def trainable_copy(self, pretrained: bool = True) -> nn.Module:
         """The image tower (B,3,H,H) -> (B,D), to be trained.

@@ -7,6 +7,7 @@ transform them. Shapes: T rows of a sequence, W width of the tower, H heads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import open_clip
@@ -15,20 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipbench.api import Tap, Tower, UnsupportedError
+from vipbench.backbones._fold import folded
+from vipbench.backbones._packing import Packed, Packing
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, allowed: Tensor | None) -> Tensor:
-    """Multi-head attention: q (*,Q,W) over k, v (*,T,W) -> (*,Q,W).
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, seen: Tensor | None) -> Tensor:
+    """Multi-head attention: q (n,Q,W) over k, v (n,T,W) -> (n,Q,W).
 
-    allowed: bool, broadcasting to (*,Q,T); False where a row may not look. None: everywhere.
-
-    Spelt out, since the fused kernels have no batching rule on the CPU.
+    seen: bool, (n,Q,T) or (Q,T); False where a row may not look. None: everywhere.
     """
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(-3, -2) for t in (q, k, v))
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed.unsqueeze(-3), float("-inf"))
-    return (scores.softmax(-1) @ v).transpose(-3, -2).flatten(-2)
+    q, k, v = (t.reshape(*t.shape[:-1], heads, -1).transpose(1, 2) for t in (q, k, v))
+    mask = seen.unsqueeze(1) if seen is not None and seen.dim() == 3 else seen
+    result: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return result.transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -52,39 +52,54 @@ class Block:
         """H."""
         return int(self.module.attn.num_heads)
 
-    def __call__(
-        self, x: Tensor, allowed: Tensor | None, tap: Tap | None = None, rows: Tensor | None = None
-    ) -> Tensor:
-        """x (*,T,W) -> (*,T,W), or with `rows` (*R, E) int64 only those rows: (*,E,W).
+    def packed(self, x: Tensor, seen: Tensor, rows: Tensor | None = None) -> Tensor:
+        """x (n,R,W) -> (n,R,W), or with `rows` (n,E) int64 only those rows: (n,E,W).
 
-        allowed: bool (*,T,T) broadcasting, as `attend` takes it; with `rows` its rows are
-        picked likewise.
+        seen (n or 1,R,R): bool, may row i look at row j. Plain tensors only, no torch.func.
         """
-        attn = self.module.attn
-        h = self.module.ln_1(x)
+        m, attn = self.module, self.module.attn
+        h = m.ln_1(x)
         width = h.shape[-1]
-        if tap is None and rows is None:
-            q, k, v = F.linear(h, attn.in_proj_weight, attn.in_proj_bias).split(width, -1)
+        if rows is None:
+            q, k, v = F.linear(h, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
         else:
-            h_q = h if rows is None else take_rows(h, rows)
-            weights = attn.in_proj_weight.split(width)
-            biases = attn.in_proj_bias.split(width)
-            q, k, v = (
-                self._tapped(tap, name, source, F.linear(source, weight, bias))
-                for name, source, weight, bias in zip(
-                    "qkv", (h_q, h, h), weights, biases, strict=True
-                )
-            )
-        if rows is not None:
+            weight, bias = attn.in_proj_weight, attn.in_proj_bias
+            k, v = F.linear(h, weight[width:], bias[width:]).chunk(2, -1)
+            q = F.linear(take_rows(h, rows), weight[:width], bias[:width])
             x = take_rows(x, rows)
-            if allowed is not None:
-                allowed = allowed[rows] if allowed.dim() == 2 else take_rows(allowed, rows)
-        a = attend(q, k, v, self.heads, allowed)
-        x = x + self.module.ls_1(self._tapped(tap, "o", a, attn.out_proj(a)))
-        h = self.module.ln_2(x)
-        mlp = self.module.mlp
-        a = mlp.gelu(self._tapped(tap, "fc1", h, mlp.c_fc(h)))
-        return x + self.module.ls_2(self._tapped(tap, "fc2", a, mlp.c_proj(a)))
+            seen = take_rows(seen.expand(len(x), -1, -1), rows)
+        x = x + m.ls_1(attn.out_proj(attend(q, k, v, self.heads, seen)))
+        x = x + m.ls_2(m.mlp.c_proj(self._activate(m.mlp.c_fc(m.ln_2(x)))))
+        return x
+
+    def __call__(self, x: Tensor, causal: bool, tap: Tap | None = None) -> Tensor:
+        """x (*,T,W) -> (*,T,W), open to `tap` and to torch.func."""
+        m, attn = self.module, self.module.attn
+        h = m.ln_1(x)
+        q, k, v = (
+            self._tapped(tap, name, h, F.linear(h, weight, bias))
+            for name, weight, bias in zip(
+                "qkv", attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3), strict=True
+            )
+        )
+        seen = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).tril()
+        a = folded(
+            lambda q, k, v: attend(q, k, v, self.heads, seen if causal else None),
+            *(t.reshape(-1, *t.shape[-2:]) for t in (q, k, v)),
+        ).reshape(q.shape)
+        x = x + m.ls_1(self._tapped(tap, "o", a, attn.out_proj(a)))
+        h = m.ln_2(x)
+        a = m.mlp.gelu(self._tapped(tap, "fc1", h, m.mlp.c_fc(h)))
+        x = x + m.ls_2(self._tapped(tap, "fc2", a, m.mlp.c_proj(a)))
+        return x
+
+    def _activate(self, x: Tensor) -> Tensor:
+        gelu = self.module.mlp.gelu
+        if isinstance(gelu, open_clip.transformer.QuickGELU):
+            # x·sigmoid(1.702 x) as one fused operation, which also keeps less for the gradient.
+            return F.silu(x * 1.702) / 1.702
+        activated: Tensor = gelu(x)
+        return activated
 
     def _tapped(self, tap: Tap | None, name: str, x: Tensor, y: Tensor) -> Tensor:
         return y if tap is None else tap.linear(self.tower, self.layer, name, x, y)
@@ -133,30 +148,76 @@ class TextTower:
         """Whether a text may be cut behind its end token without changing its features."""
         return self.causal and self.pool in ("argmax", "eos")
 
+    def pooled(self, end: Tensor) -> Tensor:
+        """The row that stands for a text whose end token is in row `end` (*N,)."""
+        if self.pool == "first":
+            return torch.zeros_like(end)
+        return torch.full_like(end, len(self.positions) - 1) if self.pool == "last" else end
+
     def head(self, x: Tensor) -> Tensor:
         """The pooled rows (*, W), after all blocks -> features (*, D)."""
         x = self._text.ln_final(x)
         projection = self._text.text_projection
-        if projection is None:
-            return x
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        if projection is not None:
+            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return x
 
-    def plain(self, x: Tensor, end: Tensor, tap: Tap | None = None) -> Tensor:
-        """x (*, T, W) embedded rows with positions; end (*E,) int64, the pooled row of each
-        text, *E the last dimensions of * -> (*, D). Each text is a sequence of its own."""
+    def plain(self, x: Tensor, pooled: Tensor, tap: Tap | None = None) -> Tensor:
+        """x (*,T,W) embedded rows with positions; pooled (*N,) int64, the row that stands for a
+        text, *N the last dimensions of * -> (*,D). Each text is a sequence of its own."""
         for block in self.blocks:
             if tap is not None:
                 x = tap.tokens("text", block.layer, x)
-            last = tap is None and block.layer == len(self.blocks) - 1
-            x = block(x, self._allowed(x), tap, end.unsqueeze(-1) if last else None)
-        if tap is not None:
-            x = take_rows(x, end.unsqueeze(-1))
-        return self.head(x.squeeze(-2))
+            x = block(x, self.causal, tap)
+        return self.head(take_rows(x, pooled.unsqueeze(-1)).squeeze(-2))
 
-    def _allowed(self, x: Tensor) -> Tensor | None:
-        if not self.causal:
-            return None
-        return torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).tril()
+    def encode(self, packed: Packed, contexts: Tensor | None, budget: int) -> Tensor:
+        """Features (F,*L,D) of packed texts; contexts (F,V,W), V vectors each.
+
+        budget: bytes that may be kept for the gradient. Beyond it, values are computed again,
+        part by part, which takes half as long again.
+        """
+        packing = packed.packing
+        # What autograd keeps of a row in each block: the inputs of two normalisations, q, k, v,
+        # the attention's result, the wide activation, and the row's share of the mask.
+        r = packing.tokens.shape[1]
+        row_bytes = 4 * len(self.blocks) * (10 * self.words.embedding_dim + r)
+        part_rows = budget // 4 // row_bytes
+
+        def run(contexts: Tensor) -> Tensor:
+            recompute = torch.is_grad_enabled() and (
+                len(contexts) * packing.rows * row_bytes > budget
+            )
+            results = []
+            for some in torch.split(contexts, max(1, part_rows // r)):
+                parts = []
+                for part in packing.parts(part_rows // len(some)):
+                    fn = partial(self.packed, part)
+                    parts.append(folded(fn, some, keep=False) if recompute else fn(some))
+                results.append(torch.cat(parts, 1))
+            return torch.cat(results).index_select(1, packed.outputs.flatten())
+
+        if contexts is None:
+            with torch.no_grad():
+                features = run(self.positions.new_empty(1, 0, self.words.embedding_dim))
+        else:
+            features = folded(run, contexts)
+        return features.reshape(len(features), *packed.outputs.shape, features.shape[-1])
+
+    def packed(self, packing: Packing, contexts: Tensor) -> Tensor:
+        """Features (F, P·E, D) of packed texts, contexts (F, V, W) their context vectors."""
+        p, r = packing.tokens.shape
+        x = self.words(packing.tokens).masked_fill(~packing.is_token.unsqueeze(-1), 0.0)
+        x = (x + self.positions[packing.positions]).flatten(0, 1)
+        n = len(contexts)
+        x = x.expand(n, -1, -1).index_add(1, packing.slots, contexts[:, packing.vectors])
+        x = x.reshape(n * p, r, -1)
+        seen = packing.seen if p == 1 else packing.seen.repeat(n, 1, 1)
+        ends = packing.ends.repeat(n, 1)
+        for block in self.blocks[:-1]:
+            x = block.packed(x, seen)
+        features = self.head(self.blocks[-1].packed(x, seen, ends))
+        return features.reshape(n, ends.numel() // n, features.shape[-1])
 
 
 class VisionTower:
@@ -190,14 +251,15 @@ class VisionTower:
             x = tap.tokens("vision", block.layer, x)
             if block.layer == 0:
                 x = visual.ln_pre(x)
-            x = block(x, None, tap)
+            x = block(x, False, tap)
         # Rows that the tap appended take part in attention, not in the pooling.
         x = x[:, :own]
         if visual.final_ln_after_pool:
             x = visual.ln_post(self._pooled(x))
         else:
             x = self._pooled(visual.ln_post(x))
-        return x if visual.proj is None else x @ visual.proj
+        features: Tensor = x if visual.proj is None else x @ visual.proj
+        return features
 
     def _pooled(self, x: Tensor) -> Tensor:
         return x[:, 1:].mean(1) if self._visual.pool_type == "avg" else x[:, 0]
