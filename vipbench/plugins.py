@@ -149,12 +149,12 @@ def load_registry(plugins_dir: Path | None = None) -> Registry:
 def _add(
     manager: pluggy.PluginManager, registry: Registry, module: ModuleType, plugin: Plugin
 ) -> None:
-    manager.register(module, name=f"{plugin.name}:{module.__name__}")
     try:
+        manager.register(module, name=f"{plugin.name}:{module.__name__}")
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        hooks = [name for name in vars(hookspecs) if name.startswith("register_")]
-        raise UsageError(f"{plugin}: {error}; the hooks are {', '.join(hooks)}") from error
+        known = [name for name in vars(hookspecs) if name.startswith("register_")]
+        raise UsageError(f"{plugin}: {error}; the hooks are {', '.join(known)}") from error
     hooks: list[tuple[str, Callable[..., None]]] = [
         ("register_methods", partial(_register_method, registry, plugin)),
         ("register_backbones", partial(_register_factory, registry, plugin, "backbone")),

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
-import platform
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vipbench import __version__
 from vipbench.api import Labelled, Method, Recipe, Split, Support, Task, has_own_fit
 from vipbench.engine.features import Features
 from vipbench.engine.optim import steps_per_epoch
-from vipbench.engine.planning import PlanCell, metric_revisions
+from vipbench.engine.planning import PlanCell
+from vipbench.engine.records import base_record, error_record
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.training import TrainCell, can_stack, train
-from vipbench.plugins import provenance
+from vipbench.engine.stacking import TrainCell, partition
+from vipbench.engine.training import train
+from vipbench.results import Predictions, Record
 from vipbench.results.metrics import compute_metrics
-from vipbench.results.record import Predictions, Record
 from vipbench.spec import RunSpec
 
 # At most so many cells at once: more gain little, and cost memory.
@@ -158,7 +153,7 @@ class GroupRunner:
                         item.history,
                     )
                 )
-        for part in _partition(train_cells):
+        for part in partition(train_cells):
             train(part, self.features.progress)
             for item in ready:
                 if any(cell.method is item.method for cell in part):
@@ -290,19 +285,6 @@ class GroupRunner:
         return Finished(Record.of(record), predictions)
 
 
-def _partition(cells: Sequence[TrainCell]) -> list[list[TrainCell]]:
-    """The fewest lists of cells that may each train as one."""
-    parts: list[list[TrainCell]] = []
-    for cell in cells:
-        for part in parts:
-            if can_stack([part[0], cell]):
-                part.append(cell)
-                break
-        else:
-            parts.append([cell])
-    return parts
-
-
 def _labels(split: Split, rows: Sequence[int]) -> Tensor:
     return torch.as_tensor(split.labels[list(rows)], dtype=torch.long)
 
@@ -313,92 +295,3 @@ def _free_memory(device: torch.device) -> int:
     with contextlib.suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 4 * 1024**3
-
-
-def base_record(spec: RunSpec, cell: PlanCell) -> dict[str, Any]:
-    """What a record says whether the cell succeeded or not."""
-    data, row, backbone = cell.data, cell.row, cell.backbone
-    recipe = cell.hparams.recipe(cell.info) if cell.support is not None else None
-    support = cell.support
-    return {
-        "key": cell.key,
-        "cell": {
-            "backbone": backbone.backbone.name,
-            "dataset": data.dataset.name,
-            "method": row.label,
-            "method_name": row.method.name,
-            "shots": "full" if cell.shots is None else cell.shots,
-            "seed": cell.seed,
-        },
-        "hparams": dataclasses.asdict(cell.hparams),
-        "recipe": None if recipe is None else dataclasses.asdict(recipe),
-        "protocol": {
-            "views": spec.views,
-            "sampler": spec.sampler,
-            "validation": spec.validation,
-            "selection": spec.selection,
-            "precision": spec.precision,
-            "shots_unit": "image",
-        },
-        "data": {
-            "class_names": list(data.dataset.class_names),
-            "train_counts": data.counts("train"),
-            "val_counts": data.counts("val"),
-            "test_counts": data.counts("test"),
-            "n_support": 0 if support is None else len(support.train),
-            "n_val": 0 if support is None or support.val is None else len(support.val),
-            "fingerprint": data.fingerprint,
-            "licence": data.dataset.licence,
-            "caption": data.dataset.caption,
-            "symptoms_sha256": data.symptoms_sha256,
-        },
-        "provenance": {
-            "vipbench": __version__,
-            "python": platform.python_version(),
-            **{
-                name: _version(name)
-                for name in ("torch", "open_clip_torch", "transformers", "timm")
-            },
-            "device": _device_name(backbone.backbone.device),
-            "method": {
-                **provenance(row.plugin),
-                "revision": row.method.revision,
-                "kind": row.method.kind,
-                "needs": sorted(row.method.needs),
-            },
-            "backbone": {
-                **provenance(backbone.plugin),
-                "name": backbone.backbone.name,
-                "fingerprint": backbone.backbone.fingerprint,
-                "licence": backbone.backbone.licence,
-            },
-            "dataset": dict(provenance(data.plugin)),
-            "metric_revisions": metric_revisions(),
-        },
-        "notes": [],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def error_record(spec: RunSpec, cell: PlanCell, error: BaseException) -> Record:
-    """The record of a cell that failed: it names plugin and file."""
-    plugin = cell.row.plugin
-    failure = {
-        "type": type(error).__name__,
-        "message": f"plugin '{plugin.name}' ({plugin.file.name}): {error}"[:4000],
-        "traceback": "".join(traceback.format_exception(error))[-8000:],
-        "plugin": plugin.name,
-        "file": plugin.file.name,
-    }
-    return Record.of({**base_record(spec, cell), "status": "error", "error": failure})
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return device.type
-
-
-@lru_cache
-def _version(distribution: str) -> str:
-    return version(distribution)

@@ -12,101 +12,33 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
+from vipbench.engine.outcome import CatalogueEntry, Observer, Outcome, Plan, PlannedCell
 from vipbench.engine.process import Stopped, Worker, WorkerDiedError, WorkerTimeoutError
 from vipbench.errors import UsageError
-from vipbench.results.record import Predictions, Record
+from vipbench.results import Predictions, Record
 from vipbench.results.store import Store
 from vipbench.spec import RunSpec
 
+__all__ = [
+    "CatalogueEntry",
+    "Observer",
+    "Outcome",
+    "Plan",
+    "PlannedCell",
+    "catalogue",
+    "plan",
+    "run",
+]
+
 # After so many of a group's cells ended a worker each, the rest are written off untried.
 MOST_DEATHS = 2
-
-
-@dataclass(frozen=True)
-class PlannedCell:
-    """One cell of the grid. shots: images per class, "full", or 0 for zero-shot methods.
-    status: done, todo or impossible; reason: why impossible, or why to be done again."""
-
-    key: str
-    backbone: str
-    dataset: str
-    method: str
-    shots: int | str
-    seed: int
-    status: str
-    reason: str | None
-    group: str
-    plugin: str
-    file: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """As the store keeps plans."""
-        names = ("key", "backbone", "dataset", "method", "shots", "seed", "status", "reason")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All cells of a run, in table order. notices: lines that a person should see. info: device
-    and versions that the worker found."""
-
-    cells: list[PlannedCell]
-    notices: list[str] = field(default_factory=list)
-    info: dict[str, str] = field(default_factory=dict)
-
-    def of(self, status: str) -> list[PlannedCell]:
-        """The cells of one status."""
-        return [cell for cell in self.cells if cell.status == status]
-
-
-@dataclass(frozen=True)
-class CatalogueEntry:
-    """One registered thing for `vipbench list`; kind: method, backbone or dataset."""
-
-    kind: str
-    name: str
-    help: str
-    detail: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to. done: cells finished now; failed: error records written now; skipped:
-    cells that were done before; signal: what stopped it (2, 15), or None."""
-
-    done: int
-    failed: int
-    skipped: int
-    impossible: int
-    signal: int | None = None
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether a signal ended the run early."""
-        return self.signal is not None
-
-
-class Observer:
-    """What a run tells; override what you want to hear."""
-
-    def planned(self, plan: Plan) -> None:
-        """Before anything runs."""
-
-    def cell_done(self, cell: PlannedCell, record: Record) -> None:
-        """A cell's record is on the disk."""
-
-    def progress(self, label: str, share: float) -> None:
-        """How far the group of cells in work is: share in [0,1]."""
-
-    def note(self, text: str) -> None:
-        """One line worth reading."""
 
 
 def catalogue(plugins_dir: Path | None = None) -> list[CatalogueEntry]:

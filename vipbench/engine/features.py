@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vipbench.api import ImageBackbone, Split, Views
+from vipbench.engine.cache import Item, Shelf, open_shelf
 from vipbench.engine.views import training_view
 
+# Part of the cache's keys: raise it when the same image and view give other features.
+FEATURE_REVISION = 1
 # Batches are padded to this size, so that a feature does not depend on its batch mates.
 ENCODE_BATCH = 64
+# So many batches make a block of the cache.
+BLOCK_BATCHES = 32
+
+
+@lru_cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decode, resize and encode."""
+    names = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "pillow")
+    return {name: version(name) for name in names}
 
 
 @dataclass
@@ -46,16 +60,18 @@ class Features:
     splits: Mapping[str, Split]
     dataset_key: str
     progress: Callable[[float], None] = lambda share: None
+    note: Callable[[str], None] = lambda text: None
     encoded_images: int = 0
     _plain: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     _views: dict[tuple[object, ...], _ViewTable] = field(default_factory=dict)
+    _shelves: dict[tuple[str, str], Shelf] = field(default_factory=dict)
 
     def plain(self, split: str, indices: Sequence[int]) -> Tensor:
         """Features (N,D) of the evaluation view."""
         store = self._plain.setdefault(split, {})
         wanted = [int(i) for i in indices]
         missing = [(i, 0) for i in dict.fromkeys(wanted) if i not in store]
-        for part, features in self._encode(split, missing, None):
+        for part, features in self._obtain(split, missing, None):
             store.update(zip([i for i, _ in part], features, strict=True))
         return torch.stack([store[i] for i in wanted])
 
@@ -68,7 +84,7 @@ class Features:
         table.reserve(wanted, count, self.backbone.dim, self.backbone.device)
         assert table.table is not None
         missing = [(i, v) for i in wanted for v in range(table.counts.get(i, 0), count)]
-        for part, features in self._encode(split, missing, (views, seed)):
+        for part, features in self._obtain(split, missing, (views, seed)):
             slots = [table.slots[i] for i, _ in part]
             table.table[slots, [v for _, v in part]] = features
         for i in wanted:
@@ -81,9 +97,7 @@ class Features:
         slots = [table.slots[int(i)] for i in indices]
         return table.table[slots, v]
 
-    def images(
-        self, split: str, items: Sequence[tuple[int, int]], views: tuple[Views, int] | None
-    ) -> Tensor:
+    def images(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
         """Preprocessed images (N,3,H,H) of `items` (index, view): the evaluation view where
         `views` is None, else training views of (views, seed)."""
         pixels = []
@@ -105,20 +119,55 @@ class Features:
     def _table(self, split: str, views: Views, seed: int) -> _ViewTable:
         return self._views.setdefault((split, views.scale, views.flip, seed), _ViewTable())
 
-    @torch.no_grad()
-    def _encode(
-        self, split: str, items: Sequence[tuple[int, int]], views: tuple[Views, int] | None
-    ) -> Iterator[tuple[Sequence[tuple[int, int]], Tensor]]:
-        for start in range(0, len(items), ENCODE_BATCH):
-            part = items[start : start + ENCODE_BATCH]
-            pixels = self.images(split, part, views)
-            short = ENCODE_BATCH - len(part)
-            padded = torch.cat([pixels, pixels[:1].expand(short, -1, -1, -1)])
-            features = self.backbone.encode_image(padded)[: len(part)].float()
-            if not bool(torch.isfinite(features).all()):
-                raise ValueError(
-                    f"backbone '{self.backbone.name}' gave features that are not finite numbers"
-                )
-            self.encoded_images += len(part)
-            self.progress(start / len(items))
+    def _obtain(
+        self, split: str, items: Sequence[Item], views: tuple[Views, int] | None
+    ) -> Iterator[tuple[Sequence[Item], Tensor]]:
+        """Features (n,D) of `items`, n at a time: from the cache, else encoded and kept there."""
+        if not items:
+            return
+        shelf = self._shelf(split, views)
+        found = shelf.get(items)
+        if found:
+            yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
+        rest = [item for item in items if item not in found]
+        kept: list[tuple[Sequence[Item], Tensor]] = []
+        for start in range(0, len(rest), ENCODE_BATCH):
+            part = rest[start : start + ENCODE_BATCH]
+            features = self._encode(split, part, views)
+            kept.append((part, features))
+            if len(kept) == BLOCK_BATCHES or start + ENCODE_BATCH >= len(rest):
+                shelf.put([i for p, _ in kept for i in p], torch.cat([f for _, f in kept]))
+                kept.clear()
+            self.progress(start / len(rest))
             yield part, features
+        for problem in shelf.problems:
+            self.note(problem)
+        shelf.problems.clear()
+
+    @torch.no_grad()
+    def _encode(self, split: str, part: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
+        pixels = self.images(split, part, views)
+        padded = torch.cat([pixels, pixels[:1].expand(ENCODE_BATCH - len(part), -1, -1, -1)])
+        features = self.backbone.encode_image(padded)[: len(part)].float()
+        if not bool(torch.isfinite(features).all()):
+            raise ValueError(
+                f"backbone '{self.backbone.name}' gave features that are not finite numbers"
+            )
+        self.encoded_images += len(part)
+        return features
+
+    def _shelf(self, split: str, views: tuple[Views, int] | None) -> Shelf:
+        kind: object = "evaluation"
+        if views is not None:
+            kind = [views[0].scale, views[0].flip, views[1]]
+        parts = {
+            "revision": FEATURE_REVISION,
+            "backbone": self.backbone.fingerprint,
+            "dataset": self.dataset_key,
+            "split": split,
+            "view": kind,
+            "precision": "fp32",
+            "device": self.backbone.device.type,
+            "versions": library_versions(),
+        }
+        return self._shelves.setdefault((split, str(kind)), open_shelf(parts))

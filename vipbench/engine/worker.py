@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import torch
 
 from vipbench.api import TextError, UnsupportedError
-from vipbench.engine.cells import Finished, GroupRunner, base_record
+from vipbench.engine.cells import Finished, GroupRunner
 from vipbench.engine.features import Features
 from vipbench.engine.hparams import hparam_types
 from vipbench.engine.planning import (
@@ -34,6 +34,7 @@ from vipbench.engine.planning import (
     make_rows,
     plan_cells,
 )
+from vipbench.engine.records import base_record
 from vipbench.errors import UsageError
 from vipbench.plugins import Registry, load_registry, provenance
 from vipbench.spec import RunSpec
@@ -117,8 +118,12 @@ class Session:
         self.send({"event": "base", "records": bases})
 
     def _runner(self, spec: RunSpec, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
-        features = Features(backbone.backbone, data.splits, data.fingerprint, _Ticker(self.send))
-        return GroupRunner(spec, features, lambda text: self.send({"event": "note", "text": text}))
+        def note(text: str) -> None:
+            self.send({"event": "note", "text": text})
+
+        ticker = _Ticker(self.send)
+        features = Features(backbone.backbone, data.splits, data.fingerprint, ticker, note)
+        return GroupRunner(spec, features, note)
 
 
 class _Ticker:

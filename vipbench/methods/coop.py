@@ -51,7 +51,7 @@ class CoOp(api.Method):
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
-        pieces = {
+        pieces: dict[str, list[tuple[str, ...]]] = {
             "end": [("", f"{name}.") for name in task.names],
             "middle": [("", name, ".") for name in task.names],
             "front": [(name, ".") for name in task.names],

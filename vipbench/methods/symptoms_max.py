@@ -40,7 +40,7 @@ class SymptomsMax(api.Method):
         symptoms = task.symptom_texts()
         self.mask = task.embed(symptoms).mask  # (C,K), or None where no class is padded
         self.symptoms = F.normalize(task.text_features(symptoms), dim=-1)  # (C,K,D)
-        self.scale = task.logit_scale if hparams.compat == "paper" else 1.0
+        self.scale: float = task.logit_scale if hparams.compat == "paper" else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,D) -> (B,C)."""
@@ -48,7 +48,8 @@ class SymptomsMax(api.Method):
         similarity = similarity.unflatten(-1, self.symptoms.shape[:2])  # (B,C,K)
         if self.mask is not None:
             similarity = similarity.masked_fill(~self.mask, -torch.inf)
-        return self.scale * similarity.amax(-1)
+        best: Tensor = similarity.amax(-1)
+        return self.scale * best
 
 
 @vipbench.hookimpl

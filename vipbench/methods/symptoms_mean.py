@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,15 +39,15 @@ class SymptomsMean(api.Method):
         symptoms = task.symptom_texts()
         self.mask = task.embed(symptoms).mask  # (C,K), or None where no class is padded
         self.symptoms = F.normalize(task.text_features(symptoms), dim=-1)  # (C,K,D)
-        self.scale = task.logit_scale if hparams.compat == "paper" else 1.0
+        self.scale: float = task.logit_scale if hparams.compat == "paper" else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,D) -> (B,C)."""
         similarity = F.normalize(x, dim=-1) @ self.symptoms.flatten(0, 1).T  # (B,C*K)
         similarity = similarity.unflatten(-1, self.symptoms.shape[:2])  # (B,C,K)
-        if self.mask is None:
-            return self.scale * similarity.mean(-1)
-        return self.scale * (similarity * self.mask).sum(-1) / self.mask.sum(-1)
+        mask = torch.ones_like(similarity[0]) if self.mask is None else self.mask.to(similarity)
+        mean: Tensor = (similarity * mask).sum(-1) / mask.sum(-1)
+        return self.scale * mean
 
 
 @vipbench.hookimpl

@@ -86,7 +86,7 @@ class ViP(api.Method):
     def attention(self, symptoms: Tensor) -> Tensor:
         """T (C,K,D) -> how much each symptom counts (C,K)."""
         query, keys = self.query @ self.w_q.T, symptoms @ self.w_k.T  # (C,D), (C,K,D)
-        scores = (keys @ query.unsqueeze(-1)).squeeze(-1) / query.shape[-1] ** 0.5
+        scores: Tensor = (keys @ query.unsqueeze(-1)).squeeze(-1) / query.shape[-1] ** 0.5
         return torch.softmax(self._masked(scores), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +101,8 @@ class ViP(api.Method):
         if self.hparams.merge == "max":
             return self._masked(logits).amax(-1)
         mask = torch.ones_like(logits[0]) if self.mask is None else self.mask.to(logits)
-        return (logits * mask).sum(-1) / mask.sum(-1)
+        mean: Tensor = (logits * mask).sum(-1) / mask.sum(-1)
+        return mean
 
     def _masked(self, values: Tensor) -> Tensor:
         return values if self.mask is None else values.masked_fill(~self.mask, -torch.inf)

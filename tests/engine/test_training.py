@@ -1,0 +1,147 @@
+"""Stacked training equals each cell's own, whatever the cells' sizes, batches and lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from vipbench import api
+from vipbench.engine.seeding import cell_generator
+from vipbench.engine.stacking import TrainCell, can_stack, schedule
+from vipbench.engine.training import train
+
+DIM, CLASSES = 6, 3
+
+
+class Toy(api.Method):
+    """A linear layer on features with what a method may have: two losses, noise, a buffer."""
+
+    name = "toy"
+    kind = "AD"
+    needs = frozenset()
+
+    @dataclass(frozen=True)
+    class HParams(api.HParams):
+        """lr only reaches the recipe; alpha is read in the loss."""
+
+        lr: float = 0.1
+        alpha: float = 0.5
+
+    def __init__(self, generator: torch.Generator, hparams: HParams) -> None:
+        nn.Module.__init__(self)
+        self.hparams = hparams
+        self.weight = nn.Parameter(torch.randn(CLASSES, DIM, generator=generator) * 0.1)
+        self.anchor = torch.randn(CLASSES, DIM, generator=generator)
+        self.shake = torch.zeros(CLASSES, DIM)
+
+    def noise(self) -> dict[str, tuple[int, ...]]:
+        return {"shake": (CLASSES, DIM)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight + 0.01 * self.shake).T
+
+    def loss(self, batch: api.Batch) -> tuple[Tensor, ...]:
+        ce = batch.mean(F.cross_entropy(self(batch.x), batch.labels, reduction="none"))
+        return ce, self.hparams.alpha * (self.weight - self.anchor).square().mean()
+
+    def combine(self, grads: tuple[Tensor, ...]) -> Tensor:
+        return grads[0] + 2 * grads[1]
+
+
+def cell(seed: int, n: int, recipe: api.Recipe, best_val: bool = False) -> TrainCell:
+    generator = cell_generator("toy", n, seed)
+    draw = generator("data")
+    views = torch.randn(4, n, DIM, generator=draw)
+    labels = torch.arange(n) % CLASSES
+    val = api.Labelled(torch.randn(9, DIM, generator=draw), torch.arange(9) % CLASSES)
+    support = api.Support(views[0], labels, CLASSES, n, lambda v: views[v], 4, val=val)
+    return TrainCell(Toy(generator("init"), Toy.HParams()), recipe, support, generator, best_val)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_stacked_equals_alone(data: st.DataObject) -> None:
+    base = api.Recipe(
+        optimizer=data.draw(st.sampled_from(["sgd", "adam", "adamw"])),
+        drop_last=data.draw(st.booleans()),
+    )
+    best_val = data.draw(st.booleans())
+    averaged = data.draw(st.booleans())
+    plans = []
+    for seed in range(data.draw(st.integers(2, 4))):
+        epochs = data.draw(st.integers(1, 5))
+        weights = tuple(float(e + 1) for e in range(epochs)) if averaged else None
+        batch = data.draw(st.one_of(st.none(), st.integers(1, 8)))
+        recipe = replace(
+            base, epochs=epochs, batch_size=batch, epoch_weights=weights,
+            lr=data.draw(st.sampled_from([0.01, 0.1])),
+        )  # fmt: skip
+        plans.append((seed, data.draw(st.integers(1, 12)), recipe, best_val))
+    stacked, alone = [cell(*p) for p in plans], [cell(*p) for p in plans]
+    assert can_stack(stacked)
+    train(stacked)
+    for other in alone:
+        train([other])
+    for mine, other in zip(stacked, alone, strict=True):
+        torch.testing.assert_close(mine.method.weight, other.method.weight, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine.losses, other.losses, rtol=1e-5, atol=1e-6)
+        assert [h["epoch"] for h in mine.history] == [h["epoch"] for h in other.history]
+
+
+def test_alone_equals_a_plain_torch_loop() -> None:
+    """One cell, written as anyone would write the loop."""
+    recipe = api.Recipe(lr=0.1, epochs=3, batch_size=4, drop_last=False)
+    ours, plain = cell(1, 10, recipe), cell(1, 10, recipe)
+    train([ours])
+    method, support, plan = plain.method, plain.support, schedule(plain)
+    noise = plain.generator("noise/shake")
+    optimizer = torch.optim.SGD(method.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for step, lr in enumerate(plan.lr):
+        rows = plan.rows[step][plan.weight[step] > 0]
+        method.shake = torch.randn(CLASSES, DIM, generator=noise)
+        x = support.view(plan.view[step])[rows]
+        ce, pull = method.loss(api.Batch(x, support.labels[rows], torch.ones(len(rows))))
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.zero_grad()
+        (ce + 2 * pull).backward()
+        optimizer.step()
+        losses.append(float((ce + pull).detach()))
+    torch.testing.assert_close(ours.method.weight, method.weight, rtol=1e-5, atol=1e-6)
+    assert ours.losses == pytest.approx(losses, rel=1e-5)
+
+
+def test_every_image_once_an_epoch() -> None:
+    plan = schedule(cell(3, 11, api.Recipe(epochs=4, batch_size=4, drop_last=False)))
+    for epoch in range(4):
+        rows = plan.rows[epoch * 3 : epoch * 3 + 3][plan.weight[epoch * 3 : epoch * 3 + 3] > 0]
+        assert sorted(rows.tolist()) == list(range(11))
+
+
+def test_best_val_takes_the_first_of_ties() -> None:
+    """With a rate of 0 every epoch ties, so the first is kept: the start."""
+    recipe = api.Recipe(lr=0.0, warmup_lr=0.0, epochs=3)
+    one = cell(1, 6, recipe, best_val=True)
+    start = one.method.weight.detach().clone()
+    train([one])
+    assert torch.equal(one.method.weight, start)
+    assert len({h["val_accuracy"] for h in one.history}) == 1
+
+
+def test_cells_that_read_other_hyperparameters_do_not_stack() -> None:
+    recipe = api.Recipe()
+    a, b = cell(1, 6, recipe), cell(2, 6, recipe)
+    b.method.hparams = Toy.HParams(lr=0.3)
+    assert can_stack([a, b])
+    b.method.hparams = Toy.HParams(alpha=0.1)
+    assert not can_stack([a, b])
+    b = cell(2, 6, recipe)
+    b.method.extra = "differs"
+    assert not can_stack([a, b])
+    assert not can_stack([a, cell(2, 6, replace(recipe, momentum=0.0))])

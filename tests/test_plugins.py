@@ -1,0 +1,124 @@
+"""Discovery: single files, what they may not do, and what the errors name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vipbench.errors import UsageError
+from vipbench.plugins import load_registry
+
+METHOD = '''
+"""A method that always says the same."""
+import torch
+import vipbench
+from vipbench import api
+
+class Same(api.Method):
+    """Zeros for every class."""
+    name = "{name}"
+    kind = "TF"
+    uses_support = False
+
+    def forward(self, x):
+        return torch.zeros(len(x), self.task.n_classes)
+
+@vipbench.hookimpl
+def register_methods(register):
+    register(Same)
+'''
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_registry(folder)
+    return str(caught.value)
+
+
+def test_builtins_register_through_the_same_hooks() -> None:
+    registry = load_registry()
+    assert {"zero-shot", "coop", "cocoop", "vip", "linear-probe"} <= set(registry.methods)
+    assert {"tiny-clip", "openclip"} <= set(registry.backbones)
+    assert {"synthderm", "npz", "folder"} <= set(registry.datasets)
+    assert all(found.plugin.builtin for found in registry.methods.values())
+
+
+def test_single_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "same.py", METHOD.format(name="same"))
+    write(tmp_path, "_helper.py", "raise SystemExit")
+    write(tmp_path, "notes.txt", "no plugin")
+    found = load_registry(tmp_path).methods["same"]
+    assert (found.plugin.name, found.plugin.file, found.plugin.builtin) == ("same", file, False)
+    assert found.help == "Zeros for every class."
+
+
+def test_nothing_is_taken_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "same.py", METHOD.format(name="same"))
+    monkeypatch.chdir(tmp_path)
+    assert "same" not in load_registry().methods
+
+
+def test_a_file_never_shadows_a_module(tmp_path: Path) -> None:
+    write(tmp_path, "random.py", METHOD.format(name="same"))
+    load_registry(tmp_path)
+    import random
+
+    assert hasattr(random, "Random")
+
+
+@pytest.mark.parametrize("name", ["coop", "same"])
+def test_duplicate_names_name_both(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "a_first.py", METHOD.format(name="same"))
+    write(tmp_path, "b_second.py", METHOD.format(name=name))
+    message = refused(tmp_path)
+    assert f"'{name}'" in message
+    assert "b_second.py" in message
+    assert ("coop.py" if name == "coop" else "a_first.py") in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nothing_of_the_kind", "ModuleNotFoundError"),
+        ("def broken(:", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("1 / 0", "ZeroDivisionError"),
+        (METHOD.format(name="x").replace("register_methods", "register_method"), "register_method"),
+        (METHOD.format(name="x").replace("@vipbench.hookimpl", ""), "vipbench.hookimpl"),
+        (METHOD.format(name="x").replace("register(Same)", "register(3)"), "Method"),
+        (METHOD.format(name="x").replace("register(Same)", "1 / 0"), "ZeroDivisionError"),
+        (METHOD.format(name="Not Legal"), "lowercase"),
+        (METHOD.format(name="x").replace('kind = "TF"', ""), "'kind'"),
+        (METHOD.format(name="x").replace("(register)", "(wrong)"), "wrong"),
+    ],
+)
+def test_errors_name_plugin_and_file(tmp_path: Path, text: str, said: str) -> None:
+    file = write(tmp_path, "mine.py", text)
+    message = refused(tmp_path)
+    assert "'mine'" in message
+    assert str(file) in message
+    assert said in message
+
+
+def test_folder_that_is_none(tmp_path: Path) -> None:
+    assert "is not a folder" in refused(tmp_path / "absent")
+
+
+def test_unknown_names_name_close_matches() -> None:
+    registry = load_registry()
+    for kind, wrong, meant in (
+        ("method", "cocop", "cocoop"),
+        ("backbone", "tinyclip", "tiny-clip"),
+        ("dataset", "syntderm", "synthderm"),
+    ):
+        with pytest.raises(UsageError, match=f"did you mean.*'{meant}'"):
+            registry.get(kind, wrong)  # type: ignore[arg-type]

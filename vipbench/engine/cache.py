@@ -1,0 +1,176 @@
+"""Features on disk, shared by methods, shots, seeds and later runs.
+
+A shelf holds the features of one (backbone, dataset, split, kind of view, seed, precision,
+library versions) in blocks: safetensors files named by the SHA-256 of their content, written
+whole or not at all. So a block that was cut short or altered is known by its name and encoded
+again, and two runs that fill the same shelf at once only write a block twice. A cache that cannot
+be written is used as far as it goes: it makes a run slower, never wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from platformdirs import user_cache_path
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+CACHE_VARIABLE = "VIPBENCH_CACHE"
+LIMIT_VARIABLE = "VIPBENCH_CACHE_GB"
+DEFAULT_LIMIT_GB = 20.0
+MARK = "shelf.json"
+Item = tuple[int, int]
+
+
+def cache_folder() -> Path:
+    """`VIPBENCH_CACHE`, or `vipbench/features` in the user's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else user_cache_path("vipbench") / "features"
+
+
+def cache_limit() -> int:
+    """The most bytes that the cache keeps, from `VIPBENCH_CACHE_GB`."""
+    return int(float(os.environ.get(LIMIT_VARIABLE, DEFAULT_LIMIT_GB)) * 1e9)
+
+
+@dataclass
+class Shelf:
+    """Features (D,) of (image index, view) pairs. problems: what went wrong, for the user."""
+
+    folder: Path
+    parts: Mapping[str, Any]
+    problems: list[str] = field(default_factory=list)
+    _rows: dict[Item, tuple[Tensor, int]] = field(default_factory=dict)
+    _opened: bool = False
+    _writable: bool = True
+
+    def get(self, items: Sequence[Item]) -> dict[Item, Tensor]:
+        """Those of `items` that are there: item -> (D,)."""
+        if not self._opened:
+            self._open()
+        found = {}
+        for item in items:
+            at = self._rows.get(item)
+            if at is not None:
+                found[item] = at[0][at[1]]
+        return found
+
+    def put(self, items: Sequence[Item], features: Tensor) -> None:
+        """Keep features (n,D) of n items."""
+        features = features.detach().to("cpu", torch.float32).contiguous()
+        if self._writable:
+            self._write(items, features)
+        for row, item in enumerate(items):
+            self._rows[item] = features, row
+
+    def _write(self, items: Sequence[Item], features: Tensor) -> None:
+        block = save({"items": torch.tensor(items, dtype=torch.int64), "features": features})
+        name = hashlib.sha256(block).hexdigest()
+        part = self.folder / f"{name}.{os.getpid()}.part"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._mark()
+            part.write_bytes(block)
+            part.replace(self.folder / f"{name}.safetensors")
+        except OSError as error:
+            self._writable = False
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            self.problems.append(f"the feature cache cannot be written ({error}); going on without")
+
+    def _open(self) -> None:
+        self._opened = True
+        try:
+            blocks = sorted(self.folder.glob("*.safetensors"))
+            if blocks:
+                # The time of last use decides what is evicted first.
+                os.utime(self.folder / MARK)
+        except OSError:
+            blocks = []
+        for file in blocks:
+            try:
+                with file.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError as error:
+                self.problems.append(f"a block of the feature cache cannot be read ({error})")
+                continue
+            if digest != file.stem:
+                self.problems.append(
+                    f"a block of the feature cache is damaged and was encoded again: {file.name}"
+                )
+                self._remove(file)
+                continue
+            # Mapped, not read: rows come from the disk when they are asked for.
+            tensors = load_file(file)
+            for row, (index, view) in enumerate(tensors["items"].tolist()):
+                self._rows[index, view] = tensors["features"], row
+
+    def _remove(self, file: Path) -> None:
+        try:
+            file.unlink()
+        except OSError:
+            self._writable = False
+
+    def _mark(self) -> None:
+        mark = self.folder / MARK
+        if not mark.exists():
+            mark.write_text(json.dumps(self.parts, sort_keys=True, default=str), encoding="utf-8")
+
+
+def open_shelf(parts: Mapping[str, Any], folder: Path | None = None) -> Shelf:
+    """The shelf of these key parts; change any part and it is another one."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    key = hashlib.sha256(text.encode()).hexdigest()
+    return Shelf((folder or cache_folder()) / key[:2] / key, parts)
+
+
+@dataclass(frozen=True)
+class ShelfInfo:
+    """One shelf on disk: its key parts, bytes, and seconds since the epoch of its last use."""
+
+    folder: Path
+    parts: Mapping[str, Any]
+    bytes: int
+    used: float
+
+
+def shelves(folder: Path | None = None) -> list[ShelfInfo]:
+    """All shelves, the longest unused first."""
+    found = []
+    for mark in (folder or cache_folder()).glob(f"*/*/{MARK}"):
+        try:
+            size = sum(f.stat().st_size for f in mark.parent.iterdir())
+            parts = json.loads(mark.read_text(encoding="utf-8"))
+            found.append(ShelfInfo(mark.parent, parts, size, mark.stat().st_mtime))
+        except (OSError, ValueError):
+            continue
+    return sorted(found, key=lambda shelf: shelf.used)
+
+
+def evict(limit: int | None = None, folder: Path | None = None, spare: float = 3600.0) -> int:
+    """Remove the longest unused shelves until at most `limit` bytes are left; shelves used in the
+    last `spare` seconds stay, since a run may hold them. Returns the bytes freed."""
+    everything = shelves(folder)
+    total, freed = sum(shelf.bytes for shelf in everything), 0
+    for shelf in everything:
+        if total - freed <= (cache_limit() if limit is None else limit):
+            break
+        if time.time() - shelf.used > spare:
+            shutil.rmtree(shelf.folder, ignore_errors=True)
+            freed += shelf.bytes
+    return freed
+
+
+def clear(folder: Path | None = None) -> int:
+    """Remove all shelves; returns the bytes freed."""
+    return evict(0, folder, spare=-1.0)

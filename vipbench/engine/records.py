@@ -1,0 +1,108 @@
+"""Records of cells: everything that made a number, or why there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import traceback
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from vipbench import __version__
+from vipbench.engine.planning import PlanCell, metric_revisions
+from vipbench.plugins import provenance
+from vipbench.results import Record
+from vipbench.spec import RunSpec
+
+
+def base_record(spec: RunSpec, cell: PlanCell) -> dict[str, Any]:
+    """What a record says whether the cell succeeded or not."""
+    data, row, backbone = cell.data, cell.row, cell.backbone
+    recipe = cell.hparams.recipe(cell.info) if cell.support is not None else None
+    support = cell.support
+    return {
+        "key": cell.key,
+        "cell": {
+            "backbone": backbone.backbone.name,
+            "dataset": data.dataset.name,
+            "method": row.label,
+            "method_name": row.method.name,
+            "shots": "full" if cell.shots is None else cell.shots,
+            "seed": cell.seed,
+        },
+        "hparams": dataclasses.asdict(cell.hparams),
+        "recipe": None if recipe is None else dataclasses.asdict(recipe),
+        "protocol": {
+            "views": spec.views,
+            "sampler": spec.sampler,
+            "validation": spec.validation,
+            "selection": spec.selection,
+            "precision": spec.precision,
+            "shots_unit": "image",
+        },
+        "data": {
+            "class_names": list(data.dataset.class_names),
+            "train_counts": data.counts("train"),
+            "val_counts": data.counts("val"),
+            "test_counts": data.counts("test"),
+            "n_support": 0 if support is None else len(support.train),
+            "n_val": 0 if support is None or support.val is None else len(support.val),
+            "fingerprint": data.fingerprint,
+            "licence": data.dataset.licence,
+            "caption": data.dataset.caption,
+            "symptoms_sha256": data.symptoms_sha256,
+        },
+        "provenance": {
+            "vipbench": __version__,
+            "python": platform.python_version(),
+            **{
+                name: _version(name)
+                for name in ("torch", "open_clip_torch", "transformers", "timm")
+            },
+            "device": _device_name(backbone.backbone.device),
+            "method": {
+                **provenance(row.plugin),
+                "revision": row.method.revision,
+                "kind": row.method.kind,
+                "needs": sorted(row.method.needs),
+            },
+            "backbone": {
+                **provenance(backbone.plugin),
+                "name": backbone.backbone.name,
+                "fingerprint": backbone.backbone.fingerprint,
+                "licence": backbone.backbone.licence,
+            },
+            "dataset": dict(provenance(data.plugin)),
+            "metric_revisions": metric_revisions(),
+        },
+        "notes": [],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def error_record(spec: RunSpec, cell: PlanCell, error: BaseException) -> Record:
+    """The record of a cell that failed: it names plugin and file."""
+    plugin = cell.row.plugin
+    failure = {
+        "type": type(error).__name__,
+        "message": f"plugin '{plugin.name}' ({plugin.file.name}): {error}"[:4000],
+        "traceback": "".join(traceback.format_exception(error))[-8000:],
+        "plugin": plugin.name,
+        "file": plugin.file.name,
+    }
+    return Record.of({**base_record(spec, cell), "status": "error", "error": failure})
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+@lru_cache
+def _version(distribution: str) -> str:
+    return version(distribution)
