@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,16 +22,13 @@ from pydantic import (
     model_validator,
 )
 
+from vipbench.results.jsonvalues import SPELT_OUT, as_json, dump
+
 SCHEMA = 1
 
 Shots = Annotated[int, Field(ge=0, strict=True)] | Literal["full"]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Name = Annotated[str, Field(min_length=1)]
-
-# Parts whose numbers may rightly be infinite (a threshold switched off, say): JSON has no word
-# for it, so it is kept as the text "inf", "-inf" or "nan". Elsewhere such a number tells only that
-# nothing could be measured, and becomes null.
-_SPELT_OUT = ("hparams", "recipe")
 
 
 class RecordError(ValueError):
@@ -140,7 +136,7 @@ class Record(_Part):
         # What comes as JSON is JSON already; walking it again would dominate reading a store.
         if info.mode == "json" or not isinstance(value, Mapping):
             return value
-        return {k: _as_json(v, str(k), str(k) in _SPELT_OUT) for k, v in value.items()}
+        return {k: as_json(v, str(k), str(k) in SPELT_OUT) for k, v in value.items()}
 
     @field_validator("created")
     @classmethod
@@ -197,13 +193,13 @@ class Record(_Part):
 
     def to_json(self) -> str:
         """ASCII JSON on one line; equal records give equal text."""
-        return _dump(self.to_dict())
+        return dump(self.to_dict())
 
     def to_json_parts(self) -> tuple[str, str]:
         """The JSON without its history, and the history's, as the store keeps them."""
         value = self.to_dict()
         history = value.pop("history")
-        return _dump(value), _dump(history)
+        return dump(value), dump(history)
 
     @classmethod
     def from_json_parts(cls, text: str, history: str) -> Record:
@@ -239,42 +235,6 @@ def _check_metrics(metrics: Mapping[str, Any], data: Data) -> None:
         values = value.values() if isinstance(value, dict) else [value]
         if any(isinstance(v, float) and not math.isfinite(v) for v in values):
             raise ValueError(f"metrics.{name} is not finite")
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
-
-
-def _as_json(value: Any, where: str, spelt_out: bool) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        # Undecodable bytes of a file name come as lone surrogates, which UTF-8 cannot hold.
-        return str(value).encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        if math.isfinite(value) or where.startswith("metrics"):
-            return float(value)
-        return str(float(value)) if spelt_out else None
-    if isinstance(value, BaseModel):
-        value = value.model_dump(by_alias=True)
-    if isinstance(value, Mapping):
-        return {
-            _as_json(str(k), where, spelt_out): _as_json(v, f"{where}.{k}", spelt_out)
-            for k, v in value.items()
-        }
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, (set, frozenset)):
-        value = sorted(value)
-    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
-        return [_as_json(v, f"{where}[{i}]", spelt_out) for i, v in enumerate(value)]
-    if hasattr(value, "__fspath__"):
-        return _as_json(str(value), where, spelt_out)
-    raise ValueError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
 
 
 def _explain(error: ValidationError) -> str:

@@ -1,0 +1,243 @@
+"""What a table must say beside its numbers. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vipbench.results.settings import protocol, spread, versions
+from vipbench.results.table import Table
+
+if TYPE_CHECKING:
+    from vipbench.results.comparison import Cells
+
+_PROTOCOL = {
+    "views": "training views",
+    "sampler": "support sampler",
+    "validation": "validation images per class",
+    "selection": "model selection",
+    "precision": "precision",
+}
+_MOST_NAMED = 4
+
+
+def with_words(table: Table, cells: Cells, title: str | None = None) -> Table:
+    """The table with its caption and notes."""
+    return replace(table, caption=_caption(table, cells, title), notes=tuple(_notes(table, cells)))
+
+
+def _caption(table: Table, cells: Cells, title: str | None) -> str:
+    done = cells.done()
+    titles = list(dict.fromkeys(column.title for column in table.columns))
+    datasets = list(dict.fromkeys(cell.dataset for cell in cells.planned))
+    backbones = list(dict.fromkeys(cell.backbone for cell in cells.planned))
+    sizes = {cell.dataset: record for cell, record in done}
+    named = [
+        f"{name} ({sizes[name].metrics['n']} test images, "
+        f"{len(sizes[name].data.class_names)} classes)"
+        if name in sizes
+        else name
+        for name in datasets
+    ]
+    unit = " (%)" if any(column.scale == 100 for column in table.columns) else ""
+    sentences = [title.rstrip(".")] if title else []
+    sentences.append(
+        f"{_and(titles)}{unit} on {_and(named)} with backbone{'s' * (len(backbones) > 1)} "
+        f"{_and(backbones)}"
+    )
+    sentences += [_seeds(table, cells), _shots(table)]
+    told = _protocol(cells)
+    if told:
+        sentences.append(f"Protocol: {told}")
+    if any(row.kind == "majority" for row in table.rows):
+        sentences.append(
+            "The majority row always predicts the most frequent class of the training split"
+        )
+    made_with = sorted({str(record.provenance.get("vipbench", "?")) for _, record in done})
+    if made_with:
+        sentences.append(f"Made with vipbench {_and(made_with)}")
+    # A dataset's own sentence ends as it likes.
+    own = dict.fromkeys(record.data.caption for _, record in done if record.data.caption)
+    text = ". ".join(sentence for sentence in sentences if sentence) + "."
+    return " ".join([text, *(sentence for sentence in own if sentence)])
+
+
+def _seeds(table: Table, cells: Cells) -> str:
+    seeds = sorted({cell.seed for cell in cells.possible() if cell.shots != 0})
+    if not seeds:
+        return ""
+    listed = f" ({', '.join(map(str, seeds))})" if len(seeds) <= 20 else ""
+    n = f"n = {table.usual_n}"
+    if table.usual_n == 1 and len(seeds) == 1:
+        return f"One run each, {n}, seed {seeds[0]}: no spread can be given"
+    drawn = any(isinstance(column.shots, int) and column.shots for column in table.columns)
+    own = ", each with a support set of its own" if drawn else ""
+    return f"Mean ± sample standard deviation over {n} seeds{listed}{own}"
+
+
+def _shots(table: Table) -> str:
+    shots = {column.shots for column in table.columns}
+    told = []
+    if shots - {0, "full"}:
+        told.append("Columns are shots, training images per class")
+    if "full" in shots:
+        told.append("full: the whole training split")
+    if 0 in shots:
+        told.append("0: no training image, one run without seed")
+    text = "; ".join(told)
+    return text[:1].upper() + text[1:]
+
+
+def _protocol(cells: Cells) -> str:
+    found: dict[str, list[str]] = {}
+    for _, record in cells.done():
+        for name, value in protocol(record).items():
+            values = found.setdefault(name, [])
+            if str(value) not in values:
+                values.append(str(value))
+    # "image" is what shots are counted in unless the record says otherwise, and the shots' own
+    # sentence says so.
+    if found.get("shots_unit") == ["image"]:
+        del found["shots_unit"]
+    order = [name for name in _PROTOCOL if name in found]
+    order += [name for name in found if name not in _PROTOCOL]
+    return ", ".join(
+        f"{_PROTOCOL.get(name, name)} {found[name][0] if len(found[name]) == 1 else 'mixed'}"
+        for name in order
+    )
+
+
+def _notes(table: Table, cells: Cells) -> list[str]:
+    notes = []
+    states = [entry.state for line in table.entries for entry in line]
+    if "unfinished" in states:
+        notes.append("–: not all planned seeds have a result; in brackets, how many of them have.")
+    if any(row.kind == "transductive" for row in table.rows):
+        notes.append(
+            "†: the method sees all test images at once (transductive) and is not ranked with the "
+            "others."
+        )
+    notes += [*_failed(cells), *_impossible(cells), *_undefined(table, cells)]
+    notes += [*_unequal_seeds(cells), *_mixed(cells), *_left_out(cells)]
+    return notes
+
+
+def _failed(cells: Cells) -> Iterable[str]:
+    failed: dict[str, list[str]] = {}
+    for cell in cells.possible():
+        record = cells.record_of(cell)
+        if record is not None and record.error is not None:
+            failed.setdefault(cell.method, []).append(record.error.type)
+    for label, kinds in failed.items():
+        what = _and(list(dict.fromkeys(kinds)))
+        yield f"{label}: {_count(len(kinds), 'cell')} failed ({what}); the records say why."
+
+
+def _impossible(cells: Cells) -> Iterable[str]:
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for cell in cells.planned:
+        if cell.status == "impossible":
+            places = reasons.setdefault((cell.method, cell.reason or "no reason given"), [])
+            place = f"{cell.dataset}, {cell.backbone}, {_shot_word(cell.shots)}"
+            if place not in places:
+                places.append(place)
+    for (label, reason), places in reasons.items():
+        more = f" and {len(places) - _MOST_NAMED} more" if len(places) > _MOST_NAMED else ""
+        where = "; ".join(places[:_MOST_NAMED]) + more
+        yield f"{label} cannot be run ({where}): {reason.rstrip('.')}."
+
+
+def _undefined(table: Table, cells: Cells) -> Iterable[str]:
+    metrics = dict.fromkeys(
+        (column.metric.partition(":")[0], column.title) for column in table.columns
+    )
+    left: dict[tuple[str, str], None] = {}
+    for cell, record in cells.done():
+        for name in record.metrics.get("left_out") or ():
+            left[cell.dataset, str(name)] = None
+    if left and any(name in ("auroc", "auprc") for name, _ in metrics):
+        names = "; ".join(f"{dataset}: {name}" for dataset, name in left)
+        yield (
+            f"AUROC and AUPRC leave out classes that the test split does not hold, or holds alone "
+            f"({names})."
+        )
+    for name, title in metrics:
+        if any(record.metrics.get(name) is None for _, record in cells.done()):
+            yield f"{title} is undefined for some records and shown as –."
+
+
+def _unequal_seeds(cells: Cells) -> Iterable[str]:
+    places: dict[Any, dict[str, list[int]]] = {}
+    for cell in cells.possible():
+        if cell.shots != 0:
+            place = (cell.dataset, cell.backbone, cell.shots)
+            places.setdefault(place, {}).setdefault(cell.method, []).append(cell.seed)
+    seeds = {tuple(sorted(own)) for by_method in places.values() for own in by_method.values()}
+    if any(
+        len({tuple(sorted(own)) for own in by_method.values()}) > 1 for by_method in places.values()
+    ):
+        sets = "; ".join(", ".join(map(str, own)) for own in sorted(seeds))
+        yield f"Methods were run with unequal seeds ({sets}): their means are not strictly paired."
+
+
+def _mixed(cells: Cells) -> Iterable[str]:
+    done = cells.done()
+    for name, values in spread((cell.method, protocol(record)) for cell, record in done).items():
+        yield f"{_PROTOCOL.get(name, name)} differs: {_by_value(values)}."
+    symptoms = (
+        (cell.method, {f"symptoms of {cell.dataset}": record.data.symptoms_sha256})
+        for cell, record in done
+        if "symptoms" in record.needs
+    )
+    for name, values in spread(symptoms).items():
+        short = {str(value)[:12]: labels for value, labels in values.items()}
+        yield f"The {name} differ (SHA-256): {_by_value(short)}."
+    for name, values in spread((cell.method, versions(record)) for cell, record in done).items():
+        yield f"Records differ in {name}: {_and(list(values))}."
+    for cell_label, files in _code(cells).items():
+        yield f"{cell_label}: records of {len(files)} versions of its plugin ({_and(files)})."
+
+
+def _code(cells: Cells) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for cell, record in cells.done():
+        method = record.provenance.get("method")
+        if isinstance(method, dict):
+            text = f"{method.get('version')}, file {str(method.get('file_sha256'))[:12]}"
+            versions_of = found.setdefault(cell.method, [])
+            if text not in versions_of:
+                versions_of.append(text)
+    return {label: texts for label, texts in found.items() if len(texts) > 1}
+
+
+def _left_out(cells: Cells) -> Iterable[str]:
+    if not cells.left_out:
+        return
+    slots = {cell.slot for cell in cells.planned}
+    older = sum(record.slot in slots for record in cells.left_out)
+    if older:
+        yield (
+            f"{_count(older, 'record')} of the same cells under earlier settings "
+            f"{'is' if older == 1 else 'are'} not shown."
+        )
+    others = len(cells.left_out) - older
+    if others:
+        are = "is" if others == 1 else "are"
+        yield f"{_count(others, 'record')} of other cells {are} not shown."
+
+
+def _by_value(values: dict[str, list[str]]) -> str:
+    return "; ".join(f"{value} ({', '.join(labels)})" for value, labels in values.items())
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _shot_word(shots: int | str) -> str:
+    return "full" if isinstance(shots, str) else _count(shots, "shot")

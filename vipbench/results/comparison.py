@@ -1,0 +1,214 @@
+"""From records to a comparison table: methods down, shots across. No torch here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vipbench.results import caption
+from vipbench.results.baseline import majority_metrics
+from vipbench.results.metrics import find_metric, metric_value
+from vipbench.results.plan import PlanCell, plan_cell
+from vipbench.results.record import Record
+from vipbench.results.settings import differences, require_equal, settings
+from vipbench.results.table import BLANK, Column, Entry, Row, Table, TableError, ranked
+
+MAJORITY = "majority class"
+Place = tuple[str, str]  # (dataset, backbone)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a table, with the records that there are: what captions and notes tell of."""
+
+    planned: tuple[PlanCell, ...]
+    records: Mapping[str, Record]
+    left_out: tuple[Record, ...] = ()
+
+    def possible(self) -> list[PlanCell]:
+        """Cells that can have a number."""
+        return [cell for cell in self.planned if cell.status != "impossible"]
+
+    def record_of(self, cell: PlanCell) -> Record | None:
+        """A cell's record, done or failed."""
+        return None if cell.key is None else self.records.get(cell.key)
+
+    def done(self) -> list[tuple[PlanCell, Record]]:
+        """Cells with numbers."""
+        pairs = ((cell, self.record_of(cell)) for cell in self.possible())
+        return [(cell, record) for cell, record in pairs if record is not None and record.ok]
+
+
+def comparison(
+    records: Iterable[Record],
+    planned: Iterable[PlanCell | Mapping[str, Any]] | None = None,
+    *,
+    metrics: Sequence[str] = ("accuracy", "macro_f1"),
+    decimals: int = 1,
+    title: str | None = None,
+) -> Table:
+    """The comparison of methods over shots, datasets and backbones.
+
+    planned: the cells to show, in the order of the rows (`Store.plan()`); records of other cells
+    are left out, and a note counts them. Without it the records themselves are the plan. metrics:
+    names as of `find_metric`. decimals: of the shown numbers.
+
+    An entry has numbers only where every planned seed has finished. Raises UsageError for an
+    unknown metric, TableError where there are no cells, or where records that would share an entry
+    were made under different settings, or those of a column on different images or weights.
+    """
+    for name in metrics:
+        find_metric(name)
+    if not metrics or len(set(metrics)) != len(metrics):
+        raise TableError(f"metrics {list(metrics)}: give one or more, each once")
+    if not 0 <= decimals <= 6:
+        raise TableError(f"decimals {decimals}: give 0 to 6")
+    cells = _cells(list(records), planned)
+    _check_comparable(cells)
+    columns = _columns(cells, metrics)
+    rows, entries = _rows(cells, columns)
+    n_of = Counter(
+        entry.n_expected
+        for row, line in zip(rows, entries, strict=True)
+        for entry, column in zip(line, columns, strict=True)
+        if row.kind != "majority" and column.shots != 0 and entry.n_expected
+    )
+    usual_n = max(n_of, key=lambda n: (n_of[n], n)) if n_of else 1
+    table = Table(
+        columns=columns,
+        rows=rows,
+        entries=entries,
+        caption="",
+        usual_n=usual_n,
+        decimals=decimals,
+    )
+    return caption.with_words(ranked(table), cells, title)
+
+
+def _cells(records: list[Record], planned: Iterable[PlanCell | Mapping[str, Any]] | None) -> Cells:
+    by_key = {record.key: record for record in records}
+    if len(by_key) != len(records):
+        raise TableError("the same record is given twice")
+    if planned is None:
+        cells = [PlanCell(record.key, *record.slot, status="done") for record in records]
+    else:
+        cells = [plan_cell(cell) for cell in planned]
+    slots: dict[Any, PlanCell] = {}
+    for cell in cells:
+        other = slots.setdefault(cell.slot, cell)
+        if other.key == cell.key:
+            continue
+        pair = [by_key.get(c.key or "") for c in (other, cell)]
+        told = differences([settings(r) for r in pair if r is not None])
+        raise TableError(
+            f"{cell.method} on {cell.dataset}, {cell.backbone}, shots {cell.shots}, seed "
+            f"{cell.seed} is there twice, under different settings: "
+            f"{'; '.join(told) or 'which ones the records do not tell'}. Show one output folder, "
+            f"or give the variants labels of their own"
+        )
+    if not slots:
+        raise TableError("there are no cells to show; `vipbench run` makes some")
+    keys = {cell.key for cell in cells}
+    shown = {key: record for key, record in by_key.items() if key in keys}
+    left_out = tuple(record for record in records if record.key not in keys)
+    return Cells(tuple(slots.values()), shown, left_out)
+
+
+def _check_comparable(cells: Cells) -> None:
+    entries: dict[Any, list[Record]] = {}
+    places: dict[Place, list[Record]] = {}
+    for cell, record in cells.done():
+        entries.setdefault(cell.slot[:-1], []).append(record)
+        places.setdefault((cell.dataset, cell.backbone), []).append(record)
+    for (backbone, dataset, method, shots), group in entries.items():
+        where = f"{method} on {dataset}, {backbone}, shots {shots}"
+        require_equal(group, "settings", where)
+    for (dataset, backbone), group in places.items():
+        require_equal(group, "benchmark", f"{dataset}, {backbone}")
+
+
+def _columns(cells: Cells, metrics: Sequence[str]) -> tuple[Column, ...]:
+    shots: dict[Place, set[int | str]] = {}
+    for cell in cells.planned:
+        shots.setdefault((cell.dataset, cell.backbone), set())
+        if cell.status != "impossible":
+            shots[cell.dataset, cell.backbone].add(cell.shots)
+    datasets = dict.fromkeys(cell.dataset for cell in cells.planned)
+    backbones = dict.fromkeys(cell.backbone for cell in cells.planned)
+    return tuple(
+        Column(dataset, backbone, metric, k)
+        for dataset in datasets
+        for backbone in backbones
+        for metric in metrics
+        for k in sorted(shots.get((dataset, backbone), ()), key=_ascending)
+    )
+
+
+def _ascending(shots: int | str) -> float:
+    return float("inf") if isinstance(shots, str) else shots
+
+
+def _rows(
+    cells: Cells, columns: Sequence[Column]
+) -> tuple[tuple[Row, ...], tuple[tuple[Entry, ...], ...]]:
+    rows: list[Row] = []
+    entries: list[tuple[Entry, ...]] = []
+    majority = _majority(cells, columns)
+    if any(entry.state == "done" for entry in majority):
+        rows.append(Row(MAJORITY, "majority"))
+        entries.append(majority)
+    by_method: dict[str, list[PlanCell]] = {}
+    for cell in cells.planned:
+        by_method.setdefault(cell.method, []).append(cell)
+    for label, own in by_method.items():
+        found = [cells.record_of(cell) for cell in own]
+        sees_test = any(r is not None and "test_images" in r.needs for r in found)
+        rows.append(Row(label, "transductive" if sees_test else "method"))
+        places: dict[Any, list[PlanCell]] = {}
+        for cell in own:
+            if cell.status != "impossible":
+                places.setdefault((cell.dataset, cell.backbone, cell.shots), []).append(cell)
+        entries.append(
+            tuple(
+                _entry(cells, places.get((c.dataset, c.backbone, c.shots), []), c.metric)
+                for c in columns
+            )
+        )
+    return tuple(rows), tuple(entries)
+
+
+def _entry(cells: Cells, own: Sequence[PlanCell], metric: str) -> Entry:
+    if not own:
+        return BLANK
+    values = []
+    # In the order of the seeds, whatever the order in which the cells came to finish: a sum of
+    # floating-point numbers depends on it.
+    for cell in sorted(own, key=lambda cell: cell.seed):
+        record = cells.record_of(cell)
+        value = metric_value(record.metrics, metric) if record is not None and record.ok else None
+        if value is not None:
+            values.append(value)
+    if len(values) < len(own):
+        return Entry("unfinished", n=len(values), n_expected=len(own))
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Entry("done", float(np.mean(values)), sd, len(values), len(own))
+
+
+def _majority(cells: Cells, columns: Sequence[Column]) -> tuple[Entry, ...]:
+    by_place: dict[Place, dict[str, Any]] = {}
+    for cell, record in cells.done():
+        data, place = record.data, (cell.dataset, cell.backbone)
+        if place not in by_place and sum(data.train_counts) > 0:
+            by_place[place] = majority_metrics(
+                data.train_counts, data.test_counts, data.class_names
+            )
+    entries = []
+    for column in columns:
+        metrics = by_place.get((column.dataset, column.backbone), {})
+        value = metric_value(metrics, column.metric)
+        entries.append(BLANK if value is None else Entry("done", value, None, 1, 1))
+    return tuple(entries)

@@ -1,0 +1,110 @@
+"""What must agree between records before their numbers stand side by side. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vipbench.results.record import Record
+from vipbench.results.table import TableError
+
+# Kept out of comparisons of versions: they are settings, or say nothing of how a number was made.
+_NO_VERSION = ("method", "backbone", "dataset", "metric_revisions", "stacked_cells")
+_OF_SUPPORT = ("views", "sampler", "validation", "selection", "shots_unit")
+
+
+def protocol(record: Record) -> dict[str, Any]:
+    """The protocol's settings that had a say: at 0 shots there is no support set to draw, augment
+    or select on, so that such a record serves every protocol."""
+    kept = record.protocol.model_dump()
+    if record.cell.shots == 0:
+        return {k: v for k, v in kept.items() if k not in _OF_SUPPORT}
+    return kept
+
+
+def settings(record: Record) -> dict[str, Any]:
+    """Dotted name -> what must be equal over the seeds of one entry."""
+    method = _part(record, "method")
+    found = {
+        "method": record.cell.method_name,
+        "method.plugin": method.get("plugin", method.get("name")),
+        "method.revision": method.get("revision"),
+        "metric_revisions": record.provenance.get("metric_revisions"),
+        "symptoms_sha256": record.data.symptoms_sha256 if "symptoms" in record.needs else None,
+        **_flat("hparams", record.hparams),
+        **_flat("recipe", record.recipe),
+        **_flat("protocol", protocol(record)),
+    }
+    return found | benchmark(record)
+
+
+def benchmark(record: Record) -> dict[str, Any]:
+    """Dotted name -> what must be equal down a column, for its numbers to be comparable."""
+    return {
+        "dataset.fingerprint": record.data.fingerprint,
+        "class_names": record.data.class_names,
+        "test_counts": record.data.test_counts,
+        "backbone.fingerprint": _part(record, "backbone").get("fingerprint"),
+    }
+
+
+def versions(record: Record) -> dict[str, Any]:
+    """What may differ within a table as long as the table says so."""
+    found = {k: v for k, v in record.provenance.items() if k not in _NO_VERSION}
+    return {k: v for k, v in found.items() if isinstance(v, (str, int, float))}
+
+
+def require_equal(records: Sequence[Record], kind: str, where: str) -> None:
+    """Raise TableError where `settings` (kind "settings") or `benchmark` differ between records."""
+    of = settings if kind == "settings" else benchmark
+    told = differences([of(record) for record in records])
+    if told:
+        keys = ", ".join(sorted({record.key[:12] for record in records})[:4])
+        raise TableError(
+            f"{where}: records with different settings cannot share a table: {'; '.join(told)} "
+            f"(records {keys}…). Give the variants labels of their own, or run them into another "
+            f"output folder (--out)"
+        )
+
+
+def differences(many: Sequence[dict[str, Any]]) -> list[str]:
+    """`name: value | value` of every name whose values are not all equal, long ones shortened."""
+    told = []
+    for name in dict.fromkeys(name for one in many for name in one):
+        values = dict.fromkeys(_show(one.get(name)) for one in many)
+        if len(values) > 1:
+            told.append(f"{name}: {' | '.join(values)}")
+    return told
+
+
+def spread(pairs: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, list[str]]]:
+    """name -> shown value -> labels, for the names on which the labelled settings differ. A name
+    that a label does not have is no difference."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for label, values in pairs:
+        for name, value in values.items():
+            labels = found.setdefault(name, {}).setdefault(_show(value), [])
+            if label not in labels:
+                labels.append(label)
+    return {name: values for name, values in found.items() if len(values) > 1}
+
+
+def _part(record: Record, name: str) -> dict[str, Any]:
+    part = record.provenance.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {
+        k: v for name, part in value.items() for k, v in _flat(f"{prefix}.{name}", part).items()
+    }
+
+
+def _show(value: Any) -> str:
+    # Compared as JSON, so that 1, 1.0 and true stay apart, and shortened only for equal starts
+    # that a reader could not tell apart anyway.
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-12:]}"
