@@ -39,9 +39,10 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """`cli("list", "methods", env={...}, timeout=60, cwd=...)`: the command line in a process of
-    its own, started in an empty folder; returns status, stdout and stderr."""
+    its own, started in an empty folder; returns status, stdout and stderr. The features of one
+    test session are encoded once."""
     home = tmp_path / "cli"
     home.mkdir()
 
@@ -55,7 +56,7 @@ def cli(tmp_path: Path) -> Cli:
         path = os.pathsep.join(p for p in (str(REPO), mine.get("PYTHONPATH")) if p)
         # A wide, plain terminal: messages are compared as text.
         mine |= {"PYTHONPATH": path, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-        mine |= {"XDG_CACHE_HOME": str(home / "cache")}
+        mine |= {"VIPBENCH_CACHE": str(tmp_path_factory.getbasetemp() / "features")}
         return subprocess.run(
             [sys.executable, "-m", "vipbench", *map(os.fspath, args)],
             capture_output=True,
