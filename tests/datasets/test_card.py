@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from vipbench.api import DataError
+from vipbench.datasets._card import find_card, read_card
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class_name: [a, b]", r"unknown key in line 1 of card .*did you mean 'class_names'"),
+        ("\nlicense: x", r"unknown key in line 2 .*did you mean 'licence'"),
+        ("- a", "is no mapping"),
+        ("class_names: [a, A]", "expected names that differ"),
+        ("class_names: [a, off]", "expected a list of texts"),
+        ("class_names: {1: a}", "put numbers in quotes"),
+        ("class_names: []", "expected a list of texts"),
+        (
+            "templates: [no gap]",
+            r"templates is \['no gap'\]; expected a list of texts that hold {}",
+        ),
+        ("templates: ['{} {}']", "hold {} once"),
+        ("templates: ['{0}']", "hold {} once"),
+        ("templates: ['{}']\nmodality: x", "templates or modality, not both"),
+        ("sharing: all", "expected 'local' or 'allowed'"),
+        ("licence: 4", "licence is 4; expected a text"),
+        ("columns: [a]", "columns is .* expected a mapping of path, label"),
+        ("columns: {paths: a}", "unknown column .*did you mean 'path'"),
+        ("symptoms: [a]", "expected a file beside the card"),
+        ("symptoms: ../x.json", r"symptoms: path '\.\./x\.json' is absolute or leaves the folder"),
+        ("symptoms: /etc/passwd", "is absolute or leaves"),
+        ("a: [", "card"),
+    ],
+)
+def test_bad_cards(tmp_path, text, message):
+    path = tmp_path / "card.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        read_card(path)
+    assert "card.yaml" in str(caught.value)
+
+
+def test_two_cards(tmp_path):
+    (tmp_path / "card.yaml").touch()
+    (tmp_path / "card.yml").touch()
+    with pytest.raises(DataError, match="there are two cards"):
+        find_card(tmp_path / "card.yaml", tmp_path / "card.yml")
+    assert find_card(tmp_path / "no.yaml") is None

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vipbench.api import DataError
+from vipbench.datasets.folder import FolderDataset
+from vipbench.errors import UsageError
+
+
+def load(path: Path):
+    dataset = FolderDataset(str(path))
+    return dataset, dataset.load(None)
+
+
+def files(folder: str, n: int) -> list[str]:
+    return [f"{folder}/{i}.png" for i in range(n)]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "Validation"])
+def test_splits_and_classes_from_folders(tmp_path, make_images, val):
+    make_images(tmp_path, files("Train/blue_nevus", 11) + files("Train/melanoma", 2))
+    make_images(tmp_path, files(f"{val}/blue_nevus", 1) + files(f"{val}/melanoma", 1))
+    make_images(tmp_path, [*files("test/melanoma", 2), "test/blue_nevus/deep/A.JPG"])
+    (tmp_path / "Train/melanoma/notes.txt").write_text("ignored")
+    (tmp_path / "Train/melanoma/._0.png").write_text("ignored")
+    (tmp_path / "papers").mkdir()
+    dataset, splits = load(tmp_path)
+    assert dataset.name == tmp_path.name
+    assert dataset.class_names == ("blue nevus", "melanoma")
+    assert dataset.caption == ""
+    assert {k: v.counts(2) for k, v in splits.items()} == {
+        "train": [11, 2],
+        "val": [1, 1],
+        "test": [1, 2],
+    }
+    assert splits["train"].ids[:3] == tuple(f"Train/blue_nevus/{i}.png" for i in (0, 1, 2))
+    assert splits["train"].ids[10] == "Train/blue_nevus/10.png"  # natural order: behind 9
+    assert splits["test"].ids[0] == "test/blue_nevus/deep/A.JPG"
+    assert splits["test"].open(0).size == (2, 2)
+
+
+def test_a_split_is_drawn_where_there_is_none(tmp_path, make_images):
+    make_images(tmp_path / "a", files("one", 20) + files("two", 10))
+    dataset, splits = load(tmp_path / "a")
+    assert dataset.caption == "Split 60/10/30 drawn by vipbench, stratified, seed 1."
+    assert {k: v.counts(2) for k, v in splits.items()} == {
+        "train": [12, 6],
+        "val": [2, 1],
+        "test": [6, 3],
+    }
+    every = [i for split in splits.values() for i in split.ids]
+    assert len(set(every)) == 30
+    # The same elsewhere, and whatever else is in the folder.
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    other, again = load(tmp_path / "b")
+    assert {k: v.ids for k, v in again.items()} == {k: v.ids for k, v in splits.items()}
+    assert other.fingerprint(again) == dataset.fingerprint(splits)
+
+
+def test_val_is_taken_from_train_where_it_is_missing(tmp_path, make_images):
+    for split in ("train", "test"):
+        make_images(tmp_path, files(f"{split}/one", 20) + files(f"{split}/two", 30))
+    dataset, splits = load(tmp_path)
+    assert "A tenth of train taken as val" in dataset.caption
+    assert {k: v.counts(2) for k, v in splits.items()} == {
+        "train": [18, 27],
+        "val": [2, 3],
+        "test": [20, 30],
+    }
+    assert all(i.startswith("train/") for i in splits["val"].ids)
+
+
+def test_a_card_names_things(tmp_path, make_images):
+    make_images(tmp_path, files("NV", 5) + files("mel", 5))
+    (tmp_path / "card.yaml").write_text(
+        "class_names: {NV: nevus}\ntemplates: ['skin with {}.']\nlicence: CC0\n"
+        "symptoms: {nevus: [round spot], mel: [jagged spot]}\n"
+    )
+    dataset, _ = load(tmp_path)
+    assert dataset.class_names == ("nevus", "mel")
+    assert dataset.templates == ("skin with {}.",)
+    assert dataset.symptoms == {"nevus": ("round spot",), "mel": ("jagged spot",)}
+    assert dataset.licence == "CC0"
+    assert dataset.caption.startswith("Split 60/10/30")
+
+
+def test_natural_order_of_classes(tmp_path, make_images):
+    for name in ("grade 10", "grade 2", "grade 1"):
+        make_images(tmp_path, files(name, 3))
+    assert load(tmp_path)[0].class_names == ("grade 1", "grade 2", "grade 10")
+
+
+def layout_error(tmp_path: Path, match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        load(tmp_path)
+
+
+def test_what_is_missing_is_named(tmp_path, make_images):
+    layout_error(tmp_path / "gone", r"gone' does not exist; looked for")
+    layout_error(tmp_path, r"holds no folders; expected <class>/<images>")
+    make_images(tmp_path, ["one/a.png"])
+    layout_error(tmp_path, "holds 1 class folders; expected two or more")
+    (tmp_path / "two").mkdir()
+    layout_error(tmp_path, r"class folder '.*two' holds no images; looked for \.bmp, .*\.png")
+    (tmp_path / "two/scan.dcm").touch()
+    layout_error(tmp_path, r"two' holds no images \(it holds '\.dcm' files\)")
+    make_images(tmp_path, ["two/a.png"])
+    layout_error(tmp_path, r"cannot be split: class 'one' has 1 image; 2 are the least")
+    layout_error(tmp_path / "one/a.png", "is not a folder")
+    with pytest.raises(UsageError, match="folder:PATH"):
+        FolderDataset(None)
+
+
+def test_splits_that_do_not_fit(tmp_path, make_images):
+    make_images(tmp_path, files("train/one", 2) + files("train/two", 2))
+    layout_error(tmp_path, "holds 'train' but no 'test'")
+    make_images(tmp_path, files("test/one", 2) + files("test/tow", 2))
+    layout_error(
+        tmp_path, r"classes of '.*test' and '.*train' differ: .*also has 'tow' and lacks 'two'"
+    )
+    (tmp_path / "test/tow").rename(tmp_path / "test/two")
+    make_images(tmp_path, files("val/one", 1) + files("valid/one", 1))
+    layout_error(tmp_path, "'val' and 'valid', which are the same split")
+
+
+def test_class_names_that_would_look_alike(tmp_path, make_images):
+    make_images(tmp_path, files("blue nevus", 3) + files("Blue_nevus", 3))
+    layout_error(tmp_path, "'Blue_nevus' and 'blue nevus' would both be shown as 'blue nevus'")
+
+
+def test_links_stay_inside(tmp_path, make_images):
+    make_images(tmp_path / "data", files("one", 3) + files("two", 3))
+    make_images(tmp_path, ["secret.png"])
+    inner = tmp_path / "data/two/again.png"
+    inner.symlink_to("0.png")
+    assert sum(len(s) for s in load(tmp_path / "data")[1].values()) == 7
+    (tmp_path / "data/one/loop").symlink_to("..", target_is_directory=True)
+    (tmp_path / "data/one/loop").unlink()
+    inner.unlink()
+    inner.symlink_to(tmp_path / "secret.png")
+    layout_error(tmp_path / "data", r"again\.png' is a link to '.*secret\.png', outside of")
+    inner.unlink()
+    (tmp_path / "data/three").symlink_to(tmp_path, target_is_directory=True)
+    layout_error(tmp_path / "data", r"three' is a link to .* outside of")
+
+
+def test_a_link_in_a_circle_ends(tmp_path, make_images):
+    make_images(tmp_path, files("one", 3) + files("two", 3))
+    (tmp_path / "one/self").symlink_to(tmp_path / "one", target_is_directory=True)
+    assert sum(len(s) for s in load(tmp_path)[1].values()) == 6
+
+
+def test_relative_to_the_data_folder(tmp_path, make_images, monkeypatch):
+    make_images(tmp_path / "root/skin", files("one", 3) + files("two", 3))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    dataset = FolderDataset("skin/")
+    assert dataset.name == "skin"
+    assert len(dataset.load(tmp_path / "root")["train"]) == 2

@@ -1,0 +1,1 @@
+"""Datasets that vipbench reads; each module registers what it defines."""

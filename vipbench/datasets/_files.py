@@ -1,0 +1,108 @@
+"""Finding a dataset's files on a user's disk, in an order that is the same on every platform."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from vipbench.api.dataset import DataError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+def find_source(argument: str, root: Path | None, what: str) -> Path:
+    """The file or folder `argument`: absolute, or relative to the working directory, then to
+    the data folder `root`. Raises DataError naming every place that was looked at."""
+    path = Path(argument).expanduser()
+    places = [path] if path.is_absolute() or root is None else [path, root / path]
+    for place in places:
+        if place.exists():
+            return place
+    looked = " and ".join(f"'{place.absolute()}'" for place in places)
+    hint = "" if path.is_absolute() or root else "; --data-root names the folder of your data"
+    raise DataError(f"{what} '{argument}' does not exist; looked for {looked}{hint}")
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorts `2` before `10`, by code points otherwise, whatever the platform's locale."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(p), "") if i % 2 else (0, p) for i, p in enumerate(parts)], name
+
+
+def stable_name(path: Path, root: Path) -> str:
+    """`path` relative to `root`, with `/` and composed accents: the same on every platform."""
+    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+
+
+def visible_folders(folder: Path, root: Path) -> list[Path]:
+    """The folders in `folder`, in natural order, without hidden ones."""
+    found = [e for e in _entries(folder, root) if e.is_dir()]
+    return sorted(found, key=lambda path: natural_key(stable_name(path, root)))
+
+
+def images_below(folder: Path, root: Path) -> tuple[list[Path], set[str]]:
+    """Image files in `folder` and its subfolders, in natural order, and the suffixes of the
+    files that were passed over. Raises DataError for a link that leaves `root`."""
+    images: list[Path] = []
+    others: set[str] = set()
+    seen: set[Path] = set()
+
+    def walk(current: Path) -> None:
+        real = current.resolve()
+        if real in seen:  # a link back to a folder above
+            return
+        seen.add(real)
+        for entry in _entries(current, root):
+            if entry.is_dir():
+                walk(entry)
+            elif entry.suffix.lower() in IMAGE_SUFFIXES:
+                images.append(entry)
+            else:
+                others.add(entry.suffix.lower() or entry.name)
+
+    walk(folder)
+    return sorted(images, key=lambda path: natural_key(stable_name(path, root))), others
+
+
+def inside(base: Path, relative: str, where: str) -> Path:
+    """`base/relative`, for a path that a file gives. `where` names file and row.
+
+    Raises DataError for an absolute path and for one that leaves `base`, also through a link.
+    """
+    pure = PurePosixPath(relative)
+    if pure.is_absolute() or re.match(r"[A-Za-z]:|\\", relative) or ".." in pure.parts:
+        raise DataError(
+            f"{where}: path '{relative}' is absolute or leaves the folder; expected a path "
+            f"relative to '{base}'"
+        )
+    path = base / pure
+    if not path.resolve().is_relative_to(base.resolve()):
+        raise DataError(f"{where}: path '{relative}' is a link that leaves '{base}'")
+    return path
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """`'a', 'b', 'c' and 4 more`: for messages."""
+    every = list(names)
+    shown = ", ".join(f"'{name}'" for name in every[:limit])
+    return shown + (f" and {len(every) - limit} more" if len(every) > limit else "")
+
+
+def _entries(folder: Path, root: Path) -> Iterator[Path]:
+    """What is in `folder`, without hidden files; links must stay inside `root`."""
+    inner = root.resolve()
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"folder '{folder}' cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        if entry.is_symlink() and not entry.resolve().is_relative_to(inner):
+            raise DataError(
+                f"'{entry}' is a link to '{entry.resolve()}', outside of '{root}'; copy the files "
+                "into the folder"
+            )
+        yield entry

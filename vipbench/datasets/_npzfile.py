@@ -1,0 +1,157 @@
+"""Reading arrays out of an .npz file lazily and without trusting it. No pickle, ever."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from vipbench.api.dataset import DataError
+
+# Compressed arrays up to this size are held in memory; larger ones are unpacked to a temporary
+# file. Uncompressed ones, of any size, are read from where they lie.
+IN_MEMORY_BYTES = 1024**3
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One array of an .npz file, known by its header alone."""
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+    header_bytes: int
+
+    def read(self) -> Array:
+        """The array, in memory. Raises DataError."""
+        with (
+            _errors(self.path, self.key),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(f"{self.key}.npy") as file,
+        ):
+            array: Array = np.lib.format.read_array(file, allow_pickle=False)
+            return array
+
+    def map(self) -> Array:
+        """The array, read from disk as it is used, or in memory where it is small."""
+        size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        with _errors(self.path, self.key), zipfile.ZipFile(self.path) as archive:
+            info = archive.getinfo(f"{self.key}.npy")
+            if info.compress_type == zipfile.ZIP_STORED and size > 0:
+                start = _data_start(self.path, info) + self.header_bytes
+                return self._memmap(self.path, start)
+            if size <= IN_MEMORY_BYTES:
+                return self.read()
+            # It has no name, and is gone from the disk when the map is.
+            with tempfile.TemporaryFile() as unpacked, archive.open(info) as file:
+                shutil.copyfileobj(file, unpacked, 1024 * 1024)
+                unpacked.flush()
+                return self._memmap(unpacked, self.header_bytes)
+
+    def _memmap(self, file: Any, offset: int) -> Array:
+        order = "F" if self.fortran else "C"
+        return np.memmap(file, self.dtype, "r", offset, self.shape, order)
+
+
+class LazyImages(Sequence[npt.NDArray[np.uint8]]):
+    """The images of a member (N,H,W) or (N,H,W,3), read when they are asked for."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+
+    def __len__(self) -> int:
+        return self.member.shape[0]
+
+    @overload
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[npt.NDArray[np.uint8]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return np.array(self._array[index])
+
+    @cached_property
+    def _array(self) -> Array:
+        return self.member.map()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"member": self.member}  # a map does not travel between processes
+
+
+def read_members(path: Path) -> dict[str, Member]:
+    """Key -> array, by the headers. Raises DataError for a file that is no .npz file."""
+    members = {}
+    with _errors(path, None), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            key = info.filename.removesuffix(".npy")
+            if key == info.filename or info.is_dir():
+                continue
+            with _errors(path, key), archive.open(info) as file:
+                version = np.lib.format.read_magic(file)
+                if version == (1, 0):
+                    header = np.lib.format.read_array_header_1_0(file)
+                elif version == (2, 0):
+                    header = np.lib.format.read_array_header_2_0(file)
+                else:
+                    raise DataError(f"'{path}': array '{key}' has the unknown version {version}")
+                shape, fortran, dtype = header
+                member = Member(path, key, shape, dtype, fortran, file.tell())
+            if dtype.hasobject:
+                raise DataError(
+                    f"'{path}': array '{key}' holds Python objects, which are not read (they "
+                    "could run code); save it again as numbers or texts of fixed width"
+                )
+            size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+            if min(shape, default=0) < 0 or info.file_size != member.header_bytes + size:
+                raise DataError(
+                    f"'{path}': array '{key}' is damaged: it says {shape} of {dtype} and holds "
+                    f"{info.file_size - member.header_bytes} bytes"
+                )
+            members[key] = member
+    return members
+
+
+@contextmanager
+def _errors(path: Path, key: str | None) -> Iterator[None]:
+    """Turns what zipfile, zlib and numpy raise for damaged files into DataError."""
+    what = f"'{path}'" + (f": array '{key}'" if key else "")
+    try:
+        yield
+    except DataError:
+        raise
+    except zipfile.BadZipFile as error:
+        if "CRC" in str(error):
+            raise DataError(f"{what} is damaged ({error}); copy or download it again") from error
+        raise DataError(
+            f"{what} is not an .npz file, or is cut off ({error}); expected what numpy.savez "
+            "writes; copy or download it again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{what} cannot be read: {error.strerror or error}") from error
+    except (zlib.error, struct.error, ValueError, EOFError, RuntimeError, KeyError) as error:
+        raise DataError(f"{what} is damaged ({error}); copy or download it again") from error
+
+
+def _data_start(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where a stored member's bytes begin: behind its local header, 30 bytes and two fields."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        fixed = file.read(30)
+    name, extra = struct.unpack("<HH", fixed[26:30])
+    return int(info.header_offset + 30 + name + extra)
