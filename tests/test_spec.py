@@ -234,7 +234,7 @@ def test_save_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("methdos: vip", "line 1: unknown key 'methdos'; did you mean 'methods'?"),
+        ("methdos: vip", "line 1: unknown key 'methdos'; did you mean 'methods'"),
         ('"a\\nb": 1', r"unknown key 'a\nb'"),
         ("\n\nshots: 0", "line 3: shots: 0 shots cannot be run: zero-shot methods run without"),
         ("shots: [4, -2]", "shots must be 1 or more, or full"),

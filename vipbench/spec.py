@@ -40,9 +40,14 @@ class MethodSpec(BaseModel):
     )
 
     @property
+    def plain(self) -> str:
+        """`name` or `name[hparam=value,...]`: the default label, and how a flag gives it."""
+        return words.default_label(self.name, self.hparams)
+
+    @property
     def own_label(self) -> bool:
         """Whether the label says something else than the default one."""
-        return self.label != words.default_label(self.name, self.hparams)
+        return self.label != self.plain
 
     def with_hparams(self, changes: Mapping[str, Scalar]) -> MethodSpec:
         """This method with `changes`, and a label that says so: results of the two never mix."""
@@ -53,8 +58,11 @@ class MethodSpec(BaseModel):
         """The entry of a suite file that reads back as this."""
         if not self.hparams and not self.own_label:
             return self.name
-        label = {"label": self.label} if self.own_label else {}
-        return {"name": self.name, **label, **self.hparams}
+        return {
+            "name": self.name,
+            **({"label": self.label} if self.own_label else {}),
+            **self.hparams,
+        }
 
 
 def _methods(value: Any) -> tuple[MethodSpec, ...]:
@@ -201,10 +209,8 @@ class RunSpec(BaseModel):
         values["methods"] = [method.as_yaml() for method in self.methods]
         values["symptoms"] = {name: str(file) for name, file in self.symptoms.items()}
         for key, value in values.items():
-            if isinstance(value, Path):
-                values[key] = str(value)
-            elif isinstance(value, tuple):
-                values[key] = list(value)
+            if isinstance(value, Path | tuple):
+                values[key] = str(value) if isinstance(value, Path) else list(value)
         first = {"title": values.pop("title")}
         return dump_yaml({k: v for k, v in (first | values).items() if v is not None and v != {}})
 
@@ -219,9 +225,8 @@ class RunSpec(BaseModel):
             if (value := getattr(self, key)) is not None
         }
         update["symptoms"] = {name: file.absolute() for name, file in self.symptoms.items()}
-        update["out"] = Path()
-        if folder.absolute() != self.out.absolute():
-            update["out"] = self.out.absolute()
+        same = folder.absolute() == self.out.absolute()
+        update["out"] = Path() if same else self.out.absolute()
         file = folder / SUITE_NAME
         part = file.with_suffix(".part")
         part.write_text(self.model_copy(update=update).to_yaml(), encoding="utf-8")
@@ -290,7 +295,7 @@ def _usage_error(error: ValidationError, source: str, document: Document | None)
 def _sentence(error: Any, fields: Mapping[str, Any], prefix: str) -> str:
     key = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        return words.unknown_key(key, fields)
+        return str(unknown("key", key if key.isprintable() else ascii(key)[1:-1], fields))
     name = f"{prefix}{key.replace('_', '-') if prefix == '--' else key}: " if key else ""
     context = error.get("ctx", {})
     if isinstance(context.get("error"), UsageError):

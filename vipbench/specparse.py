@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -276,14 +275,6 @@ def scalar(value: str, name: str) -> Scalar:
         return parse_scalar(value)
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
-
-
-def unknown_key(given: str, known: Iterable[str], kind: str = "key") -> str:
-    """The sentence about a key that no suite has."""
-    listed = list(known)
-    close = get_close_matches(given, listed, n=3, cutoff=0.5)
-    meant = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
-    return f"unknown {kind} {show(given)}{meant} Known: {', '.join(listed)}."
 
 
 def show(value: Any) -> str:

@@ -1,0 +1,110 @@
+"""Asking for help is quick, and a mistake in the arguments is told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from vipbench import __version__
+from vipbench.cli.suites import demo_suite, make_spec
+from vipbench.errors import UsageError
+
+Cli = Callable[..., "CompletedProcess[str]"]
+HEAVY = ("torch", "numpy", "pandas", "rich", "open_clip", "yaml")
+
+
+@pytest.mark.parametrize("args", [["--help"], [], ["run", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(cli: Cli, args: list[str]) -> None:
+    done = cli(*args, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0
+    assert ("vipbench " + __version__ if "--version" in args else "Usage: vipbench") in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "vipbench.cli.app" in imported
+    assert imported.isdisjoint(HEAVY)
+
+
+def test_every_option_is_a_field_of_the_suite(cli: Cli) -> None:
+    from vipbench.spec import RunSpec
+
+    text = cli("run", "--help").stdout
+    for field in RunSpec.model_fields:
+        if field != "title":
+            assert f"--{field.replace('_', '-')} " in text
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--foo"], "No such option: --foo"),
+        (["runn"], "No such command 'runn'"),
+        (["run", "--mehtods", "vip"], "No such option: --mehtods"),
+        (["run", "vip"], "unexpected extra argument"),
+        (["run", "--methods"], "requires an argument"),
+        (["run", "--cell-timeout", "soon"], "--cell-timeout"),
+        (["run", "--shots", "0"], "--shots: 0 shots cannot be run: zero-shot methods run without"),
+        (["run", "--seeds", "1,1"], "--seeds: '1' is given twice"),
+        (["run", "--views", "many"], "--views: expected per-epoch, none or a number of views"),
+        (["run", "--device", "tpu"], "--device: expected 'auto', 'cpu' or 'cuda', got 'tpu'"),
+        (["run", "--methods", "vip[a"], "lacks its closing bracket"),
+        (["run", "--methods", "coop", "--set", "vip.M=4"], "unknown method 'vip'"),
+        (["run", "--suite", "none.yaml"], "suite 'none.yaml' does not exist"),
+        (["run", "--selection", "best_val", "--validation", "none"], "needs validation images"),
+        (["table"], "Missing argument 'DIR'"),
+        (["table", "nowhere"], "nowhere"),
+        (["table", "nowhere", "--format", "docx"], "unknown format 'docx'"),
+        (["list", "method"], "unknown kind 'method'; did you mean 'methods'?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(cli: Cli, args: list[str], says: str) -> None:
+    done = cli(*args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("vipbench: error: ")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_wrong_suite_names_file_and_line(cli: Cli, tmp_path: Path) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text("methods: [vip]\nshotz: [1]\n")
+    done = cli("run", "--suite", suite)
+    assert done.returncode == 2
+    assert f"suite '{suite}', line 2: unknown key 'shotz'; did you mean 'shots'" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_demo_suite_is_the_one_in_benchmarks(repo: Path) -> None:
+    bundled = resources.files("vipbench").joinpath("suites", "demo.yaml").read_bytes()
+    assert bundled == (repo / "benchmarks" / "demo.yaml").read_bytes()
+
+
+def test_the_demo_suite() -> None:
+    spec = demo_suite()
+    assert spec.datasets == ("synthderm",)
+    assert spec.backbones == ("tiny-clip",)
+    assert {method.name for method in spec.methods} >= {"zero-shot", "symptoms-mean", "vip"}
+    assert "synthetic" in (spec.title or "")
+    assert "symptoms help" in (spec.title or "")
+
+
+def test_what_is_run_without_a_suite() -> None:
+    assert make_spec(None, {}) == demo_suite()
+    assert make_spec(None, {"shots": "4"}).title == demo_suite().title
+    asked = make_spec(None, {"methods": "vip"}, ["vip.M=8"])
+    assert asked.title is None
+    assert asked.views == "per-epoch"
+    assert asked.methods[0].hparams == {"M": 8}
+
+
+def test_a_suite_goes_before_the_environment_but_not_before_flags(tmp_path: Path) -> None:
+    suite = tmp_path / "s.yaml"
+    suite.write_text("plugins_dir: mine")
+    flags = {"plugins_dir": Path("other")}
+    assert make_spec(suite, flags).plugins_dir == Path("other")
+    assert make_spec(suite, flags, (), True).plugins_dir == tmp_path / "mine"
+    with pytest.raises(UsageError):
+        make_spec(tmp_path / "none.yaml", {})

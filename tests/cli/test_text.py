@@ -1,0 +1,78 @@
+"""Words, columns and progress lines."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vipbench.cli import progress
+from vipbench.cli.text import clean, columns, duration, plural, ranges, shots_text
+
+
+@given(st.text())
+def test_clean_is_one_printable_line(text: str) -> None:
+    line = clean(text, longest=40)
+    assert line.isprintable()
+    assert len(line) <= 40
+
+
+def test_clean_keeps_what_can_be_read() -> None:
+    assert clean("a\n  b\tc\x1b[31m é ±") == "a b c\\x1b[31m é ±"
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=20, unique=True))
+def test_ranges_hold_the_same_numbers(numbers: list[int]) -> None:
+    from vipbench.specparse import seeds
+
+    assert seeds(ranges(numbers)) == tuple(numbers)
+
+
+def test_ranges() -> None:
+    assert ranges([1, 2, 3]) == "1-3"
+    assert ranges([1, 2, 5, 7, 8, 9]) == "1, 2, 5, 7-9"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-3, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (200, "3 min 20 s"),
+        (3600, "1 h"),
+        (7500, "2 h 5 min"),
+        (90_061, "1 d 1 h"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_small_words() -> None:
+    assert plural(1, "cell") == "1 cell"
+    assert plural(2345, "cell") == "2,345 cells"
+    assert [shots_text(k) for k in (0, 1, 2, "full")] == ["zero-shot", "1 shot", "2 shots", "full"]
+
+
+def test_columns() -> None:
+    assert columns([]) == []
+    assert columns([("a", 1, "x\ny"), ("bcd", 20, "")]) == ["a    1   x y", "bcd  20"]
+
+
+def test_log_lines_become_rarer(capsys: pytest.CaptureFixture[str]) -> None:
+    moments = iter(range(100_000))
+    log = progress.Log(clock=lambda: float(next(moments)))
+    log.start(4000)
+    for i in range(1, 3001):
+        log.update(i, 2, "vip")
+    lines = capsys.readouterr().out.splitlines()
+    assert 10 < len(lines) < 40
+    assert "10 of 4,000 cells done, 2 failed, 10 s gone, about 1 h 6 min left, now vip" in lines[0]
+    assert all(line.isprintable() for line in lines)
+
+
+def test_no_guess_before_there_is_anything_to_go_by() -> None:
+    assert progress.remaining(100, 0, 10) is None
+    assert progress.remaining(0.5, 5, 10) is None
+    assert progress.remaining(100, 5, 10) == 100

@@ -1,0 +1,74 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+OK, FAILED, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 some cells failed, 2 it cannot be done as asked,
+    130 interrupted, 70 a mistake in vipbench itself."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or log that cannot show `±` must not end a run of days.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_run(sys.argv[1:] if args is None else args))
+
+
+def _run(args: Sequence[str]) -> int:
+    import typer
+
+    from vipbench.cli.app import app
+    from vipbench.errors import UsageError
+
+    # The base of all that the parser of the arguments complains about.
+    complaint = typer.BadParameter.__mro__[2]
+    try:
+        status = app(args=list(args) or ["--help"], prog_name="vipbench", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else OK
+    except UsageError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("\nvipbench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except typer.Abort:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough. Python would complain once more while closing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if isinstance(error, complaint):
+            return _refuse(_parser_complaint(error))
+        if _is_store_error(error):
+            return _refuse(str(error))
+        if isinstance(error, OSError):
+            return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        traceback.print_exc()
+        print("vipbench: this is a mistake in vipbench; please report it", file=sys.stderr)
+        return BUG
+
+
+def _refuse(message: str) -> int:
+    print(f"vipbench: error: {message}", file=sys.stderr)
+    return USAGE
+
+
+def _parser_complaint(error: Exception) -> str:
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    context = getattr(error, "ctx", None)
+    hint = f"; see `{context.command_path} --help`" if context is not None else ""
+    return " ".join(text.split()).rstrip(".") + hint
+
+
+def _is_store_error(error: Exception) -> bool:
+    # Imported only where it must have been imported already.
+    module = sys.modules.get("vipbench.results.lock")
+    return module is not None and isinstance(error, module.StoreError)

@@ -1,0 +1,192 @@
+"""The commands and their options; what they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vipbench import __version__
+
+app = typer.Typer(
+    name="vipbench",
+    help="Few-shot adaptation of CLIP-like models in medical imaging, compared honestly.",
+    epilog=(
+        "`vipbench run` alone runs the bundled demo. Exit status: 0 done, 1 some cells failed, "
+        "2 it cannot be done as asked, 130 interrupted."
+    ),
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PluginsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--plugins-dir",
+        metavar="DIR",
+        envvar="VIPBENCH_PLUGINS_DIR",
+        help="Load the plugins in DIR's *.py files; they are code, and are run.",
+    ),
+]
+
+
+def _text(flag: str, metavar: str, help: str) -> Any:
+    return typer.Option(flag, metavar=metavar, help=help, show_default=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"vipbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    suite: Annotated[
+        Path | None,
+        _text("--suite", "FILE", "A YAML suite; flags override it. A run saves its own."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        _text("--methods", "A,B", "Methods, such as coop,vip,vip[context=off]."),
+    ] = None,
+    datasets: Annotated[
+        str | None,
+        _text("--datasets", "A,B", "Datasets, such as synthderm or npz:FILE."),
+    ] = None,
+    backbones: Annotated[
+        str | None,
+        _text("--backbones", "A,B", "Backbones, such as openclip:ViT-B-16/openai."),
+    ] = None,
+    shots: Annotated[
+        str | None,
+        _text("--shots", "1,2,full", "Training images a class; full takes all. [1,2,4,8,16]"),
+    ] = None,
+    seeds: Annotated[
+        str | None, _text("--seeds", "1,2 or 1-8", "Seeds of support sets and training. [1,2,3]")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        _text("--set", "METHOD.HPARAM=VALUE", "Set a hyperparameter; repeatable."),
+    ] = None,
+    data_root: Annotated[
+        Path | None, _text("--data-root", "DIR", "Where datasets are looked for.")
+    ] = None,
+    symptoms: Annotated[
+        list[str] | None,
+        _text("--symptoms", "[DATASET=]FILE", "A symptom file (JSON); repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, _text("--out", "DIR", "The results folder. [./vipbench-results]")
+    ] = None,
+    plugins_dir: PluginsDir = None,
+    device: Annotated[
+        str | None, _text("--device", "auto|cpu|cuda", "Where to compute. [auto]")
+    ] = None,
+    precision: Annotated[
+        str | None, _text("--precision", "fp32|bf16", "Of the training text pass. [fp32]")
+    ] = None,
+    views: Annotated[
+        str | None,
+        _text(
+            "--views",
+            "per-epoch|none|V",
+            "Augmented views of a training image: a new one each epoch, none, V. [per-epoch]",
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        _text("--sampler", "nested|coop", "How support sets are drawn. [nested]"),
+    ] = None,
+    validation: Annotated[
+        str | None,
+        _text(
+            "--validation",
+            "none|k|min(k,4)|full",
+            "Validation images a class, of k shots. [min(k,4)]",
+        ),
+    ] = None,
+    selection: Annotated[
+        str | None,
+        _text("--selection", "last|best_val", "Which epoch is scored. [last]"),
+    ] = None,
+    cell_timeout: Annotated[
+        float | None,
+        _text("--cell-timeout", "SECONDS", "How long one cell may take. [3600]"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and their state; run nothing.")
+    ] = False,
+) -> int:
+    """Run a grid of methods, datasets, backbones, shots and seeds, and print its table.
+
+    Cells that are done are not run again. Without a suite, methods, datasets or backbones it is
+    the bundled demo.
+    """
+    flags = {
+        k: v for k, v in locals().items() if k not in ("context", "suite", "settings", "dry_run")
+    }
+    from vipbench.cli.suites import make_spec
+
+    source = context.get_parameter_source("plugins_dir")
+    from_environment = source is not None and source.name == "ENVIRONMENT"
+    spec = make_spec(suite, flags, settings or (), from_environment)
+    # Only now, so that a misspelled key is told at once.
+    from vipbench.cli.run import run_command
+
+    return run_command(spec, dry_run)
+
+
+@app.command()
+def table(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", show_default=False, help="A results folder.")
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="text|github|latex|csv|json", help="The form of the table."
+        ),
+    ] = "text",
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="A,B", help="Metrics, such as accuracy,auroc.")
+    ] = "accuracy,macro_f1",
+) -> int:
+    """Print the table of a results folder."""
+    from vipbench.cli.table import table_command
+
+    return table_command(folder, format, metric)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[methods|backbones|datasets]", show_default=False, help="What; by default all."
+        ),
+    ] = None,
+    plugins_dir: PluginsDir = None,
+    format: Annotated[
+        str,
+        typer.Option("--format", metavar="text|json", help="json has every hyperparameter."),
+    ] = "text",
+) -> int:
+    """List the methods, backbones and datasets that there are, plugins included."""
+    from vipbench.cli.listing import list_command
+
+    return list_command(kind, plugins_dir, format)

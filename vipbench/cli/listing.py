@@ -1,0 +1,66 @@
+"""`vipbench list`: what is registered."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from vipbench.cli import OK
+from vipbench.cli.text import clean, columns
+from vipbench.engine.driver import CatalogueEntry, catalogue
+from vipbench.errors import unknown
+
+KINDS = ("methods", "backbones", "datasets")
+
+
+def list_command(kind: str | None, plugins_dir: Path | None, format: str) -> int:
+    """Print the catalogue, or one kind of it. Raises UsageError."""
+    if kind is not None and kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    if format not in ("text", "json"):
+        raise unknown("format", format, ("text", "json"))
+    entries = [e for e in catalogue(plugins_dir) if kind is None or f"{e.kind}s" == kind]
+    if format == "json":
+        items = [{"kind": e.kind, "name": e.name, "help": e.help, **e.detail} for e in entries]
+        print(json.dumps(items, indent=2, ensure_ascii=False))
+        return OK
+    for chosen in KINDS if kind is None else (kind,):
+        _print_kind(chosen, [e for e in entries if f"{e.kind}s" == chosen])
+    return OK
+
+
+def _print_kind(kind: str, entries: list[CatalogueEntry]) -> None:
+    heads = ["name", "kind", "needs", "what"] if kind == "methods" else ["name", "what"]
+    if any(e.detail.get("plugin") != "vipbench" for e in entries):
+        heads.insert(1, "plugin")
+    rows = [[_field(entry, head) for head in heads] for entry in entries]
+    if sys.stdout.isatty():
+        _print_rich(kind, heads, rows)
+        return
+    print(f"{kind}:")
+    for line in columns(rows):
+        print(f"  {line}")
+
+
+def _field(entry: CatalogueEntry, head: str) -> str:
+    if head == "name":
+        return entry.name
+    if head == "what":
+        return clean(entry.help)
+    value = entry.detail.get(head, "")
+    return clean(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _print_rich(kind: str, heads: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=kind, title_justify="left", box=box.SIMPLE_HEAD)
+    for head in heads:
+        table.add_column(head, no_wrap=head == "name", style="bold" if head == "name" else None)
+    for row in rows:
+        table.add_row(*(Text(value) for value in row))
+    Console().print(table)

@@ -1,0 +1,197 @@
+"""`vipbench run`: say what will be done, do it, show the table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from vipbench import __version__
+from vipbench.cli import FAILED, OK
+from vipbench.cli.progress import Reporter, reporter
+from vipbench.cli.table import save_tables
+from vipbench.cli.text import clean, columns, listed, plural, ranges, shots_text
+from vipbench.engine import driver
+from vipbench.engine.driver import Observer, Outcome, Plan, PlannedCell
+from vipbench.errors import UsageError
+from vipbench.results.record import Record
+from vipbench.results.tables import TableError
+from vipbench.spec import SUITE_NAME, RunSpec
+
+WORDS = {"todo": "to do", "done": "done", "impossible": "impossible"}
+
+
+def run_command(spec: RunSpec, dry_run: bool = False) -> int:
+    """Run `spec`, or list its cells; returns the exit status. Raises UsageError, StoreError."""
+    shown = reporter()
+    try:
+        if dry_run:
+            _show_plan(spec, driver.plan(spec), shown)
+            return OK
+        screen = Screen(spec, shown)
+        outcome = driver.run(spec, screen)
+    finally:
+        shown.stop()
+    return _finish(spec, screen, outcome)
+
+
+class Screen(Observer):
+    """Shows a run while it goes on."""
+
+    def __init__(self, spec: RunSpec, shown: Reporter) -> None:
+        self.spec = spec
+        self.shown = shown
+        self.plan = Plan([])
+        self.done = self.failed = 0
+        self._waiting: dict[str, set[str]] = {}  # group -> its cells that are not yet done
+        self._now = ""
+
+    def planned(self, plan: Plan) -> None:
+        """The settings, what cannot be run and why, and the bar."""
+        self.plan = plan
+        todo, done, impossible = (plan.of(status) for status in WORDS)
+        if plan.cells and not todo and not done:
+            raise UsageError(
+                f"none of the {plural(len(plan.cells), 'cell')} can be run: "
+                f"{listed(_grouped(impossible)[:3])}"
+            )
+        for line in [*_settings(self.spec, plan), *_grouped(impossible), *_notices(plan)]:
+            self.shown.line(line)
+        for cell in todo:
+            self._waiting.setdefault(cell.group, set()).add(cell.key)
+        if todo:
+            self.shown.start(len(todo))
+
+    def cell_done(self, cell: PlannedCell, record: Record) -> None:
+        """Count it; a failure gets a line."""
+        self._waiting.get(cell.group, set()).discard(cell.key)
+        self.done += 1
+        self._now = cell.method
+        if record.error is not None:
+            self.failed += 1
+            self.shown.line(f"failed: {_name(cell)}: {_why(record)}")
+        self.shown.update(self.done, self.failed, self._now)
+
+    def progress(self, label: str, share: float) -> None:
+        """Part of the group in work is done."""
+        waiting = next((len(keys) for keys in self._waiting.values() if keys), 0)
+        self.shown.update(self.done + share * waiting, self.failed, clean(label))
+
+    def note(self, text: str) -> None:
+        """A line."""
+        self.shown.line(f"note: {clean(text)}")
+
+
+def _finish(spec: RunSpec, screen: Screen, outcome: Outcome) -> int:
+    if outcome.signal is not None:
+        left = len(screen.plan.of("todo")) - screen.done
+        print(
+            f"vipbench: stopped; {plural(outcome.done + outcome.skipped, 'finished cell')} kept in "
+            f"{spec.out}, {left:,} to go. The same command goes on.",
+            file=sys.stderr,
+        )
+        return 128 + outcome.signal
+    if not screen.plan.of("todo"):
+        print(f"Nothing to do: {plural(outcome.skipped, 'cell')} {_are(outcome.skipped)} done.")
+    try:
+        print(f"\n{save_tables(spec.out, spec.title)}\n")
+        print(f"Saved in {spec.out}: table.md, table.tex, results.csv, {SUITE_NAME}")
+    except TableError as error:
+        print(f"vipbench: the records cannot stand in one table: {error}", file=sys.stderr)
+    if outcome.failed:
+        print(
+            f"vipbench: {plural(outcome.failed, 'cell')} failed, as named above; the same command "
+            "tries again",
+            file=sys.stderr,
+        )
+        return FAILED
+    return OK
+
+
+def _show_plan(spec: RunSpec, plan: Plan, shown: Reporter) -> None:
+    for line in [*_settings(spec, plan), *_notices(plan), ""]:
+        shown.line(line)
+    rows = [("state", "method", "backbone", "dataset", "shots", "seed", "reason")]
+    for cell in plan.cells:
+        seed = "-" if cell.shots == 0 else str(cell.seed)
+        place = (cell.method, cell.backbone, cell.dataset, str(cell.shots), seed)
+        rows.append((WORDS[cell.status], *place, cell.reason or ""))
+    for line in columns(rows):
+        shown.line(line)
+    shown.line(f"\nNothing was run. {_counts(plan)}")
+
+
+def _settings(spec: RunSpec, plan: Plan) -> list[str]:
+    """What the run takes for granted, before it starts."""
+    methods = [
+        f"{method.label} ({method.plain})" if method.own_label else method.label
+        for method in spec.methods
+    ]
+    rows = [
+        ("methods", listed(methods)),
+        ("datasets", listed(spec.datasets)),
+        ("backbones", listed(spec.backbones)),
+        ("shots", listed(spec.shots)),
+        ("seeds", ranges(spec.seeds)),
+        ("views", spec.views),
+        ("sampler", spec.sampler),
+        ("validation", spec.validation),
+        ("selection", spec.selection),
+        ("precision", spec.precision),
+        ("device", plan.info.get("device", spec.device)),
+        ("output", spec.out),
+    ]
+    if spec.data_root is not None:
+        rows.append(("data root", spec.data_root))
+    if spec.symptoms:
+        rows.append(("symptoms", listed(f"{k}={v}" for k, v in spec.symptoms.items())))
+    if spec.plugins_dir is not None:
+        rows.append(("plugins", spec.plugins_dir))
+    rows.append(("cells", _counts(plan)))
+    head = [f"vipbench {__version__}", *([spec.title] if spec.title else [])]
+    return [*head, *(f"  {name:<11} {clean(str(value))}" for name, value in rows)]
+
+
+def _counts(plan: Plan) -> str:
+    counts = {status: len(plan.of(status)) for status in WORDS}
+    shown = listed(f"{counts[s]:,} {WORDS[s]}" for s in WORDS if counts[s] or s == "todo")
+    return f"{len(plan.cells):,}: {shown}"
+
+
+def _notices(plan: Plan) -> list[str]:
+    return [f"note: {clean(notice)}" for notice in plan.notices]
+
+
+def _grouped(cells: Iterable[PlannedCell]) -> list[str]:
+    """Impossible cells, one line for those that share row, data, backbone and reason."""
+    groups: dict[tuple[str, ...], list[PlannedCell]] = {}
+    for cell in cells:
+        key = (cell.method, cell.dataset, cell.backbone, cell.reason or "")
+        groups.setdefault(key, []).append(cell)
+    lines = []
+    for (method, dataset, backbone, reason), members in groups.items():
+        shots = listed(dict.fromkeys(shots_text(cell.shots) for cell in members))
+        lines.append(
+            f"impossible: {method} on {dataset} with {backbone}, {shots} "
+            f"({plural(len(members), 'cell')}): {clean(reason)}"
+        )
+    return lines
+
+
+def _name(cell: PlannedCell) -> str:
+    seed = "" if cell.shots == 0 else f", seed {cell.seed}"
+    return f"{cell.method} on {cell.dataset} with {cell.backbone}, {shots_text(cell.shots)}{seed}"
+
+
+def _why(record: Record) -> str:
+    error = record.error
+    assert error is not None
+    text = error.message
+    if not text.startswith(("plugin ", error.type)):
+        text = f"{error.type}: {text}"
+    if error.plugin and f"'{error.plugin}'" not in text:
+        text += f" (plugin '{error.plugin}'{f', {error.file}' if error.file else ''})"
+    return clean(text)
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
