@@ -95,7 +95,8 @@ class Stream:
 
     def bell(self, *shape: int) -> Array:
         """Bell-shaped numbers of mean 0 and variance 1 (three uniforms summed, exact)."""
-        return (self.field(3, *shape).sum(axis=0) - 1.5) * 2.0
+        total: Array = self.field(3, *shape).sum(axis=0)
+        return (total - 1.5) * 2.0
 
     def choice(self, options: Sequence[str]) -> str:
         """One of `options`, all equally likely."""
@@ -129,7 +130,8 @@ def _clouds(rng: Stream, cells: int) -> Array:
     t = place - low
     t = t * t * (3.0 - 2.0 * t)
     rows = grid[low] * (1.0 - t)[:, None] + grid[low + 1] * t[:, None]
-    return rows[:, low] * (1.0 - t) + rows[:, low + 1] * t
+    clouds: Array = rows[:, low] * (1.0 - t) + rows[:, low + 1] * t
+    return clouds
 
 
 def _blend(canvas: Array, colour: Sequence[float], alpha: Array) -> None:
@@ -269,7 +271,9 @@ def paint(attributes: Attributes, rng: Stream) -> npt.NDArray[np.uint8]:
         bend = rng.uniform(-0.25, 0.25)
         u, v = _X * np.cos(turn) + _Y * np.sin(turn), _Y * np.cos(turn) - _X * np.sin(turn)
         _blend(
-            canvas, (0.2, 0.15, 0.12), 0.6 * (1 - _ramp(np.abs(v - shift - bend * u * u), 0.0, 0.04))
+            canvas,
+            (0.2, 0.15, 0.12),
+            0.6 * (1 - _ramp(np.abs(v - shift - bend * u * u), 0.0, 0.04)),
         )
     canvas *= rng.uniform(0.88, 1.10) * (
         1.0 + rng.uniform(-0.10, 0.10) * _X[..., None] + rng.uniform(-0.10, 0.10) * _Y[..., None]

@@ -1,0 +1,98 @@
+"""tiny-clip: the small CLIP that comes with the package, and how its file is laid out.
+
+Of the token embedding only the rows that training saw are stored; all others still are what they
+were drawn as, and are drawn again from the seed in the configuration. That keeps the file small
+although it serves CLIP's whole vocabulary.
+
+Source: own work, trained by benchmarks/train_tiny_clip.py; see docs/tiny-clip.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from typing import Any
+
+import torch
+from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
+from safetensors.torch import load
+from torch import Tensor
+
+WEIGHTS = "tiny_clip.safetensors"
+CONFIG = "tiny_clip.json"
+TOKEN_ROWS = "token_rows"  # name of the stored rows (n, W) of the token embedding
+_EMBEDDING = "token_embedding.weight"
+_EMBEDDING_STD = 0.02  # what CLIP draws its token embedding with
+
+
+class TinyClipError(RuntimeError):
+    """The shipped weights are missing or damaged; the message says which file."""
+
+
+def load_tiny_clip() -> tuple[CLIP, dict[str, Any], str]:
+    """The model in fp32 and eval mode, its configuration, the weights file's SHA-256 in hex.
+
+    Loading is safe (safetensors, JSON), works from an installed wheel, and leaves the global
+    random state as it was. Raises TinyClipError.
+    """
+    weights, text = _read(WEIGHTS), _read(CONFIG)
+    config: dict[str, Any] = json.loads(text)
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != config["sha256"]:
+        raise TinyClipError(
+            f"{WEIGHTS} has SHA-256 {digest}, but {CONFIG} names {config['sha256']}: the two do "
+            "not belong together; reinstall vipbench, or train both anew with "
+            "benchmarks/train_tiny_clip.py"
+        )
+    return assemble(load(weights), config), config, digest
+
+
+def assemble(stored: dict[str, Tensor], config: dict[str, Any]) -> CLIP:
+    """The model of the stored tensors (fp16) and the configuration; fp32, eval mode."""
+    state = {name: tensor.float() for name, tensor in stored.items() if name != TOKEN_ROWS}
+    embedding = draw_embedding(config)
+    embedding[torch.tensor(config["token_ids"])] = stored[TOKEN_ROWS].float()
+    state[_EMBEDDING] = embedding
+    model = build(config)
+    model.load_state_dict(state)
+    return model.requires_grad_(False).eval()
+
+
+def disassemble(model: CLIP, config: dict[str, Any]) -> dict[str, Tensor]:
+    """What is stored of `model`: its tensors in fp16, of the token embedding the trained rows."""
+    state = model.state_dict()
+    rows = state.pop(_EMBEDDING)[torch.tensor(config["token_ids"])]
+    return {
+        name: tensor.half().contiguous() for name, tensor in (state | {TOKEN_ROWS: rows}).items()
+    }
+
+
+def draw_embedding(config: dict[str, Any]) -> Tensor:
+    """The token embedding before training, (vocabulary, W): N(0, 0.02) from its own seed."""
+    text = config["text_cfg"]
+    generator = torch.Generator().manual_seed(config["embedding_seed"])
+    empty = torch.empty(text["vocab_size"], text["width"])
+    return empty.normal_(std=_EMBEDDING_STD, generator=generator)
+
+
+def build(config: dict[str, Any], seed: int = 0) -> CLIP:
+    """An untrained model of the configured architecture, initial values drawn from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # open_clip draws its initial values from the global generator
+        return CLIP(
+            embed_dim=config["embed_dim"],
+            vision_cfg=CLIPVisionCfg(**config["vision_cfg"]),
+            text_cfg=CLIPTextCfg(**config["text_cfg"]),
+            quick_gelu=config["quick_gelu"],
+        )
+
+
+def _read(name: str) -> bytes:
+    try:
+        return resources.files("vipbench.backbones").joinpath(name).read_bytes()
+    except FileNotFoundError:
+        raise TinyClipError(
+            f"{name} is missing beside vipbench.backbones; expected {WEIGHTS} and {CONFIG} there; "
+            "reinstall vipbench, or train both with benchmarks/train_tiny_clip.py"
+        ) from None
