@@ -272,7 +272,7 @@ def test_save_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ),
         ("methods:\n- vip\n- {name: coop, lr: {a: 1}}", "line 3: methods: method 2: hparams: 'lr'"),
         ("methods: [{name: coop, lr: .nan}]", "'lr' must be a finite number"),
-        ("methods: [{name: coop, lr: []}]", "'lr' is an empty list"),
+        ("methods: [{name: coop, lr: []}]", "a list of values is empty"),
         ("methods: [{name: coop, l-r: 1}]", "expected a hyperparameter's name, got 'l-r'"),
         ("methods: vip[context", "lacks its closing bracket"),
         ("methods: vip[context]", "expected hparam=value between the brackets"),

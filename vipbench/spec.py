@@ -14,7 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vipbench import specparse as words
 from vipbench.errors import UsageError, unknown
-from vipbench.yamlio import Document, Place, Scalar, dump_yaml, parse_yaml, read_yaml
+from vipbench.specerrors import PlacedError, sentence, usage_error
+from vipbench.yamlio import Document, Scalar, dump_yaml, parse_yaml, read_yaml
 
 Shots: TypeAlias = int | Literal["full"]
 
@@ -36,7 +37,7 @@ class MethodSpec(BaseModel):
     name: Annotated[str, BeforeValidator(words.word)]
     hparams: Annotated[dict[str, Scalar], BeforeValidator(words.hparams)] = {}
     label: Annotated[str, BeforeValidator(words.label)] = Field(
-        default_factory=lambda known: words.default_label(known["name"], known["hparams"])
+        default_factory=lambda got: words.default_label(got["name"], got["hparams"])
     )
 
     @property
@@ -73,9 +74,9 @@ def _methods(value: Any) -> tuple[MethodSpec, ...]:
             found.extend(_entry(item))
         except ValidationError as error:
             inner = error.errors(include_url=False)[0]
-            raise _PlacedError(_sentence(inner, {}, f"method {i + 1}: "), (i,)) from None
+            raise PlacedError(sentence(inner, {}, f"method {i + 1}: "), (i,)) from None
         except UsageError as error:
-            raise _PlacedError(f"method {i + 1}: {error}", (i,)) from None
+            raise PlacedError(f"method {i + 1}: {error}", (i,)) from None
     by_label = {method.label: method for method in reversed(found)}
     for method in found:
         if by_label[method.label] is not method:
@@ -105,7 +106,7 @@ def _entry(item: Any) -> list[MethodSpec]:
             label["label"] = words.default_label(words.label(item["label"]), varied)
         found.append(MethodSpec(name=item["name"], hparams={**hparams, **varied}, **label))
     if not found:
-        raise UsageError(f"'{next(k for k, v in lists.items() if not v)}' is an empty list")
+        raise UsageError("a list of values is empty")
     return found
 
 
@@ -170,7 +171,7 @@ class RunSpec(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise _usage_error(error, source, document) from None
+            raise usage_error(error, cls.model_fields, source, document) from None
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> Self:
@@ -196,8 +197,8 @@ class RunSpec(BaseModel):
                 raise UsageError(f"{source}: the key {key!r} is not text; put it in quotes")
         spec = cls.parse(values, source, document)
         based: dict[str, Any] = {}
-        for key in ("data_root", "out", "plugins_dir"):
-            if key in spec.model_fields_set and getattr(spec, key) is not None:
+        for key in {"data_root", "out", "plugins_dir"} & spec.model_fields_set:
+            if getattr(spec, key) is not None:
                 based[key] = folder / getattr(spec, key)
         if spec.symptoms:
             based["symptoms"] = {name: folder / file for name, file in spec.symptoms.items()}
@@ -219,11 +220,8 @@ class RunSpec(BaseModel):
         `--suite FOLDER/suite.yaml` goes on with this run from anywhere; returns its path."""
         folder = folder or self.out
         folder.mkdir(parents=True, exist_ok=True)
-        update: dict[str, Any] = {
-            key: value.absolute()
-            for key in ("data_root", "plugins_dir")
-            if (value := getattr(self, key)) is not None
-        }
+        given = [key for key in ("data_root", "plugins_dir") if getattr(self, key) is not None]
+        update: dict[str, Any] = {key: getattr(self, key).absolute() for key in given}
         update["symptoms"] = {name: file.absolute() for name, file in self.symptoms.items()}
         same = folder.absolute() == self.out.absolute()
         update["out"] = Path() if same else self.out.absolute()
@@ -256,49 +254,12 @@ def _with_settings(
     methods: tuple[MethodSpec, ...], settings: Sequence[str]
 ) -> tuple[MethodSpec, ...]:
     changes: dict[str, dict[str, Scalar]] = {}
+    known = {method.name for method in methods}
     for flag in settings:
         name, hparam, value = words.setting(flag)
-        if name not in {method.name for method in methods}:
-            known = {method.name for method in methods}
+        if name not in known:
             raise unknown("method", name, known, "--set takes a method of this run.")
         if hparam in changes.setdefault(name, {}):
             raise UsageError(f"--set is given twice for {name}.{hparam}")
         changes[name][hparam] = value
     return tuple(m.with_hparams(changes[m.name]) if m.name in changes else m for m in methods)
-
-
-class _PlacedError(UsageError):
-    """A UsageError that knows where inside its value it arose."""
-
-    def __init__(self, message: str, place: Place) -> None:
-        super().__init__(message)
-        self.place = place
-
-
-def _usage_error(error: ValidationError, source: str, document: Document | None) -> UsageError:
-    """The first of pydantic's complaints as one line, and how many more keys are wrong."""
-    # A default that depends on a wrong key is no further mistake.
-    errors = [e for e in error.errors(include_url=False) if "default_factory" not in e["type"]]
-    first = errors[0]
-    text = _sentence(first, RunSpec.model_fields, "" if document else "--")
-    place: Place = first["loc"][:1]
-    inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, _PlacedError):
-        place += inner.place
-    more = len({e["loc"][:1] for e in errors}) - 1
-    rest = f" (and {more} more wrong)" if more else ""
-    line = document.line(place) if document and place else None
-    where = ", ".join(part for part in (source, f"line {line}" if line else "") if part)
-    return UsageError(f"{where}{': ' if where else ''}{text}{rest}")
-
-
-def _sentence(error: Any, fields: Mapping[str, Any], prefix: str) -> str:
-    key = str(error["loc"][0]) if error["loc"] else ""
-    if error["type"] == "extra_forbidden":
-        return str(unknown("key", key if key.isprintable() else ascii(key)[1:-1], fields))
-    name = f"{prefix}{key.replace('_', '-') if prefix == '--' else key}: " if key else ""
-    context = error.get("ctx", {})
-    if isinstance(context.get("error"), UsageError):
-        return f"{name}{context['error']}"
-    what = f"expected {context['expected']}" if "expected" in context else error["msg"]
-    return f"{name}{what}, got {words.show(error['input'])}"
