@@ -1,0 +1,127 @@
+"""What the documentation says is so: names, defaults, code blocks, links."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.conftest import Cli
+
+from vipbench import hookspecs
+from vipbench.plugins import load_registry
+
+REPO = Path(__file__).resolve().parents[1]
+DOCS = REPO / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *REPO.glob("*.md"), *REPO.glob("plugins/**/*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def succeed(cli: Cli, command: str, cwd: Path) -> str:
+    program, *args = shlex.split(command)
+    assert program == "vipbench"
+    done = cli(*args, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_hook_is_documented() -> None:
+    page = (DOCS / "plugins.md").read_text()
+    hooks = [name for name in vars(hookspecs) if name.startswith("register_")]
+    assert hooks
+    for hook in hooks:
+        assert f"### `{hook}(" in page
+
+
+def test_every_method_and_hyperparameter_is_documented() -> None:
+    page = (DOCS / "methods.md").read_text()
+    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    for name, found in load_registry().methods.items():
+        assert name in sections, f"docs/methods.md has no section '{name}'"
+        method = found.target
+        documented = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", sections[name], re.M))
+        defaults = {f.name: repr(f.default) for f in dataclasses.fields(method.HParams)}
+        assert documented == defaults, f"docs/methods.md, section '{name}'"
+        assert f"{method.kind} ·" in sections[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_tutorial_holds_the_very_file() -> None:
+    text = (REPO / "plugins" / "gda.py").read_text()
+    assert blocks(DOCS / "tutorial-method.md", "python")[0] == text
+    assert len(text.splitlines()) < 40
+
+
+def test_the_tutorial_letter_by_letter(cli: Cli, tmp_path: Path) -> None:
+    page = DOCS / "tutorial-method.md"
+    method, search, residual = blocks(page, "python")
+    make_folder, first, second, trained = [b.strip() for b in blocks(page, "bash")]
+
+    assert make_folder == "mkdir my-plugins"
+    plugins = tmp_path / "my-plugins"
+    plugins.mkdir()
+    (plugins / "gda.py").write_text(method)
+    assert "gda" in succeed(cli, first, tmp_path)
+
+    table = succeed(cli, second, tmp_path)
+    assert "gda[alpha=1.0]" in table
+    text = succeed(cli, "vipbench table gda-results --format csv --metric accuracy", tmp_path)
+    rows = [row for row in csv.DictReader(io.StringIO(text)) if "gda" in row["method"]]
+    assert rows
+
+    # Section 3: the search goes behind `forward`, with the two replacements of the text.
+    head, hook = method.split("\n\n@vipbench.hookimpl")
+    head = head.replace("self.hparams.alpha * gauss", "self.alpha * gauss")
+    start = "    def prepare(self, support):\n"
+    assert start in head
+    head = head.replace(start, start + "        self.alpha = torch.tensor(self.hparams.alpha)\n")
+    (plugins / "gda.py").write_text(f"{head}\n{search}\n\n@vipbench.hookimpl{hook}")
+    searched = succeed(cli, first, tmp_path)
+    assert "Nothing to do" not in searched  # a changed file runs again
+
+    (plugins / "residual.py").write_text(residual)
+    assert "residual" in succeed(cli, trained, tmp_path)
+
+
+def test_the_plugin_pages_dataset_and_backbone_run(cli: Cli, tmp_path: Path) -> None:
+    plugins, data = tmp_path / "plugins", tmp_path / "data"
+    plugins.mkdir()
+    data.mkdir()
+    for number, block in enumerate(blocks(DOCS / "plugins.md", "python")):
+        (plugins / f"plugin_{number}.py").write_text(block)
+    rng = np.random.default_rng(0)
+    lines = []
+    for split, count in (("train", 8), ("val", 2), ("test", 6)):
+        for label in (0, 1):
+            for i in range(count):
+                path = f"{split}-{label}-{i}.png"
+                grey = rng.integers(0, 60, (16, 16, 3)) + 120 * label
+                Image.fromarray(grey.astype(np.uint8)).save(data / path)
+                lines.append(f"{path} {label} {split} patient-{split}-{i}")
+    (data / "ward.txt").write_text("\n".join(lines))
+    done = cli(
+        *("run", "--plugins-dir", plugins, "--data-root", data, "--datasets", "ward"),
+        *("--backbones", "thumbnail:4", "--methods", "linear-probe,coop"),
+        *("--shots", "2", "--seeds", "1", "--out", "results"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "needs a text tower" in done.stdout + done.stderr
+    text = succeed(cli, "vipbench table results --format csv --metric accuracy", tmp_path)
+    probe = [row for row in csv.DictReader(io.StringIO(text)) if row["method"] == "linear-probe"]
+    assert float(probe[0]["mean"]) == pytest.approx(100, abs=1) or float(probe[0]["mean"]) == 1
