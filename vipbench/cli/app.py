@@ -53,7 +53,7 @@ def _main(
     pass
 
 
-@app.command()
+@app.command(short_help="Run a comparison and print its table.")
 def run(
     context: typer.Context,
     suite: Annotated[
@@ -172,7 +172,7 @@ def table(
     return table_command(folder, format, metric)
 
 
-@app.command("list")
+@app.command("list", short_help="List methods, backbones and datasets.")
 def list_(
     kind: Annotated[
         str | None,
