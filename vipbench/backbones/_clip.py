@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -53,7 +53,7 @@ class ClipBackbone(Backbone):
         licence: str = "unknown",
         citation: str = "",
     ) -> None:
-        self._model: Any = model.eval().requires_grad_(False)
+        self._model = cast(Any, model.eval().requires_grad_(False))
         self._config = copy.deepcopy(dict(config))
         self._wordpieces = wordpieces
         self._text = TextTower(model)
@@ -124,7 +124,7 @@ class ClipBackbone(Backbone):
             packed = self._packed(prompts, 0, torch.Size())
             return self._text.encode(packed, None, self.memory_budget).squeeze(0)
         lead = context.shape[:-2]
-        shape = torch.broadcast_shapes(prompts.shape, lead)  # type: ignore[no-untyped-call]
+        shape = torch.broadcast_shapes(prompts.shape, lead)
         # Leading dimensions that only the contexts have repeat the same texts: many contexts
         # over one packing.
         texts = [*[1] * (len(shape) - len(prompts.shape)), *prompts.shape]
@@ -145,7 +145,7 @@ class ClipBackbone(Backbone):
         layout = lay_out(prompts, m)
         rows, source = self._text.words(prompts.tokens), layout.source
         if context is not None:
-            shape = torch.broadcast_shapes(prompts.shape, context.shape[:-2])  # type: ignore[no-untyped-call]
+            shape = torch.broadcast_shapes(prompts.shape, context.shape[:-2])
             rows = torch.cat([t.expand(*shape, *t.shape[-2:]) for t in (rows, context)], -2)
             source = source.expand(*shape, -1)
         if self._text.cut:
@@ -227,8 +227,11 @@ def digest_weights(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def clip_wordpieces(tokenizer: Any = None) -> Wordpieces:
-    """CLIP's byte-pair encoding, as open_clip ships it."""
+def clip_wordpieces(tokenizer: Any = None, options: str = "{}") -> Wordpieces:
+    """CLIP's byte-pair encoding, as open_clip ships it.
+
+    tokenizer: an `open_clip.tokenizer.SimpleTokenizer` made with `options`; by default plain.
+    """
     bpe = tokenizer or open_clip.tokenizer.SimpleTokenizer()
     return Wordpieces(
         encode=bpe.encode,
@@ -236,5 +239,5 @@ def clip_wordpieces(tokenizer: Any = None) -> Wordpieces:
         start=(bpe.sot_token_id,),
         end=(bpe.eot_token_id,),
         pad=0,
-        identity="clip-bpe",
+        identity=f"clip-bpe {options}",
     )

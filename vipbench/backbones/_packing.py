@@ -99,7 +99,7 @@ def pack(prompts: Prompts, m: int, contexts: torch.Size, limit: int) -> Packed:
     its longest text allows; attention costs the square of it.
     """
     layout = lay_out(prompts, m)
-    shape = torch.broadcast_shapes(prompts.shape, contexts)  # type: ignore[no-untyped-call]
+    shape = torch.broadcast_shapes(prompts.shape, contexts)
     n_texts = prompts.lengths.numel()
     text_of = torch.arange(n_texts).reshape(prompts.shape).expand(shape).flatten().tolist()
     context_of = torch.arange(contexts.numel()).reshape(contexts).expand(shape).flatten().tolist()

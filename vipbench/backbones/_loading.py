@@ -1,0 +1,292 @@
+"""From the text behind `openclip:` to a backbone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import nn
+
+from vipbench.api import UnsupportedError
+from vipbench.backbones import _hub
+from vipbench.backbones._clip import ClipBackbone, clip_wordpieces, digest_weights
+from vipbench.backbones._texts import Wordpieces
+from vipbench.backbones._weights import load_into, read_json, read_weights, safetensors_metadata
+from vipbench.backbones.open_clip import FORMS
+from vipbench.errors import UsageError, unknown
+
+_HUB = "hf-hub:"
+_HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_ACTIVATIONS = {"quickgelu": True, "gelu": False}
+# Preprocessing that a configuration may state.
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Everything that is needed before weights are read.
+
+    config: what open_clip builds the model from, with `quick_gelu` settled. weights: the file,
+    or how to fetch it.
+    """
+
+    name: str
+    config: dict[str, Any]
+    preprocess: dict[str, Any]
+    path: Path | None = None
+    repo: str | None = None
+    files: tuple[str, ...] = _HUB_WEIGHTS
+    licence: str = "unknown"
+    tokenizer: str | None = None
+    bring: str = field(default="", repr=False)
+
+
+def load_openclip(argument: str) -> ClipBackbone:
+    """The backbone `openclip:argument`.
+
+    Raises UsageError for an unknown architecture or tag, before any weights are needed; for
+    weights that cannot be had; and for a checkpoint that is refused or does not fit.
+    """
+    if argument.startswith(_HUB):
+        source = _from_hub(argument)
+    elif "@" in argument:
+        source = _from_path(argument)
+    else:
+        source = _from_tag(argument)
+    _refuse_unsupported(argument, source.config)
+    path = source.path or _hub.fetch(source.repo or "", source.files, source.bring)
+    weights = read_weights(path)
+    model = build(source.config)
+    load_into(model, weights, f"openclip:{argument}")
+    name = source.name
+    if source.path is not None:
+        # Tables tell local checkpoints apart by content, and never show a path.
+        name = f"{name}@{digest_weights(model)[:8]}"
+    try:
+        return ClipBackbone(
+            model,
+            name=name,
+            config=source.config,
+            wordpieces=_wordpieces(source),
+            preprocess=source.preprocess,
+            licence=source.licence,
+        )
+    except UnsupportedError as error:
+        raise UsageError(f"openclip:{argument} cannot be used: {error}") from error
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """An open_clip model with random weights, in evaluation mode; torch's generator is left as
+    it was."""
+    settings = {k: v for k, v in config.items() if k not in ("custom_text", "multimodal_cfg")}
+    vision = dict(settings["vision_cfg"])
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    settings["vision_cfg"] = vision
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = kind(**settings)
+    return model.eval()
+
+
+def _from_tag(argument: str) -> _Source:
+    arch, slash, tag = argument.partition("/")
+    config = _arch_config(arch)
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if not slash or not tag:
+        known = f"; its tags are {', '.join(tags)}" if tags else ""
+        raise UsageError(f"openclip:{argument} does not say which weights{known}. Give {FORMS}")
+    facts = _tag_facts(arch, tag)
+    repo, _, file = str(facts["hf_hub"]).rpartition("/")
+    files: tuple[str, ...] = _HUB_WEIGHTS
+    if file:
+        stem = file.rpartition(".")[0]
+        files = tuple(dict.fromkeys((f"{stem}.safetensors", file)))
+    return _Source(
+        name=f"openclip:{arch}/{tag}",
+        config={**config, "quick_gelu": _tag_activation(config, facts)},
+        preprocess=_preprocess(facts),
+        repo=repo,
+        files=files,
+        licence="MIT" if tag == "openai" else f"see huggingface.co/{repo}",
+        bring=(
+            f"On a connected machine, `hf download {repo}` fills the cache, which can be copied; "
+            f"or give the file itself: openclip:{arch}/{tag}@PATH"
+        ),
+    )
+
+
+def _from_hub(argument: str) -> _Source:
+    repo = argument.removeprefix(_HUB)
+    org, slash, name = repo.partition("/")
+    if not (org and slash and name):
+        raise UsageError(f"openclip:{argument}: expected openclip:hf-hub:ORG/NAME")
+    bring = (
+        f"On a connected machine, `hf download {repo}` fills the cache, which can be copied; or "
+        "give the weights as a file: openclip:ARCH+quickgelu@PATH or openclip:ARCH+gelu@PATH"
+    )
+    path = _hub.fetch(repo, ("open_clip_config.json",), bring)
+    config, preprocess = _config_file(path)
+    return _Source(
+        name=f"openclip:{argument}",
+        config={**config, "quick_gelu": bool(config.get("quick_gelu", False))},
+        preprocess=preprocess,
+        repo=repo,
+        licence=f"see huggingface.co/{repo}",
+        bring=bring,
+    )
+
+
+def _from_path(argument: str) -> _Source:
+    model, _, given = argument.partition("@")
+    named, plus, activation = model.partition("+")
+    arch, _, tag = named.partition("/")
+    config = _arch_config(arch)
+    if plus and activation not in _ACTIVATIONS:
+        raise unknown("activation", activation, _ACTIVATIONS, hint=f"Give {FORMS}")
+    facts = _tag_facts(arch, tag) if tag else {}
+    path = Path(given).expanduser()
+    if not given:
+        raise UsageError(f"openclip:{argument} names no file behind '@'")
+    said: dict[str, bool] = {}
+    if plus:
+        said[f"+{activation}"] = _ACTIVATIONS[activation]
+    if tag:
+        said[f"the tag '{tag}'"] = _tag_activation(config, facts)
+    elif config.get("quick_gelu"):
+        said[f"the architecture '{arch}'"] = True
+    metadata = safetensors_metadata(path)
+    if metadata.get("quick_gelu", "").lower() in ("true", "false"):
+        said["the file"] = metadata["quick_gelu"].lower() == "true"
+    beside = path.parent / "open_clip_config.json"
+    preprocess = _preprocess(facts) or _common_preprocess(arch)
+    if beside.is_file():
+        stated, stated_preprocess = _config_file(beside)
+        said[beside.name] = bool(stated.get("quick_gelu", False))
+        preprocess = stated_preprocess or preprocess
+    if not path.is_file():
+        read_weights(path)  # says what is wrong
+    if not said:
+        raise UsageError(
+            f"nothing says whether {path.name} was trained with QuickGELU (OpenAI's CLIP and what "
+            f"was trained from it) or plain GELU (most of open_clip's own): write "
+            f"openclip:{arch}+quickgelu@{given} or openclip:{arch}+gelu@{given}. The wrong one "
+            "gives wrong numbers without an error"
+        )
+    if len(set(said.values())) > 1:
+        views = ", ".join(f"{who}: {'QuickGELU' if q else 'GELU'}" for who, q in said.items())
+        raise UsageError(f"openclip:{argument}: the activation is contradictory ({views})")
+    return _Source(
+        name=f"openclip:{arch}",
+        config={**config, "quick_gelu": next(iter(said.values()))},
+        preprocess=preprocess,
+        path=path,
+    )
+
+
+def _arch_config(arch: str) -> dict[str, Any]:
+    config = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
+    if config is None:
+        raise unknown("open_clip architecture", arch, open_clip.list_models())
+    return dict(config)
+
+
+def _tag_facts(arch: str, tag: str) -> dict[str, Any]:
+    facts = open_clip.get_pretrained_cfg(arch, tag)
+    if not facts:
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        raise unknown(f"weights of '{arch}'", tag, tags)
+    return dict(facts)
+
+
+def _tag_activation(config: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    return bool(facts.get("quick_gelu", False) or config.get("quick_gelu", False))
+
+
+def _config_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model configuration and preprocessing of an `open_clip_config.json`."""
+    loaded = read_json(path)
+    config = loaded.get("model_cfg", loaded)
+    needed = ("embed_dim", "vision_cfg", "text_cfg")
+    if not isinstance(config, dict) or not all(key in config for key in needed):
+        raise UsageError(f"{path} has no 'model_cfg' with {', '.join(needed)}")
+    return config, _preprocess(loaded.get("preprocess_cfg") or {})
+
+
+def _preprocess(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: facts[key] for key in _PREPROCESS if facts.get(key) is not None}
+
+
+def _common_preprocess(arch: str) -> dict[str, Any]:
+    """What all of open_clip's own weights of `arch` share; where they differ, open_clip's
+    default, which is OpenAI's."""
+    seen = [
+        _preprocess(open_clip.get_pretrained_cfg(arch, tag))
+        for tag in open_clip.list_pretrained_tags_by_model(arch)
+    ]
+    return seen[0] if seen and all(one == seen[0] for one in seen) else {}
+
+
+def _refuse_unsupported(argument: str, config: Mapping[str, Any]) -> None:
+    text = config["text_cfg"]
+    reason = None
+    if "multimodal_cfg" in config or text.get("embed_cls"):
+        reason = "a captioning model (CoCa)"
+    elif text.get("hf_model_name"):
+        reason = f"a text tower of the transformers library ({text['hf_model_name']})"
+    if reason:
+        raise UsageError(
+            f"openclip:{argument} is {reason}, which cannot take a learned context here; choose a "
+            "model whose text tower is open_clip's own, for instance openclip:ViT-B-16/openai"
+        )
+
+
+def _wordpieces(source: _Source) -> Wordpieces:
+    text = source.config["text_cfg"]
+    options = dict(text.get("tokenizer_kwargs") or {})
+    hub_name = text.get("hf_tokenizer_name")
+    if not hub_name:
+        options.pop("reduction_mask", None)  # how to shorten long texts; they are refused
+        tokenizer = open_clip.tokenizer.SimpleTokenizer(**options)
+        return clip_wordpieces(tokenizer, json.dumps(options, sort_keys=True))
+    try:
+        tokenizer = open_clip.tokenizer.HFTokenizer(hub_name, **options)
+    except Exception as error:  # transformers raises many kinds
+        raise UsageError(
+            f"the tokenizer '{hub_name}' of {source.name} cannot be had: "
+            f"{(str(error).splitlines() or [''])[0]} {source.bring}"
+        ) from error
+    return _hub_wordpieces(tokenizer, bool(options.get("strip_sep_token")))
+
+
+def _hub_wordpieces(tokenizer: Any, strip_separator: bool) -> Wordpieces:
+    """A tokenizer of the transformers library; what frames a text is read off an example."""
+    inner = tokenizer.tokenizer
+    if inner.padding_side != "right" or inner.pad_token_id is None:
+        raise UnsupportedError("its tokenizer does not pad on the right")
+
+    def encode(text: str) -> list[int]:
+        return list(inner(tokenizer.clean_fn(text), add_special_tokens=False).input_ids)
+
+    bare, framed = encode("a"), list(inner("a").input_ids)
+    at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
+    if at is None:
+        raise UnsupportedError("its tokenizer changes a text when it frames it")
+    end = framed[at + len(bare) :]
+    if strip_separator:
+        end = [0 if token == inner.sep_token_id else token for token in end]
+    vocabulary = json.dumps(sorted(inner.get_vocab().items())).encode()
+    return Wordpieces(
+        encode=encode,
+        decode=lambda ids: str(inner.decode(ids, skip_special_tokens=True)),
+        start=tuple(framed[:at]),
+        end=tuple(end),
+        pad=int(inner.pad_token_id),
+        identity=f"{type(inner).__name__} {hashlib.sha256(vocabulary).hexdigest()}",
+    )

@@ -1,0 +1,60 @@
+"""The CLIPs that open_clip can build: `tiny-clip` and `openclip:…`.
+
+Nothing heavy is imported before a factory is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vipbench.errors import UsageError
+from vipbench.hookspecs import RegisterBackbone, hookimpl
+
+if TYPE_CHECKING:
+    from vipbench.api import Backbone
+
+FORMS = (
+    "openclip:ARCH/TAG (weights that open_clip knows, such as openclip:ViT-B-16/openai), "
+    "openclip:hf-hub:ORG/NAME, or a local checkpoint: openclip:ARCH+quickgelu@PATH, "
+    "openclip:ARCH+gelu@PATH, openclip:ARCH/TAG@PATH"
+)
+
+
+@hookimpl
+def register_backbones(register: RegisterBackbone) -> None:
+    """The built-in CLIPs."""
+    register(
+        "tiny-clip",
+        tiny_clip,
+        help="a tiny CLIP that comes with vipbench, trained on synthetic pictures",
+    )
+    register("openclip", openclip, help=f"CLIP models of open_clip: {FORMS}")
+
+
+def tiny_clip(argument: str | None) -> Backbone:
+    """The tiny CLIP that comes with the package. Raises UsageError for an argument."""
+    if argument is not None:
+        raise UsageError(f"the backbone 'tiny-clip' takes no argument, but got ':{argument}'")
+    from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
+    from vipbench.backbones.tiny_clip import load_tiny_clip
+
+    model, config, _ = load_tiny_clip()
+    return ClipBackbone(
+        model,
+        name="tiny-clip",
+        config=config,
+        wordpieces=clip_wordpieces(),
+        licence="Apache-2.0",
+    )
+
+
+def openclip(argument: str | None) -> Backbone:
+    """A model of open_clip's collection, of the Hugging Face Hub, or of a local checkpoint.
+
+    Raises UsageError for what is unknown, cannot be fetched, or does not fit.
+    """
+    if not argument:
+        raise UsageError(f"the backbone 'openclip' needs to know which model: {FORMS}")
+    from vipbench.backbones._loading import load_openclip
+
+    return load_openclip(argument)
