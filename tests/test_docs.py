@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import Cli
 
+from tests.conftest import Cli
 from vipbench import hookspecs
 from vipbench.plugins import load_registry
 
@@ -61,9 +61,10 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_tutorial_holds_the_very_file() -> None:
+def test_tutorial_and_readme_hold_the_very_file() -> None:
     text = (REPO / "plugins" / "gda.py").read_text()
     assert blocks(DOCS / "tutorial-method.md", "python")[0] == text
+    assert blocks(REPO / "README.md", "python") == [text]
     assert len(text.splitlines()) < 40
 
 
