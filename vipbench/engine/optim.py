@@ -56,18 +56,13 @@ class Optimizer:
     first: Tensors = field(default_factory=dict)
     second: Tensors = field(default_factory=dict)
 
-    def step(
-        self, params: Tensors, grads: Tensors, lr: Tensor, active: Tensor, number: int
-    ) -> Tensors:
-        """New parameters. lr, active: (cells,); number: of this step, from 1. A cell that is not
-        active keeps its parameters (its state no longer matters)."""
+    def step(self, params: Tensors, grads: Tensors, lr: Tensor, number: int) -> Tensors:
+        """New parameters. lr: (cells,); number: of this step, from 1."""
         rule = self._sgd if self.recipe.optimizer == "sgd" else self._adam
         new = {}
         for name, value in params.items():
-            shape = (-1, *[1] * (value.dim() - 1))
-            rate = lr.reshape(shape)
-            moved = rule(name, value, grads[name], rate, number)
-            new[name] = torch.where(active.reshape(shape), moved, value)
+            rate = lr.reshape(-1, *[1] * (value.dim() - 1))
+            new[name] = rule(name, value, grads[name], rate, number)
         return new
 
     def _sgd(self, name: str, value: Tensor, grad: Tensor, lr: Tensor, number: int) -> Tensor:

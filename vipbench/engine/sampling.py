@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vipbench.api.dataset import Split
 
 Sampler: TypeAlias = Literal["nested", "coop"]
+ShotsUnit: TypeAlias = Literal["image", "group"]
 Validation: TypeAlias = Literal["none", "k", "min(k,4)", "full"]
 Indices: TypeAlias = npt.NDArray[np.int64]
 
@@ -49,6 +50,7 @@ def draw_support(
     sampler: Sampler,
     validation: Validation,
     dataset_key: str,
+    shots_unit: ShotsUnit = "image",
 ) -> SupportIndices:
     """Draw the support set and the validation images of a cell.
 
@@ -57,6 +59,8 @@ def draw_support(
     validation: `none`; `k` or `min(k,4)` images per class (a class that has fewer gives all it
         has); `full`, the whole split in stored order. With the full training set, `k` is the
         whole split and `min(k,4)` is 4 per class.
+    shots_unit: what `shots` and the validation policy count: images, or groups (patients), of
+        which all images of the class are taken; `group` needs the sampler `nested`.
 
     `nested` returns the images class by class, each class in the order of drawing; where there
     are groups, distinct groups are drawn first. `coop` returns them as drawn.

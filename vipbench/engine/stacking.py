@@ -19,9 +19,12 @@ RECIPE_FIELDS = frozenset({"lr", "epochs", "iterations", "batch_size"})
 
 @dataclass
 class TrainCell:
-    """One cell to train. best_val: keep the epoch with the best validation accuracy (the first
-    of ties) instead of the last. generator: purpose -> Generator of this cell. losses: filled with
-    each step's loss, before its update; history: with one entry an epoch."""
+    """One cell to train.
+
+    best_val: keep the epoch with the best validation accuracy (the first of ties) instead of the
+    last. generator: purpose -> Generator of this cell. losses, norms: filled with each step's
+    loss, before its update, and gradient norm. history: filled with one entry an epoch.
+    """
 
     method: Method
     recipe: Recipe
@@ -30,6 +33,7 @@ class TrainCell:
     best_val: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
 
 
 @dataclass

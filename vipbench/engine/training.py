@@ -2,7 +2,7 @@
 
 A cell's numbers do not depend on which cells it is stacked with: batch orders, noise and
 initial values come from its own generators, a smaller batch is padded with rows of weight 0,
-and a finished cell is held.
+and a cell leaves the stack when its last step is done.
 """
 
 from __future__ import annotations
@@ -17,7 +17,27 @@ from torch.func import functional_call, stack_module_state, vjp, vmap
 
 from vipbench.api import Batch, Method
 from vipbench.engine.optim import Optimizer, Tensors
-from vipbench.engine.stacking import TrainCell, schedule
+from vipbench.engine.stacking import Schedule, TrainCell, schedule
+
+# Support and validation accuracy enter a history so many times in a training.
+LOOKS = 10
+
+
+def train(
+    cells: Sequence[TrainCell], progress: Callable[[float], None] = lambda share: None
+) -> None:
+    """Train `cells` as one, in place: their methods end with the selected parameters.
+
+    All cells are of one method and pass `can_stack` (a single cell always may be trained).
+    progress: told after each step which share of the steps is done.
+    """
+    if not any(p.requires_grad for p in cells[0].method.parameters()):
+        name = cells[0].method.name
+        raise ValueError(f"method '{name}' gives a Recipe but has no parameter to train")
+    stack = _Stack(cells)
+    while stack.cells:
+        stack.step()
+        progress(stack.done / stack.steps)
 
 
 class _Loss(nn.Module):
@@ -31,74 +51,94 @@ class _Loss(nn.Module):
         return loss if isinstance(loss, tuple) else (loss,)
 
 
-def train(
-    cells: Sequence[TrainCell], progress: Callable[[float], None] = lambda share: None
-) -> None:
-    """Train `cells` as one, in place: their methods end with the selected parameters.
+class _Images:
+    """The live cells' support images, one behind the other, each under its view of the moment.
 
-    All cells are of one method and pass `can_stack` (a single cell always may be trained).
-    progress: told after each step which share of the steps is done.
+    rows, labels, weight: (steps, cells, B) of all steps to come, rows counted through all cells.
     """
-    _Stack(cells).run(progress)
+
+    def __init__(self, cells: Sequence[TrainCell], plans: Sequence[Schedule], start: int) -> None:
+        self.cells, self.plans = cells, plans
+        self.start = start
+        device = cells[0].support.plain.device
+        self.offsets = [0]
+        for cell in cells:
+            self.offsets.append(self.offsets[-1] + len(cell.support.labels))
+        self.x = torch.cat([cell.support.plain for cell in cells])
+        self.view = [-1] * len(cells)
+        steps = min(len(plan.lr) for plan in plans) - start
+        width = max(plan.rows.shape[1] for plan in plans)
+        labels = torch.cat([cell.support.labels for cell in cells])
+        rows = [_padded(plan.rows[start : start + steps], width, repeat=True) for plan in plans]
+        moved = [r + offset for r, offset in zip(rows, self.offsets, strict=False)]
+        weights = [_padded(plan.weight[start : start + steps], width) for plan in plans]
+        self.rows = torch.stack(moved, dim=1).to(device)
+        self.labels = labels[self.rows]
+        self.weight = torch.stack(weights, dim=1).to(device)
+        rates = [plan.lr[start : start + steps] for plan in plans]
+        self.rates = torch.tensor(rates, dtype=torch.float32).T.contiguous().to(device)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (cells,B,·), labels (cells,B), weight (cells,B), rate (cells,) of a step."""
+        for i, (cell, plan) in enumerate(zip(self.cells, self.plans, strict=True)):
+            view = plan.view[step]
+            if cell.support.n_views and view != self.view[i]:
+                self.view[i] = view
+                self.x[self.offsets[i] : self.offsets[i + 1]] = cell.support.view(view)
+        at = step - self.start
+        return self.x[self.rows[at]], self.labels[at], self.weight[at], self.rates[at]
+
+
+def _padded(table: Tensor, width: int, repeat: bool = False) -> Tensor:
+    """(steps,b) -> (steps,width), the rest 0 or a repetition of a valid entry."""
+    rest = table.new_zeros(len(table), width - table.shape[1])
+    return torch.cat([table, rest + table[:, :1] if repeat else rest], dim=1)
 
 
 class _Stack:
-    """The stacked state of some cells and the loop over their steps."""
+    """The cells still in training, and their stacked state."""
 
     def __init__(self, cells: Sequence[TrainCell]) -> None:
-        self.cells = cells
+        self.cells = list(cells)
         self.plans = [schedule(cell) for cell in cells]
         self.steps = max(len(plan.lr) for plan in self.plans)
-        self.device = cells[0].support.plain.device
+        self.done = 0
         self.loss = _Loss(cells[0].method)
-        self.vectorised = len(cells) > 1
-        losses = [_Loss(cell.method) for cell in cells]
         trained = [k for k, v in self.loss.named_parameters() if v.requires_grad]
-        params, buffers = stack_module_state(losses)
+        params, buffers = stack_module_state([_Loss(cell.method) for cell in cells])
         self.fixed: Tensors = {k: v.detach() for k, v in params.items() if k not in trained}
         self.params: Tensors = {k: params[k].detach() for k in trained}
         self.buffers: Tensors = dict(buffers)
         self.optimizer = Optimizer(cells[0].recipe)
-        self.width = max(plan.rows.shape[1] for plan in self.plans)
-        self.best: Tensors = {}
+        self.best: list[Tensors] = [{} for _ in cells]
         self.best_accuracy = [-1.0] * len(cells)
-        self.average: Tensors = {}
+        self.average: list[Tensors] = [{} for _ in cells]
         self.noise_shapes = cells[0].method.noise()
         self.noise = [
             {name: cell.generator(f"noise/{name}") for name in self.noise_shapes} for cell in cells
         ]
-        self.sums = [0.0] * len(cells)
-        active = [[step < len(p.lr) for step in range(self.steps)] for p in self.plans]
-        rates = [p.lr + [0.0] * (self.steps - len(p.lr)) for p in self.plans]
-        self.active = torch.tensor(active, device=self.device)  # (cells, steps)
-        self.rates = torch.tensor(rates, device=self.device, dtype=torch.float32)
+        self.every: list[Tensor] = []  # (2, cells): loss and gradient norm of each step
+        self.gradients = self._gradients(vectorised=len(cells) > 1)
+        self.images = _Images(self.cells, self.plans, 0)
 
-    def run(self, progress: Callable[[float], None]) -> None:
-        """All steps, then the selected parameters back into the methods."""
-        if not self.params:
-            raise ValueError(
-                f"method '{self.cells[0].method.name}' gives a Recipe but has no parameter to train"
-            )
-        gradients = self._gradients()
-        totals = torch.zeros(len(self.cells), device=self.device)
-        every = []
-        for step in range(self.steps):
-            x, labels, weight = self._batch(step)
-            self._refill()
-            values, grads = gradients(self.params, self.fixed, self.buffers, x, labels, weight)
-            self.params = self.optimizer.step(
-                self.params, grads, self.rates[:, step], self.active[:, step], step + 1
-            )
-            every.append(values.detach())
-            totals = totals + every[-1]
-            totals = self._epoch_ends(step, totals)
-            progress((step + 1) / self.steps)
-        self._write_back()
-        by_cell = torch.stack(every, dim=1).tolist()
-        for cell, plan, losses in zip(self.cells, self.plans, by_cell, strict=True):
-            cell.losses = losses[: len(plan.lr)]
+    def step(self) -> None:
+        """One step of every live cell; cells whose last it was leave with their parameters."""
+        x, labels, weight, rates = self.images.batch(self.done)
+        self._refill()
+        values, grads = self.gradients(self.params, self.fixed, self.buffers, x, labels, weight)
+        self.done += 1
+        self.params = self.optimizer.step(self.params, grads, rates, self.done)
+        squares = [g.flatten(1).square().sum(1) for g in grads.values()]
+        norm = torch.stack(squares).sum(0).sqrt()
+        self.every.append(torch.stack([values.detach().float(), norm.float()]))
+        ending = [i for i, plan in enumerate(self.plans) if _ends_epoch(plan, self.done)]
+        if ending:
+            self._epoch_ends(ending)
+        finished = [i for i, plan in enumerate(self.plans) if len(plan.lr) == self.done]
+        if finished:
+            self._retire(finished)
 
-    def _gradients(self) -> Callable[..., tuple[Tensor, Tensors]]:
+    def _gradients(self, vectorised: bool) -> Callable[..., tuple[Tensor, Tensors]]:
         method = self.cells[0].method
 
         def one(
@@ -123,7 +163,7 @@ class _Stack:
             combined = {k: method.combine(tuple(g[k] for g in each)) for k in params}
             return torch.stack(values).sum(), combined
 
-        if self.vectorised:
+        if vectorised:
             return vmap(one, randomness="error")
 
         def alone(
@@ -135,88 +175,91 @@ class _Stack:
 
         return alone
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """x (cells,B,D), labels (cells,B), weight (cells,B); a finished cell repeats its last."""
-        xs, ys, ws = [], [], []
-        for cell, plan in zip(self.cells, self.plans, strict=True):
-            at = min(step, len(plan.lr) - 1)
-            rows, weight = plan.rows[at], plan.weight[at]
-            short = self.width - len(rows)
-            if short:
-                rows = torch.cat([rows, rows[:1].expand(short)])
-                weight = torch.cat([weight, weight.new_zeros(short)])
-            rows = rows.to(self.device)
-            xs.append(cell.support.view(plan.view[at])[rows])
-            ys.append(cell.support.labels[rows])
-            ws.append(weight)
-        return torch.stack(xs), torch.stack(ys), torch.stack(ws).to(self.device)
-
     def _refill(self) -> None:
         for name, shape in self.noise_shapes.items():
             draws = [torch.randn(*shape, generator=g[name]) for g in self.noise]
             key = f"method.{name}"
             self.buffers[key] = torch.stack(draws).to(self.buffers[key])
 
-    def _epoch_ends(self, step: int, totals: Tensor) -> Tensor:
-        ending = [
-            i
-            for i, plan in enumerate(self.plans)
-            if step < len(plan.lr)
-            and ((step + 1) % plan.per_epoch == 0 or step + 1 == len(plan.lr))
-        ]
-        if not ending:
-            return totals
-        losses = totals.tolist()
+    def _epoch_ends(self, ending: Sequence[int]) -> None:
         for i in ending:
             cell, plan = self.cells[i], self.plans[i]
-            epoch = step // plan.per_epoch
-            entry = {"epoch": float(epoch), "loss": losses[i] / (step % plan.per_epoch + 1)}
-            if cell.best_val and cell.support.val is not None:
-                entry["val_accuracy"] = accuracy = self._val_accuracy(i)
-                if accuracy > self.best_accuracy[i]:
-                    self.best_accuracy[i] = accuracy
-                    self._keep(self.best, i)
+            epoch = (self.done - 1) // plan.per_epoch
+            selects = cell.best_val and cell.support.val is not None
+            epochs = math.ceil(len(plan.lr) / plan.per_epoch)
+            look = (epoch + 1) * LOOKS // epochs != epoch * LOOKS // epochs
+            entry = {"epoch": float(epoch)}
+            if selects or look:
+                entry |= self._accuracy(i)
+            if selects and entry["val_accuracy"] > self.best_accuracy[i]:
+                self.best_accuracy[i] = entry["val_accuracy"]
+                self.best[i] = self._params_of(i)
             if cell.recipe.epoch_weights is not None:
                 weight = cell.recipe.epoch_weights[epoch] / math.fsum(cell.recipe.epoch_weights)
-                for name, value in self.params.items():
-                    if name not in self.average:
-                        self.average[name] = torch.zeros_like(value)
-                    self.average[name][i] += weight * value[i]
+                for name, value in self._params_of(i).items():
+                    self.average[i][name] = self.average[i].get(name, 0.0) + weight * value
             cell.history.append(entry)
-        mask = torch.zeros_like(totals, dtype=torch.bool)
-        mask[ending] = True
-        return torch.where(mask, torch.zeros_like(totals), totals)
 
-    def _keep(self, store: Tensors, index: int) -> None:
-        for name, value in self.params.items():
-            if name not in store:
-                store[name] = value.clone()
-            store[name][index] = value[index]
+    def _params_of(self, index: int) -> Tensors:
+        return {name: value[index].clone() for name, value in self.params.items()}
 
-    def _state_of(self, index: int, params: Tensors) -> Tensors:
-        return {k: v[index] for part in (self.fixed, self.buffers, params) for k, v in part.items()}
-
-    def _val_accuracy(self, index: int) -> float:
-        val = self.cells[index].support.val
-        assert val is not None
-        state = self._state_of(index, self.params)
-        method = self.cells[index].method
-        names = {k.removeprefix("method."): v for k, v in state.items()}
+    def _accuracy(self, index: int) -> dict[str, float]:
+        """Accuracy on the support images, unaugmented, and on validation, in one pass."""
+        cell = self.cells[index]
+        method, support = cell.method, cell.support
+        x, labels = support.plain, support.labels
+        if support.val is not None:
+            x, labels = torch.cat([x, support.val.x]), torch.cat([labels, support.val.labels])
+        parts = (self.fixed, self.buffers, self.params)
+        state = {k.removeprefix("method."): v[index] for part in parts for k, v in part.items()}
         method.eval()
         with torch.no_grad():
-            logits = torch.cat([functional_call(method, names, (x,)) for x in val.x.split(256)])
+            logits = torch.cat([functional_call(method, state, (some,)) for some in x.split(256)])
         method.train()
-        return float((logits.argmax(-1) == val.labels).float().mean())
+        right = (logits.argmax(-1) == labels).float()
+        n = len(support.labels)
+        found = {"support_accuracy": float(right[:n].mean())}
+        if support.val is not None:
+            found["val_accuracy"] = float(right[n:].mean())
+        return found
 
-    def _write_back(self) -> None:
+    def _retire(self, finished: Sequence[int]) -> None:
+        """Give finished cells their parameters; go on with the rest."""
+        every = torch.stack(self.every, dim=1).tolist()  # (2, steps, cells)
+        self.every.clear()
+        for i, cell in enumerate(self.cells):
+            cell.losses += [values[i] for values in every[0]]
+            cell.norms += [values[i] for values in every[1]]
+        for i in finished:
+            self._write_back(i)
+        live = [i for i in range(len(self.cells)) if i not in finished]
+        for name in ("cells", "plans", "best", "best_accuracy", "average", "noise"):
+            setattr(self, name, [getattr(self, name)[i] for i in live])
+        for state in (
+            self.params, self.fixed, self.buffers, self.optimizer.first, self.optimizer.second
+        ):  # fmt: skip
+            for name, value in state.items():
+                state[name] = value[live]
+        if live:
+            self.images = _Images(self.cells, self.plans, self.done)
+
+    def _write_back(self, index: int) -> None:
+        cell, plan = self.cells[index], self.plans[index]
+        chosen = self._params_of(index)
+        if cell.recipe.epoch_weights is not None:
+            chosen = self.average[index]
+        elif cell.best_val and self.best[index]:
+            chosen = self.best[index]
         with torch.no_grad():
-            for i, cell in enumerate(self.cells):
-                chosen = self.params
-                if cell.recipe.epoch_weights is not None:
-                    chosen = self.average
-                elif cell.best_val and self.best:
-                    chosen = self.best
-                for name, value in cell.method.named_parameters():
-                    key = f"method.{name}"
-                    if key in chosen:
-                        value.copy_(chosen[key][i])
+            for name, value in cell.method.named_parameters():
+                if f"method.{name}" in chosen:
+                    value.copy_(chosen[f"method.{name}"])
+        for entry in cell.history:
+            first = int(entry["epoch"]) * plan.per_epoch
+            for name, values in (("loss", cell.losses), ("gradient_norm", cell.norms)):
+                part = values[first : first + plan.per_epoch]
+                entry[name] = math.fsum(part) / len(part)
+
+
+def _ends_epoch(plan: Schedule, done: int) -> bool:
+    return done % plan.per_epoch == 0 or done == len(plan.lr)
