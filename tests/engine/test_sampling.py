@@ -78,6 +78,44 @@ def test_nested_draws_distinct_groups_first(groups, shots, seed):
     assert len({groups[i] for i in chosen.tolist()}) == min(shots, len(set(groups)))
 
 
+@settings(max_examples=40)
+@given(st.lists(st.sampled_from("abcdef"), min_size=30, max_size=40), st.integers(1, 2), seeds)
+def test_shots_can_count_groups(groups, shots, seed):
+    groups = [*groups, *"abcdef"]
+    labels = [i % 3 for i in range(len(groups) - 6)] + [0, 1, 2, 0, 1, 2]
+    split = make_split(labels, groups)
+    pairs = set(zip(labels, groups, strict=True))
+    if min(sum(c == label for c, _ in pairs) for label in range(3)) < 2 * shots:
+        return
+    small, large = (
+        draw(split, split, shots=k, seed=seed, shots_unit="group", validation="k")
+        for k in (shots, 2 * shots)
+    )
+    assert set(small.train.tolist()) <= set(large.train.tolist())
+    for label in range(3):
+        mine = [i for i in large.train.tolist() if labels[i] == label]
+        held = {groups[i] for i in mine}
+        assert len(held) == 2 * shots
+        assert sorted(mine) == [
+            i for i in range(len(labels)) if labels[i] == label and groups[i] in held
+        ]
+    assert large.val is not None
+    # The first image of each group is what counting images takes, too.
+    assert set(draw(split, shots=shots, seed=seed).train.tolist()) <= set(small.train.tolist())
+
+
+def test_shots_in_groups_need_groups():
+    split = make_split([0, 1, 2] * 4, ["p", "q"] * 6)
+    with pytest.raises(SamplingError, match="'alpha' has 2 training groups, but 3 shots"):
+        draw(split, shots=3, shots_unit="group")
+    with pytest.raises(SamplingError, match="by the sampler 'nested' alone"):
+        draw(split, shots_unit="group", sampler="coop")
+    with pytest.raises(SamplingError, match="the dataset has none"):
+        draw(make_split([0, 1, 2] * 4), shots_unit="group")
+    with pytest.raises(SamplingError, match="unknown shots unit 'patient'"):
+        draw(split, shots_unit="patient")
+
+
 def test_nested_groups_are_equally_likely_whatever_their_size():
     groups = ["big"] * 30 + ["small"]
     split = make_split([0] * 31, groups)

@@ -74,8 +74,9 @@ def draw_support(
         )
     if sampler not in ("nested", "coop"):
         raise SamplingError(f"unknown sampler '{sampler}'; known: nested, coop")
+    _check_unit(train, shots_unit, sampler)
     val_shots = _val_shots(validation, shots)
-    _check_train(train, class_names, shots)
+    _check_train(train, class_names, shots, shots_unit)
     if validation != "none":
         val = _check_val(val, class_names, validation)
 
@@ -91,11 +92,14 @@ def draw_support(
     def nested(split: Split, purpose: str, k: int | None) -> Indices:
         if k is None:
             return _all(split)
-        orders = [
-            nested_order(split, label, (purpose, dataset_key, seed, label))[:k]
-            for label in range(n_classes)
-        ]
-        return np.concatenate(orders)
+        chosen: list[int] = []
+        for label in range(n_classes):
+            groups = _ranked_groups(split, label, (purpose, dataset_key, seed, label))
+            if shots_unit == "group":
+                chosen += [index for group in groups[:k] for index in group]
+            else:
+                chosen += _rounds(groups)[:k]
+        return np.array(chosen, dtype=np.int64)
 
     train_indices = nested(train, "support", shots)
     if validation == "none" or val is None:
@@ -109,21 +113,28 @@ def nested_order(split: Split, label: int, key: tuple[str | int, ...]) -> Indice
     key: what the order depends on. Every prefix is a support set, so that sets are nested.
     Where the split has groups, each round takes one more image of every group that has one.
     """
-    members = np.flatnonzero(np.asarray(split.labels) == label)
+    return np.array(_rounds(_ranked_groups(split, label, key)), dtype=np.int64)
+
+
+def _ranked_groups(split: Split, label: int, key: tuple[str | int, ...]) -> list[list[int]]:
+    """The images of a class by group, groups and images shuffled; one each without groups."""
     bits = seeded_bits(*key)
-    members = _shuffled(members, bits)
+    members = _shuffled(np.flatnonzero(np.asarray(split.labels) == label), bits).tolist()
     if split.groups is None:
-        return members
+        return [[index] for index in members]
     by_group: dict[str, list[int]] = {}
-    for index in members.tolist():
+    for index in members:
         by_group.setdefault(split.groups[index], []).append(index)
     # A group's place follows a draw of its own: taken in the order of `members`, groups with
     # many images would come first more often than not.
     names = sorted(by_group)
-    ranked = [by_group[names[i]] for i in _shuffled(np.arange(len(names)), bits).tolist()]
-    rounds = max(map(len, ranked), default=0)
-    order = [group[r] for r in range(rounds) for group in ranked if r < len(group)]
-    return np.array(order, dtype=np.int64)
+    return [by_group[names[i]] for i in _shuffled(np.arange(len(names)), bits).tolist()]
+
+
+def _rounds(groups: list[list[int]]) -> list[int]:
+    """One image of every group, then one more of every group that has one, and so on."""
+    longest = max(map(len, groups), default=0)
+    return [group[r] for r in range(longest) for group in groups if r < len(group)]
 
 
 def seeded_bits(*key: str | int) -> np.random.PCG64:
@@ -166,18 +177,34 @@ def _val_shots(validation: Validation, shots: int | None) -> int | None:
     raise SamplingError(f"unknown validation policy '{validation}'; known: none, k, min(k,4), full")
 
 
-def _check_train(train: Split, class_names: Sequence[str], shots: int | None) -> None:
+def _check_unit(train: Split, unit: ShotsUnit, sampler: Sampler) -> None:
+    if unit not in ("image", "group"):
+        raise SamplingError(f"unknown shots unit '{unit}'; known: image, group")
+    if unit == "group" and sampler != "nested":
+        raise SamplingError("shots are counted in groups by the sampler 'nested' alone")
+    if unit == "group" and train.groups is None:
+        raise SamplingError("shots are counted in groups, and the dataset has none; use 'image'")
+
+
+def _check_train(
+    train: Split, class_names: Sequence[str], shots: int | None, unit: ShotsUnit
+) -> None:
     counts = train.counts(len(class_names))
+    what = "training image"
+    if unit == "group" and train.groups is not None:
+        pairs = set(zip(np.asarray(train.labels).tolist(), train.groups, strict=True))
+        counts = [sum(label == c for label, _ in pairs) for c in range(len(class_names))]
+        what = "training group"
     for name, count in zip(class_names, counts, strict=True):
         if shots is not None and count < shots:
             most = min(counts)
             raise SamplingError(
-                f"class '{name}' has {count} training image{'' if count == 1 else 's'}, but "
+                f"class '{name}' has {count} {what}{'' if count == 1 else 's'}, but "
                 f"{shots} shots were asked for; "
                 + (f"ask for at most {most}, or 'full'" if most else "every class needs images")
             )
         if count == 0:
-            raise SamplingError(f"class '{name}' has no training images; every class needs some")
+            raise SamplingError(f"class '{name}' has no {what}s; every class needs some")
 
 
 def _check_val(val: Split | None, class_names: Sequence[str], validation: Validation) -> Split:
