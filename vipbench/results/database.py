@@ -132,14 +132,28 @@ def connect(path: Path, readonly: bool) -> sqlite3.Connection:
                 db.execute("PRAGMA query_only = ON")
             else:
                 _prepare_writing(db)
-        except BaseException:
+        except BaseException as error:
             db.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                _refuse_cut_short(path)
             raise
     return db
 
 
+def _refuse_cut_short(path: Path) -> None:
+    """A plainer word than SQLite's for a file that is shorter than its own header says."""
+    with path.open("rb") as file:
+        header = file.read(100)
+    page_size = int.from_bytes(header[16:18], "big")
+    told = int.from_bytes(header[28:32], "big") * (65536 if page_size == 1 else page_size)
+    size = path.stat().st_size
+    if size < max(told, 100):
+        raise StoreError(f"{path} was cut short: {size} bytes of {told}. {WHAT_TO_DO}")
+
+
 def _check_layout(db: sqlite3.Connection, path: Path, readonly: bool) -> None:
     db.execute("PRAGMA cell_size_check = ON")
+    # The first look at the file: SQLite compares its length with what its header says.
     application, version = schema.layout(db)
     if application != schema.APPLICATION_ID or version < 1:
         raise StoreError(f"{path} is an SQLite file, but no results file. {WHAT_TO_DO}")
@@ -148,11 +162,6 @@ def _check_layout(db: sqlite3.Connection, path: Path, readonly: bool) -> None:
             f"{path} has layout {version}, this vipbench reads up to {schema.VERSION}: upgrade "
             f"vipbench, or give another output folder"
         )
-    (pages,) = db.execute("PRAGMA page_count").fetchone()
-    (page_size,) = db.execute("PRAGMA page_size").fetchone()
-    size = path.stat().st_size
-    if size < pages * page_size:
-        raise StoreError(f"{path} was cut short: {size} bytes of {pages * page_size}. {WHAT_TO_DO}")
     if readonly and version < schema.VERSION:
         raise StoreError(
             f"{path} has the older layout {version}; `vipbench run` on this folder brings it to "

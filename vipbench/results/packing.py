@@ -19,10 +19,11 @@ def sha256(data: str | bytes) -> str:
 
 
 def row_hash(
-    key: str, status: str, text: str, history_sha256: str, predictions_sha256: str | None
+    id: int, key: str, status: str, text: str, history_sha256: str, predictions_sha256: str | None
 ) -> str:
-    """SHA-256 over a whole row of `records`."""
-    return sha256("\n".join((key, status, history_sha256, predictions_sha256 or "", text)))
+    """SHA-256 over a whole row of `records`. Raises TypeError where a text is none."""
+    told = (str(id), key, status, history_sha256, predictions_sha256 or "", text)
+    return sha256("\n".join(told))
 
 
 def xor(a: str, b: str) -> str:
@@ -46,18 +47,16 @@ class Packed:
     classes: int
     scores: bytes
 
-    def insert(self, db: sqlite3.Connection, key: str) -> None:
-        """Write them under `key`, and their test set where it is new."""
-        known = db.execute("SELECT 1 FROM testsets WHERE sha256 = ?", (self.testset,)).fetchone()
+    def insert(self, db: sqlite3.Connection, id: int) -> None:
+        """Write them as record `id`'s, and their test set where it is new."""
+        known = db.execute("SELECT id FROM testsets WHERE sha256 = ?", (self.testset,)).fetchone()
         if known is None:
-            blob = zlib.compress(self.testset_json)
-            db.execute(
-                "INSERT INTO testsets VALUES (?, ?, ?)",
-                (self.testset, len(self.testset_json), blob),
-            )
+            told = (self.testset, len(self.testset_json), zlib.compress(self.testset_json))
+            added = db.execute("INSERT INTO testsets (sha256, size, json) VALUES (?, ?, ?)", told)
+            known = (added.lastrowid,)
         db.execute(
             "INSERT INTO predictions VALUES (?, ?, ?, ?, ?)",
-            (key, self.testset, self.n, self.classes, zlib.compress(self.scores)),
+            (id, known[0], self.n, self.classes, zlib.compress(self.scores)),
         )
 
 

@@ -1,6 +1,7 @@
 """The layout of results.sqlite: creation, versions, and what marks a file as ours. No torch here.
 
-records      one row a cell; `json` is the record without its history, `sha256` covers the row
+records      one row a cell, numbered in the order of adding; `json` is the record without its
+             history, `sha256` covers the row
 histories    each record's `history`, apart: it is most of a record's size, and no table needs it
 predictions  one row a cell that has them: scores (N,C) float32, little-endian, zlib
 testsets     the ids, groups and labels that many cells share, kept once, named by their SHA-256
@@ -16,9 +17,12 @@ from collections.abc import Callable
 VERSION = 1
 APPLICATION_ID = 0x76697062  # "vipb"
 
+# No index but SQLite's own of row numbers: damage to another would hide a row that is whole. Who
+# looks for a key has read all rows and knows its number.
 _TABLES = (
     """CREATE TABLE records (
-        key TEXT PRIMARY KEY,
+        id INTEGER PRIMARY KEY,
+        key TEXT NOT NULL,
         status TEXT NOT NULL CHECK (status IN ('ok', 'error')),
         json TEXT NOT NULL,
         history_sha256 TEXT NOT NULL,
@@ -26,18 +30,19 @@ _TABLES = (
         sha256 TEXT NOT NULL
     ) STRICT""",
     """CREATE TABLE histories (
-        key TEXT PRIMARY KEY REFERENCES records (key),
+        id INTEGER PRIMARY KEY REFERENCES records (id),
         json TEXT NOT NULL
     ) STRICT""",
     """CREATE TABLE predictions (
-        key TEXT PRIMARY KEY REFERENCES records (key),
-        testset TEXT NOT NULL REFERENCES testsets (sha256),
+        id INTEGER PRIMARY KEY REFERENCES records (id),
+        testset INTEGER NOT NULL REFERENCES testsets (id),
         n INTEGER NOT NULL,
         classes INTEGER NOT NULL,
         scores BLOB NOT NULL
     ) STRICT""",
     """CREATE TABLE testsets (
-        sha256 TEXT PRIMARY KEY,
+        id INTEGER PRIMARY KEY,
+        sha256 TEXT NOT NULL,
         size INTEGER NOT NULL,
         json BLOB NOT NULL
     ) STRICT""",

@@ -12,37 +12,18 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from vipbench.results import database, export, packing
 from vipbench.results.database import damaged, explained, get_meta, put_meta, transaction
 from vipbench.results.lock import StoreError, WriterLock
 from vipbench.results.plan import PlanCell, merge, plan_cell
-from vipbench.results.predictions import Predictions, check_together
+from vipbench.results.predictions import Predictions
 from vipbench.results.record import Record, RecordError
+from vipbench.results.rows import COLUMNS, NOTHING, Row, count, describe, write
 
 FILE = "results.sqlite"
 LOCK = "results.lock"
-
-
-class _Row(NamedTuple):
-    key: str
-    status: str
-    json: str
-    history_sha256: str
-    predictions_sha256: str | None
-    sha256: str
-
-    @classmethod
-    def of(cls, record: Record, predictions_sha256: str | None) -> tuple[_Row, str]:
-        """The row, and the history that is kept beside it."""
-        text, history = record.to_json_parts()
-        history_sha256 = packing.sha256(history)
-        told = (record.key, record.status, text, history_sha256, predictions_sha256)
-        return cls(*told, sha256=packing.row_hash(*told)), history
-
-
-_COLUMNS = ", ".join(_Row._fields)
 
 
 class Store:
@@ -60,6 +41,8 @@ class Store:
         self.readonly = readonly
         self._lock: WriterLock | None = None
         self._db: sqlite3.Connection | None = None
+        # key -> the number of its row, of the rows seen so far.
+        self._ids: dict[str, int] = {}
         try:
             if not readonly:
                 self._lock = _take_lock(self.out_dir)
@@ -100,29 +83,27 @@ class Store:
         A later record takes the place of a failed one with the same key. A finished one is never
         replaced: StoreError. RecordError where record and predictions do not belong together.
         """
-        packed = None
-        if predictions is not None:
-            check_together(record, predictions)
-            packed = packing.pack(predictions)
-        row, history = _Row.of(record, packed.sha256 if packed else None)
+        self.add_many([(record, predictions)])
+
+    def add_many(self, pairs: Iterable[tuple[Record, Predictions | None]]) -> None:
+        """`add` each, in one transaction: all of them are kept, or none."""
+        ids = dict(self._ids)
         with explained(self.path), transaction(self._writable()) as db:
             counted = get_meta(db, self.path, "records")
-            old = self._select(db, record.key)
-            if old is None:
-                db.execute(f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", row)
-            elif old.status == "error":
-                counted = _count(counted, old, -1)
-                names = ", ".join(f"{name} = ?" for name in _Row._fields)
-                db.execute(f"UPDATE records SET {names} WHERE key = ?", (*row, row.key))
-            else:
-                raise StoreError(
-                    f"{self.path} already holds the result of {_describe(record)} (key "
-                    f"{record.key}); a finished cell is never replaced"
-                )
-            db.execute("INSERT OR REPLACE INTO histories VALUES (?, ?)", (row.key, history))
-            if packed is not None:
-                packed.insert(db, row.key)
-            put_meta(db, "records", _count(counted, row, 1))
+            for record, predictions in pairs:
+                old = self._select(db, ids.get(record.key))
+                if old is not None and old.status != "error":
+                    raise StoreError(
+                        f"{self.path} already holds the result of {describe(record)} (key "
+                        f"{record.key}); a finished cell is never replaced"
+                    )
+                ids.setdefault(record.key, len(ids) + 1)
+                row = write(db, ids[record.key], record, predictions)
+                if old is not None:
+                    counted = count(counted, old, -1)
+                counted = count(counted, row, 1)
+            put_meta(db, "records", counted)
+        self._ids = ids
 
     def save_plan(self, cells: Iterable[PlanCell | Mapping[str, Any]]) -> None:
         """Keep what a run asks for, in the order in which a table is to show it.
@@ -149,14 +130,15 @@ class Store:
         if not history:
             return [self._parse(row, None) for row in rows]
         with explained(self.path):
-            kept = dict(self._open_db().execute("SELECT key, json FROM histories").fetchall())
-        return [self._parse(row, kept.get(row.key, "")) for row in rows]
+            kept = dict(self._open_db().execute("SELECT id, json FROM histories").fetchall())
+        return [self._parse(row, kept.get(row.id, "")) for row in rows]
 
     def record(self, key: str) -> Record | None:
         """The record under `key`."""
+        number = self._number(key)
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
-            row = self._select(db, key)
-            kept = db.execute("SELECT json FROM histories WHERE key = ?", (key,)).fetchone()
+            row = self._select(db, number)
+            kept = db.execute("SELECT json FROM histories WHERE id = ?", (number,)).fetchone()
         return None if row is None else self._parse(row, kept[0] if kept else "")
 
     def plan(self, latest: bool = False) -> list[PlanCell]:
@@ -168,12 +150,13 @@ class Store:
 
     def predictions(self, key: str) -> Predictions | None:
         """What the cell said of every test image; None where the store has none of it."""
+        number = self._number(key)
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
-            row = self._select(db, key)
+            row = self._select(db, number)
             found = db.execute(
                 "SELECT t.sha256, t.size, t.json, p.n, p.classes, p.scores FROM predictions p "
-                "JOIN testsets t ON t.sha256 = p.testset WHERE p.key = ?",
-                (key,),
+                "JOIN testsets t ON t.id = p.testset WHERE p.id = ?",
+                (number,),
             ).fetchone()
         if row is None or row.predictions_sha256 is None:
             return None
@@ -182,7 +165,7 @@ class Store:
         try:
             testset, size, blob, n, classes, scores = found
             return packing.unpack(testset, size, blob, n, classes, scores, row.predictions_sha256)
-        except (ValueError, zlib.error, OverflowError, MemoryError) as error:
+        except (ValueError, TypeError, zlib.error, OverflowError, MemoryError) as error:
             what = f"the predictions of record {key} were altered ({error})"
             raise damaged(self.path, what) from None
 
@@ -203,39 +186,52 @@ class Store:
 
     # Helpers.
 
-    def _rows(self) -> list[_Row]:
+    def _rows(self) -> list[Row]:
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
             counted = get_meta(db, self.path, "records")
-            found = db.execute(f"SELECT {_COLUMNS} FROM records ORDER BY rowid").fetchall()
-        rows, total = [], _NOTHING
+            found = db.execute(f"SELECT {COLUMNS} FROM records ORDER BY id").fetchall()
+        rows, total = [], NOTHING
         for values in found:
-            row = _Row(*values)
+            row = Row(*values)
             self._check(row)
-            total = _count(total, row, 1)
+            total = count(total, row, 1)
             rows.append(row)
         if total != counted:
             raise damaged(
                 self.path, f"it holds {total['count']} records, {counted['count']} were added"
             )
+        self._ids = {row.key: row.id for row in rows}
         return rows
 
-    def _select(self, db: sqlite3.Connection, key: str) -> _Row | None:
-        found = db.execute(f"SELECT {_COLUMNS} FROM records WHERE key = ?", (key,)).fetchone()
-        if found is None:
+    def _number(self, key: str) -> int | None:
+        if key not in self._ids and self.readonly:
+            self._rows()  # the driver that is looked at may have added it since
+        return self._ids.get(key)
+
+    def _select(self, db: sqlite3.Connection, number: int | None) -> Row | None:
+        if number is None:
             return None
-        row = _Row(*found)
+        found = db.execute(f"SELECT {COLUMNS} FROM records WHERE id = ?", (number,)).fetchone()
+        if found is None:
+            raise damaged(self.path, f"record {number} is missing")
+        row = Row(*found)
         self._check(row)
         return row
 
-    def _check(self, row: _Row) -> None:
-        if packing.row_hash(*row[:-1]) != row.sha256:
+    def _check(self, row: Row) -> None:
+        try:
+            whole = packing.row_hash(*row[:-1]) == row.sha256
+        except TypeError:
+            whole = False
+        if not whole:
             raise damaged(self.path, f"record {row.key} was altered")
 
-    def _parse(self, row: _Row, history: str | None) -> Record:
-        if history is not None and packing.sha256(history) != row.history_sha256:
+    def _parse(self, row: Row, history: str | None) -> Record:
+        told = history if isinstance(history, str) else ""
+        if history is not None and packing.sha256(told) != row.history_sha256:
             raise damaged(self.path, f"the history of record {row.key} was altered or is missing")
         try:
-            return Record.from_json_parts(row.json, history or "[]")
+            return Record.from_json_parts(row.json, told or "[]")
         except RecordError as error:
             raise StoreError(f"{self.path}: record {row.key}: {error}") from None
 
@@ -250,16 +246,6 @@ class Store:
         return self._open_db()
 
 
-_NOTHING: dict[str, Any] = {"count": 0, "xor": "0" * 64}
-
-
-def _count(counted: dict[str, Any], row: _Row, change: int) -> dict[str, Any]:
-    return {
-        "count": counted["count"] + change,
-        "xor": packing.xor(counted["xor"], row.sha256),
-    }
-
-
 def _take_lock(folder: Path) -> WriterLock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -268,8 +254,3 @@ def _take_lock(folder: Path) -> WriterLock:
         raise StoreError(
             f"{folder} cannot be written ({error.strerror}); give another output folder"
         ) from None
-
-
-def _describe(record: Record) -> str:
-    c = record.cell
-    return f"{c.method} on {c.dataset}, {c.backbone}, shots {c.shots}, seed {c.seed}"

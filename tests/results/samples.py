@@ -1,0 +1,111 @@
+"""Records as a run makes them, small and by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vipbench.results.plan import PlanCell
+from vipbench.results.predictions import Predictions
+from vipbench.results.record import Record
+
+CLASSES = ["nevus", "melanoma", "keratosis"]
+
+
+def key_of(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def record_dict(
+    method: str = "vip",
+    shots: int | str = 4,
+    seed: int = 1,
+    *,
+    dataset: str = "toyderm",
+    backbone: str = "toy-clip",
+    metrics: Mapping[str, Any] | None = None,
+    error: str | None = None,
+    key: str | None = None,
+) -> dict[str, Any]:
+    """A record's JSON; change it before `Record.of`."""
+    found: dict[str, Any] = {"accuracy": 0.5, "macro_f1": 0.4, "n": 10}
+    return {
+        "schema": 1,
+        "key": key or key_of(backbone, dataset, method, shots, seed),
+        "status": "error" if error else "ok",
+        "cell": {
+            "backbone": backbone,
+            "dataset": dataset,
+            "method": method,
+            "method_name": "vip",
+            "shots": shots,
+            "seed": seed,
+        },
+        "hparams": {"n_ctx": 4, "lr": 0.002, "betas": [0.9, 0.999]},
+        "recipe": {"optimizer": "sgd", "epochs": 50},
+        "protocol": {
+            "views": "per-epoch",
+            "sampler": "nested",
+            "validation": "min(k,4)",
+            "selection": "last",
+            "precision": "fp32",
+            "shots_unit": "image",
+        },
+        "data": {
+            "class_names": list(CLASSES),
+            "train_counts": [6, 12, 12],
+            "val_counts": [2, 2, 2],
+            "test_counts": [2, 5, 3],
+            "n_support": 12,
+            "n_val": 6,
+            "fingerprint": key_of(dataset),
+            "licence": "CC0-1.0",
+            "caption": "Drawn data.",
+            "symptoms_sha256": key_of("symptoms"),
+        },
+        "provenance": {
+            "vipbench": "0.1.0",
+            "torch": "2.12.0",
+            "device": "cpu",
+            "method": {"plugin": "vipbench.vip", "revision": 1, "needs": ["symptoms"]},
+            "backbone": {"name": backbone, "fingerprint": key_of(backbone)},
+        },
+        "metrics": {} if error else found | dict(metrics or {}),
+        "timing": {"train": 1.5},
+        "history": [{"epoch": 0, "loss": 1.25}, {"epoch": 1, "loss": 0.75}],
+        "notes": [],
+        "error": {"type": error, "message": "it broke", "plugin": "p"} if error else None,
+        "created": "2026-01-02T03:04:05+00:00",
+    }
+
+
+def make(*args: Any, **kwargs: Any) -> Record:
+    return Record.of(record_dict(*args, **kwargs))
+
+
+def scored(seed: int, method: str = "vip", shots: int | str = 4) -> tuple[Record, Predictions]:
+    """A record with the predictions that its metrics come from."""
+    from vipbench.results.metrics import compute_metrics
+
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(3), [2, 5, 3])
+    scores = rng.normal(size=(10, 3)).astype(np.float32)
+    ids = [f"img/{i}.png" for i in range(10)]
+    groups = [f"patient {i // 2}" for i in range(10)]
+    metrics = compute_metrics(labels, scores, CLASSES)
+    return make(method, shots, seed, metrics=metrics), Predictions(ids, groups, labels, scores)
+
+
+def unscored(seed: int) -> tuple[Record, Predictions]:
+    """A record whose metrics are made up: quick to make in a fresh process."""
+    scores = np.full((10, 3), seed, dtype=np.float32)
+    labels = np.repeat(np.arange(3), [2, 5, 3])
+    return make(seed=seed), Predictions([str(i) for i in range(10)], None, labels, scores)
+
+
+def planned(records: Sequence[Record], **changes: Any) -> list[PlanCell]:
+    """The plan of which these are the records."""
+    return [PlanCell(r.key, *r.slot, **changes) for r in records]
