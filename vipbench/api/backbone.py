@@ -169,7 +169,8 @@ class Backbone(ImageBackbone):
     def encode_text(
         self, prompts: Prompts, context: Tensor | None = None, tap: Tap | None = None
     ) -> Tensor:
-        """Features (*L, D) of texts (*N, S), not normalised, differentiable in `context`.
+        """Features (*L, D) of texts (*N, S), not normalised, differentiable in `context` and in
+        whatever `tap` brings in.
 
         context: (M,W) or (*L,M,W), its leading dimensions broadcasting against *N: class
         (C,M,W); nested class (C,1,M,W); image (B,1,M,W) -> (B,C,D).

@@ -190,7 +190,8 @@ class Method(nn.Module, ABC):
     """A few-shot method, written for ONE cell, as its paper states it.
 
     The engine trains, stacks over cells, scores and records it. A method holds no optimizer,
-    device, data loader, tokenizer or file handling and draws no random numbers.
+    device, data loader, tokenizer or file handling and draws no random numbers. `self.training`
+    is True in `loss` and `fit`, False in `finish` and `predict`.
 
     name: the command-line word. revision: raise it when the method's numbers change.
     kind: TF training-free, TP text prompts, AD adapter on features, MM vision or multimodal
@@ -231,7 +232,8 @@ class Method(nn.Module, ABC):
         return {}
 
     def prepare(self, support: Support) -> None:
-        """Once, before training: set buffers, initial values, the α of a formula."""
+        """Once, before training: set buffers, initial values, the α of a formula. Parameters whose
+        shape depends on the support set are made here."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

@@ -25,7 +25,9 @@ class Views:
 class Recipe:
     """One training run as a paper states it.
 
-    Exactly one of `epochs` and `iterations` is set. `batch_size` None is the full support set.
+    Exactly one of `epochs` and `iterations` is set; an epoch is one pass over the support set.
+    epochs=0 trains nothing: a training-free method asks for `views` in this way, as does a method
+    with a `fit` of its own. `batch_size` None is the full support set.
     `drop_last` drops an epoch's incomplete last batch where there is at least one full batch.
     schedule: "warmup-cosine" (epoch 0 at `warmup_lr`, then cosine over the epochs),
         "cosine-step" (cosine over all steps down to `min_lr`), or "constant".

@@ -127,6 +127,9 @@ class GroupRunner:
     def _prepare(self, cell: PlanCell) -> _Ready:
         task = self._task(cell)
         method = cell.row.method(task, cell.hparams).to(task.device)
+        for name, shape in method.noise().items():
+            # Before training, so that all stacked cells have the buffers.
+            setattr(method, name, torch.zeros(shape, device=task.device))
         recipe = cell.hparams.recipe(cell.info)
         support = self._support(cell, recipe)
         if support is not None:
@@ -159,15 +162,15 @@ class GroupRunner:
                 if any(cell.method is item.method for cell in part):
                     item.stacked = len(part)
         for item in ready:
+            item.method.eval()
+            for name, shape in item.method.noise().items():
+                value = torch.randn(*shape, generator=item.generator(f"noise-eval/{name}"))
+                setattr(item.method, name, value.to(self.features.backbone.device))
             if item.support is not None:
                 item.method.finish(item.support)
 
     @torch.no_grad()
     def _score(self, item: _Ready, test: Tensor) -> Tensor:
-        for name, shape in item.method.noise().items():
-            value = torch.randn(*shape, generator=item.generator(f"noise-eval/{name}"))
-            setattr(item.method, name, value.to(test.device))
-        item.method.eval()
         scores = item.method.predict(test)
         expected = (len(test), item.cell.info.n_classes)
         if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
