@@ -14,6 +14,6 @@ def unknown(kind: str, given: str, known: Iterable[str], hint: str = "") -> Usag
     """An unknown name, with close matches and what there is."""
     names = sorted(known)
     close = get_close_matches(given, names, n=3, cutoff=0.5)
-    meant = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    meant = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
     tail = f" {hint}" if hint else ""
     return UsageError(f"unknown {kind} '{given}'{meant} Known: {', '.join(names)}.{tail}")

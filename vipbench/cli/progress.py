@@ -99,6 +99,8 @@ class Bar:
         )
         self._status = self._console.status("reading data and weights")
         self._status.start()
+        # rich hides the cursor; a second Ctrl-C would leave it hidden.
+        self._console.show_cursor(True)
         self._task = self._progress.add_task("", total=None, count="", left="")
         self._total = 0
         self._begun = 0.0
@@ -109,6 +111,7 @@ class Bar:
         self._total, self._begun = total, time.monotonic()
         self._progress.update(self._task, total=total, count=f"0/{total:,}")
         self._progress.start()
+        self._console.show_cursor(True)
 
     def update(self, completed: float, failed: int, now: str) -> None:
         """See Reporter."""

@@ -83,12 +83,12 @@ class Screen(Observer):
 
 def _finish(spec: RunSpec, screen: Screen, outcome: Outcome) -> int:
     if outcome.signal is not None:
-        left = len(screen.plan.of("todo")) - screen.done
-        print(
-            f"vipbench: stopped; {plural(outcome.done + outcome.skipped, 'finished cell')} kept in "
-            f"{spec.out}, {left:,} to go. The same command goes on.",
-            file=sys.stderr,
-        )
+        told = "stopped before anything was run"
+        if screen.plan.cells:
+            kept = plural(outcome.done + outcome.skipped, "finished cell")
+            left = len(screen.plan.of("todo")) - outcome.done
+            told = f"stopped; {kept} kept in {spec.out}, {left:,} to go: the same command goes on"
+        print(f"vipbench: {told}", file=sys.stderr)
         return 128 + outcome.signal
     if not screen.plan.of("todo"):
         print(f"Nothing to do: {plural(outcome.skipped, 'cell')} {_are(outcome.skipped)} done.")
@@ -117,7 +117,7 @@ def _show_plan(spec: RunSpec, plan: Plan, shown: Reporter) -> None:
         rows.append((WORDS[cell.status], *place, cell.reason or ""))
     for line in columns(rows):
         shown.line(line)
-    shown.line(f"\nNothing was run. {_counts(plan)}")
+    shown.line(f"\nNothing was run. Cells: {_counts(plan)}")
 
 
 def _settings(spec: RunSpec, plan: Plan) -> list[str]:
@@ -154,7 +154,7 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
 def _counts(plan: Plan) -> str:
     counts = {status: len(plan.of(status)) for status in WORDS}
     shown = listed(f"{counts[s]:,} {WORDS[s]}" for s in WORDS if counts[s] or s == "todo")
-    return f"{len(plan.cells):,}: {shown}"
+    return shown if len(plan.cells) == counts["todo"] else f"{len(plan.cells):,}: {shown}"
 
 
 def _notices(plan: Plan) -> list[str]:
