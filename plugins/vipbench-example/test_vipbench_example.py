@@ -27,6 +27,7 @@ def test_it_is_better_than_chance_on_the_demo_data(tmp_path):
         *("--shots", "16", "--seeds", "1,2", "--out", "results"),
         cwd=tmp_path,
     )
-    text = vipbench("table", "results", "--format", "csv", cwd=tmp_path)
-    rows = list(csv.DictReader(io.StringIO(text)))
-    assert rows
+    out = vipbench("table", "results", "--format", "csv", "--metric", "accuracy", cwd=tmp_path)
+    rows = [row for row in csv.DictReader(io.StringIO(out)) if row["method"] == "simpleshot"]
+    assert [int(row["n"]) for row in rows] == [2]  # seeds
+    assert float(rows[0]["mean"]) > 2 / 6  # six classes
