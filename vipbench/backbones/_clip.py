@@ -194,6 +194,13 @@ class ClipBackbone(Backbone):
             raise ValueError(
                 f"the context has shape {tuple(context.shape)}; expected (*L, M, {self.width})"
             )
+        try:
+            torch.broadcast_shapes(prompts.shape, context.shape[:-2])
+        except RuntimeError:
+            raise ValueError(
+                f"a context of shape {tuple(context.shape)} does not broadcast against texts of "
+                f"shape {tuple(prompts.shape)}: its dimensions before (M, W) must be theirs, or 1"
+            ) from None
         m = context.shape[-2]
         longest = int(prompts.lengths.max())
         if longest + m > self.context_length:
