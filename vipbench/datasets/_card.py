@@ -27,7 +27,7 @@ from vipbench.symptoms import load_symptoms, parse_symptoms
 from vipbench.yamlio import read_yaml
 
 COLUMNS = ("path", "label", "split", "group", "sha256")
-_TEXTS = ("modality", "licence", "citation", "caption")
+_TEXTS = ("modality", "licence", "citation", "caption", "images")
 _KEYS = ("class_names", "columns", "templates", "symptoms", "sharing", *_TEXTS)
 
 
@@ -48,25 +48,43 @@ class Card:
     licence: str = ""
     citation: str = ""
     caption: str = ""
+    images: str = ""
     sharing: Literal["local", "allowed"] | None = None
 
     def display_names(self, found: Sequence[str]) -> tuple[str, ...]:
-        """Display names of the classes that the data call `found`."""
-        names = self.class_names
-        if names is None:
-            return tuple(name.replace("_", " ").strip() for name in found)
-        if not isinstance(names, dict):
+        """Display names of the classes that the data call `found`; they must differ."""
+        given = {} if self.class_names is None else self.class_names
+        if not isinstance(given, dict):
             raise DataError(
                 f"card '{self.path}': class_names is a list; expected a mapping from the names in "
                 f"the data to display names, {{{found[0]}: ...}}"
             )
-        strange = [name for name in names if name not in found]
+        strange = [name for name in given if name not in found]
         if strange:
             raise DataError(
                 f"card '{self.path}': class_names names {listed(strange)}, which the data do not "
                 f"hold; the data hold {listed(found, 20)}"
             )
-        return tuple(names.get(name, name.replace("_", " ").strip()) for name in found)
+        shown: dict[str, str] = {}
+        for name in found:
+            text = given.get(name, name.replace("_", " ").strip())
+            other = next((n for n, t in shown.items() if t.casefold() == text.casefold()), None)
+            if other is not None:
+                raise DataError(
+                    f"the classes '{other}' and '{name}' would both be shown as '{text}'; rename "
+                    f"one, or give display names in a card"
+                )
+            shown[name] = text
+        return tuple(shown.values())
+
+    def image_folder(self) -> Path | None:
+        """The folder that `images` names; raises DataError where it is none."""
+        if not self.images:
+            return None
+        folder = inside(self.path.parent, self.images, f"card '{self.path}', images")
+        if not folder.is_dir():
+            raise DataError(f"card '{self.path}': images names '{folder}', which is no folder")
+        return folder
 
     def apply(self, dataset: Dataset) -> None:
         """Set the attributes of `dataset`, whose class names are known by now."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path, PurePosixPath
 
-from vipbench.api.dataset import DataError
+from vipbench.api.dataset import SPLITS, DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -106,3 +106,24 @@ def _entries(folder: Path, root: Path) -> Iterator[Path]:
                 "into the folder"
             )
         yield entry
+
+
+def data_folder(root: Path | None) -> Path:
+    """The data folder: `--data-root`, or `data` in the working directory."""
+    return Path("data") if root is None else root
+
+
+def counts_note(splits: Mapping[str, Sized], published: Sequence[int]) -> str:
+    """A sentence for the caption where the splits are not as large as the published ones."""
+    counts = [len(splits[name]) for name in SPLITS]
+    if counts == list(published):
+        return ""
+    return (
+        f"{'/'.join(map(str, counts))} images in train/val/test; the published set has "
+        f"{'/'.join(map(str, published))}."
+    )
+
+
+def first_with(folders: Iterable[Path], marker: str) -> Path | None:
+    """The first of `folders` in which `marker` exists."""
+    return next((folder for folder in folders if (folder / marker).exists()), None)

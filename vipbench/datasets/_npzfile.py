@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -64,8 +64,9 @@ class Member:
                 return self._memmap(unpacked, self.header_bytes)
 
     def _memmap(self, file: Any, offset: int) -> Array:
-        order = "F" if self.fortran else "C"
-        return np.memmap(file, self.dtype, "r", offset, self.shape, order)
+        order: Literal["F", "C"] = "F" if self.fortran else "C"
+        mapped: Array = np.memmap(file, self.dtype, "r", offset, self.shape, order)
+        return mapped
 
 
 class LazyImages(Sequence[npt.NDArray[np.uint8]]):

@@ -57,15 +57,15 @@ class FolderDataset(Dataset):
         """List the images in the folder `path`. Raises DataError."""
         if not path.is_dir():
             raise DataError(f"'{path}' is not a folder; {_LAYOUT}")
-        card = find_card(path / "card.yaml", path / "card.yml")
+        card = find_card(path / "card.yaml", path / "card.yml") or Card(path / "card.yaml")
         folders = visible_folders(path, path)
         if not folders:
             raise DataError(f"folder '{path}' holds no folders; {_LAYOUT}")
-        splits = _split_folders(path, folders)
+        splits = split_folders(path, folders)
         if splits:
             found, listings = _read_splits(path, splits)
         else:
-            found, listing = _read_class_folders(path, path, folders)
+            found, listing = class_folders(path, path, folders)
             listings = _draw(path, found, listing, RATIOS)
             ratios = "/".join(str(10 * r) for r in RATIOS)
             self.caption = f"Split {ratios} drawn by vipbench, stratified, seed {SEED}."
@@ -73,16 +73,15 @@ class FolderDataset(Dataset):
             drawn = _draw(path, found, listings["train"], (9, 1, 0))
             listings |= {name: drawn[name] for name in ("train", "val")}
             self.caption = f"A tenth of train taken as val by vipbench, stratified, seed {SEED}."
-        self.class_names = _display_names(path, found, card)
-        if card is not None:
-            card.apply(self)
+        self.class_names = card.display_names(found)
+        card.apply(self)
         return {
             name: Split(images, np.array(labels, dtype=np.int64), _ids(path, images))
             for name, (images, labels) in listings.items()
         }
 
 
-def _split_folders(path: Path, folders: Sequence[Path]) -> dict[str, Path]:
+def split_folders(path: Path, folders: Sequence[Path]) -> dict[str, Path]:
     """Split -> folder; empty where the folders are classes."""
     found: dict[str, Path] = {}
     for folder in folders:
@@ -108,9 +107,7 @@ def _read_splits(path: Path, splits: Mapping[str, Path]) -> tuple[list[str], dic
     listings: dict[str, _Listing] = {}
     classes: dict[str, list[str]] = {}
     for name, folder in splits.items():
-        classes[name], listings[name] = _read_class_folders(
-            path, folder, visible_folders(folder, path)
-        )
+        classes[name], listings[name] = class_folders(path, folder, visible_folders(folder, path))
     first = classes["train"]
     for name, found in classes.items():
         if found != first:
@@ -124,9 +121,8 @@ def _read_splits(path: Path, splits: Mapping[str, Path]) -> tuple[list[str], dic
     return first, listings
 
 
-def _read_class_folders(
-    path: Path, parent: Path, folders: Sequence[Path]
-) -> tuple[list[str], _Listing]:
+def class_folders(path: Path, parent: Path, folders: Sequence[Path]) -> tuple[list[str], _Listing]:
+    """Classes, images and labels in the class folders `folders` of `parent`, below `path`."""
     if len(folders) < 2:
         raise DataError(
             f"folder '{parent}' holds {len(folders)} class folders; expected two or more. {_LAYOUT}"
@@ -162,19 +158,6 @@ def _draw(
 
 def _ids(path: Path, images: Sequence[Path]) -> tuple[str, ...]:
     return tuple(stable_name(image, path) for image in images)
-
-
-def _display_names(path: Path, found: Sequence[str], card: Card | None) -> tuple[str, ...]:
-    names = Card(path).display_names(found) if card is None else card.display_names(found)
-    seen: dict[str, str] = {}
-    for folder, name in zip(found, names, strict=True):
-        other = seen.setdefault(name.casefold(), folder)
-        if other != folder:
-            raise DataError(
-                f"folder '{path}': the classes '{other}' and '{folder}' would both be shown as "
-                f"'{name}'; rename one, or give display names in card.yaml"
-            )
-    return names
 
 
 @vipbench.hookimpl

@@ -17,7 +17,7 @@ import vipbench
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split
 from vipbench.datasets import _medmnist
 from vipbench.datasets._card import Card, find_card
-from vipbench.datasets._files import find_source, listed
+from vipbench.datasets._files import counts_note, find_source, listed
 from vipbench.datasets._npzfile import LazyImages, Member, read_members
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
@@ -37,7 +37,7 @@ class NpzDataset(Dataset):
         self.name = Path(argument).stem
         flag, _ = _medmnist.recognise(self.name)
         if flag in _medmnist.REFUSED:
-            raise UsageError(f"dataset 'npz:{argument}': {flag} {_medmnist.REFUSED[flag]}")
+            raise UsageError(f"'{argument}' cannot be read: {flag} {_medmnist.REFUSED[flag]}")
         self.fact = _medmnist.MEDMNIST.get(flag or "")
         self.class_names = () if self.fact is None else self.fact.class_names
 
@@ -111,12 +111,8 @@ class NpzDataset(Dataset):
             self.licence, self.citation = fact.licence, _medmnist.CITATION
             self.sharing = "local" if "NC" in fact.licence else "allowed"
             self.caption = f"{fact.title} of MedMNIST v2."
-            counts = tuple(len(splits[name]) for name in SPLITS)
-            if counts != fact.counts:
-                self.caption += (
-                    f" {'/'.join(map(str, counts))} images in train/val/test; the published set "
-                    f"has {'/'.join(map(str, fact.counts))}."
-                )
+            note = counts_note(splits, fact.counts)
+            self.caption += f" {note}" if note else ""
             if fact.warning:
                 self.caption += f" {fact.warning}"
             self.templates = (fact.template,)

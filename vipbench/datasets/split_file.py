@@ -1,0 +1,51 @@
+"""`split:FILE`: a split file of the CoOp family, with the images beside it or in a folder there.
+
+A card beside the file (`STEM.yaml`) may give display names, templates, symptoms, licence, and
+`images: FOLDER`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import vipbench
+from vipbench.api.dataset import DataError, Dataset, Split
+from vipbench.datasets._card import Card, find_card
+from vipbench.datasets._files import find_source
+from vipbench.datasets._rows import make_splits
+from vipbench.datasets._splitjson import find_image_folder, read_split_json
+from vipbench.errors import UsageError
+from vipbench.hookspecs import RegisterDataset
+
+
+class SplitFileDataset(Dataset):
+    """The split file `argument`; relative paths are looked for in the working directory, then in
+    the data folder. class_names are known once it is loaded."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, argument: str | None) -> None:
+        if not argument:
+            raise UsageError("dataset 'split' needs a split file: split:FILE.json")
+        self.argument = argument
+        self.name = Path(argument).stem.removeprefix("split_") or "split"
+
+    def load(self, root: Path | None) -> Mapping[str, Split]:
+        """Read the file and find its images. Raises DataError naming file and row."""
+        path = find_source(self.argument, root, "split file")
+        if path.is_dir():
+            raise DataError(f"'{path}' is a folder; expected a split file (folder:PATH reads one)")
+        card = find_card(path.with_suffix(".yaml"), path.with_suffix(".yml")) or Card(path)
+        names, rows = read_split_json(path)
+        self.class_names = card.display_names(names)
+        base = card.image_folder() or find_image_folder(path, rows)
+        splits = make_splits(base, rows)
+        card.apply(self)
+        return splits
+
+
+@vipbench.hookimpl
+def register_datasets(register: RegisterDataset) -> None:
+    """Register `split:FILE`."""
+    register("split", SplitFileDataset, help="split:FILE, a split file of the CoOp family (JSON)")
