@@ -119,7 +119,8 @@ class RunSpec(BaseModel):
         key "*" is every dataset. out: the results folder. plugins_dir: single-file plugins.
     views: training views of the support images: "per-epoch", how many, or "none".
     sampler: how support sets are drawn. validation: validation images a class, in terms of the
-        shots k. selection: which epoch is scored. cell_timeout: seconds a cell may take.
+        shots k. selection: which epoch is scored. profile: one protocol
+        for every row, each paper's own validation and selection, or cheap settings. cell_timeout: seconds a cell may take.
     Paths of a suite file are relative to its folder.
     """
 
@@ -144,6 +145,7 @@ class RunSpec(BaseModel):
     sampler: Literal["nested", "coop"] = "nested"
     validation: Literal["none", "k", "min(k,4)", "full"] = "min(k,4)"
     selection: Literal["last", "best_val"] = "last"
+    profile: Literal["matched", "published", "quick"] = "matched"
     cell_timeout: Annotated[float, BeforeValidator(words.seconds)] = 3600.0
     title: Annotated[str | None, BeforeValidator(words.title)] = None
 

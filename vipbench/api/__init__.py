@@ -14,7 +14,7 @@ from vipbench.api.backbone import (
 )
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split, fingerprint_splits
 from vipbench.api.method import Batch, Labelled, Method, Support, Task, has_own_fit
-from vipbench.api.recipe import CellInfo, HParams, Recipe, Views
+from vipbench.api.recipe import CellInfo, HParams, Published, Recipe, Views
 from vipbench.hookspecs import hookimpl
 from vipbench.images import ImageError, ImageLike, open_image
 
@@ -33,6 +33,7 @@ __all__ = [
     "Method",
     "NoTap",
     "Prompts",
+    "Published",
     "Recipe",
     "Split",
     "Support",

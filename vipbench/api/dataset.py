@@ -68,6 +68,8 @@ class Dataset(ABC):
         methods use.
     symptoms: class name -> visual symptoms, texts that do not hold the class name; None where
         the dataset ships none (a user can bring a file).
+    descriptions: class name -> texts that hold the class name, for methods trained against
+        LLM-written descriptions; None where the dataset ships none.
     revision: raise it when the loader's output changes.
     """
 
@@ -75,6 +77,7 @@ class Dataset(ABC):
     class_names: tuple[str, ...]
     templates: tuple[str, ...] = ("a photo of a {}.",)
     symptoms: Mapping[str, Sequence[str]] | None = None
+    descriptions: Mapping[str, Sequence[str]] | None = None
     licence: str = "unknown"
     sharing: Literal["local", "allowed"] = "local"
     citation: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,126 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipbench.api.backbone import Backbone, ImageBackbone, Prompts, Tap, Text, Texts
-from vipbench.api.recipe import CellInfo, HParams
-
-
-@dataclass(frozen=True)
-class Task:
-    """The problem of one cell. No nn.Module, so that frozen towers never enter `parameters()`.
-
-    class_names: C names. templates: texts holding one `{}`. symptoms: per class its symptoms,
-    or None. generator: purpose -> a torch.Generator seeded by the cell and that purpose alone.
-    """
-
-    image_backbone: ImageBackbone
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    symptoms: tuple[tuple[str, ...], ...] | None
-    info: CellInfo
-    generator: Callable[[str], torch.Generator]
-    _frozen: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def backbone(self) -> Backbone:
-        """The towers; raises TypeError where the backbone has no text side."""
-        if not isinstance(self.image_backbone, Backbone):
-            raise TypeError(f"backbone '{self.image_backbone.name}' has no text side")
-        return self.image_backbone
-
-    @property
-    def n_classes(self) -> int:
-        """C."""
-        return len(self.class_names)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Class names as texts hold them: underscores are spaces."""
-        return tuple(name.replace("_", " ") for name in self.class_names)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the towers live."""
-        return self.image_backbone.device
-
-    # Initial values: drawn on the CPU from the cell's own generators, so that a stacked, looped
-    # or resumed run on any device starts alike.
-
-    def normal(self, name: str, *shape: int, std: float = 0.02) -> Tensor:
-        """N(0, std²) values; `name` is the purpose that keys the draw."""
-        return (torch.randn(*shape, generator=self.generator(f"init/{name}")) * std).to(self.device)
-
-    def xavier_normal(self, name: str, fan_out: int, fan_in: int) -> Tensor:
-        """(fan_out, fan_in), Glorot and Bengio 2010, normal form."""
-        return self.normal(name, fan_out, fan_in, std=(2.0 / (fan_in + fan_out)) ** 0.5)
-
-    def uniform(self, name: str, *shape: int, bound: float) -> Tensor:
-        """Values drawn evenly from [-bound, bound)."""
-        unit = torch.rand(*shape, generator=self.generator(f"init/{name}"))
-        return ((unit * 2 - 1) * bound).to(self.device)
-
-    def linear(self, name: str, fan_in: int, fan_out: int, bias: bool = True) -> nn.Linear:
-        """An nn.Linear with PyTorch's default initialisation, drawn from the cell's seed."""
-        layer = nn.Linear(fan_in, fan_out, bias=bias, device=self.device)
-        bound = fan_in**-0.5
-        with torch.no_grad():
-            layer.weight.copy_(self.uniform(f"{name}.weight", fan_out, fan_in, bound=bound))
-            if bias:
-                layer.bias.copy_(self.uniform(f"{name}.bias", fan_out, bound=bound))
-        return layer
-
-    # Texts.
-
-    def embed(self, texts: Texts) -> Prompts:
-        """See Backbone.embed."""
-        return self.backbone.embed(texts)
-
-    def encode_text(
-        self, prompts: Prompts, context: Tensor | None = None, tap: Tap | None = None
-    ) -> Tensor:
-        """See Backbone.encode_text."""
-        return self.backbone.encode_text(prompts, context, tap)
-
-    def text_features(self, texts: Texts) -> Tensor:
-        """Frozen features (*N, D) of texts without context, not normalised; encoded once."""
-        key = _as_key(texts)
-        if key not in self._frozen:
-            with torch.no_grad():
-                self._frozen[key] = self.backbone.encode_text(self.backbone.embed(texts)).detach()
-        return self._frozen[key]
-
-    def class_texts(self, template: str | None = None) -> list[Text]:
-        """One text a class: `template` (by default the dataset's first) with the name in it."""
-        chosen = template or self.templates[0]
-        return [chosen.replace("{}", name) for name in self.names]
-
-    def class_features(self, templates: Sequence[str] | None = None) -> Tensor:
-        """Zero-shot weights (C,D): mean over templates of normalised features, renormalised."""
-        chosen = templates or self.templates
-        per_template = [
-            F.normalize(self.text_features(self.class_texts(t)), dim=-1) for t in chosen
-        ]
-        return F.normalize(torch.stack(per_template).mean(0), dim=-1)
-
-    def symptom_texts(self) -> tuple[tuple[str, ...], ...]:
-        """Per class its symptoms; raises ValueError where the cell has none."""
-        if self.symptoms is None:
-            raise ValueError(
-                f"dataset '{self.info.dataset}' has no symptoms; give --symptoms "
-                f"{self.info.dataset}=FILE"
-            )
-        return self.symptoms
-
-    @property
-    def logit_scale(self) -> float:
-        """The checkpoint's temperature, after exp."""
-        return self.backbone.logit_scale
-
-    def cosine_logits(self, x: Tensor, classes: Tensor) -> Tensor:
-        """logit_scale · cosine: x (B,D) with classes (C,D) or, per image, (B,C,D) -> (B,C)."""
-        x, classes = F.normalize(x, dim=-1), F.normalize(classes, dim=-1)
-        if classes.dim() == 2:
-            return self.logit_scale * x @ classes.T
-        return self.logit_scale * (classes @ x.unsqueeze(-1)).squeeze(-1)
+from vipbench.api.recipe import CellInfo, HParams, Published
 
 
 @dataclass(frozen=True)
@@ -153,7 +34,8 @@ class Support:
     plain: (N,D) features of the evaluation view, or images (N,3,H,H) where the method's
     `inputs` is "images". labels: (N,). groups: patient or lesion ids. val: validation images
     under the run's validation policy, None where it allows none. n_views: how many different
-    training views there are (0: only `plain`).
+    training views there are (0: only `plain`). best_val: whether the run keeps the state that is
+    best on `val`; only a `fit` of the method's own has to ask.
     """
 
     plain: Tensor
@@ -164,6 +46,7 @@ class Support:
     n_views: int = 0
     groups: tuple[str, ...] | None = None
     val: Labelled | None = None
+    best_val: bool = False
 
     def view(self, index: int) -> Tensor:
         """Training view `index` (modulo n_views) of all N images, like `plain`."""
@@ -195,8 +78,9 @@ class Method(nn.Module, ABC):
 
     name: the command-line word. revision: raise it when the method's numbers change.
     kind: TF training-free, TP text prompts, AD adapter on features, MM vision or multimodal
-    prompts, FT fine-tuning. needs: of "symptoms", "val", "test_images" (transductive), "text"
-    (a text tower; the default), "vit" (a vision transformer). uses_support: False for zero-shot
+    prompts, FT fine-tuning. bibtex: the paper's entry. cost: what a cell takes on one GPU of the
+    day. needs: of "text" (a text tower; the default), "symptoms", "descriptions" (see
+    Task.description_texts), "val", "test_images" (transductive), "vit" (a vision transformer). uses_support: False for zero-shot
     methods, which run once, at 0 shots. A plain tensor attribute becomes a buffer by itself.
     """
 
@@ -204,12 +88,15 @@ class Method(nn.Module, ABC):
     kind: ClassVar[Literal["TF", "TP", "AD", "MM", "FT"]]
     paper: ClassVar[str] = ""
     year: ClassVar[int | None] = None
+    bibtex: ClassVar[str] = ""
+    cost: ClassVar[Literal["seconds", "minutes", "hours"]] = "minutes"
     revision: ClassVar[int] = 1
     inputs: ClassVar[Literal["features", "images"]] = "features"
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     uses_support: ClassVar[bool] = True
     stackable: ClassVar[bool] = True
     trains_towers: ClassVar[bool] = False
+    published: ClassVar[Published] = Published()
     HParams: ClassVar[type[HParams]] = HParams
 
     def __init__(self, task: Task, hparams: Any) -> None:
@@ -262,11 +149,12 @@ class Method(nn.Module, ABC):
         "test_images" see the whole test set here."""
         return torch.cat([self(chunk) for chunk in x.split(256)])
 
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of this cell's settings: kept in its record, shown below
+        tables."""
+        return ()
+
 
 def has_own_fit(method: type[Method]) -> bool:
     """Whether `method` brings its own training loop."""
     return method.fit is not Method.fit
-
-
-def _as_key(texts: Texts) -> Any:
-    return texts if isinstance(texts, str) else (type(texts) is tuple, *map(_as_key, texts))

@@ -31,6 +31,8 @@ class Recipe:
     `drop_last` drops an epoch's incomplete last batch where there is at least one full batch.
     schedule: "warmup-cosine" (epoch 0 at `warmup_lr`, then cosine over the epochs),
         "cosine-step" (cosine over all steps down to `min_lr`), or "constant".
+    pooled: batches are drawn from the images of all views together, as many of them as one pass
+        over the support set has (CLAP); a batch may then be larger than the support set.
     epoch_weights: one weight an epoch; the parameters become the weighted mean of the epochs'
         ends (PromptSRC). None: the last step's parameters.
     """
@@ -50,6 +52,7 @@ class Recipe:
     drop_last: bool = True
     shuffle: bool = True
     views: Views = Views()
+    pooled: bool = False
     epoch_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +62,15 @@ class Recipe:
             raise ValueError(
                 f"epoch_weights has {len(self.epoch_weights)} values for {self.epochs} epochs"
             )
+
+
+@dataclass(frozen=True)
+class Published:
+    """The protocol under which a method's paper reports few-shot results: validation images a
+    class, in terms of the shots k, and which epoch is scored. `--profile published` follows it."""
+
+    validation: Literal["none", "k", "min(k,4)", "full"] = "none"
+    selection: Literal["last", "best_val"] = "last"
 
 
 @dataclass(frozen=True)
@@ -92,3 +104,8 @@ class HParams:
     def recipe(self, info: CellInfo) -> Recipe | None:
         """What the engine runs; None where nothing is trained, or `fit` is the method's own."""
         return None
+
+    def quick(self, info: CellInfo) -> HParams:
+        """These hyperparameters made cheap, for `--profile quick`: unpublished settings, marked
+        as such. Default: no change."""
+        return self

@@ -124,6 +124,14 @@ def run(
         str | None,
         _text("--selection", "last|best_val", "Which epoch is scored. [last]"),
     ] = None,
+    profile: Annotated[
+        str | None,
+        _text(
+            "--profile",
+            "matched|published|quick",
+            "One protocol for all rows, each paper's own, or cheap settings. [matched]",
+        ),
+    ] = None,
     cell_timeout: Annotated[
         float | None,
         _text("--cell-timeout", "SECONDS", "How long one cell may take. [3600]"),

@@ -24,7 +24,6 @@ from vipbench.engine.stacking import TrainCell, partition
 from vipbench.engine.training import train
 from vipbench.results import Predictions, Record
 from vipbench.results.metrics import compute_metrics
-from vipbench.spec import RunSpec
 
 # At most so many cells at once: more gain little, and cost memory.
 MOST_STACKED = 32
@@ -54,8 +53,7 @@ class _Ready:
 class GroupRunner:
     """Runs groups of cells of one backbone and dataset, sharing features and frozen texts."""
 
-    def __init__(self, spec: RunSpec, features: Features, note: Callable[[str], None]) -> None:
-        self.spec = spec
+    def __init__(self, features: Features, note: Callable[[str], None]) -> None:
         self.features = features
         self.note = note
         self.texts: dict[Any, Tensor] = {}
@@ -86,7 +84,7 @@ class GroupRunner:
                 yield from self._execute([cell])
             except Exception as error:
                 failed = True
-                yield Finished(error_record(self.spec, cell, error), None)
+                yield Finished(error_record(cell, error), None)
         if len(cells) > 1 and not failed:
             name = cells[0].row.label
             self.note(
@@ -145,7 +143,7 @@ class GroupRunner:
             if has_own_fit(method):
                 item.method.fit(item.support)
             elif item.recipe is not None and item.recipe.epochs != 0:
-                best_val = self.spec.selection == "best_val"
+                best_val = item.cell.protocol.selection == "best_val"
                 train_cells.append(
                     TrainCell(
                         item.method,
@@ -191,10 +189,10 @@ class GroupRunner:
 
     def _views(self, cell: PlanCell, recipe: Recipe | None) -> int:
         """How many training views this cell uses."""
-        if recipe is None or self.spec.views == "none" or recipe.views.count == 0:
+        if recipe is None or cell.protocol.views == "none" or recipe.views.count == 0:
             return 0
-        if isinstance(self.spec.views, int):
-            return self.spec.views
+        if isinstance(cell.protocol.views, int):
+            return cell.protocol.views
         if recipe.views.count is not None:
             return recipe.views.count
         if recipe.epochs is not None:
@@ -278,7 +276,7 @@ class GroupRunner:
         )
         names = item.cell.data.dataset.class_names
         metrics = compute_metrics(test.labels, scores.numpy(), list(names))
-        record = base_record(self.spec, item.cell) | {
+        record = base_record(item.cell) | {
             "status": "ok",
             "metrics": metrics,
             "timing": {name: round(value, 4) for name, value in timing.items()},

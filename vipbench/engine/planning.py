@@ -23,7 +23,13 @@ from vipbench.api import (
 )
 from vipbench.engine import sampling
 from vipbench.engine.hparams import make_hparams
-from vipbench.engine.sampling import SamplingError, SupportIndices, draw_support
+from vipbench.engine.sampling import (
+    Sampler,
+    SamplingError,
+    SupportIndices,
+    Validation,
+    draw_support,
+)
 from vipbench.errors import UsageError
 from vipbench.plugins import Plugin, Registry
 from vipbench.results.metrics import METRICS
@@ -71,6 +77,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """How one cell is run, whichever method it is; see RunSpec for the words."""
+
+    views: int | str
+    sampler: Sampler
+    validation: Validation
+    selection: str
+    precision: str
+
+    @classmethod
+    def of(cls, spec: RunSpec, method: type[Method]) -> Protocol:
+        """The run's protocol, or, under the profile `published`, that of the method's paper."""
+        validation, selection = spec.validation, spec.selection
+        if spec.profile == "published":
+            validation = method.published.validation
+            selection = method.published.selection
+        return cls(spec.views, spec.sampler, validation, selection, spec.precision)
+
+
+@dataclass(frozen=True)
 class PlanCell:
     """One number in a table, or the reason why it cannot be.
 
@@ -85,6 +111,8 @@ class PlanCell:
     seed: int
     hparams: HParams
     info: CellInfo
+    protocol: Protocol
+    notes: tuple[str, ...] = ()
     impossible: str | None = None
     support: SupportIndices | None = field(default=None, repr=False)
 
@@ -164,6 +192,7 @@ def _plan_cell(
     shots: int | None,
     seed: int,
 ) -> PlanCell:
+    protocol = Protocol.of(spec, row.method)
     reason = impossible_pair(row.method, backbone.backbone, data)
     support = None
     names = data.dataset.class_names
@@ -171,7 +200,7 @@ def _plan_cell(
         try:
             support = draw_support(
                 data.splits["train"], data.splits["val"], len(names), names, shots, seed,
-                spec.sampler, spec.validation, data.fingerprint,
+                protocol.sampler, protocol.validation, data.fingerprint,
             )  # fmt: skip
         except SamplingError as error:
             reason = str(error)
@@ -186,8 +215,13 @@ def _plan_cell(
         dataset=data.dataset.name,
     )
     hparams = row.hparams.for_cell(info)
-    key = cell_key(spec, row, hparams, data, towers, shots, seed)
-    return PlanCell(key, row, data, backbone, shots, seed, hparams, info, reason, support)
+    notes: tuple[str, ...] = ()
+    if spec.profile == "quick" and hparams != (quick := hparams.quick(info)):
+        hparams, notes = quick, ("profile quick: unpublished settings",)
+    key = cell_key(protocol, row, hparams, data, towers, shots, seed)
+    return PlanCell(
+        key, row, data, backbone, shots, seed, hparams, info, protocol, notes, reason, support
+    )
 
 
 def impossible_pair(
@@ -206,7 +240,7 @@ def impossible_pair(
 
 
 def cell_key(
-    spec: RunSpec,
+    protocol: Protocol,
     row: Row,
     hparams: HParams,
     data: LoadedDataset,
@@ -229,10 +263,12 @@ def cell_key(
         "symptoms": data.symptoms_sha256 if "symptoms" in needs else None,
         "shots": shots,
         "seed": seed,
-        "precision": spec.precision,
+        "precision": protocol.precision,
     }
     if row.method.uses_support:
-        content["protocol"] = [spec.views, spec.sampler, spec.validation, spec.selection]
+        content["protocol"] = [
+            protocol.views, protocol.sampler, protocol.validation, protocol.selection
+        ]  # fmt: skip
     return _sha(content)
 
 

@@ -16,10 +16,9 @@ from vipbench import __version__
 from vipbench.engine.planning import PlanCell, metric_revisions
 from vipbench.plugins import provenance
 from vipbench.results import Record
-from vipbench.spec import RunSpec
 
 
-def base_record(spec: RunSpec, cell: PlanCell) -> dict[str, Any]:
+def base_record(cell: PlanCell) -> dict[str, Any]:
     """What a record says whether the cell succeeded or not."""
     data, row, backbone = cell.data, cell.row, cell.backbone
     recipe = cell.hparams.recipe(cell.info) if cell.support is not None else None
@@ -36,14 +35,7 @@ def base_record(spec: RunSpec, cell: PlanCell) -> dict[str, Any]:
         },
         "hparams": dataclasses.asdict(cell.hparams),
         "recipe": None if recipe is None else dataclasses.asdict(recipe),
-        "protocol": {
-            "views": spec.views,
-            "sampler": spec.sampler,
-            "validation": spec.validation,
-            "selection": spec.selection,
-            "precision": spec.precision,
-            "shots_unit": "image",
-        },
+        "protocol": {**dataclasses.asdict(cell.protocol), "shots_unit": "image"},
         "data": {
             "class_names": list(data.dataset.class_names),
             "train_counts": data.counts("train"),
@@ -79,12 +71,12 @@ def base_record(spec: RunSpec, cell: PlanCell) -> dict[str, Any]:
             "dataset": dict(provenance(data.plugin)),
             "metric_revisions": metric_revisions(),
         },
-        "notes": [],
+        "notes": list(cell.notes),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def error_record(spec: RunSpec, cell: PlanCell, error: BaseException) -> Record:
+def error_record(cell: PlanCell, error: BaseException) -> Record:
     """The record of a cell that failed: it names plugin and file."""
     plugin = cell.row.plugin
     failure = {
@@ -94,7 +86,7 @@ def error_record(spec: RunSpec, cell: PlanCell, error: BaseException) -> Record:
         "plugin": plugin.name,
         "file": plugin.file.name,
     }
-    return Record.of({**base_record(spec, cell), "status": "error", "error": failure})
+    return Record.of({**base_record(cell), "status": "error", "error": failure})
 
 
 def _device_name(device: torch.device) -> str:

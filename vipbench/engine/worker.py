@@ -113,8 +113,7 @@ class Session:
 
     def do_base(self, keys: list[str]) -> None:
         """The records' common parts, for cells that the driver must write off itself."""
-        assert self.spec is not None
-        bases = [base_record(self.spec, self.cells[key]) for key in keys]
+        bases = [base_record(self.cells[key]) for key in keys]
         self.send({"event": "base", "records": bases})
 
     def _runner(self, spec: RunSpec, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
@@ -123,7 +122,7 @@ class Session:
 
         ticker = _Ticker(self.send)
         features = Features(backbone.backbone, data.splits, data.fingerprint, ticker, note)
-        return GroupRunner(spec, features, note)
+        return GroupRunner(features, note)
 
 
 class _Ticker:

@@ -34,6 +34,7 @@ class LinearProbe(api.Method):
     paper = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision"
     year = 2021
     needs = frozenset()
+    published = api.Published(validation="min(k,4)")
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

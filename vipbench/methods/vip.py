@@ -30,6 +30,7 @@ class ViP(api.Method):
     paper = "Aligning Medical Images with General Knowledge from Large Language Models"
     year = 2024
     needs = frozenset({"symptoms"})
+    published = api.Published(validation="full", selection="best_val")
 
     @dataclass(frozen=True)
     class HParams(api.HParams):
