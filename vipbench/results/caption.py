@@ -67,13 +67,16 @@ def _seeds(table: Table, cells: Cells) -> str:
     seeds = sorted({cell.seed for cell in cells.possible() if cell.shots != 0})
     if not seeds:
         return ""
-    listed = f" ({', '.join(map(str, seeds))})" if len(seeds) <= 20 else ""
     n = f"n = {table.usual_n}"
     if table.usual_n == 1 and len(seeds) == 1:
         return f"One run each, {n}, seed {seeds[0]}: no spread can be given"
+    listed = ", ".join(map(str, seeds)) if len(seeds) <= 20 else f"{seeds[0]}, …, {seeds[-1]}"
+    over = f"{n} seeds ({listed})"
+    if table.usual_n != len(seeds):
+        over = f"{n} of the seeds {listed}, or as many as an entry states"
     drawn = any(isinstance(column.shots, int) and column.shots for column in table.columns)
     own = ", each with a support set of its own" if drawn else ""
-    return f"Mean ± sample standard deviation over {n} seeds{listed}{own}"
+    return f"Mean ± sample standard deviation over {over}{own}"
 
 
 def _shots(table: Table) -> str:
@@ -184,7 +187,7 @@ def _unequal_seeds(cells: Cells) -> Iterable[str]:
 def _mixed(cells: Cells) -> Iterable[str]:
     done = cells.done()
     for name, values in spread((cell.method, protocol(record)) for cell, record in done).items():
-        yield f"{_PROTOCOL.get(name, name)} differs: {_by_value(values)}."
+        yield f"Settings differ in {_PROTOCOL.get(name, name)}: {_by_value(values)}."
     symptoms = (
         (cell.method, {f"symptoms of {cell.dataset}": record.data.symptoms_sha256})
         for cell, record in done

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vipbench.results.metrics import METRICS
 from vipbench.results.predictions import Predictions
@@ -31,15 +31,25 @@ def safe_text(text: str) -> str:
     return "'" + text if text.startswith(_FORMULA) else text
 
 
+def csv_rows(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as CSV. None is an empty field, dicts and lists are JSON, texts go through
+    `safe_text`."""
+    plain = csv.writer(file, lineterminator="\n")
+    # Python before 3.13 leaves a lone carriage return unquoted, and readers end the row there.
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        fields = [_field(value) for value in row]
+        lone = any(isinstance(field, str) and "\r" in field for field in fields)
+        (quoted if lone else plain).writerow(fields)
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a UTF-8 CSV file, whole or not at all. None is an empty field, dicts and lists are
-    JSON, texts go through `safe_text`. Raises OSError."""
+    """Write a UTF-8 CSV file, whole or not at all; see `csv_rows`. Raises OSError."""
     new = path.with_name(path.name + ".new")
     try:
         with new.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([safe_text(name) for name in header])
-            writer.writerows([_field(value) for value in row] for row in rows)
+            csv_rows(file, [header])
+            csv_rows(file, rows)
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)

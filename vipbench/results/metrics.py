@@ -188,8 +188,9 @@ def _log_odds(s: NDArray[np.float64]) -> NDArray[np.float64]:
     round to 1, stay apart."""
     columns = []
     for i in range(s.shape[1]):
-        others = np.delete(s, i, axis=1)
-        top = others.max(1)
+        # Sorted, so that images whose scores differ in their order alone tie to the bit.
+        others = np.sort(np.delete(s, i, axis=1), axis=1)
+        top = others[:, -1]
         columns.append(s[:, i] - top - np.log(np.exp(others - top[:, None]).sum(1)))
     return np.stack(columns, 1)
 

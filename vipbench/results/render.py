@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import json
@@ -11,7 +10,7 @@ from unicodedata import combining, east_asian_width
 
 from vipbench.errors import unknown
 from vipbench.results import escape
-from vipbench.results.export import safe_text
+from vipbench.results.export import csv_rows
 from vipbench.results.table import Table
 
 _CSV_COLUMNS = ("dataset", "backbone", "method", "kind", "metric", "shots", "state")
@@ -48,7 +47,7 @@ def _value(
 
 def _labels(table: Table, escaped: Callable[[str], str]) -> list[str]:
     return [
-        escaped(row.label) + (escaped(" †") if row.kind == "transductive" else "")
+        escaped(row.label) + (f" {escaped('†')}" if row.kind == "transductive" else "")
         for row in table.rows
     ]
 
@@ -121,8 +120,9 @@ def _latex(table: Table) -> str:
             for start, size in spans
         ]
         lines.append(rf" & {' & '.join(heads)} \\")
-        rules = [rf"\cmidrule(lr){{{start + 2}-{start + size + 1}}}" for start, size in spans]
-        lines.append(" ".join(rules))
+        if any(size > 1 for _, size in spans):
+            rules = [rf"\cmidrule(lr){{{start + 2}-{start + size + 1}}}" for start, size in spans]
+            lines.append(" ".join(rules))
     shots = [escape.latex(table.heading(j, "shots")) for j in columns]
     lines += [rf"Method & {' & '.join(shots)} \\", r"\midrule"]
     for i, label in enumerate(_labels(table, escape.latex)):
@@ -154,22 +154,15 @@ def _spans(table: Table, levels: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _csv(table: Table) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_CSV_COLUMNS, *_CSV_NUMBERS])
+    lines: list[list[object]] = [[*_CSV_COLUMNS, *_CSV_NUMBERS]]
     for row, line in zip(table.rows, table.entries, strict=True):
         for column, entry in zip(table.columns, line, strict=True):
-            if entry.state == "blank":
-                continue
-            names = (column.dataset, column.backbone, row.label, row.kind, column.metric)
-            writer.writerow(
-                [
-                    *map(safe_text, names),
-                    column.shots,
-                    entry.state,
-                    *(getattr(entry, name) for name in _CSV_NUMBERS),
-                ]
-            )
+            if entry.state != "blank":
+                names = (column.dataset, column.backbone, row.label, row.kind, column.metric)
+                numbers = (getattr(entry, name) for name in _CSV_NUMBERS)
+                lines.append([*names, column.shots, entry.state, *numbers])
+    out = io.StringIO()
+    csv_rows(out, lines)
     return out.getvalue()
 
 
@@ -197,7 +190,9 @@ def _text(table: Table) -> str:
         unit = " (%)" if table.columns[start].scale == 100 else ""
         lines = [["shots", *(escape.plain(table.heading(j, "shots")) for j in columns)]]
         for i, label in enumerate(labels):
-            lines.append([label, *(_value(table, i, j, mark, " ± ") for j in columns)])
+            values = [_value(table, i, j, mark, " ± ") for j in columns]
+            if any(values):
+                lines.append([label, *values])
         widths = [max(map(_width, cells)) for cells in zip(*lines, strict=True)]
         padded = [
             "  ".join(

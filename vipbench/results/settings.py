@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vipbench.results.packing import sha256
 from vipbench.results.record import Record
 from vipbench.results.table import TableError
 
 # Kept out of comparisons of versions: they are settings, or say nothing of how a number was made.
 _NO_VERSION = ("method", "backbone", "dataset", "metric_revisions", "stacked_cells")
+_WORDS = ("", "null", "true", "false", "NaN")
 _OF_SUPPORT = ("views", "sampler", "validation", "selection", "shots_unit")
 
 
@@ -69,12 +71,12 @@ def require_equal(records: Sequence[Record], kind: str, where: str) -> None:
 
 
 def differences(many: Sequence[dict[str, Any]]) -> list[str]:
-    """`name: value | value` of every name whose values are not all equal, long ones shortened."""
+    """`name: value | value` of every name whose values are not all equal."""
     told = []
     for name in dict.fromkeys(name for one in many for name in one):
-        values = dict.fromkeys(_show(one.get(name)) for one in many)
+        values = dict.fromkeys(_key(one.get(name)) for one in many)
         if len(values) > 1:
-            told.append(f"{name}: {' | '.join(values)}")
+            told.append(f"{name}: {' | '.join(map(_show, values))}")
     return told
 
 
@@ -84,10 +86,14 @@ def spread(pairs: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, l
     found: dict[str, dict[str, list[str]]] = {}
     for label, values in pairs:
         for name, value in values.items():
-            labels = found.setdefault(name, {}).setdefault(_show(value), [])
+            labels = found.setdefault(name, {}).setdefault(_key(value), [])
             if label not in labels:
                 labels.append(label)
-    return {name: values for name, values in found.items() if len(values) > 1}
+    return {
+        name: {_show(key): labels for key, labels in values.items()}
+        for name, values in found.items()
+        if len(values) > 1
+    }
 
 
 def _part(record: Record, name: str) -> dict[str, Any]:
@@ -103,8 +109,15 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
     }
 
 
-def _show(value: Any) -> str:
-    # Compared as JSON, so that 1, 1.0 and true stay apart, and shortened only for equal starts
-    # that a reader could not tell apart anyway.
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return text if len(text) <= 80 else f"{text[:60]}…{text[-12:]}"
+def _key(value: Any) -> str:
+    # As JSON, so that 1, 1.0, true and the text "1" stay apart.
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _show(key: str) -> str:
+    if key.startswith('"'):
+        text: str = json.loads(key)
+        key = key if text[:1] in '"[{-' or text[:1].isdigit() or text in _WORDS else text
+    if len(key) <= 80:
+        return key
+    return f"{key[:60]}… (SHA-256 {sha256(key)[:12]})"
