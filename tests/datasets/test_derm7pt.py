@@ -51,6 +51,7 @@ def test_the_binary_task_of_the_release(release, tmp_path):
     dataset, splits = load(tmp_path)
     assert dataset.name == "derm7pt"
     assert dataset.class_names == ("melanoma", "nevus")
+    assert set(dataset.symptoms) == {"melanoma", "nevus"}
     # 6 diagnoses are melanomas and 7 nevi; of each, one case in each split.
     assert {k: v.counts(2) for k, v in splits.items()} == {name: [6, 7] for name in splits}
     names = [Path(i).name for i in splits["test"].ids]
@@ -63,6 +64,7 @@ def test_the_task_with_five_classes(release, tmp_path):
     dataset, splits = load(tmp_path, "5-way")
     assert dataset.name == "derm7pt-5way"
     assert len(dataset.class_names) == 5
+    assert set(dataset.symptoms) == set(dataset.class_names)
     assert {k: v.counts(5) for k, v in splits.items()} == {n: [1, 7, 6, 5, 1] for n in splits}
 
 

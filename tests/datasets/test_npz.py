@@ -14,6 +14,7 @@ from vipbench.api import DataError
 from vipbench.datasets import _medmnist, _npzfile
 from vipbench.datasets.npz import NpzDataset
 from vipbench.errors import UsageError
+from vipbench.symptoms import shipped_symptoms
 
 NAMES = np.array(["benign", "malignant_tumour"])
 
@@ -138,6 +139,10 @@ def test_facts_of_medmnist_are_whole():
     assert len(set(digests)) == 44
     assert all(len(md5) == 32 for md5 in digests)
     assert all(f.template.count("{}") == 1 for f in facts.values())
+    for fact in facts.values():
+        symptoms = shipped_symptoms(fact.flag, fact.class_names)
+        assert symptoms is not None
+        assert [len(symptoms[name]) for name in fact.class_names] == [4] * len(fact.class_names)
 
 
 @pytest.mark.parametrize(
