@@ -492,9 +492,11 @@ def test_ten_thousand_records_make_a_table_quickly() -> None:
     ]
     cells = planned(records)
     started = time.process_time()
-    told = [render(comparison(records, cells), name) for name in FORMATS]
+    table = comparison(records, cells)
+    for name in FORMATS:
+        render(table, name)
     assert time.process_time() - started < 3
-    assert "n = 100 seeds (0, …, 99)" in told[0]
+    assert "n = 100 seeds (0, …, 99)" in table.caption
 
 
 @pytest.mark.parametrize("which", [small, wide, None])

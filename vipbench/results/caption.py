@@ -121,9 +121,19 @@ def _notes(table: Table, cells: Cells) -> list[str]:
             "†: the method sees all test images at once (transductive) and is not ranked with the "
             "others."
         )
-    notes += [*_failed(cells), *_impossible(cells), *_undefined(table, cells)]
+    notes += [*_told(cells), *_failed(cells), *_impossible(cells), *_undefined(table, cells)]
     notes += [*_unequal_seeds(cells), *_mixed(cells), *_left_out(cells)]
     return notes
+
+
+def _told(cells: Cells) -> Iterable[str]:
+    """What records say of their own settings, once for all methods that say it."""
+    told: dict[str, dict[str, None]] = {}
+    for cell, record in cells.done():
+        for note in record.notes:
+            told.setdefault(note, {})[cell.method] = None
+    for note, labels in told.items():
+        yield f"{_and(list(labels))}: {note.rstrip('.')}."
 
 
 def _failed(cells: Cells) -> Iterable[str]:

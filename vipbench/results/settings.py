@@ -12,7 +12,6 @@ from vipbench.results.table import TableError
 
 # Kept out of comparisons of versions: they are settings, or say nothing of how a number was made.
 _NO_VERSION = ("method", "backbone", "dataset", "metric_revisions", "stacked_cells")
-_WORDS = ("", "null", "true", "false", "NaN")
 _OF_SUPPORT = ("views", "sampler", "validation", "selection", "shots_unit")
 
 
@@ -115,9 +114,13 @@ def _key(value: Any) -> str:
 
 
 def _show(key: str) -> str:
-    if key.startswith('"'):
-        text: str = json.loads(key)
-        key = key if text[:1] in '"[{-' or text[:1].isdigit() or text in _WORDS else text
+    text = json.loads(key) if key.startswith('"') else ""
+    if text:
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            # Without its quotes it cannot be taken for another kind of value.
+            key = text
     if len(key) <= 80:
         return key
     return f"{key[:60]}… (SHA-256 {sha256(key)[:12]})"
