@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UsageError(f"the checkpoint {path} {what}; give a .safetensors or .pt file")
+    if path.stat().st_size == 0:
+        raise UsageError(f"the checkpoint {path} is damaged: the file is empty")
     if path.suffix == ".safetensors":
         try:
             loaded: Any = safetensors.torch.load_file(path)
@@ -85,7 +88,9 @@ def _read_torch(path: Path) -> Any:
             f"and give {target} instead, with +quickgelu if it is one of OpenAI's"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other kinds: they fail below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # PyTorch's message goes on to advise loading without protection; only its cause is told.
         raise UsageError(
@@ -94,8 +99,8 @@ def _read_torch(path: Path) -> Any:
             "weights alone, with torch.save(model.state_dict(), …) or as safetensors"
         ) from error
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError) as error:
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UsageError(f"the checkpoint {path} is damaged: {first[0]}") from error
+        first = str(error).strip().split(". ")[0] or type(error).__name__
+        raise UsageError(f"the checkpoint {path} is damaged: {first}") from error
 
 
 def _cause(error: Exception) -> str:
