@@ -13,8 +13,9 @@ from vipbench.api.backbone import (
     UnsupportedError,
 )
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split, fingerprint_splits
-from vipbench.api.method import Batch, Labelled, Method, Support, Task, has_own_fit
+from vipbench.api.method import Batch, Labelled, Method, Support, has_own_fit
 from vipbench.api.recipe import CellInfo, HParams, Published, Recipe, Views
+from vipbench.api.task import Task
 from vipbench.hookspecs import hookimpl
 from vipbench.images import ImageError, ImageLike, open_image
 

@@ -7,7 +7,7 @@ W text-transformer width, M learned context tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vipbench.api.backbone import Backbone, ImageBackbone, Prompts, Tap, Text, Texts
-from vipbench.api.recipe import CellInfo, HParams, Published
+from vipbench.api.recipe import HParams, Published
+from vipbench.api.task import Task
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ class Method(nn.Module, ABC):
     kind: TF training-free, TP text prompts, AD adapter on features, MM vision or multimodal
     prompts, FT fine-tuning. bibtex: the paper's entry. cost: what a cell takes on one GPU of the
     day. needs: of "text" (a text tower; the default), "symptoms", "descriptions" (see
-    Task.description_texts), "val", "test_images" (transductive), "vit" (a vision transformer). uses_support: False for zero-shot
-    methods, which run once, at 0 shots. A plain tensor attribute becomes a buffer by itself.
+    Task.description_texts), "val", "test_images" (transductive), "vit" (a vision transformer).
+    uses_support: False for zero-shot methods, which run once, at 0 shots. A plain tensor attribute
+    becomes a buffer by itself.
     """
 
     name: ClassVar[str]
@@ -148,11 +149,6 @@ class Method(nn.Module, ABC):
         """x (N,·) -> logits (N,C). Default: forward in chunks. Methods that need
         "test_images" see the whole test set here."""
         return torch.cat([self(chunk) for chunk in x.split(256)])
-
-    def notes(self) -> tuple[str, ...]:
-        """What a reader must know of this cell's settings: kept in its record, shown below
-        tables."""
-        return ()
 
 
 def has_own_fit(method: type[Method]) -> bool:

@@ -105,6 +105,10 @@ class HParams:
         """What the engine runs; None where nothing is trained, or `fit` is the method's own."""
         return None
 
+    def notes(self, info: CellInfo) -> tuple[str, ...]:
+        """What a reader must know of these settings: kept in the record, shown below tables."""
+        return ()
+
     def quick(self, info: CellInfo) -> HParams:
         """These hyperparameters made cheap, for `--profile quick`: unpublished settings, marked
         as such. Default: no change."""

@@ -117,6 +117,7 @@ class GroupRunner:
             class_names=data.dataset.class_names,
             templates=data.dataset.templates,
             symptoms=data.symptoms,
+            descriptions=data.descriptions,
             info=cell.info,
             generator=cell_generator(data.fingerprint, cell.shots, cell.seed),
             _frozen=self.texts,
@@ -244,6 +245,7 @@ class GroupRunner:
             n_views=count,
             groups=None if groups is None else tuple(groups[i] for i in rows),
             val=val,
+            best_val=val is not None and cell.protocol.selection == "best_val",
         )
 
     def _inputs(self, split: str, rows: Sequence[int], images: bool) -> Tensor:

@@ -48,19 +48,30 @@ class Schedule:
     per_epoch: int
 
 
+def pooled(cell: TrainCell) -> Support:
+    """The support set that batches are drawn from: all views as one, where the recipe says so."""
+    support = cell.support
+    if not cell.recipe.pooled or not support.n_views:
+        return support
+    views = [support.view(v) for v in range(support.n_views)]
+    labels = support.labels.repeat(support.n_views)
+    return dataclasses.replace(support, plain=torch.cat(views), labels=labels, n_views=0)
+
+
 def schedule(cell: TrainCell) -> Schedule:
     """Batches, views and rates of the whole training, from the cell's own generator."""
     recipe, n = cell.recipe, len(cell.support.labels)
     steps, per_epoch = total_steps(recipe, n), steps_per_epoch(recipe, n)
-    batch = min(recipe.batch_size or n, n)
+    pool = len(pooled(cell).labels)
+    batch = min(recipe.batch_size or pool, pool)
     order = cell.generator("batches")
     rows, weight = torch.zeros(steps, batch, dtype=torch.long), torch.zeros(steps, batch)
     view = []
-    permutation = torch.arange(n)
+    permutation = torch.arange(pool)
     for step in range(steps):
         epoch, place = divmod(step, per_epoch)
         if place == 0 and recipe.shuffle:
-            permutation = torch.randperm(n, generator=order)
+            permutation = torch.randperm(pool, generator=order)
         chosen = permutation[place * batch : (place + 1) * batch]
         rows[step, : len(chosen)] = chosen
         # Padding repeats a valid image, so that no method meets an invalid one.

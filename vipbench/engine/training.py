@@ -17,7 +17,7 @@ from torch.func import functional_call, stack_module_state, vjp, vmap
 
 from vipbench.api import Batch, Method
 from vipbench.engine.optim import Optimizer, Tensors
-from vipbench.engine.stacking import Schedule, TrainCell, schedule
+from vipbench.engine.stacking import Schedule, TrainCell, pooled, schedule
 
 # Support and validation accuracy enter a history so many times in a training.
 LOOKS = 10
@@ -58,17 +58,17 @@ class _Images:
     """
 
     def __init__(self, cells: Sequence[TrainCell], plans: Sequence[Schedule], start: int) -> None:
-        self.cells, self.plans = cells, plans
-        self.start = start
-        device = cells[0].support.plain.device
+        self.plans, self.start = plans, start
+        self.supports = supports = [pooled(cell) for cell in cells]
+        device = supports[0].plain.device
         self.offsets = [0]
-        for cell in cells:
-            self.offsets.append(self.offsets[-1] + len(cell.support.labels))
-        self.x = torch.cat([cell.support.plain for cell in cells])
+        for support in supports:
+            self.offsets.append(self.offsets[-1] + len(support.labels))
+        self.x = torch.cat([support.plain for support in supports])
         self.view = [-1] * len(cells)
         steps = min(len(plan.lr) for plan in plans) - start
         width = max(plan.rows.shape[1] for plan in plans)
-        labels = torch.cat([cell.support.labels for cell in cells])
+        labels = torch.cat([support.labels for support in supports])
         rows = [_padded(plan.rows[start : start + steps], width, repeat=True) for plan in plans]
         moved = [r + offset for r, offset in zip(rows, self.offsets, strict=False)]
         weights = [_padded(plan.weight[start : start + steps], width) for plan in plans]
@@ -80,11 +80,11 @@ class _Images:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x (cells,B,·), labels (cells,B), weight (cells,B), rate (cells,) of a step."""
-        for i, (cell, plan) in enumerate(zip(self.cells, self.plans, strict=True)):
+        for i, (support, plan) in enumerate(zip(self.supports, self.plans, strict=True)):
             view = plan.view[step]
-            if cell.support.n_views and view != self.view[i]:
+            if support.n_views and view != self.view[i]:
                 self.view[i] = view
-                self.x[self.offsets[i] : self.offsets[i + 1]] = cell.support.view(view)
+                self.x[self.offsets[i] : self.offsets[i + 1]] = support.view(view)
         at = step - self.start
         return self.x[self.rows[at]], self.labels[at], self.weight[at], self.rates[at]
 

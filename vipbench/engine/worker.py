@@ -25,15 +25,13 @@ from vipbench.api import TextError, UnsupportedError
 from vipbench.engine.cells import Finished, GroupRunner
 from vipbench.engine.features import Features
 from vipbench.engine.hparams import hparam_types
-from vipbench.engine.planning import (
+from vipbench.engine.loading import (
     LoadedBackbone,
     LoadedDataset,
-    PlanCell,
     load_backbone,
     load_dataset,
-    make_rows,
-    plan_cells,
 )
+from vipbench.engine.planning import PlanCell, make_rows, plan_cells
 from vipbench.engine.records import base_record
 from vipbench.errors import UsageError
 from vipbench.plugins import Registry, load_registry, provenance
@@ -198,6 +196,8 @@ def _describe_methods(registry: Registry) -> Iterable[dict[str, Any]]:
                 "kind": method.kind,
                 "paper": method.paper,
                 "year": method.year,
+                "bibtex": method.bibtex,
+                "cost": method.cost,
                 "needs": sorted(method.needs),
                 "uses_support": method.uses_support,
                 "hparams": {

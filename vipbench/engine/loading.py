@@ -1,0 +1,121 @@
+"""Reading a run's datasets and backbones: splits checked, symptoms and descriptions bound."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vipbench.api import SPLITS, DataError, Dataset, ImageBackbone, ImageError, Split
+from vipbench.errors import UsageError
+from vipbench.plugins import Plugin, Registry
+from vipbench.spec import RunSpec
+from vipbench.symptoms import load_symptoms
+
+Bound = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class LoadedDataset:
+    """A dataset with its splits read, its symptoms and descriptions in the order of its classes."""
+
+    dataset: Dataset
+    plugin: Plugin
+    splits: Mapping[str, Split]
+    fingerprint: str
+    symptoms: Bound | None
+    symptoms_sha256: str | None
+    notices: tuple[str, ...]
+    descriptions: Bound | None = None
+
+    def counts(self, split: str) -> list[int]:
+        """Images of each class in a split."""
+        return self.splits[split].counts(len(self.dataset.class_names))
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A backbone with its weights."""
+
+    backbone: ImageBackbone
+    plugin: Plugin
+    source: str
+
+
+def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDataset:
+    """Read `source`; raises UsageError naming what is wrong with the data."""
+    dataset, plugin = registry.dataset(source)
+    try:
+        splits = dict(dataset.load(spec.data_root))
+        missing = [name for name in SPLITS if name not in splits]
+        if missing:
+            raise DataError(f"the splits {', '.join(missing)} are missing")
+        _check_splits(dataset, splits)
+        fingerprint = dataset.fingerprint(splits)
+    except (DataError, ImageError) as error:
+        raise UsageError(f"dataset '{source}': {error}") from error
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{plugin}: dataset '{source}' failed to load: {type(error).__name__}: {error}"
+        ) from error
+    notices: list[str] = []
+    symptoms: Mapping[str, Any] | None = dataset.symptoms
+    file = spec.symptoms.get(source, spec.symptoms.get(dataset.name, spec.symptoms.get("*")))
+    if file is not None:
+        try:
+            loaded = load_symptoms(file, dataset.class_names)
+        except DataError as error:
+            raise UsageError(str(error)) from error
+        symptoms = loaded.symptoms
+        notices += [f"symptoms of '{dataset.name}': {w}" for w in loaded.warnings]
+    names = dataset.class_names
+    bound = _bind(symptoms, names)
+    return LoadedDataset(
+        dataset,
+        plugin,
+        splits,
+        fingerprint,
+        bound,
+        None if bound is None else sha(bound),
+        tuple(notices),
+        _bind(dataset.descriptions, names),
+    )
+
+
+def load_backbone(registry: Registry, source: str) -> LoadedBackbone:
+    """Load `source` with its weights; raises UsageError."""
+    backbone, plugin = registry.backbone(source)
+    return LoadedBackbone(backbone, plugin, source)
+
+
+def _check_splits(dataset: Dataset, splits: Mapping[str, Split]) -> None:
+    names = dataset.class_names
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise DataError(f"class names must be two or more, each once; got {list(names)}")
+    for name in SPLITS:
+        labels = splits[name].labels
+        bad = [int(i) for i in ((labels < 0) | (labels >= len(names))).nonzero()[0][:1]]
+        if bad:
+            image = splits[name].ids[bad[0]]
+            raise DataError(
+                f"image '{image}' of split '{name}' has the label {labels[bad[0]]}; "
+                f"expected 0 to {len(names) - 1} ({len(names)} classes)"
+            )
+    for name in ("train", "test"):
+        for label, count in enumerate(splits[name].counts(len(names))):
+            if count == 0:
+                raise DataError(f"class '{names[label]}' has no image in split '{name}'")
+
+
+def _bind(texts: Mapping[str, Sequence[str]] | None, names: Sequence[str]) -> Bound | None:
+    return None if texts is None else tuple(tuple(texts[name]) for name in names)
+
+
+def sha(content: Any) -> str:
+    """SHA-256 of anything that JSON can hold."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
