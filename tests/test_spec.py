@@ -78,6 +78,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
         sampler=draw(st.sampled_from(["nested", "coop"])),
         validation=validation,
         selection=draw(selection),
+        profile=draw(st.sampled_from(["matched", "published", "quick"])),
         cell_timeout=draw(st.floats(0.1, 1e6)),
         title=draw(st.none() | lines.map(lambda text: " ".join(text.split()))),
     )

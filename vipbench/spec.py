@@ -119,8 +119,9 @@ class RunSpec(BaseModel):
         key "*" is every dataset. out: the results folder. plugins_dir: single-file plugins.
     views: training views of the support images: "per-epoch", how many, or "none".
     sampler: how support sets are drawn. validation: validation images a class, in terms of the
-        shots k. selection: which epoch is scored. profile: one protocol
-        for every row, each paper's own validation and selection, or cheap settings. cell_timeout: seconds a cell may take.
+        shots k. selection: which epoch is scored. profile: one protocol for every row, each
+        paper's own validation and selection, or cheap settings. cell_timeout: seconds a cell may
+        take.
     Paths of a suite file are relative to its folder.
     """
 

@@ -8,12 +8,12 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-OK, FAILED, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
+OK, FAILED, USAGE, BUG, INTERRUPTED, NO_READER = 0, 1, 2, 70, 130, 141
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 some cells failed, 2 it cannot be done as asked,
-    130 interrupted, 70 a mistake in vipbench itself."""
+    130 interrupted, 141 the reader of its output went away, 70 a mistake in vipbench itself."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal or log that cannot show `±` must not end a run of days.
         if hasattr(stream, "reconfigure"):
@@ -40,10 +40,11 @@ def _run(args: Sequence[str]) -> int:
         return INTERRUPTED
     except typer.Abort:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe has seen enough. Python would complain once more while closing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+    except (BrokenPipeError, SystemExit):
+        # The parser of the arguments turns a broken pipe, and nothing else, into SystemExit.
+        # Python would complain of the pipe once more while closing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return NO_READER
     except Exception as error:
         if isinstance(error, complaint):
             return _refuse(_parser_complaint(error))

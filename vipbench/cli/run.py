@@ -132,6 +132,7 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
         ("backbones", listed(spec.backbones)),
         ("shots", listed(spec.shots)),
         ("seeds", ranges(spec.seeds)),
+        ("profile", spec.profile),
         ("views", spec.views),
         ("sampler", spec.sampler),
         ("validation", spec.validation),
