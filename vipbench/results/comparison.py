@@ -54,7 +54,7 @@ def comparison(
     """The comparison of methods over shots, datasets and backbones.
 
     planned: the cells to show, in the order of the rows (`Store.plan()`); records of other cells
-    are left out, and a note counts them. Without it the records themselves are the plan. metrics:
+    are left out, and a note counts them. Without any the records themselves are the plan. metrics:
     names as of `find_metric`. decimals: of the shown numbers.
 
     An entry has numbers only where every planned seed has finished. Raises UsageError for an
@@ -93,10 +93,9 @@ def _cells(records: list[Record], planned: Iterable[PlanCell | Mapping[str, Any]
     by_key = {record.key: record for record in records}
     if len(by_key) != len(records):
         raise TableError("the same record is given twice")
-    if planned is None:
+    cells = [plan_cell(cell) for cell in planned or ()]
+    if not cells:
         cells = [PlanCell(record.key, *record.slot, status="done") for record in records]
-    else:
-        cells = [plan_cell(cell) for cell in planned]
     slots: dict[Any, PlanCell] = {}
     for cell in cells:
         other = slots.setdefault(cell.slot, cell)
