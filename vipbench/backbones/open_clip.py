@@ -36,14 +36,17 @@ def tiny_clip(argument: str | None) -> Backbone:
     if argument is not None:
         raise UsageError(f"the backbone 'tiny-clip' takes no argument, but got ':{argument}'")
     from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
-    from vipbench.backbones.tiny_clip import load_tiny_clip
+    from vipbench.backbones._tiny_weights import load_tiny_clip
 
-    model, config, _ = load_tiny_clip()
+    model, facts, _ = load_tiny_clip()
+    # Of the file's facts only these change a feature; the rest tells how it was trained.
+    config = {key: facts[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
     return ClipBackbone(
         model,
         name="tiny-clip",
         config=config,
         wordpieces=clip_wordpieces(),
+        preprocess=facts["preprocess"],
         licence="Apache-2.0",
     )
 
