@@ -29,8 +29,8 @@ def test_each_module_registers_its_dataset(module, tmp_path):
     import_module(f"vipbench.datasets.{module}").register_datasets(register)
     word, argument = DATASETS[module]
     assert list(registered) == [word]
-    factory, help = registered[word]
-    assert help.startswith(word)
+    factory, text = registered[word]
+    assert text.startswith(word)
     dataset = factory(argument)
     assert isinstance(dataset, Dataset)
     assert "/" not in dataset.name
