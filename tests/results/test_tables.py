@@ -273,7 +273,6 @@ def test_seeds_under_different_settings_are_never_averaged(
     [
         (("timing", "train"), 9.0),
         (("created",), "2027-01-02T03:04:05+00:00"),
-        (("notes",), ["slow"]),
         (("data", "n_support"), 11),
         (("provenance", "stacked_cells"), 3),
     ],
@@ -287,6 +286,15 @@ def test_what_makes_no_number_may_differ(path: tuple[str, ...], value: Any) -> N
     table = comparison([make(seed=1), Record.of(other)])
     assert entry_of(table, "vip", 4).n == 2
     assert table.notes == ()
+
+
+def test_notes_of_records_are_told_once() -> None:
+    records = []
+    for method in ("coop", "vip", "probe"):
+        for seed in (1, 2):
+            notes = ["fewer epochs than published"] if method != "probe" else []
+            records.append(Record.of(record_dict(method, seed=seed) | {"notes": notes}))
+    assert comparison(records).notes == ("coop and vip: fewer epochs than published.",)
 
 
 def test_long_settings_that_differ_in_the_middle_differ() -> None:
