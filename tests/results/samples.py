@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from vipbench.results.plan import PlanCell
 from vipbench.results.predictions import Predictions
 from vipbench.results.record import Record
+from vipbench.results.store import Store
+from vipbench.results.tables import Entry, Table
 
 CLASSES = ["nevus", "melanoma", "keratosis"]
 
@@ -109,3 +112,82 @@ def unscored(seed: int) -> tuple[Record, Predictions]:
 def planned(records: Sequence[Record], **changes: Any) -> list[PlanCell]:
     """The plan of which these are the records."""
     return [PlanCell(r.key, *r.slot, **changes) for r in records]
+
+
+def small() -> tuple[list[Record], list[PlanCell]]:
+    """Zero-shot, two methods at 1 and 16 shots and full, one seed of one entry missing."""
+
+    def one(method: str, shots: int | str, seed: int, accuracy: float, f1: float) -> Record:
+        return make(method, shots, seed, metrics={"accuracy": accuracy, "macro_f1": f1})
+
+    records = [
+        one("zero-shot", 0, 0, 0.4, 0.35),
+        one("coop", "full", 1, 0.8, 0.75),
+        one("coop", "full", 2, 0.9, 0.8),
+        one("coop", 1, 1, 0.5, 0.45),
+        one("coop", 1, 2, 0.7, 0.55),
+        one("coop", 16, 1, 0.7, 0.6),
+        one("vip", 1, 2, 0.6, 0.5),
+        one("vip", 1, 1, 0.6, 0.5),
+        one("vip", 16, 1, 0.8, 0.7),
+        one("vip", 16, 2, 0.9, 0.75),
+        one("vip", "full", 1, 0.85, 0.7),
+        one("vip", "full", 2, 0.85, 0.7),
+    ]
+    cells = planned(records)
+    cells.append(PlanCell(key_of("missing"), "toy-clip", "toyderm", "coop", 16, 2))
+    return records, cells
+
+
+def wide() -> tuple[list[Record], list[PlanCell]]:
+    """Two datasets and backbones, a pair that cannot be, a transductive method, a failed cell,
+    unequal n, two versions of torch and of a setting, a leftover record."""
+    records = []
+    for dataset in ("toyderm", "chest_x&ray"):
+        for backbone in ("toy-clip", "resnet"):
+            for seed in (1, 2):
+                records.append(make("probe", 4, seed, dataset=dataset, backbone=backbone))
+    for seed in (1, 2, 3):
+        value = record_dict("vip", 4, seed, metrics={"accuracy": 0.6 + seed / 100})
+        value["protocol"]["views"] = 4
+        value["provenance"]["torch"] = "2.13.0" if seed == 3 else "2.12.0"
+        records.append(Record.of(value))
+    for seed in (1, 2):
+        value = record_dict("transclip", 4, seed, metrics={"accuracy": 0.9})
+        value["provenance"]["method"]["needs"] = ["test_images"]
+        records.append(Record.of(value))
+    records.append(make("coop", 4, 1))
+    records.append(make("coop", 4, 2, error="ValueError"))
+    cells = planned(records)
+    for dataset in ("toyderm", "chest_x&ray"):
+        for seed in (1, 2):
+            reason = "'vip' needs a text tower and 'resnet' has none"
+            cells.append(PlanCell(None, "resnet", dataset, "vip", 4, seed, "impossible", reason))
+    records.append(make("coop", 4, 1, key=key_of("older settings")))
+    records.append(make("coop", 8, 1))
+    return records, cells
+
+
+def filled(folder: Path) -> Path:
+    with Store(folder) as store:
+        for seed in (1, 2, 3):
+            store.add(*scored(seed))
+        store.add(make("coop", error="ValueError"))
+        store.save_plan([PlanCell(r.key, *r.slot) for r in store.records()])
+    return folder / "results.sqlite"
+
+
+def content(store: Store) -> Any:
+    """All that a store says, as plain values."""
+    told = []
+    for record in store.records():
+        p = store.predictions(record.key)
+        predictions = p and (p.ids, p.groups, p.labels.tolist(), p.scores.tolist())
+        told.append((record.to_json(), predictions))
+    return told, store.status(), store.plan()
+
+
+def entry_of(table: Table, method: str, shots: int | str, metric: str = "accuracy") -> Entry:
+    row = [r.label for r in table.rows].index(method)
+    places = [(c.metric, c.shots) for c in table.columns]
+    return table.entries[row][places.index((metric, shots))]

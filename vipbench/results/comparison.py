@@ -14,7 +14,13 @@ from vipbench.results.baseline import majority_metrics
 from vipbench.results.metrics import find_metric, metric_value
 from vipbench.results.plan import PlanCell, plan_cell
 from vipbench.results.record import Record
-from vipbench.results.settings import differences, require_equal, settings
+from vipbench.results.settings import (
+    benchmark,
+    differences,
+    require_equal,
+    revisions,
+    settings,
+)
 from vipbench.results.table import BLANK, Column, Entry, Row, Table, TableError, ranked
 
 MAJORITY = "majority class"
@@ -68,7 +74,7 @@ def comparison(
     if not 0 <= decimals <= 6:
         raise TableError(f"decimals {decimals}: give 0 to 6")
     cells = _cells(list(records), planned)
-    _check_comparable(cells)
+    _check_comparable(cells, metrics)
     columns = _columns(cells, metrics)
     rows, entries = _rows(cells, columns)
     n_of = Counter(
@@ -117,7 +123,7 @@ def _cells(records: list[Record], planned: Iterable[PlanCell | Mapping[str, Any]
     return Cells(tuple(slots.values()), shown, left_out)
 
 
-def _check_comparable(cells: Cells) -> None:
+def _check_comparable(cells: Cells, metrics: Sequence[str]) -> None:
     entries: dict[Any, list[Record]] = {}
     places: dict[Place, list[Record]] = {}
     for cell, record in cells.done():
@@ -125,9 +131,14 @@ def _check_comparable(cells: Cells) -> None:
         places.setdefault((cell.dataset, cell.backbone), []).append(record)
     for (backbone, dataset, method, shots), group in entries.items():
         where = f"{method} on {dataset}, {backbone}, shots {shots}"
-        require_equal(group, "settings", where)
+        require_equal(group, [settings(r) for r in group], where)
     for (dataset, backbone), group in places.items():
-        require_equal(group, "benchmark", f"{dataset}, {backbone}")
+        where = f"{dataset}, {backbone}"
+        require_equal(group, [benchmark(r) for r in group], where)
+        told = [found for r in group if (found := revisions(r, metrics))]
+        for name in dict.fromkeys(name for found in told for name in found):
+            # A record from before a metric was added has no number to mix, and no revision.
+            require_equal(group, [{name: f[name]} for f in told if name in f], where)
 
 
 def _columns(cells: Cells, metrics: Sequence[str]) -> tuple[Column, ...]:

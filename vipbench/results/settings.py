@@ -31,7 +31,6 @@ def settings(record: Record) -> dict[str, Any]:
         "method": record.cell.method_name,
         "method.plugin": method.get("plugin", method.get("name")),
         "method.revision": method.get("revision"),
-        "metric_revisions": record.provenance.get("metric_revisions"),
         "symptoms_sha256": record.data.symptoms_sha256 if "symptoms" in record.needs else None,
         **_flat("hparams", record.hparams),
         **_flat("recipe", record.recipe),
@@ -50,16 +49,22 @@ def benchmark(record: Record) -> dict[str, Any]:
     }
 
 
+def revisions(record: Record, metrics: Sequence[str]) -> dict[str, Any]:
+    """Dotted name -> revision of the shown metrics' definitions, as far as the record tells."""
+    known = record.provenance.get("metric_revisions")
+    names = dict.fromkeys(name.partition(":")[0] for name in metrics)
+    return {f"metric_revisions.{n}": known[n] for n in names if n in known} if known else {}
+
+
 def versions(record: Record) -> dict[str, Any]:
     """What may differ within a table as long as the table says so."""
     found = {k: v for k, v in record.provenance.items() if k not in _NO_VERSION}
     return {k: v for k, v in found.items() if isinstance(v, (str, int, float))}
 
 
-def require_equal(records: Sequence[Record], kind: str, where: str) -> None:
-    """Raise TableError where `settings` (kind "settings") or `benchmark` differ between records."""
-    of = settings if kind == "settings" else benchmark
-    told = differences([of(record) for record in records])
+def require_equal(records: Sequence[Record], many: Sequence[dict[str, Any]], where: str) -> None:
+    """Raise TableError, saying what differs, where the records' settings `many` are not equal."""
+    told = differences(many)
     if told:
         keys = ", ".join(sorted({record.key[:12] for record in records})[:4])
         raise TableError(
