@@ -59,6 +59,9 @@ def explained(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: {text}") from error
     except UnicodeDecodeError as error:
         raise damaged(path, str(error)) from error
+    except OSError as error:
+        text = f"{error.strerror}; check the folder's rights and space, then run again"
+        raise StoreError(f"{path}: {text}") from error
 
 
 @contextmanager
