@@ -125,16 +125,18 @@ class Task:
         ]
         return F.normalize(torch.stack(per_template).mean(0), dim=-1)
 
-    def symptom_texts(self) -> tuple[tuple[str, ...], ...]:
+    # Lists, since a tuple of texts would be one text of several pieces.
+
+    def symptom_texts(self) -> list[list[str]]:
         """Per class its symptoms; raises ValueError where the cell has none."""
         if self.symptoms is None:
             raise ValueError(
                 f"dataset '{self.info.dataset}' has no symptoms; give --symptoms "
                 f"{self.info.dataset}=FILE"
             )
-        return self.symptoms
+        return [list(row) for row in self.symptoms]
 
-    def description_texts(self, count: int) -> tuple[tuple[str, ...], ...]:
+    def description_texts(self, count: int) -> list[list[str]]:
         """Per class its first `count` descriptions. Raises UnsupportedError, and so makes the
         cell impossible, where a class has fewer, or one without the class name."""
         given = self.descriptions or ((),) * self.n_classes
@@ -150,7 +152,7 @@ class Task:
                     f"descriptions must hold the class name, and one of class '{name}' of "
                     f"dataset '{self.info.dataset}' does not: '{bare[0]}'"
                 )
-        return tuple(texts[:count] for texts in given)
+        return [list(texts[:count]) for texts in given]
 
     @property
     def logit_scale(self) -> float:
