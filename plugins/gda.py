@@ -12,7 +12,7 @@ from vipbench import api
 class GDA(api.Method):
     """Training-free: Gaussian classes with one shrunk covariance, added to the zero-shot logits."""
 
-    name = "gda"
+    name = "my-gda"
     kind = "TF"
 
     @dataclass(frozen=True)

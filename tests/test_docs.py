@@ -87,13 +87,13 @@ def test_the_tutorial_letter_by_letter(cli: Cli, tmp_path: Path) -> None:
     plugins = tmp_path / "my-plugins"
     plugins.mkdir()
     (plugins / "gda.py").write_text(method)
-    assert "gda" in succeed(cli, first, tmp_path)
+    assert "my-gda" in succeed(cli, first, tmp_path)
 
     table = succeed(cli, second, tmp_path)
-    assert "gda[alpha=1.0]" in table
+    assert "my-gda[alpha=1.0]" in table
     text = succeed(cli, "vipbench table gda-results --format csv --metric accuracy", tmp_path)
     rows = [row for row in csv.DictReader(io.StringIO(text)) if "gda" in row["method"]]
-    assert {row["method"] for row in rows} == {"gda", "gda[alpha=1.0]"}
+    assert {row["method"] for row in rows} == {"my-gda", "my-gda[alpha=1.0]"}
     assert {row["shots"] for row in rows} == {"1", "4", "16"}
     assert all(row["n"] == row["n_expected"] == "2" for row in rows)
 
