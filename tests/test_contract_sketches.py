@@ -65,7 +65,7 @@ def make(
     backbone: api.ImageBackbone,
     names: tuple[str, ...],
     n_support: int,
-    symptoms: tuple[tuple[str, ...], ...] | None = None,
+    descriptions: tuple[tuple[str, ...], ...] | None = None,
     templates: tuple[str, ...] = ("a photo of a {}.",),
     shots: int | None = None,
     **hparams: Any,
@@ -80,7 +80,7 @@ def make(
         dataset="toy",
     )
     chosen = method.HParams(**hparams).for_cell(info)
-    task = api.Task(backbone, names, templates, symptoms, info, generator)
+    task = api.Task(backbone, names, templates, None, info, generator, descriptions=descriptions)
     return method(task, chosen), chosen.recipe(info)
 
 
@@ -282,15 +282,15 @@ def test_prompt_sketches_meet_the_recorded_figures(
             def __init__(self, task: api.Task, hparams: Any) -> None:
                 super().__init__(task, hparams)
                 self.experts = experts
-                self.real = torch.ones_like(experts[..., 0])
-                self.centre = self.blend(self.real)
+                self.centre = torch.nn.functional.normalize(experts.mean(1), dim=-1)
 
         method, recipe = make(
             Given,
             backbone,
             names,
             len(x),
-            symptoms=tuple(("a photo", "a normal brain") for _ in names),
+            descriptions=tuple((f"a photo of a {n.replace('_', ' ')}.",) for n in names),
+            texts=1,
             consistency=hyper["sccm_lambda"],
             distillation=hyper["kdsp_lambda"],
             tau=hyper["tau"],

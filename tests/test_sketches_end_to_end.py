@@ -20,12 +20,21 @@ TOWERS = """
 import open_clip
 import vipbench
 from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
+from vipbench.datasets.synthderm import SynthDerm
 
 CONFIG = {
     "embed_dim": 32,
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
     "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2},
 }
+
+
+class Described(SynthDerm):
+    def __init__(self):
+        super().__init__()
+        self.name = "described"
+        pairs = self.symptoms.items()
+        self.descriptions = {name: [f"{name}, {text}" for text in texts] for name, texts in pairs}
 
 
 def towers(argument):
@@ -41,21 +50,27 @@ def register_backbones(register):
 
 
 @vipbench.hookimpl
+def register_datasets(register):
+    register("described", lambda argument: Described())
+
+
+@vipbench.hookimpl
 def register_methods(register):
     for method in (ProGrad, BiomedCoOp, LPPlusPlus, TipAdapterF, BayesianPrompts, MaPLe, PromptSRC,
                    CLIPLoRA, TransCLIP):
-        register(method)
+        # A name of its own: the package may ship the method.
+        register(type(method.__name__, (method,), {"name": f"sketch-{method.name}"}))
 """
 METHODS = [
-    "prograd[epochs=3]",
-    "biomedcoop[epochs=1]",
-    "lpp[iterations=20]",
-    "tip-adapter-f[steps_beta=3,steps_alpha=2]",
-    "bayesian-prompts[epochs=1,samples=2]",
-    "maple[epochs=2]",
-    "promptsrc[epochs=2,average_mean=1.0,average_std=1.0]",
-    "clip-lora[iterations_per_shot=2]",
-    "transclip",
+    "sketch-prograd[epochs=3]",
+    "sketch-biomedcoop[epochs=1,texts=4]",
+    "sketch-lpp[iterations=20]",
+    "sketch-tip-adapter-f[steps_beta=3,steps_alpha=2]",
+    "sketch-bayesian-prompts[epochs=1,samples=2]",
+    "sketch-maple[epochs=2]",
+    "sketch-promptsrc[epochs=2,average_mean=1.0,average_std=1.0]",
+    "sketch-clip-lora[iterations_per_shot=2]",
+    "sketch-transclip",
 ]
 
 
@@ -66,7 +81,7 @@ def test_all_run(cli: Cli, tmp_path: Path) -> None:
     (plugins / "sketches.py").write_text("\n".join([*blocks, TOWERS]))
 
     done = cli(
-        *("run", "--plugins-dir", plugins, "--backbones", "random", "--datasets", "synthderm"),
+        *("run", "--plugins-dir", plugins, "--backbones", "random", "--datasets", "described"),
         *("--methods", ",".join(METHODS), "--shots", "1", "--seeds", "1,2", "--out", "results"),
         cwd=tmp_path,
     )
