@@ -15,13 +15,14 @@ FIRST_LINE, RAREST_LINE = 10.0, 300.0
 
 
 class Reporter(Protocol):
-    """What shows the progress. Cells are counted; a share of one may be done."""
+    """What shows the progress, counted in cells."""
 
     def start(self, total: int) -> None:
         """`total` cells are to be run from now on."""
 
-    def update(self, completed: float, failed: int, now: str) -> None:
-        """`completed` cells are done or failed; `now` is being run."""
+    def update(self, done: int, begun: float, failed: int, now: str) -> None:
+        """`done` cells have ended, of which `failed` failed; what is done of the cells in work
+        comes to `begun` whole ones; `now` is their row."""
 
     def line(self, text: str) -> None:
         """A line of its own."""
@@ -38,8 +39,8 @@ def reporter() -> Reporter:
 
 
 def remaining(elapsed: float, completed: float, total: int) -> float | None:
-    """Seconds to go at the pace so far; None where nothing tells yet."""
-    if completed <= 0 or elapsed < 1:
+    """Seconds to go at the pace so far; None where too little tells yet."""
+    if completed < max(3, total / 20) or elapsed < 1:
         return None
     return elapsed * (total - completed) / completed
 
@@ -57,15 +58,15 @@ class Log:
         self._total = total
         self._begun = self._last = self._clock()
 
-    def update(self, completed: float, failed: int, now: str) -> None:
+    def update(self, done: int, begun: float, failed: int, now: str) -> None:
         """See Reporter."""
         moment = self._clock()
         elapsed = moment - self._begun
         if moment - self._last < min(max(FIRST_LINE, elapsed / 4), RAREST_LINE):
             return
         self._last = moment
-        left = remaining(elapsed, completed, self._total)
-        parts = [f"{int(completed):,} of {self._total:,} cells done"]
+        left = remaining(elapsed, done + begun, self._total)
+        parts = [f"{done:,} of {self._total:,} cells done"]
         parts += [f"{failed:,} failed"] if failed else []
         parts += [f"{duration(elapsed)} gone"]
         parts += [f"about {duration(left)} left"] if left is not None else []
@@ -113,15 +114,15 @@ class Bar:
         self._progress.start()
         self._console.show_cursor(True)
 
-    def update(self, completed: float, failed: int, now: str) -> None:
+    def update(self, done: int, begun: float, failed: int, now: str) -> None:
         """See Reporter."""
-        left = remaining(time.monotonic() - self._begun, completed, self._total)
+        left = remaining(time.monotonic() - self._begun, done + begun, self._total)
         wrong = f" ({failed:,} failed)" if failed else ""
         self._progress.update(
             self._task,
-            completed=completed,
+            completed=done + begun,
             description=now,
-            count=f"{int(completed):,}/{self._total:,}{wrong}",
+            count=f"{done:,}/{self._total:,}{wrong}",
             left="" if left is None else f"{duration(left)} left",
         )
 

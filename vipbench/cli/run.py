@@ -69,12 +69,12 @@ class Screen(Observer):
         if record.error is not None:
             self.failed += 1
             self.shown.line(f"failed: {_name(cell)}: {_why(record)}")
-        self.shown.update(self.done, self.failed, self._now)
+        self.shown.update(self.done, 0.0, self.failed, self._now)
 
     def progress(self, label: str, share: float) -> None:
         """Part of the group in work is done."""
         waiting = next((len(keys) for keys in self._waiting.values() if keys), 0)
-        self.shown.update(self.done + share * waiting, self.failed, clean(label))
+        self.shown.update(self.done, share * waiting, self.failed, clean(label))
 
     def note(self, text: str) -> None:
         """A line."""
