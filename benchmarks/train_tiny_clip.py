@@ -105,17 +105,30 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
 
 
-def encode_text(model: open_clip.CLIP, rows: Tensor, index: Tensor) -> Tensor:
+def encode_text(model: open_clip.CLIP, rows: Tensor, index: Tensor, noise: Tensor) -> Tensor:
     """Features (B,D) of texts (B,S), S <= 77, given as places in `rows` (n,W).
 
+    noise: (m,W) vectors that stand between the start token and the rest, as a context to be
+    learned will: a large CLIP bears those, a small one has to be shown them.
     What open_clip does, less the padding: the tower is causal, so nothing behind the end token
     can change the end token's output.
     """
-    length = index.shape[1]
-    x = rows[index] + model.positional_embedding[:length]
+    end = index.argmax(-1) + len(noise)
+    x = rows[index]
+    x = torch.cat([x[:, :1], noise.expand(len(x), -1, -1), x[:, 1:]], 1)
+    length = x.shape[1]
+    x = x + model.positional_embedding[:length]
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
     x = model.ln_final(x)
-    return x[torch.arange(len(x)), index.argmax(-1)] @ model.text_projection
+    return x[torch.arange(len(x)), end] @ model.text_projection
+
+
+def context_noise(width: int, generator: torch.Generator) -> Tensor:
+    """(m,W): for half of the batches nothing, else 1 to 16 vectors of some size."""
+    m = int(torch.randint(1, 17, (1,), generator=generator))
+    std = 0.02 * 4 ** float(torch.rand(1, generator=generator))
+    noise = std * torch.randn(m, width, generator=generator)
+    return noise if bool(torch.rand(1, generator=generator) < 0.5) else noise[:0]
 
 
 def contrast(logits: Tensor, true: Tensor) -> Tensor:
@@ -181,7 +194,8 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
             image = model.encode_image(augment(pixels[places], generator))
         image = normalize(image.float(), dim=-1)
-        text = normalize(encode_text(model, rows, index), dim=-1)
+        noise = context_noise(rows.shape[1], generator)
+        text = normalize(encode_text(model, rows, index, noise), dim=-1)
         fits = (1.0 - true[places]) @ said.T == 0  # (B,B)
         loss = contrast(model.logit_scale.exp() * image @ text.T, fits)
         optimizer.zero_grad()
@@ -219,7 +233,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.evaluate:
-        model, config, digest = load_tiny_clip()
+        model, config, digest = load_tiny_clip(args.out)
         print(f"tiny-clip {digest[:12]} on synthderm, accuracy in per cent:")
     else:
         stored, config = train(args)

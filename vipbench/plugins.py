@@ -49,6 +49,11 @@ BUILTIN_MODULES = (
     "vipbench.datasets.synthderm",
     "vipbench.datasets.npz",
     "vipbench.datasets.folder",
+    "vipbench.datasets.medmnist",
+    "vipbench.datasets.derm7pt",
+    "vipbench.datasets.pneumonia",
+    "vipbench.datasets.split_file",
+    "vipbench.datasets.csv_manifest",
 )
 
 Kind = Literal["method", "backbone", "dataset"]

@@ -120,8 +120,9 @@ class RunSpec(BaseModel):
     views: training views of the support images: "per-epoch", how many, or "none".
     sampler: how support sets are drawn. validation: validation images a class, in terms of the
         shots k. selection: which epoch is scored. profile: one protocol for every row, each
-        paper's own validation and selection, or cheap settings. cell_timeout: seconds a cell may
-        take.
+        paper's own validation and selection, or cheap settings. shots_unit: whether shots count
+        images or groups (patients, lesions). allow_group_overlap: run although splits share
+        groups. cell_timeout: seconds a cell may take.
     Paths of a suite file are relative to its folder.
     """
 
@@ -147,6 +148,8 @@ class RunSpec(BaseModel):
     validation: Literal["none", "k", "min(k,4)", "full"] = "min(k,4)"
     selection: Literal["last", "best_val"] = "last"
     profile: Literal["matched", "published", "quick"] = "matched"
+    shots_unit: Literal["image", "group"] = "image"
+    allow_group_overlap: bool = False
     cell_timeout: Annotated[float, BeforeValidator(words.seconds)] = 3600.0
     title: Annotated[str | None, BeforeValidator(words.title)] = None
 

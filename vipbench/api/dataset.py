@@ -60,7 +60,8 @@ class Split:
 
 
 class Dataset(ABC):
-    """A classification dataset. Attributes are set on the class or in `__init__`.
+    """A classification dataset. Attributes are set on the class, in `__init__` or, where only the
+    data tell them, in `load`.
 
     name: what tables show; never a path.
     class_names: C names as a person would write them, in the order of the labels.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,13 +31,14 @@ class TinyClipError(RuntimeError):
     """The shipped weights are missing or damaged; the message says which file."""
 
 
-def load_tiny_clip() -> tuple[CLIP, dict[str, Any], str]:
+def load_tiny_clip(folder: Path | None = None) -> tuple[CLIP, dict[str, Any], str]:
     """The model in fp32 and eval mode, its configuration, the weights file's SHA-256 in hex.
 
+    folder: where the two files are; by default those that come with the package.
     Loading is safe (safetensors, JSON), works from an installed wheel, and leaves the global
     random state as it was. Raises TinyClipError.
     """
-    weights, text = _read(WEIGHTS), _read(CONFIG)
+    weights, text = _read(WEIGHTS, folder), _read(CONFIG, folder)
     config: dict[str, Any] = json.loads(text)
     digest = hashlib.sha256(weights).hexdigest()
     if digest != config["sha256"]:
@@ -88,9 +90,10 @@ def build(config: dict[str, Any], seed: int = 0) -> CLIP:
         )
 
 
-def _read(name: str) -> bytes:
+def _read(name: str, folder: Path | None) -> bytes:
     try:
-        return resources.files("vipbench.backbones").joinpath(name).read_bytes()
+        place = resources.files("vipbench.backbones") if folder is None else folder
+        return place.joinpath(name).read_bytes()
     except FileNotFoundError:
         raise TinyClipError(
             f"{name} is missing beside vipbench.backbones; expected {WEIGHTS} and {CONFIG} there; "

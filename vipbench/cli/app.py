@@ -124,6 +124,18 @@ def run(
         str | None,
         _text("--selection", "last|best_val", "Which epoch is scored. [last]"),
     ] = None,
+    shots_unit: Annotated[
+        str | None,
+        _text("--shots-unit", "image|group", "What shots count: images or patients. [image]"),
+    ] = None,
+    allow_group_overlap: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-group-overlap",
+            help="Run although splits share groups (patients).",
+            show_default=False,
+        ),
+    ] = None,
     profile: Annotated[
         str | None,
         _text(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vipbench.api import Labelled, Method, Recipe, Split, Support, Task, has_own_fit
+from vipbench.api import ImageBackbone, Labelled, Method, Recipe, Split, Support, Task, has_own_fit
 from vipbench.engine.features import Features
 from vipbench.engine.optim import steps_per_epoch
 from vipbench.engine.planning import PlanCell
@@ -27,6 +27,8 @@ from vipbench.results.metrics import compute_metrics
 
 # At most so many cells at once: more gain little, and cost memory.
 MOST_STACKED = 32
+# Below this width D of a backbone its operations are too small to be shared by threads.
+SMALL_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class GroupRunner:
 
     def run(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
         """All cells of one group (same row, dataset and backbone); a failure is a record."""
+        torch.set_num_threads(_threads(self.features.backbone))
         self._encode_views(cells)
         at_once = self._at_once(cells[0])
         for start in range(0, len(cells), at_once):
@@ -286,6 +289,14 @@ class GroupRunner:
         }
         record["provenance"]["stacked_cells"] = item.stacked
         return Finished(Record.of(record), predictions)
+
+
+def _threads(backbone: ImageBackbone) -> int:
+    """Threads of one operation: a tower this small only loses by more than one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(wanted) if wanted.isdigit() and int(wanted) > 0 else cores or 1
+    return 1 if backbone.dim < SMALL_DIM else most
 
 
 def _labels(split: Split, rows: Sequence[int]) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vipbench.api import SPLITS, DataError, Dataset, ImageBackbone, ImageError, Split
+from vipbench.engine.groups import group_overlap
 from vipbench.errors import UsageError
 from vipbench.plugins import Plugin, Registry
 from vipbench.spec import RunSpec
@@ -53,6 +54,12 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         if missing:
             raise DataError(f"the splits {', '.join(missing)} are missing")
         _check_splits(dataset, splits)
+        overlap = group_overlap(splits)
+        if overlap and not spec.allow_group_overlap:
+            raise DataError(
+                f"groups cross splits: {overlap}; a model would be tested on patients that it has "
+                "seen. Mend the split, or give --allow-group-overlap to run it all the same"
+            )
         fingerprint = dataset.fingerprint(splits)
     except (DataError, ImageError) as error:
         raise UsageError(f"dataset '{source}': {error}") from error
@@ -62,7 +69,9 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         raise UsageError(
             f"{plugin}: dataset '{source}' failed to load: {type(error).__name__}: {error}"
         ) from error
-    notices: list[str] = []
+    notices = [f"{dataset.name}: licence: {dataset.licence}"]
+    if overlap:
+        notices.append(f"{dataset.name}: groups cross splits: {overlap}")
     symptoms: Mapping[str, Any] | None = dataset.symptoms
     file = spec.symptoms.get(source, spec.symptoms.get(dataset.name, spec.symptoms.get("*")))
     if file is not None:

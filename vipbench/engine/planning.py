@@ -12,6 +12,7 @@ from vipbench.engine.loading import LoadedBackbone, LoadedDataset, sha
 from vipbench.engine.sampling import (
     Sampler,
     SamplingError,
+    ShotsUnit,
     SupportIndices,
     Validation,
     draw_support,
@@ -45,6 +46,7 @@ class Protocol:
     validation: Validation
     selection: str
     precision: str
+    shots_unit: ShotsUnit
 
     @classmethod
     def of(cls, spec: RunSpec, method: type[Method]) -> Protocol:
@@ -53,7 +55,7 @@ class Protocol:
         if spec.profile == "published":
             validation = method.published.validation
             selection = method.published.selection
-        return cls(spec.views, spec.sampler, validation, selection, spec.precision)
+        return cls(spec.views, spec.sampler, validation, selection, spec.precision, spec.shots_unit)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _plan_cell(
         try:
             support = draw_support(
                 data.splits["train"], data.splits["val"], len(names), names, shots, seed,
-                protocol.sampler, protocol.validation, data.fingerprint,
+                protocol.sampler, protocol.validation, data.fingerprint, protocol.shots_unit,
             )  # fmt: skip
         except SamplingError as error:
             reason = str(error)
@@ -189,7 +191,8 @@ def cell_key(
         content["descriptions"] = data.descriptions
     if row.method.uses_support:
         content["protocol"] = [
-            protocol.views, protocol.sampler, protocol.validation, protocol.selection
+            protocol.views, protocol.sampler, protocol.validation, protocol.selection,
+            protocol.shots_unit,
         ]  # fmt: skip
     return sha(content)
 

@@ -53,7 +53,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             start_new_session=True,  # Ctrl-C goes to the driver alone, which decides.
-            env={**os.environ, "PYTHONPATH": path},
+            # Threads that wait by spinning starve each other on a busy machine.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path},
             text=True,
             encoding="utf-8",
         )

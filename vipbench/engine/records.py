@@ -35,7 +35,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
         },
         "hparams": dataclasses.asdict(cell.hparams),
         "recipe": None if recipe is None else dataclasses.asdict(recipe),
-        "protocol": {**dataclasses.asdict(cell.protocol), "shots_unit": "image"},
+        "protocol": dataclasses.asdict(cell.protocol),
         "data": {
             "class_names": list(data.dataset.class_names),
             "train_counts": data.counts("train"),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import vipbench
@@ -84,7 +85,8 @@ class LinearProbe(api.Method):
         return self._scaled(x).cpu().numpy().astype(np.float64)
 
     def _fit(self, x: Any, y: Any, c: float) -> LogisticRegression:
-        with warnings.catch_warnings():
+        # Problems this small only lose by threads, above all on a busy machine.
+        with threadpool_limits(1), warnings.catch_warnings():
             # Weak regularisation on separable support sets converges slowly by its nature.
             warnings.simplefilter("ignore", ConvergenceWarning)
             return LogisticRegression(C=c, max_iter=self.hparams.max_iter).fit(x, y)
