@@ -64,7 +64,7 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
 
 
 def test_tutorial_and_readme_hold_the_very_file() -> None:
-    text = (REPO / "plugins" / "gda.py").read_text()
+    text = (REPO / "plugins" / "proto_clip.py").read_text()
     assert blocks(DOCS / "tutorial-method.md", "python")[0] == text
     assert blocks(REPO / "README.md", "python") == [text]
     assert len(text.splitlines()) < 40
@@ -86,26 +86,21 @@ def test_the_tutorial_letter_by_letter(cli: Cli, tmp_path: Path) -> None:
     assert make_folder == "mkdir my-plugins"
     plugins = tmp_path / "my-plugins"
     plugins.mkdir()
-    (plugins / "gda.py").write_text(method)
-    assert "my-gda" in succeed(cli, first, tmp_path)
+    (plugins / "proto_clip.py").write_text(method)
+    assert "proto-clip" in succeed(cli, first, tmp_path)
 
     table = succeed(cli, second, tmp_path)
-    assert "my-gda[alpha=1.0]" in table
-    text = succeed(cli, "vipbench table gda-results --format csv --metric accuracy", tmp_path)
-    rows = [row for row in csv.DictReader(io.StringIO(text)) if "gda" in row["method"]]
-    assert {row["method"] for row in rows} == {"my-gda", "my-gda[alpha=1.0]"}
+    assert "proto-clip[alpha=0.9]" in table
+    text = succeed(cli, "vipbench table proto-results --format csv --metric accuracy", tmp_path)
+    rows = [row for row in csv.DictReader(io.StringIO(text)) if "proto" in row["method"]]
+    assert {row["method"] for row in rows} == {"proto-clip", "proto-clip[alpha=0.9]"}
     assert {row["shots"] for row in rows} == {"1", "4", "16"}
     assert all(row["n"] == row["n_expected"] == "2" for row in rows)
 
-    # Section 3: the search goes behind `forward`, with the two replacements of the text.
+    # Section 3: the search goes behind `forward`.
     head, hook = method.split("\n\n@vipbench.hookimpl")
-    head = head.replace("self.hparams.alpha * gauss", "self.alpha * gauss")
-    start = "    def prepare(self, support):\n"
-    assert start in head
-    head = head.replace(start, start + "        self.alpha = torch.tensor(self.hparams.alpha)\n")
-    (plugins / "gda.py").write_text(f"{head}\n{search}\n\n@vipbench.hookimpl{hook}")
-    searched = succeed(cli, first, tmp_path)
-    assert "Nothing to do" not in searched  # a changed file runs again
+    (plugins / "proto_clip.py").write_text(f"{head}\n{search}\n\n@vipbench.hookimpl{hook}")
+    assert "Nothing to do" not in succeed(cli, first, tmp_path)  # a changed file runs again
 
     (plugins / "residual.py").write_text(residual)
     assert "residual" in succeed(cli, trained, tmp_path)
