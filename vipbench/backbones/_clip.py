@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import open_clip
 import torch
@@ -61,6 +61,7 @@ class ClipBackbone(Backbone):
         self._preprocess = open_clip.transform.PreprocessCfg(
             **{**(preprocess or {}), "size": self._vision.image_size}
         )
+        self._training_precision: Literal["fp32", "bf16"] = "fp32"
         self._packings: Any = WeakIdKeyDictionary()
         self._transform: Any = open_clip.transform.image_transform_v2(
             self._preprocess, is_train=False
@@ -86,6 +87,19 @@ class ClipBackbone(Backbone):
     def to(self, device: torch.device | str) -> None:
         """Move the towers."""
         self._model.to(device)
+        self.training_precision = self._training_precision
+
+    @property
+    def training_precision(self) -> Literal["fp32", "bf16"]:
+        """ "bf16": where a gradient is asked for, the text tower's projections run in bf16 from
+        then on; the residual stream, features without a gradient and images stay fp32."""
+        return self._training_precision
+
+    @training_precision.setter
+    def training_precision(self, precision: Literal["fp32", "bf16"]) -> None:
+        self._training_precision = precision
+        if precision == "bf16":
+            self._text.prepare_half()
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """The checkpoint's evaluation transform: RGB image -> (3,H,H) float32."""
@@ -132,7 +146,9 @@ class ClipBackbone(Backbone):
         outer = max(0, outer - len(shape) + len(lead))
         packed = self._packed(prompts, m, lead[outer:])
         contexts = context.reshape(-1, lead[outer:].numel() * m, self.width)
-        return self._text.encode(packed, contexts, self.memory_budget).reshape(*shape, self.dim)
+        half = self.training_precision == "bf16"
+        features = self._text.encode(packed, contexts, self.memory_budget, half)
+        return features.reshape(*shape, self.dim)
 
     def _plain_text(self, prompts: Prompts, context: Tensor | None, tap: Tap | None) -> Tensor:
         """Each text as a sequence of its own: what a tap looks into, and bidirectional towers."""

@@ -6,6 +6,7 @@ transform them. Shapes: T rows of a sequence, W width of the tower, H heads.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,7 +59,9 @@ class Block:
         seen (n or 1,R,R): bool, may row i look at row j. Plain tensors only, no torch.func.
         """
         m, attn = self.module, self.module.attn
-        h = m.ln_1(x)
+        # Projections may be in half precision; the residual stream and its norms never are.
+        half = attn.in_proj_weight.dtype
+        h = m.ln_1(x).to(half)
         width = h.shape[-1]
         if rows is None:
             q, k, v = F.linear(h, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
@@ -69,7 +72,7 @@ class Block:
             x = take_rows(x, rows)
             seen = take_rows(seen.expand(len(x), -1, -1), rows)
         x = x + m.ls_1(attn.out_proj(attend(q, k, v, self.heads, seen)))
-        x = x + m.ls_2(m.mlp.c_proj(self._activate(m.mlp.c_fc(m.ln_2(x)))))
+        x = x + m.ls_2(m.mlp.c_proj(self._activate(m.mlp.c_fc(m.ln_2(x).to(half)))))
         return x
 
     def __call__(self, x: Tensor, causal: bool, tap: Tap | None = None) -> Tensor:
@@ -132,6 +135,7 @@ class TextTower:
         self._text = text
         self.causal = text.attn_mask is not None
         self.blocks = [Block(b, "text", i) for i, b in enumerate(text.transformer.resblocks)]
+        self._half: list[Block] = []
 
     @property
     def positions(self) -> Tensor:
@@ -147,6 +151,14 @@ class TextTower:
     def cut(self) -> bool:
         """Whether a text may be cut behind its end token without changing its features."""
         return self.causal and self.pool in ("argmax", "eos")
+
+    def prepare_half(self) -> None:
+        """Copy the blocks with their projections in bf16, for `encode(…, half=True)`."""
+        copies = copy.deepcopy([block.module for block in self.blocks])
+        for module in copies:
+            for part in (module.attn, module.mlp):
+                part.to(torch.bfloat16)
+        self._half = [Block(module, "text", i) for i, module in enumerate(copies)]
 
     def pooled(self, end: Tensor) -> Tensor:
         """The row that stands for a text whose end token is in row `end` (*N,)."""
@@ -171,12 +183,17 @@ class TextTower:
             x = block(x, self.causal, tap)
         return self.head(take_rows(x, pooled.unsqueeze(-1)).squeeze(-2))
 
-    def encode(self, packed: Packed, contexts: Tensor | None, budget: int) -> Tensor:
+    def encode(
+        self, packed: Packed, contexts: Tensor | None, budget: int, half: bool = False
+    ) -> Tensor:
         """Features (F,*L,D) of packed texts; contexts (F,V,W), V vectors each.
 
         budget: bytes that may be kept for the gradient. Beyond it, values are computed again,
-        part by part, which takes half as long again.
+        part by part, which takes half as long again. half: projections in bf16 where there is
+        a gradient to be had (see `prepare_half`).
         """
+        half = half and contexts is not None and contexts.requires_grad and torch.is_grad_enabled()
+        blocks = self._half if half else self.blocks
         packing = packed.packing
         # What autograd keeps of a row in each block: the inputs of two normalisations, q, k, v,
         # the attention's result, the wide activation, and the row's share of the mask.
@@ -192,7 +209,7 @@ class TextTower:
             for some in torch.split(contexts, max(1, part_rows // r)):
                 parts = []
                 for part in packing.parts(part_rows // len(some)):
-                    fn = partial(self.packed, part)
+                    fn = partial(self.packed, blocks, part)
                     parts.append(folded(fn, some, keep=False) if recompute else fn(some))
                 results.append(torch.cat(parts, 1))
             return torch.cat(results).index_select(1, packed.outputs.flatten())
@@ -204,7 +221,7 @@ class TextTower:
             features = folded(run, contexts)
         return features.reshape(len(features), *packed.outputs.shape, features.shape[-1])
 
-    def packed(self, packing: Packing, contexts: Tensor) -> Tensor:
+    def packed(self, blocks: list[Block], packing: Packing, contexts: Tensor) -> Tensor:
         """Features (F, P·E, D) of packed texts, contexts (F, V, W) their context vectors."""
         p, r = packing.tokens.shape
         x = self.words(packing.tokens).masked_fill(~packing.is_token.unsqueeze(-1), 0.0)
@@ -214,9 +231,9 @@ class TextTower:
         x = x.reshape(n * p, r, -1)
         seen = packing.seen if p == 1 else packing.seen.repeat(n, 1, 1)
         ends = packing.ends.repeat(n, 1)
-        for block in self.blocks[:-1]:
+        for block in blocks[:-1]:
             x = block.packed(x, seen)
-        features = self.head(self.blocks[-1].packed(x, seen, ends))
+        features = self.head(blocks[-1].packed(x, seen, ends))
         return features.reshape(n, ends.numel() // n, features.shape[-1])
 
 
