@@ -1,0 +1,206 @@
+"""CLIP-LoRA (Zanella and Ben Ayed, CVPR workshops 2024, arXiv 2405.18541).
+
+Equation 2, W x + γ B A x, in the attention of every block of both towers; A as PyTorch starts a
+linear layer, B zero, γ = α/√r as in the official program. Published settings: rank 2 on queries,
+keys and values, α 1, dropout 0.25 before A, AdamW 2e-4 with decay 1e-2, cosine to 1e-6 over
+500·k iterations of batch 32, no validation. The paper has no run on full data: there, the
+iterations of 16 shots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+import vipbench
+from vipbench import api
+from vipbench.hookspecs import RegisterMethod
+from vipbench.methods._deep import at_least
+
+Position = Literal[
+    "all", "top1", "top2", "top3", "bottom", "mid", "up", "half-up", "half-bottom"
+]  # fmt: skip
+
+
+class CLIPLoRA(api.Method):
+    """Low-rank updates of the attention's projections in both towers."""
+
+    name = "cliplora"
+    kind = "FT"
+    paper = "Zanella and Ben Ayed, Low-Rank Few-Shot Adaptation of Vision-Language Models"
+    year = 2024
+    bibtex = """\
+@inproceedings{zanella2024cliplora,
+  title={Low-Rank Few-Shot Adaptation of Vision-Language Models},
+  author={Zanella, Maxime and Ben Ayed, Ismail},
+  booktitle={CVPR Workshops}, year={2024}}"""
+    inputs = "images"
+    needs = frozenset({"text", "vit"})
+
+    text_down: nn.Parameter
+    text_up: nn.Parameter
+    vision_down: nn.Parameter
+    vision_up: nn.Parameter
+    key: Tensor
+
+    @dataclass(frozen=True)
+    class HParams(api.HParams):
+        """params: letters of the projections, of q, k, v, o. encoder: which towers. position: in
+        which blocks. max_iterations: cuts 500·k (unpublished, for quick runs). compat:
+        `official` scores with a temperature of 100 whatever the checkpoint's is. template:
+        empty is the dataset's first."""
+
+        rank: int = 2
+        alpha: float = 1.0
+        params: str = "qkv"
+        encoder: Literal["both", "text", "vision"] = "both"
+        position: Position = "all"
+        dropout: float = 0.25
+        lr: float = 2e-4
+        weight_decay: float = 1e-2
+        batch_size: int = 32
+        iterations_per_shot: int = 500
+        max_iterations: int | None = None
+        template: str = ""
+        compat: Literal["paper", "official"] = "paper"
+
+        def __post_init__(self) -> None:
+            at_least(1, rank=self.rank, iterations_per_shot=self.iterations_per_shot)
+            at_least(1, max_iterations=self.max_iterations)
+            if not self.params or not set(self.params) <= set("qkvo"):
+                raise ValueError(f"params is '{self.params}'; expected letters of q, k, v and o")
+            if not 0 <= self.dropout < 1:
+                raise ValueError(f"dropout is {self.dropout}; expected 0 or more, and less than 1")
+
+        def recipe(self, info: api.CellInfo) -> api.Recipe:
+            """AdamW over 500·k iterations."""
+            iterations = self.iterations_per_shot * (info.shots or 16)
+            return api.Recipe(
+                optimizer="adamw",
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                epochs=None,
+                iterations=min(iterations, self.max_iterations or iterations),
+                schedule="cosine-step",
+                min_lr=1e-6,
+                batch_size=self.batch_size,
+                drop_last=False,
+            )
+
+        def quick(self, info: api.CellInfo) -> CLIPLoRA.HParams:
+            """At most 300 iterations."""
+            return replace(self, max_iterations=min(300, self.max_iterations or 300))
+
+    def __init__(self, task: api.Task, hparams: HParams) -> None:
+        super().__init__(task, hparams)
+        tower, r = task.backbone, hparams.rank
+        self.prompts = task.embed(task.class_texts(hparams.template or None))  # (C,)
+        self.blocks: dict[str, list[int]] = {}
+        for name, layers, width in (
+            ("text", tower.text_layers, tower.width),
+            ("vision", tower.vision_layers, tower.vision_width),
+        ):
+            assert width is not None
+            chosen = _blocks(hparams.position, layers) if hparams.encoder in ("both", name) else []
+            self.blocks[name] = chosen
+            shape = (len(chosen), len(hparams.params), r, width)
+            down = task.uniform(f"{name}.down", *shape, bound=width**-0.5)
+            # A (d,P,r,·) and B (d,P,·,r).
+            self.register_parameter(f"{name}_down", nn.Parameter(down))
+            self.register_parameter(f"{name}_up", nn.Parameter(down.mT.contiguous() * 0))
+
+    def noise(self) -> dict[str, tuple[int, ...]]:
+        """A key from which each step's dropout masks are computed."""
+        return {"key": (1,)} if self.hparams.dropout else {}
+
+    def score(self, x: Tensor, size: int) -> Tensor:
+        """(N,3,H,H) -> (N,C), `size` images at a time."""
+        tap = _LowRank(self)
+        backbone = self.task.backbone
+        if self.hparams.encoder == "vision":
+            classes = self.task.class_features([self.hparams.template or self.task.templates[0]])
+        else:
+            classes = self.task.encode_text(self.prompts, tap=tap)  # (C,D)
+        if self.hparams.encoder == "text":
+            parts = [backbone.encode_image(some) for some in x.split(size)]
+        else:
+            parts = [backbone.encode_image(some, tap) for some in x.split(size)]
+        logits = self.task.cosine_logits(torch.cat(parts), classes)
+        if self.hparams.compat == "official":
+            logits = logits * (100.0 / self.task.logit_scale)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,3,H,H) -> (B,C)."""
+        return self.score(x, len(x))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """(N,3,H,H) -> (N,C); the texts are encoded once."""
+        return self.score(x, 64)
+
+
+class _LowRank(api.NoTap):
+    """y + α/√r · B A dropout(x)."""
+
+    def __init__(self, method: CLIPLoRA) -> None:
+        hp = method.hparams
+        self.factors = {
+            "text": (method.text_down, method.text_up),
+            "vision": (method.vision_down, method.vision_up),
+        }
+        self.blocks, self.params = method.blocks, hp.params
+        self.scale: float = hp.alpha / hp.rank**0.5
+        self.dropout = hp.dropout if method.training else 0.0
+        self.key = method.key if self.dropout else None
+
+    def linear(self, tower: api.Tower, layer: int, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """See `Tap.linear`."""
+        if name not in self.params or layer not in self.blocks[tower]:
+            return y
+        at = self.blocks[tower].index(layer), self.params.index(name)
+        down, up = (factor[at].to(x.dtype) for factor in self.factors[tower])
+        if self.key is not None:
+            salt = (tower == "vision") * 4096 + layer * 4 + "qkvo".index(name)
+            x = dropout(x, self.dropout, self.key, salt)
+        update = x @ down.T @ up.T
+        return y + self.scale * update
+
+
+def dropout(x: Tensor, rate: float, key: Tensor, salt: int) -> Tensor:
+    """x (*) with a share `rate` of its values zero, the others scaled to keep the mean.
+
+    Which ones is a hash of the place in x, `key` (1,) and `salt`: the same for a stacked, looped
+    or resumed cell on any device, where noise of x's size in every layer would fill the memory.
+    """
+    place = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+    bits = (place + salt * 0x9E3779B1 + (key.double() * 2**40).long()) & 0xFFFFFFFF
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        bits = ((bits ^ (bits >> 16)) * multiplier) & 0xFFFFFFFF
+    keep = (bits ^ (bits >> 16)) >= rate * 2**32
+    dropped: Tensor = x * keep / (1 - rate)
+    return dropped
+
+
+def _blocks(position: str, layers: int) -> list[int]:
+    """Numbers of the chosen blocks, of `layers`; thirds and halves are those of the depth."""
+    every = list(range(layers))
+    if position.startswith("top"):
+        return every[-int(position[3:]) :]
+    third, half = layers // 3, layers // 2
+    return {
+        "all": every,
+        "bottom": every[:third],
+        "mid": every[third : 2 * third],
+        "up": every[2 * third :],
+        "half-bottom": every[:half],
+        "half-up": every[half:],
+    }[position]
+
+
+@vipbench.hookimpl
+def register_methods(register: RegisterMethod) -> None:
+    """See vipbench.hookspecs."""
+    register(CLIPLoRA)

@@ -1,0 +1,104 @@
+"""IVLP, independent vision-language prompts: the baseline of MaPLe (Khattak et al., CVPR 2023,
+arXiv 2210.03117, table 1) and the model that PromptSRC regularises (arXiv 2307.06948).
+
+Learned prompts before the first blocks of both towers, with nothing that ties the two together;
+trained on cross-entropy. Settings of MaPLe's program: 2 rows in each of 12 layers of both towers,
+text from "a photo of a", the rest N(0, 0.02²); SGD 3.5e-3, batch 4, 5 epochs. PromptSRC's
+comparison takes 4 rows in 9 layers, 2.5e-3, 20 epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import vipbench
+from vipbench import api
+from vipbench.hookspecs import RegisterMethod
+from vipbench.methods._deep import DeepPrompts, at_least, first_row, starting_words
+
+
+class IVLP(api.Method):
+    """Learned prompts in the first blocks of both towers, each by themselves."""
+
+    name = "ivlp"
+    kind = "MM"
+    paper = "Khattak et al., MaPLe: Multi-modal Prompt Learning (independent V-L prompting)"
+    year = 2023
+    bibtex = """\
+@inproceedings{khattak2023maple,
+  title={{MaPLe}: Multi-modal Prompt Learning},
+  author={Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman
+    and Khan, Fahad Shahbaz},
+  booktitle={CVPR}, year={2023}}"""
+    inputs = "images"
+    needs = frozenset({"text", "vit"})
+
+    @dataclass(frozen=True)
+    class HParams(api.HParams):
+        """n_ctx_text, n_ctx_vision: rows a layer. depth_text, depth_vision: in how many layers;
+        depth_vision 0 leaves the images alone. context_init: as for MaPLe."""
+
+        n_ctx_text: int = 2
+        n_ctx_vision: int = 2
+        depth_text: int = 12
+        depth_vision: int = 12
+        context_init: str = "a photo of a"
+        lr: float = 3.5e-3
+        batch_size: int = 4
+        epochs: int = 5
+
+        def __post_init__(self) -> None:
+            at_least(
+                1,
+                n_ctx_text=self.n_ctx_text,
+                n_ctx_vision=self.n_ctx_vision,
+                depth_text=self.depth_text,
+            )
+            at_least(0, depth_vision=self.depth_vision)
+
+        def recipe(self, info: api.CellInfo) -> api.Recipe:
+            """Prompt SGD."""
+            return api.Recipe(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+
+    def __init__(self, task: api.Task, hparams: HParams) -> None:
+        super().__init__(task, hparams)
+        tower, m = task.backbone, hparams.n_ctx_text
+        assert tower.vision_width is not None
+        more = min(hparams.depth_text, tower.text_layers) - 1
+        layers = min(hparams.depth_vision, tower.vision_layers)
+        context, rest = starting_words(task, hparams.context_init, m)
+        self.prompts = task.embed([("", f"{rest} {name}.".lstrip()) for name in task.names])  # (C,)
+        self.first = first_row(self.prompts)
+        self.context = nn.Parameter(context)  # (M,W)
+        self.deep = nn.Parameter(task.normal("deep", more, m, tower.width))  # (d-1,M,W)
+        self.vision = nn.Parameter(
+            task.normal("vision", layers, hparams.n_ctx_vision, tower.vision_width)
+        )  # (d,M,V)
+
+    def tap(self) -> DeepPrompts:
+        """Both towers' prompts."""
+        return DeepPrompts(self.deep, self.vision, self.first)
+
+    def score(self, x: Tensor, size: int) -> Tensor:
+        """(N,3,H,H) -> (N,C), `size` images at a time."""
+        tap = self.tap()
+        classes = self.task.encode_text(self.prompts, self.context, tap)  # (C,D)
+        parts = [self.task.backbone.encode_image(some, tap) for some in x.split(size)]
+        return self.task.cosine_logits(torch.cat(parts), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,3,H,H) -> (B,C)."""
+        return self.score(x, len(x))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """(N,3,H,H) -> (N,C); the texts are encoded once."""
+        return self.score(x, 64)
+
+
+@vipbench.hookimpl
+def register_methods(register: RegisterMethod) -> None:
+    """See vipbench.hookspecs."""
+    register(IVLP)
