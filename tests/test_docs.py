@@ -18,6 +18,7 @@ import vipbench
 from tests.conftest import Cli
 from vipbench import hookspecs
 from vipbench.plugins import load_registry
+from vipbench.symptoms import load_symptoms
 
 REPO = Path(__file__).resolve().parents[1]
 DOCS = REPO / "docs"
@@ -54,6 +55,29 @@ def test_every_method_and_hyperparameter_is_documented() -> None:
         defaults = {f.name: repr(f.default) for f in dataclasses.fields(method.HParams)}
         assert documented == defaults, f"docs/methods.md, section '{name}'"
         assert f"{method.kind} ·" in sections[name]
+
+
+def test_every_dataset_is_documented() -> None:
+    page = (DOCS / "datasets.md").read_text()
+    for name in load_registry().datasets:
+        assert f"### {name}\n" in page
+
+
+def test_the_card_and_the_symptom_file_of_the_page_load(tmp_path: Path) -> None:
+    (card,), (symptoms,) = (blocks(DOCS / "datasets.md", kind) for kind in ("yaml", "json"))
+    for name in ("NORMAL", "PNEUMONIA"):
+        for i in range(10):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "card.yaml").write_text(card)
+    dataset, _ = load_registry().dataset(f"folder:{tmp_path}")
+    assert [len(split) for split in dataset.load(None).values()] == [12, 2, 6]
+    assert dataset.class_names == ("normal lung", "pneumonia")
+    assert dataset.templates == ("a chest X-ray of {}.",)
+    (tmp_path / "symptoms.json").write_text(symptoms)
+    loaded = load_symptoms(tmp_path / "symptoms.json", dataset.class_names)
+    assert dataset.symptoms == loaded.symptoms
+    assert dataset.licence == "CC BY 4.0"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
