@@ -149,7 +149,7 @@ class RunSpec(BaseModel):
     selection: Literal["last", "best_val"] = "last"
     profile: Literal["matched", "published", "quick"] = "matched"
     shots_unit: Literal["image", "group"] = "image"
-    allow_group_overlap: bool = False
+    allow_group_overlap: Annotated[bool, Field(strict=True)] = False
     cell_timeout: Annotated[float, BeforeValidator(words.seconds)] = 3600.0
     title: Annotated[str | None, BeforeValidator(words.title)] = None
 

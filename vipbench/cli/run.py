@@ -130,7 +130,7 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
         ("methods", listed(methods)),
         ("datasets", listed(spec.datasets)),
         ("backbones", listed(spec.backbones)),
-        ("shots", listed(spec.shots)),
+        ("shots", f"{listed(spec.shots)} ({spec.shots_unit}s of each class)"),
         ("seeds", ranges(spec.seeds)),
         ("profile", spec.profile),
         ("views", spec.views),
@@ -141,6 +141,8 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
         ("device", plan.info.get("device", spec.device)),
         ("output", spec.out),
     ]
+    if spec.allow_group_overlap:
+        rows.append(("groups", "may cross splits"))
     if spec.data_root is not None:
         rows.append(("data root", spec.data_root))
     if spec.symptoms:
