@@ -156,11 +156,13 @@ def test_an_older_layout_is_brought_up_to_date(
     filled(tmp_path)
     with Store(tmp_path, readonly=True) as store:
         before = content(store)
-    monkeypatch.setattr(schema, "VERSION", 2)
+    old = schema.VERSION
+    monkeypatch.setattr(schema, "VERSION", old + 1)
+    monkeypatch.setattr(schema, "READABLE", old + 1)
     monkeypatch.setitem(
-        schema.MIGRATIONS, 1, lambda db: db.execute("CREATE TABLE later (x INTEGER) STRICT")
+        schema.MIGRATIONS, old, lambda db: db.execute("CREATE TABLE later (x INTEGER) STRICT")
     )
-    with pytest.raises(StoreError, match=r"older layout 1.*vipbench run"):
+    with pytest.raises(StoreError, match=rf"older layout {old}.*vipbench run"):
         Store(tmp_path, readonly=True)
     with Store(tmp_path) as store:
         assert content(store) == before

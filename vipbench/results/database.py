@@ -68,7 +68,10 @@ def explained(path: Path) -> Iterator[None]:
 def transaction(
     db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE"
 ) -> Iterator[sqlite3.Connection]:
-    """All of the block or nothing of it."""
+    """All of the block or nothing of it. One that only reads may lie within another."""
+    if begin == "BEGIN" and db.in_transaction:
+        yield db
+        return
     db.execute(begin)
     try:
         yield db
@@ -165,7 +168,7 @@ def _check_layout(db: sqlite3.Connection, path: Path, readonly: bool) -> None:
             f"{path} has layout {version}, this vipbench reads up to {schema.VERSION}: upgrade "
             f"vipbench, or give another output folder"
         )
-    if readonly and version < schema.VERSION:
+    if readonly and version < schema.READABLE:
         raise StoreError(
             f"{path} has the older layout {version}; `vipbench run` on this folder brings it to "
             f"layout {schema.VERSION}"

@@ -1,12 +1,14 @@
 """The layout of results.sqlite: creation, versions, and what marks a file as ours. No torch here.
 
 records      one row a cell, numbered in the order of adding; `json` is the record without its
-             history, `sha256` covers the row
+             history, `sha256` covers the row. A key has several rows where others' results of it
+             differ
 histories    each record's `history`, apart: it is most of a record's size, and no table needs it
 predictions  one row a cell that has them: scores (N,C) float32, little-endian, zlib
 testsets     the ids, groups and labels that many cells share, kept once, named by their SHA-256
 meta         `records`: how many rows there are and the XOR of their hashes, so that a row which
-             damage made vanish is missed; `plan`: the cells that were asked for
+             damage made vanish is missed; `plan`: the cells that were asked for; `choices`:
+             which row stands for a key that has several
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-VERSION = 1
+VERSION = 2
+# The oldest layout that can be read as it is.
+READABLE = 1
 APPLICATION_ID = 0x76697062  # "vipb"
 
 # No index but SQLite's own of row numbers: damage to another would hide a row that is whole. Who
@@ -50,7 +54,10 @@ _TABLES = (
 )
 
 # version -> what brings a file of that version to the next one, inside a transaction.
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {
+    # Since layout 2 a key may have several rows, of which an older reader would show any one.
+    1: lambda db: None,
+}
 
 
 def create(db: sqlite3.Connection) -> None:

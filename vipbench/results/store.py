@@ -21,6 +21,7 @@ from vipbench.results.plan import PlanCell, merge, plan_cell
 from vipbench.results.predictions import Predictions
 from vipbench.results.record import Record, RecordError
 from vipbench.results.rows import COLUMNS, NOTHING, Row, count, describe, write
+from vipbench.results.submissions import DISPUTED, get_choices, standing
 
 FILE = "results.sqlite"
 LOCK = "results.lock"
@@ -41,7 +42,8 @@ class Store:
         self.readonly = readonly
         self._lock: WriterLock | None = None
         self._db: sqlite3.Connection | None = None
-        # key -> the number of its row, of the rows seen so far.
+        # key -> the number of the row that stands for it (see submissions.standing), of the rows
+        # seen so far.
         self._ids: dict[str, int] = {}
         try:
             if not readonly:
@@ -91,13 +93,14 @@ class Store:
         with explained(self.path), transaction(self._writable()) as db:
             counted = get_meta(db, self.path, "records")
             for record, predictions in pairs:
-                old = self._select(db, ids.get(record.key))
-                if old is not None and old.status != "error":
+                number = ids.get(record.key)
+                old = None if number == DISPUTED else self._select(db, number)
+                if number == DISPUTED or (old is not None and old.status != "error"):
                     raise StoreError(
                         f"{self.path} already holds the result of {describe(record)} (key "
                         f"{record.key}); a finished cell is never replaced"
                     )
-                ids.setdefault(record.key, len(ids) + 1)
+                ids.setdefault(record.key, counted["count"] + 1)
                 row = write(db, ids[record.key], record, predictions)
                 if old is not None:
                     counted = count(counted, old, -1)
@@ -123,10 +126,27 @@ class Store:
         """key -> "ok" or "error" of every record, in the order of their adding."""
         return {row.key: row.status for row in self._rows()}
 
+    def disputed(self) -> list[str]:
+        """The keys of which there are several submissions, and none was chosen."""
+        self._rows()
+        return [key for key, number in self._ids.items() if number == DISPUTED]
+
+    def submissions(self) -> dict[str, list[tuple[int, Record]]]:
+        """Of every key with several results: all of them, each with its number, without history."""
+        rows: dict[str, list[Row]] = {}
+        for row in self._rows():
+            rows.setdefault(row.key, []).append(row)
+        return {
+            key: [(row.id, self._parse(row, None)) for row in found]
+            for key, found in rows.items()
+            if len(found) > 1
+        }
+
     def records(self, history: bool = True) -> list[Record]:
         """Every record, in the order of their adding. Without `history` theirs is empty: it is
-        most of a record's size and no table needs it."""
+        most of a record's size and no table needs it. Of disputed keys there is none."""
         rows = self._rows()
+        rows = [row for row in rows if self._ids[row.key] == row.id]
         if not history:
             return [self._parse(row, None) for row in rows]
         with explained(self.path):
@@ -134,7 +154,7 @@ class Store:
         return [self._parse(row, kept.get(row.id, "")) for row in rows]
 
     def record(self, key: str) -> Record | None:
-        """The record under `key`."""
+        """The record under `key`. Raises StoreError where it is disputed."""
         number = self._number(key)
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
             row = self._select(db, number)
@@ -148,9 +168,15 @@ class Store:
         cells = [plan_cell(cell) for cell in kept["cells"]]
         return [c for c in cells if c.run == kept["runs"]] if latest else cells
 
-    def predictions(self, key: str) -> Predictions | None:
-        """What the cell said of every test image; None where the store has none of it."""
-        number = self._number(key)
+    def predictions(self, key: str, number: int | None = None) -> Predictions | None:
+        """What the cell said of every test image; None where the store has none of it.
+
+        number: of one submission, where there are several; without it StoreError is raised for a
+        disputed key.
+        """
+        return self._unpack(self._number(key) if number is None else number, key)
+
+    def _unpack(self, number: int | None, key: str) -> Predictions | None:
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
             row = self._select(db, number)
             found = db.execute(
@@ -189,6 +215,7 @@ class Store:
     def _rows(self) -> list[Row]:
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
             counted = get_meta(db, self.path, "records")
+            choices = get_choices(db, self.path)
             found = db.execute(f"SELECT {COLUMNS} FROM records ORDER BY id").fetchall()
         rows, total = [], NOTHING
         for values in found:
@@ -200,12 +227,17 @@ class Store:
             raise damaged(
                 self.path, f"it holds {total['count']} records, {counted['count']} were added"
             )
-        self._ids = {row.key: row.id for row in rows}
+        self._ids = standing(rows, choices)
         return rows
 
     def _number(self, key: str) -> int | None:
         if key not in self._ids and self.readonly:
             self._rows()  # the driver that is looked at may have added it since
+        if self._ids.get(key) == DISPUTED:
+            raise StoreError(
+                f"{self.path}: there are several submissions of {key} with different scores; "
+                f"`vipbench merge --out {self.out_dir} --prefer SUBMITTER` chooses"
+            )
         return self._ids.get(key)
 
     def _select(self, db: sqlite3.Connection, number: int | None) -> Row | None:
