@@ -37,6 +37,7 @@ class ClipBackbone(Backbone):
     that differ from the defaults; the size is the model's own.
     Raises UnsupportedError for a text tower that cannot take a learned context.
 
+    weights_sha256: digest of all weights, the same whatever file they came from.
     memory_budget: bytes that `encode_text` may keep for the gradient; set it to what is free.
     """
 
@@ -77,6 +78,7 @@ class ClipBackbone(Backbone):
         self.image_size = self._vision.image_size
         self.vision_width = self._vision.width
         self.vision_layers = self._vision.layers
+        self.weights_sha256 = digest_weights(model)
         self.fingerprint = self._digest()
 
     @property
@@ -235,7 +237,7 @@ class ClipBackbone(Backbone):
             "config": self._config,
             "preprocess": {k: str(v) for k, v in vars(self._preprocess).items()},
             "wordpieces": self._wordpieces.identity,
-            "weights": digest_weights(self._model),
+            "weights": self.weights_sha256,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from vipbench.api import UnsupportedError
 from vipbench.backbones import _hub
-from vipbench.backbones._clip import ClipBackbone, clip_wordpieces, digest_weights
+from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
 from vipbench.backbones._texts import Wordpieces
 from vipbench.backbones._weights import load_into, read_json, read_weights, safetensors_metadata
 from vipbench.backbones.open_clip import FORMS
@@ -64,14 +64,10 @@ def load_openclip(argument: str) -> ClipBackbone:
     weights = read_weights(path)
     model = build(source.config)
     load_into(model, weights, f"openclip:{argument}")
-    name = source.name
-    if source.path is not None:
-        # Tables tell local checkpoints apart by content, and never show a path.
-        name = f"{name}@{digest_weights(model)[:8]}"
     try:
-        return ClipBackbone(
+        backbone = ClipBackbone(
             model,
-            name=name,
+            name=source.name,
             config=source.config,
             wordpieces=_wordpieces(source),
             preprocess=source.preprocess,
@@ -79,6 +75,10 @@ def load_openclip(argument: str) -> ClipBackbone:
         )
     except UnsupportedError as error:
         raise UsageError(f"openclip:{argument} cannot be used: {error}") from error
+    if source.path is not None:
+        # Tables tell local checkpoints apart by content, and never show a path.
+        backbone.name = f"{source.name}@{backbone.weights_sha256[:8]}"
+    return backbone
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
