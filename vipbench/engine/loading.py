@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vipbench.api import SPLITS, DataError, Dataset, ImageBackbone, ImageError, Split
@@ -20,7 +21,10 @@ Bound = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """A dataset with its splits read, its symptoms and descriptions in the order of its classes."""
+    """A dataset with its splits read, its symptoms and descriptions in the order of its classes.
+
+    source: how a run asks for it, as records tell it: PATH stands for a path.
+    """
 
     dataset: Dataset
     plugin: Plugin
@@ -30,6 +34,7 @@ class LoadedDataset:
     symptoms_sha256: str | None
     notices: tuple[str, ...]
     descriptions: Bound | None = None
+    source: str = ""
 
     def counts(self, split: str) -> list[int]:
         """Images of each class in a split."""
@@ -92,7 +97,19 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         None if bound is None else sha(bound),
         tuple(notices),
         _bind(dataset.descriptions, names),
+        public_source(source, spec.data_root),
     )
+
+
+def public_source(source: str, root: Path | None) -> str:
+    """`NAME[:ARG]` with PATH for an ARG that is one: records travel, and paths are nobody's
+    business."""
+    name, colon, argument = source.partition(":")
+    folders = [Path(), *([root] if root is not None else [])]
+    path = any(char in argument for char in "/\\.~") or any(
+        (folder / argument).exists() for folder in folders
+    )
+    return f"{name}:PATH" if colon and path else source
 
 
 def load_backbone(registry: Registry, source: str) -> LoadedBackbone:
