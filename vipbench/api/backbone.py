@@ -142,9 +142,12 @@ class Backbone(ImageBackbone):
     """Both towers of a CLIP-like model, frozen.
 
     width: W. text_layers: blocks of the text tower. context_length: the most tokens of a text,
-    start, context and end included. logit_scale: the checkpoint's temperature, after exp.
+    start, context and end included. training_precision: set by the engine; "bf16" lets passes that
+    carry a gradient run in bfloat16, their results and all else stay fp32. logit_scale: the
+    checkpoint's temperature, after exp.
     """
 
+    training_precision: Literal["fp32", "bf16"] = "fp32"
     width: int
     text_layers: int
     context_length: int

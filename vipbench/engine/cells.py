@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vipbench.api import ImageBackbone, Labelled, Method, Recipe, Split, Support, Task, has_own_fit
+from vipbench.api import (
+    Backbone,
+    Labelled,
+    Method,
+    Recipe,
+    Split,
+    Support,
+    Task,
+    has_own_fit,
+)
 from vipbench.engine.features import Features
+from vipbench.engine.machine import free_memory, threads
 from vipbench.engine.optim import steps_per_epoch
 from vipbench.engine.planning import PlanCell
 from vipbench.engine.records import base_record, error_record
@@ -27,8 +35,6 @@ from vipbench.results.metrics import compute_metrics
 
 # At most so many cells at once: more gain little, and cost memory.
 MOST_STACKED = 32
-# Below this width D of a backbone its operations are too small to be shared by threads.
-SMALL_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,10 @@ class GroupRunner:
 
     def run(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
         """All cells of one group (same row, dataset and backbone); a failure is a record."""
-        torch.set_num_threads(_threads(self.features.backbone))
+        backbone = self.features.backbone
+        torch.set_numthreads(threads(backbone))
+        if isinstance(backbone, Backbone) and cells[0].protocol.precision == "bf16":
+            backbone.training_precision = "bf16"
         self._encode_views(cells)
         at_once = self._at_once(cells[0])
         for start in range(0, len(cells), at_once):
@@ -269,7 +278,7 @@ class GroupRunner:
             texts = sum(len(row) for row in data.symptoms)
         # Forty tokens a text, about twenty fp32 numbers of the tower's width a token and layer.
         per_cell = max(1, texts * 40 * layers * cell.info.width * 20 * 4)
-        return max(1, min(MOST_STACKED, int(0.25 * _free_memory(backbone.device)) // per_cell))
+        return max(1, min(MOST_STACKED, int(0.25 * free_memory(backbone.device)) // per_cell))
 
     def _finished(self, item: _Ready, scores: Tensor, timing: Mapping[str, float]) -> Finished:
         test = item.cell.data.splits["test"]
@@ -291,21 +300,5 @@ class GroupRunner:
         return Finished(Record.of(record), predictions)
 
 
-def _threads(backbone: ImageBackbone) -> int:
-    """Threads of one operation: a tower this small only loses by more than one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(wanted) if wanted.isdigit() and int(wanted) > 0 else cores or 1
-    return 1 if backbone.dim < SMALL_DIM else most
-
-
 def _labels(split: Split, rows: Sequence[int]) -> Tensor:
     return torch.as_tensor(split.labels[list(rows)], dtype=torch.long)
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    with contextlib.suppress(ValueError, OSError, AttributeError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 * 1024**3
