@@ -138,7 +138,8 @@ class Task:
 
     def description_texts(self, count: int) -> list[list[str]]:
         """Per class its first `count` descriptions. Raises UnsupportedError, and so makes the
-        cell impossible, where a class has fewer, or one without the class name."""
+        cell impossible, where a class has fewer, or none that holds its name: such texts are
+        symptoms, and are never taken in the descriptions' place."""
         given = self.descriptions or ((),) * self.n_classes
         for name, texts in zip(self.names, given, strict=True):
             if len(texts) < count:
@@ -146,11 +147,10 @@ class Task:
                     f"{count} descriptions of each class are needed, and dataset "
                     f"'{self.info.dataset}' has {len(texts)} of class '{name}'"
                 )
-            bare = [t for t in texts[:count] if name.casefold() not in t.casefold()]
-            if bare:
+            if not any(name.casefold() in text.casefold() for text in texts):
                 raise UnsupportedError(
-                    f"descriptions must hold the class name, and one of class '{name}' of "
-                    f"dataset '{self.info.dataset}' does not: '{bare[0]}'"
+                    f"descriptions name their class, and of those of class '{name}' in dataset "
+                    f"'{self.info.dataset}' none does"
                 )
         return [list(texts[:count]) for texts in given]
 
