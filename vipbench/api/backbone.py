@@ -143,11 +143,13 @@ class Backbone(ImageBackbone):
 
     width: W. text_layers: blocks of the text tower. context_length: the most tokens of a text,
     start, context and end included. training_precision: set by the engine; "bf16" lets passes that
-    carry a gradient run in bfloat16, their results and all else stay fp32. logit_scale: the
-    checkpoint's temperature, after exp.
+    carry a gradient run in bfloat16, their results and all else stay fp32. memory_budget: set by
+    the engine; bytes that a pass may keep for the gradient, beyond which values are computed again.
+    logit_scale: the checkpoint's temperature, after exp.
     """
 
     training_precision: Literal["fp32", "bf16"] = "fp32"
+    memory_budget: int = 1 << 30
     width: int
     text_layers: int
     context_length: int

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vipbench.api import Backbone, Prompts, Tap, TextError, Texts
+from vipbench.backbones._context import context_tokens
 from vipbench.backbones._layout import lay_out
 from vipbench.backbones._packing import Packed, pack
 from vipbench.backbones._texts import Wordpieces, embed_texts
@@ -38,10 +39,7 @@ class ClipBackbone(Backbone):
     Raises UnsupportedError for a text tower that cannot take a learned context.
 
     weights_sha256: digest of all weights, the same whatever file they came from.
-    memory_budget: bytes that `encode_text` may keep for the gradient; set it to what is free.
     """
-
-    memory_budget: int = 1 << 30
 
     def __init__(
         self,
@@ -131,7 +129,7 @@ class ClipBackbone(Backbone):
         self, prompts: Prompts, context: Tensor | None = None, tap: Tap | None = None
     ) -> Tensor:
         """See `Backbone.encode_text`. Without `context`, the gaps of `prompts` stay empty."""
-        m = self._check(prompts, context)
+        m = context_tokens(prompts, context, self.width, self.context_length, self._wordpieces)
         if context is not None and m == 0:
             context = None
         if tap is not None or not self._text.cut:
@@ -198,38 +196,6 @@ class ClipBackbone(Backbone):
                 quick_gelu=bool(self._config.get("quick_gelu", False)),
             ).visual
         return tower.to(self.device).train().requires_grad_(True)
-
-    def _check(self, prompts: Prompts, context: Tensor | None) -> int:
-        """M. Raises ValueError or TextError where prompts and context do not fit together."""
-        if context is None:
-            return 0
-        if prompts.gaps is None:
-            raise ValueError(
-                "these texts have no place for a context: embed them as tuples of pieces, for "
-                "instance ('', 'nevus.')"
-            )
-        if context.dim() < 2 or context.shape[-1] != self.width:
-            raise ValueError(
-                f"the context has shape {tuple(context.shape)}; expected (*L, M, {self.width})"
-            )
-        try:
-            torch.broadcast_shapes(prompts.shape, context.shape[:-2])
-        except RuntimeError:
-            raise ValueError(
-                f"a context of shape {tuple(context.shape)} does not broadcast against texts of "
-                f"shape {tuple(prompts.shape)}: its dimensions before (M, W) must be theirs, or 1"
-            ) from None
-        m = context.shape[-2]
-        longest = int(prompts.lengths.max())
-        if longest + m > self.context_length:
-            at = int(prompts.lengths.flatten().argmax())
-            ids = prompts.tokens.flatten(0, -2)[at, :longest].tolist()
-            raise TextError(
-                f"the text '{self._wordpieces.decode(ids)}' has {longest} tokens with start and "
-                f"end, and the context adds {m}; the text tower takes at most "
-                f"{self.context_length}: shorten the text or the context"
-            )
-        return m
 
     def _digest(self) -> str:
         """SHA-256 over everything that a feature depends on."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,27 +13,26 @@ from torch import Tensor
 
 from vipbench.api import (
     Backbone,
-    Labelled,
     Method,
     Recipe,
-    Split,
     Support,
     Task,
     has_own_fit,
 )
 from vipbench.engine.features import Features
 from vipbench.engine.machine import free_memory, threads
-from vipbench.engine.optim import steps_per_epoch
 from vipbench.engine.planning import PlanCell
 from vipbench.engine.records import base_record, error_record
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.stacking import TrainCell, partition
+from vipbench.engine.support import encode_views, make_support, test_inputs
 from vipbench.engine.training import train
 from vipbench.results import Predictions, Record
 from vipbench.results.metrics import compute_metrics
 
 # At most so many cells at once: more gain little, and cost memory.
-MOST_STACKED = 32
+MOST_STACKED = 64
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -69,39 +67,60 @@ class GroupRunner:
     def run(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
         """All cells of one group (same row, dataset and backbone); a failure is a record."""
         backbone = self.features.backbone
-        torch.set_numthreads(threads(backbone))
-        if isinstance(backbone, Backbone) and cells[0].protocol.precision == "bf16":
-            backbone.training_precision = "bf16"
-        self._encode_views(cells)
-        at_once = self._at_once(cells[0])
-        for start in range(0, len(cells), at_once):
-            yield from self._run_some(cells[start : start + at_once])
+        torch.set_num_threads(threads(backbone))
+        if isinstance(backbone, Backbone):
+            backbone.memory_budget = free_memory(backbone.device) // 4
+            if cells[0].protocol.precision == "bf16":
+                backbone.training_precision = "bf16"
+        encode_views(self.features, cells)
+        for start in range(0, len(cells), MOST_STACKED):
+            yield from self._run_some(cells[start : start + MOST_STACKED])
 
     def try_build(self, cell: PlanCell) -> None:
         """Build a cell's method and throw it away; raises what its constructor raises."""
         cell.row.method(self._task(cell), cell.hparams)
 
     def _run_some(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
+        reason = ""
         if len(cells) > 1:
             try:
                 yield from self._execute(cells)
                 return
+            except OUT_OF_MEMORY:
+                half = len(cells) // 2
+                self.note(f"'{cells[0].row.label}': out of memory with {len(cells)} cells at once")
             except Exception as error:
-                reason = (
-                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                )
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            if not reason:
+                yield from self._run_some(cells[:half])
+                yield from self._run_some(cells[half:])
+                return
         failed = False
         for cell in cells:
             try:
-                yield from self._execute([cell])
+                yield from self._execute_alone(cell)
             except Exception as error:
                 failed = True
                 yield Finished(error_record(cell, error), None)
-        if len(cells) > 1 and not failed:
+        if reason and not failed:
             name = cells[0].row.label
             self.note(
                 f"'{name}' could not train its cells together and trained one by one ({reason})"
             )
+
+    def _execute_alone(self, cell: PlanCell) -> list[Finished]:
+        try:
+            return self._execute([cell])
+        except OUT_OF_MEMORY:
+            backbone = self.features.backbone
+            if not isinstance(backbone, Backbone):
+                raise
+        # Same numbers: beyond its budget a pass only computes again what it did not keep.
+        backbone.memory_budget //= 2
+        again = dataclasses.replace(
+            cell, notes=(*cell.notes, "out of memory; done again with half the memory budget")
+        )
+        return self._execute([again])
 
     def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
         started = time.perf_counter()
@@ -109,7 +128,7 @@ class GroupRunner:
         prepared = time.perf_counter()
         self._fit(ready)
         trained = time.perf_counter()
-        test = self._test_inputs(cells[0].row.method)
+        test = test_inputs(self.features, cells[0].row.method)
         done = []
         for item in ready:
             begin = time.perf_counter()
@@ -142,7 +161,7 @@ class GroupRunner:
             # Before training, so that all stacked cells have the buffers.
             setattr(method, name, torch.zeros(shape, device=task.device))
         recipe = cell.hparams.recipe(cell.info)
-        support = self._support(cell, recipe)
+        support = make_support(self.features, cell, recipe)
         if support is not None:
             method.prepare(support)
         return _Ready(cell, method, recipe, support, task.generator, [])
@@ -198,88 +217,6 @@ class GroupRunner:
             )
         return scores.float().cpu()
 
-    # Support sets and views.
-
-    def _views(self, cell: PlanCell, recipe: Recipe | None) -> int:
-        """How many training views this cell uses."""
-        if recipe is None or cell.protocol.views == "none" or recipe.views.count == 0:
-            return 0
-        if isinstance(cell.protocol.views, int):
-            return cell.protocol.views
-        if recipe.views.count is not None:
-            return recipe.views.count
-        if recipe.epochs is not None:
-            return recipe.epochs
-        assert recipe.iterations is not None
-        return math.ceil(recipe.iterations / steps_per_epoch(recipe, cell.info.n_support))
-
-    def _encode_views(self, cells: Sequence[PlanCell]) -> None:
-        if cells[0].row.method.inputs != "features":
-            return
-        for cell in cells:
-            recipe = cell.hparams.recipe(cell.info) if cell.support is not None else None
-            count = self._views(cell, recipe)
-            if count and recipe is not None and cell.support is not None:
-                self.features.prepare_views(
-                    "train", cell.support.train.tolist(), recipe.views, cell.seed, count
-                )
-
-    def _support(self, cell: PlanCell, recipe: Recipe | None) -> Support | None:
-        if cell.support is None:
-            return None
-        train_split, rows = cell.data.splits["train"], cell.support.train.tolist()
-        device = self.features.backbone.device
-        images = cell.row.method.inputs == "images"
-        count = self._views(cell, recipe)
-
-        @lru_cache(maxsize=1)
-        def view(v: int) -> Tensor:
-            assert recipe is not None
-            if images:
-                items = [(i, v) for i in rows]
-                return self.features.images("train", items, (recipe.views, cell.seed))
-            return self.features.view("train", rows, recipe.views, cell.seed, v)
-
-        val = None
-        if cell.support.val is not None:
-            picked = cell.support.val.tolist()
-            val = Labelled(
-                self._inputs("val", picked, images),
-                _labels(cell.data.splits["val"], picked).to(device),
-            )
-        groups = train_split.groups
-        return Support(
-            plain=self._inputs("train", rows, images),
-            labels=_labels(train_split, rows).to(device),
-            n_classes=cell.info.n_classes,
-            shots=cell.shots,
-            get_view=view if count else None,
-            n_views=count,
-            groups=None if groups is None else tuple(groups[i] for i in rows),
-            val=val,
-            best_val=val is not None and cell.protocol.selection == "best_val",
-        )
-
-    def _inputs(self, split: str, rows: Sequence[int], images: bool) -> Tensor:
-        if images:
-            return self.features.images(split, [(i, 0) for i in rows], None)
-        return self.features.plain(split, rows)
-
-    def _test_inputs(self, method: type[Method]) -> Tensor:
-        rows = range(len(self.features.splits["test"]))
-        return self._inputs("test", list(rows), method.inputs == "images")
-
-    def _at_once(self, cell: PlanCell) -> int:
-        """How many cells to hold at once, by a rough count of the text pass's activations."""
-        backbone, data = self.features.backbone, cell.data
-        layers = getattr(backbone, "text_layers", 0)
-        texts = cell.info.n_classes
-        if "symptoms" in cell.row.method.needs and data.symptoms is not None:
-            texts = sum(len(row) for row in data.symptoms)
-        # Forty tokens a text, about twenty fp32 numbers of the tower's width a token and layer.
-        per_cell = max(1, texts * 40 * layers * cell.info.width * 20 * 4)
-        return max(1, min(MOST_STACKED, int(0.25 * free_memory(backbone.device)) // per_cell))
-
     def _finished(self, item: _Ready, scores: Tensor, timing: Mapping[str, float]) -> Finished:
         test = item.cell.data.splits["test"]
         predictions = Predictions(
@@ -298,7 +235,3 @@ class GroupRunner:
         }
         record["provenance"]["stacked_cells"] = item.stacked
         return Finished(Record.of(record), predictions)
-
-
-def _labels(split: Split, rows: Sequence[int]) -> Tensor:
-    return torch.as_tensor(split.labels[list(rows)], dtype=torch.long)
