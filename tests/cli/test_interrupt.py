@@ -71,8 +71,10 @@ def test_one_signal_keeps_what_is_done(toy: Path, tmp_path: Path, number: int, s
     assert time.monotonic() - began < 10
     assert process.returncode == status
     with Store(tmp_path / "results", readonly=True) as store:
-        kept = len(store.records())
+        records = store.records()
+    kept = len(records)
     assert 2 <= kept < 6
+    assert all(record.ok for record in records), [record.error for record in records]
     assert f"vipbench: stopped; {kept} finished cells kept in results, {6 - kept} to go" in err
     assert "the same command goes on" in err
     assert "Traceback" not in err

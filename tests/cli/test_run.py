@@ -150,7 +150,7 @@ def test_nothing_is_run_where_nothing_can_be(cli: Cli, toy: Path, tmp_path: Path
 def test_unknown_names_are_refused_before_anything_runs(cli: Cli, tmp_path: Path) -> None:
     out = str(tmp_path / "untouched")
     cases = [
-        (["--methods", "vpi"], "unknown method 'vpi'; did you mean 'vip'"),
+        (["--methods", "linearprobe"], "unknown method 'linearprobe'; did you mean 'linear-probe'"),
         (["--methods", "vip", "--set", "vip.contxt=off"], "'contxt'; did you mean 'context'"),
         (["--datasets", "npz:no.npz", "--backbones", "tinyclip"], "did you mean 'tiny-clip'"),
     ]
