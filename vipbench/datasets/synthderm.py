@@ -29,7 +29,7 @@ from vipbench.datasets import _render
 from vipbench.datasets._render import Attributes, Stream
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
-from vipbench.symptoms import shipped_symptoms
+from vipbench.symptoms import shipped_descriptions, shipped_symptoms
 
 REVISION = 1
 """Raise it whenever a pixel or a label changes: it enters every random stream."""
@@ -190,6 +190,7 @@ class SynthDerm(Dataset):
 
     def __init__(self) -> None:
         self.symptoms = shipped_symptoms(self.name, self.class_names)
+        self.descriptions = shipped_descriptions(self.name, self.class_names)
 
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """The three splits; `root` is not used, for the images are drawn on demand."""

@@ -11,7 +11,15 @@ from vipbench.symptoms.load import (
     SymptomSet,
     load_symptoms,
     parse_symptoms,
+    shipped_descriptions,
     shipped_symptoms,
 )
 
-__all__ = ["SymptomError", "SymptomSet", "load_symptoms", "parse_symptoms", "shipped_symptoms"]
+__all__ = [
+    "SymptomError",
+    "SymptomSet",
+    "load_symptoms",
+    "parse_symptoms",
+    "shipped_descriptions",
+    "shipped_symptoms",
+]

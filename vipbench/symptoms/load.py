@@ -84,10 +84,29 @@ def parse_symptoms(text: str, class_names: Sequence[str], what: str = "symptoms"
 
 def shipped_symptoms(dataset: str, class_names: Sequence[str]) -> dict[str, tuple[str, ...]] | None:
     """The set that vipbench ships for `dataset`, or None where it ships none."""
-    for file in resources.files("vipbench.symptoms").joinpath("data").iterdir():
-        if file.name == f"{dataset}.json":
-            text = file.read_text(encoding="utf-8")
-            return parse_symptoms(text, class_names, f"shipped symptoms '{dataset}'").symptoms
+    text = _shipped(f"{dataset}.json", "data")
+    if text is None:
+        return None
+    return parse_symptoms(text, class_names, f"shipped symptoms '{dataset}'").symptoms
+
+
+def shipped_descriptions(
+    dataset: str, class_names: Sequence[str]
+) -> dict[str, tuple[str, ...]] | None:
+    """The descriptions (texts about a class that hold its name) that vipbench ships for
+    `dataset`, or None where it ships none."""
+    text = _shipped(f"{dataset}.json", "data", "descriptions")
+    if text is None:
+        return None
+    what = f"shipped descriptions '{dataset}'"
+    bound = _bind(_parse(text, what), class_names, what)
+    return {name: _check_class(name, bound[name], what) for name in class_names}
+
+
+def _shipped(file_name: str, *folder: str) -> str | None:
+    for file in resources.files("vipbench.symptoms").joinpath(*folder).iterdir():
+        if file.name == file_name:
+            return file.read_text(encoding="utf-8")
     return None
 
 

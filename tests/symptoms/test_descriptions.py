@@ -1,0 +1,76 @@
+"""Descriptions: which texts a method that needs them is given, and when it is given none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+from vipbench.datasets.synthderm import CLASS_NAMES, SynthDerm
+from vipbench.symptoms import SymptomError, shipped_descriptions, shipped_symptoms
+
+
+def test_synthderm_ships_fifty_different_descriptions_with_the_class_name() -> None:
+    found = shipped_descriptions("synthderm", CLASS_NAMES)
+    assert found is not None
+    assert list(found) == list(CLASS_NAMES)
+    for name, texts in found.items():
+        assert len(set(texts)) == 50
+        assert all(name in text for text in texts)
+        others = [other for other in CLASS_NAMES if other != name]
+        assert not any(other in text for text in texts for other in others)
+    assert SynthDerm().descriptions == found
+
+
+def test_descriptions_are_no_symptoms_and_other_datasets_have_none() -> None:
+    assert shipped_symptoms("descriptions/synthderm", CLASS_NAMES) is None
+    assert shipped_descriptions("pneumonia", ("normal", "pneumonia")) is None
+    with pytest.raises(SymptomError, match="does not match the dataset's classes"):
+        shipped_descriptions("synthderm", CLASS_NAMES[1:])
+
+
+def test_biomedcoop_is_impossible_without_descriptions_even_where_there_are_symptoms(
+    cli: Cli, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "val", "test"):
+        for label, shade in (("pale", 200), ("dark", 20)):
+            folder = data / split / label
+            folder.mkdir(parents=True)
+            for i in range(2):
+                _image(
+                    folder / f"{split}-{i}.png", shade + 9 * i + 3 * ("train val test".find(split))
+                )
+    symptoms = tmp_path / "symptoms.json"
+    symptoms.write_text(json.dumps({"pale": ["a light tone"], "dark": ["a deep tone"]}))
+    flags = ("--backbones", "tiny-clip", "--shots", "1", "--seeds", "1")
+    done = cli(
+        *("run", "--dry-run", "--methods", "zero-shot,biomedcoop,cupl"),
+        *("--datasets", f"folder:{data}", "--symptoms", str(symptoms), *flags),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "'biomedcoop' needs descriptions and 'data' has none" in done.stdout
+    assert "'cupl' needs descriptions and 'data' has none" in done.stdout
+
+
+def test_biomedcoop_runs_on_synthderm_and_its_table_says_untuned(cli: Cli, tmp_path: Path) -> None:
+    methods = "biomedcoop[epochs=1],biomedcoop[n_prompts=51],cupl"
+    done = cli(
+        *("run", "--methods", methods, "--datasets", "synthderm", "--backbones", "tiny-clip"),
+        *("--shots", "1", "--seeds", "1", "--views", "none", "--out", "results"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "results" / "table.md").read_text()
+    assert "epochs=1\\]: λ of BiomedCoOp untuned" in table
+    assert "51 descriptions of each class are needed" in table
+    assert "has 50 of class 'velmorid nevoma'" in table
+
+
+def _image(path: Path, shade: int) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), (shade, shade, shade)).save(path)
