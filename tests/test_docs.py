@@ -17,6 +17,7 @@ from PIL import Image
 import vipbench
 from tests.conftest import Cli
 from vipbench import hookspecs
+from vipbench.api import Method
 from vipbench.plugins import load_registry
 from vipbench.symptoms import load_symptoms
 
@@ -43,6 +44,17 @@ def test_every_hook_is_documented() -> None:
     assert hooks
     for hook in hooks:
         assert f"### `{hook}(" in page
+
+
+def test_every_attribute_of_a_method_is_documented() -> None:
+    table = (DOCS / "plugins.md").read_text()
+    public = {name for name in vars(Method)["__annotations__"] if name != "HParams"}
+    documented = {
+        word
+        for row in re.findall(r"^\| (`.*?) \|", table, re.M)
+        for word in re.findall(r"`(\w+)`", row)
+    }
+    assert documented == public
 
 
 def test_every_method_and_hyperparameter_is_documented() -> None:
