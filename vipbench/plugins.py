@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,43 +24,8 @@ from vipbench.errors import UsageError, unknown
 ENTRY_POINT_GROUP = "vipbench"
 PLUGINS_DIR_VARIABLE = "VIPBENCH_PLUGINS_DIR"
 
-BUILTIN_MODULES = (
-    "vipbench.methods.zero_shot",
-    "vipbench.methods.symptoms_mean",
-    "vipbench.methods.symptoms_max",
-    "vipbench.methods.linear_probe",
-    "vipbench.methods.coop",
-    "vipbench.methods.cocoop",
-    "vipbench.methods.vip",
-    "vipbench.methods.tip_adapter",
-    "vipbench.methods.tip_adapter_f",
-    "vipbench.methods.clip_adapter",
-    "vipbench.methods.taskres",
-    "vipbench.methods.ss_text",
-    "vipbench.methods.ss_text_plus",
-    "vipbench.methods.clap",
-    "vipbench.methods.zs_lp",
-    "vipbench.methods.lp_plus_plus",
-    "vipbench.methods.cross_modal",
-    "vipbench.methods.ncm",
-    "vipbench.methods.gda",
-    "vipbench.methods.transclip",
-    "vipbench.methods.transclip_fs",
-    "vipbench.methods.vpt",
-    "vipbench.methods.maple",
-    "vipbench.methods.ivlp",
-    "vipbench.methods.promptsrc",
-    "vipbench.methods.cliplora",
-    "vipbench.backbones.open_clip",
-    "vipbench.datasets.synthderm",
-    "vipbench.datasets.npz",
-    "vipbench.datasets.folder",
-    "vipbench.datasets.medmnist",
-    "vipbench.datasets.derm7pt",
-    "vipbench.datasets.pneumonia",
-    "vipbench.datasets.split_file",
-    "vipbench.datasets.csv_manifest",
-)
+# Every module of these rooms is a plugin, but for those with a leading underscore.
+BUILTIN_ROOMS = ("methods", "backbones", "datasets")
 
 Kind = Literal["method", "backbone", "dataset"]
 
@@ -146,6 +112,16 @@ class Registry:
         return made, found.plugin
 
 
+def builtin_modules() -> list[str]:
+    """The modules that vipbench's own methods, backbones and datasets are in, room by room."""
+    found = []
+    for room in BUILTIN_ROOMS:
+        package = importlib.import_module(f"vipbench.{room}")
+        names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+        found += [f"{package.__name__}.{name}" for name in names if not name.startswith("_")]
+    return found
+
+
 def load_registry(plugins_dir: Path | None = None) -> Registry:
     """Load built-ins, entry points and the files of `plugins_dir`, and let each register.
 
@@ -155,7 +131,7 @@ def load_registry(plugins_dir: Path | None = None) -> Registry:
     manager = pluggy.PluginManager("vipbench")
     manager.add_hookspecs(hookspecs)
     registry = Registry()
-    for module_name in BUILTIN_MODULES:
+    for module_name in builtin_modules():
         module = importlib.import_module(module_name)
         _add(manager, registry, module, _describe("vipbench", __version__, module, builtin=True))
     for point in entry_points(group=ENTRY_POINT_GROUP):
