@@ -18,7 +18,7 @@ LAYERS = (
     {"errors", "images", "yamlio", "specparse", "specerrors", "spec", "results"},
     {"vipbench", "api", "hookspecs"},  # "vipbench" is __init__.py: the hook marker and version
     {"backbones", "methods", "datasets", "symptoms"},
-    {"plugins"},
+    {"plugins", "pluginfiles"},
     {"engine"},
     {"cli", "testing", "__main__"},
 )

@@ -122,3 +122,40 @@ def test_unknown_names_name_close_matches() -> None:
     ):
         with pytest.raises(UsageError, match=f"did you mean.*'{meant}'"):
             registry.get(kind, wrong)  # type: ignore[arg-type]
+
+
+def code_of(folder: Path) -> str:
+    return load_registry(folder).methods["same"].plugin.code_sha256
+
+
+def test_the_digest_of_a_plugins_code_covers_its_local_imports(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    file = write(folder, "same.py", METHOD.format(name="same"))
+    alone = load_registry(folder).methods["same"].plugin
+    assert alone.code_sha256 == alone.file_sha256
+    write(folder, "_unused.py", "A = 1")
+    assert code_of(folder) == alone.code_sha256
+    inner = folder / "same_parts"
+    inner.mkdir()
+    write(inner, "__init__.py", "")
+    write(inner, "deep.py", "from .deeper import B")
+    write(inner, "deeper.py", "B = 1")
+    text = "def later():\n    from same_parts import deep\n    return deep\n"
+    file.write_text(METHOD.format(name="same") + text)
+    first = code_of(folder)
+    assert first != load_registry(folder).methods["same"].plugin.file_sha256
+    write(inner, "deeper.py", "B = 2")
+    assert code_of(folder) != first
+    write(inner, "deeper.py", "B = 1")
+    assert code_of(folder) == first
+    # The same plugin in another folder is the same.
+    other = folder.rename(tmp_path / "elsewhere")
+    assert code_of(other) == first
+
+
+def test_a_plugin_can_import_a_file_beside_it(tmp_path: Path) -> None:
+    write(tmp_path, "_beside_same.py", "NAME = 'same'")
+    text = "from _beside_same import NAME\n" + METHOD.replace('"{name}"', "NAME")
+    write(tmp_path, "same.py", text)
+    assert "same" in load_registry(tmp_path).methods

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import pkgutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import pluggy
 
 from vipbench import __version__, hookspecs
 from vipbench.api import Dataset, HParams, ImageBackbone, Method
 from vipbench.errors import UsageError, unknown
+from vipbench.pluginfiles import (
+    Plugin,
+    describe,
+    load_entry_point,
+    load_file,
+    plugin_files,
+    provenance,
+)
+
+__all__ = ["Plugin", "Registered", "Registry", "load_registry", "provenance"]
 
 ENTRY_POINT_GROUP = "vipbench"
 PLUGINS_DIR_VARIABLE = "VIPBENCH_PLUGINS_DIR"
@@ -28,24 +35,6 @@ PLUGINS_DIR_VARIABLE = "VIPBENCH_PLUGINS_DIR"
 BUILTIN_ROOMS = ("methods", "backbones", "datasets")
 
 Kind = Literal["method", "backbone", "dataset"]
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """Where something registered comes from.
-
-    name: "vipbench" for built-ins, a distribution's entry point, or a file's name. version: of
-    the distribution; None for single files. file: the module's file. file_sha256: its digest.
-    """
-
-    name: str
-    version: str | None
-    file: Path
-    file_sha256: str
-    builtin: bool
-
-    def __str__(self) -> str:
-        return f"plugin '{self.name}' ({self.file})"
 
 
 @dataclass(frozen=True)
@@ -133,16 +122,16 @@ def load_registry(plugins_dir: Path | None = None) -> Registry:
     registry = Registry()
     for module_name in builtin_modules():
         module = importlib.import_module(module_name)
-        _add(manager, registry, module, _describe("vipbench", __version__, module, builtin=True))
+        _add(manager, registry, module, describe("vipbench", __version__, module, builtin=True))
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        module = _load_entry_point(point)
+        module = load_entry_point(point)
         version = point.dist.version if point.dist else None
         name = point.dist.name if point.dist else point.name
-        _add(manager, registry, module, _describe(name, version, module))
+        _add(manager, registry, module, describe(name, version, module))
     if plugins_dir is not None:
-        for file in _plugin_files(plugins_dir):
-            module = _load_file(file)
-            _add(manager, registry, module, _describe(file.stem, None, module))
+        for file in plugin_files(plugins_dir):
+            module = load_file(file)
+            _add(manager, registry, module, describe(file.stem, None, module))
     return registry
 
 
@@ -219,66 +208,5 @@ def _store(registry: Registry, new: Registered) -> None:
     table[new.name] = new
 
 
-def _describe(name: str, version: str | None, module: ModuleType, builtin: bool = False) -> Plugin:
-    file = Path(module.__file__ or "")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-    return Plugin(name, version, file, digest, builtin)
-
-
-def _plugin_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UsageError(f"--plugins-dir {folder} is not a folder; give one that holds *.py files")
-    return sorted(p for p in folder.glob("*.py") if not p.name.startswith(("_", "test_")))
-
-
-def _load_file(file: Path) -> ModuleType:
-    # A name of its own, so that a drop-in never shadows an installed module of the same name.
-    digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
-    name = f"vipbench_plugin_{file.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"plugin '{file.stem}' ({file}) is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[name]
-        _import_failed(file.stem, str(file), error)
-    return module
-
-
-def _load_entry_point(point: EntryPoint) -> ModuleType:
-    try:
-        module = point.load()
-    except BaseException as error:
-        _import_failed(point.name, point.value, error)
-    if not isinstance(module, ModuleType):
-        raise UsageError(
-            f"plugin '{point.name}' ({point.value}): the entry point gives a "
-            f"{type(module).__name__}; it must name a module"
-        )
-    return module
-
-
-def _import_failed(name: str, where: str, error: BaseException) -> NoReturn:
-    if isinstance(error, KeyboardInterrupt):
-        raise error
-    raise UsageError(
-        f"plugin '{name}' ({where}) cannot be imported: {type(error).__name__}: {error}; "
-        "mend it or take it away"
-    ) from error
-
-
 def _first_line(thing: object) -> str:
     return (thing.__doc__ or "").strip().split("\n")[0]
-
-
-def provenance(plugin: Plugin) -> Mapping[str, str | None]:
-    """What a record says of a plugin; its file by name only, since records travel."""
-    return {
-        "plugin": plugin.name,
-        "version": plugin.version,
-        "file": plugin.file.name,
-        "file_sha256": plugin.file_sha256,
-    }

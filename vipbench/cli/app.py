@@ -22,6 +22,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# What `vipbench run` takes and a suite does not hold under that name.
+NOT_OF_THE_SUITE = ("context", "suite", "settings", "dry_run", "no_retry")
+
 PluginsDir = Annotated[
     Path | None,
     typer.Option(
@@ -151,15 +154,16 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and their state; run nothing.")
     ] = False,
+    no_retry: Annotated[
+        bool, typer.Option("--no-retry", help="Leave cells that failed before as they are.")
+    ] = False,
 ) -> int:
     """Run a grid of methods, datasets, backbones, shots and seeds, and print its table.
 
     Cells that are done are not run again. Without a suite, methods, datasets or backbones it is
     the bundled demo.
     """
-    flags = {
-        k: v for k, v in locals().items() if k not in ("context", "suite", "settings", "dry_run")
-    }
+    flags = {k: v for k, v in locals().items() if k not in NOT_OF_THE_SUITE}
     from vipbench.cli.suites import make_spec
 
     source = context.get_parameter_source("plugins_dir")
@@ -168,7 +172,7 @@ def run(
     # Only now, so that a misspelled key is told at once.
     from vipbench.cli.run import run_command
 
-    return run_command(spec, dry_run)
+    return run_command(spec, dry_run, retry=not no_retry)
 
 
 @app.command()

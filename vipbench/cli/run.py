@@ -11,6 +11,7 @@ from vipbench.cli.progress import Reporter, reporter
 from vipbench.cli.table import save_tables
 from vipbench.cli.text import clean, columns, listed, plural, ranges, shots_text
 from vipbench.engine import driver
+from vipbench.engine.changes import NOT_AGAIN
 from vipbench.engine.driver import Observer, Outcome, Plan, PlannedCell
 from vipbench.errors import UsageError
 from vipbench.results.record import Record
@@ -20,15 +21,18 @@ from vipbench.spec import SUITE_NAME, RunSpec
 WORDS = {"todo": "to do", "done": "done", "impossible": "impossible"}
 
 
-def run_command(spec: RunSpec, dry_run: bool = False) -> int:
-    """Run `spec`, or list its cells; returns the exit status. Raises UsageError, StoreError."""
+def run_command(spec: RunSpec, dry_run: bool = False, retry: bool = True) -> int:
+    """Run `spec`, or list its cells; returns the exit status. Raises UsageError, StoreError.
+
+    retry: whether cells that failed before are tried again.
+    """
     shown = reporter()
     try:
         if dry_run:
-            _show_plan(spec, driver.plan(spec), shown)
+            _show_plan(spec, driver.plan(spec, retry), shown)
             return OK
         screen = Screen(spec, shown)
-        outcome = driver.run(spec, screen)
+        outcome = driver.run(spec, screen, retry)
     finally:
         shown.stop()
     return _finish(spec, screen, outcome)
@@ -90,31 +94,38 @@ def _finish(spec: RunSpec, screen: Screen, outcome: Outcome) -> int:
             told = f"stopped; {kept} kept in {spec.out}, {left:,} to go: the same command goes on"
         print(f"vipbench: {told}", file=sys.stderr)
         return 128 + outcome.signal
+    left = sum(cell.reason == NOT_AGAIN for cell in screen.plan.of("done"))
     if not screen.plan.of("todo"):
-        print(f"Nothing to do: {plural(outcome.skipped, 'cell')} {_are(outcome.skipped)} done.")
+        done = outcome.skipped - left
+        print(f"Nothing to do: {plural(done, 'cell')} {_are(done)} done.")
     try:
         print(f"\n{save_tables(spec.out, spec.title)}\n")
         print(f"Saved in {spec.out}: table.md, table.tex, results.csv, {SUITE_NAME}")
     except TableError as error:
         print(f"vipbench: the records cannot stand in one table: {error}", file=sys.stderr)
+    if left:
+        print(
+            f"vipbench: {plural(left, 'cell')} failed before and {_are(left)} not tried again "
+            "(--no-retry)",
+            file=sys.stderr,
+        )
     if outcome.failed:
         print(
             f"vipbench: {plural(outcome.failed, 'cell')} failed, as named above; the same command "
             "tries again",
             file=sys.stderr,
         )
-        return FAILED
-    return OK
+    return FAILED if outcome.failed or left else OK
 
 
 def _show_plan(spec: RunSpec, plan: Plan, shown: Reporter) -> None:
     for line in [*_settings(spec, plan), *_notices(plan), ""]:
         shown.line(line)
-    rows = [("state", "method", "backbone", "dataset", "shots", "seed", "reason")]
+    rows = [("state", "key", "method", "backbone", "dataset", "shots", "seed", "reason")]
     for cell in plan.cells:
         seed = "-" if cell.shots == 0 else str(cell.seed)
         place = (cell.method, cell.backbone, cell.dataset, str(cell.shots), seed)
-        rows.append((WORDS[cell.status], *place, cell.reason or ""))
+        rows.append((WORDS[cell.status], cell.key[:8], *place, cell.reason or ""))
     for line in columns(rows):
         shown.line(line)
     shown.line(f"\nNothing was run. Cells: {_counts(plan)}")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from vipbench.engine.changes import Stored
 from vipbench.engine.outcome import CatalogueEntry, Observer, Outcome, Plan, PlannedCell
 from vipbench.engine.process import Stopped, Worker, WorkerDiedError, WorkerTimeoutError
 from vipbench.errors import UsageError
@@ -49,21 +50,26 @@ def catalogue(plugins_dir: Path | None = None) -> list[CatalogueEntry]:
     return [CatalogueEntry(**entry) for entry in event["entries"]]
 
 
-def plan(spec: RunSpec) -> Plan:
-    """The cells of `spec` and, of each, whether it is done. Writes nothing. Raises UsageError."""
+def plan(spec: RunSpec, retry: bool = True) -> Plan:
+    """The cells of `spec` and, of each, whether it is done. Writes nothing. Raises UsageError.
+
+    retry: whether cells that failed before are to be done again.
+    """
     with Worker() as worker:
-        return _plan(worker, spec, _stored(spec.out))
+        return _plan(worker, spec, Stored.read(spec.out), retry)
 
 
-def run(spec: RunSpec, observer: Observer | None = None) -> Outcome:
+def run(spec: RunSpec, observer: Observer | None = None, retry: bool = True) -> Outcome:
     """Run what is missing of `spec` into `spec.out`. Raises UsageError before anything runs.
+
+    retry: whether cells that failed before are tried again.
 
     SIGINT and SIGTERM stop it: what is finished is kept, and `Outcome.signal` says so. A second
     one ends the process at once.
     """
     observer = observer or Observer()
     with _signals() as stopped:
-        driver = _Driver(spec, observer, stopped)
+        driver = _Driver(spec, observer, stopped, retry)
         try:
             driver.run()
         except Stopped:
@@ -84,17 +90,20 @@ class _Signal:
 class _Driver:
     """One run in progress."""
 
-    def __init__(self, spec: RunSpec, observer: Observer, stopped: _Signal) -> None:
+    def __init__(
+        self, spec: RunSpec, observer: Observer, stopped: _Signal, retry: bool = True
+    ) -> None:
         self.spec = spec
         self.observer = observer
         self.stopped = stopped
+        self.retry = retry
         self.worker: Worker | None = None
         self.store: Store | None = None
         self.cells: dict[str, PlannedCell] = {}
         self.outcome = Outcome(0, 0, 0, 0)
 
     def run(self) -> None:
-        planned = _plan(self._worker(), self.spec, _stored(self.spec.out))
+        planned = _plan(self._worker(), self.spec, Stored.read(self.spec.out), self.retry)
         self.cells = {cell.key: cell for cell in planned.cells}
         self.outcome = replace(
             self.outcome,
@@ -190,7 +199,7 @@ class _Driver:
         if self.worker is None:
             self.worker = Worker(self.stopped)
             if self.cells:
-                _plan(self.worker, self.spec, {})
+                _plan(self.worker, self.spec)
         return self.worker
 
     def _drop_worker(self) -> None:
@@ -211,17 +220,10 @@ class _Driver:
             self.store.close()
 
 
-def _plan(worker: Worker, spec: RunSpec, stored: Mapping[str, str]) -> Plan:
+def _plan(worker: Worker, spec: RunSpec, stored: Stored | None = None, retry: bool = True) -> Plan:
     event = _answer(worker, "plan", suite=spec.to_yaml())
-    cells = []
-    for item in event["cells"]:
-        cell = PlannedCell(**item)
-        have = stored.get(cell.key)
-        if cell.status == "todo" and have == "ok":
-            cell = replace(cell, status="done")
-        elif cell.status == "todo" and have == "error":
-            cell = replace(cell, reason="failed before, tried again")
-        cells.append(cell)
+    stored = stored or Stored()
+    cells = [stored.judge(PlannedCell(**item), retry) for item in event["cells"]]
     return Plan(cells, event["notices"], event["info"])
 
 
@@ -236,13 +238,6 @@ def _answer(worker: Worker, do: str, **arguments: Any) -> dict[str, Any]:
         raise UsageError(f"planning failed: {error}") from error
     assert answer is not None
     return answer
-
-
-def _stored(out: Path) -> dict[str, str]:
-    if not (out / "results.sqlite").exists():
-        return {}
-    with Store(out, readonly=True) as store:
-        return store.status()
 
 
 def _predictions(event: Mapping[str, Any] | None) -> Predictions | None:

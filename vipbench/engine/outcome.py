@@ -11,7 +11,8 @@ from vipbench.results import Record
 @dataclass(frozen=True)
 class PlannedCell:
     """One cell of the grid. shots: images per class, "full", or 0 for zero-shot methods.
-    status: done, todo or impossible; reason: why impossible, or why to be done again."""
+    status: done, todo or impossible; reason: why impossible, or why to be done again. parts: of
+    what the key is made."""
 
     key: str
     backbone: str
@@ -24,6 +25,12 @@ class PlannedCell:
     group: str
     plugin: str
     file: str
+    parts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def slot(self) -> tuple[str, str, str, int | str, int]:
+        """The place in the grid, as records have it."""
+        return (self.backbone, self.dataset, self.method, self.shots, self.seed)
 
     def as_dict(self) -> dict[str, Any]:
         """As the store keeps plans."""

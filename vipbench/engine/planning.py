@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vipbench.api import Backbone, CellInfo, HParams, ImageBackbone, Method
 from vipbench.engine import sampling
@@ -62,7 +64,8 @@ class Protocol:
 class PlanCell:
     """One number in a table, or the reason why it cannot be.
 
-    shots: None is the full training set, 0 with seed 0 a zero-shot cell.
+    shots: None is the full training set, 0 with seed 0 a zero-shot cell. parts: of what the key is
+    made, see `key_parts`.
     """
 
     key: str
@@ -77,6 +80,7 @@ class PlanCell:
     notes: tuple[str, ...] = ()
     impossible: str | None = None
     support: SupportIndices | None = field(default=None, repr=False)
+    parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def group(self) -> tuple[str, str, str]:
@@ -138,10 +142,11 @@ def _plan_cell(
     notes = hparams.notes(info)
     if spec.profile == "quick" and hparams != (quick := hparams.quick(info)):
         hparams, notes = quick, (*notes, "profile quick: unpublished settings")
-    key = cell_key(protocol, row, hparams, data, towers, shots, seed)
+    parts = key_parts(protocol, row, hparams, data, towers, shots, seed)
     return PlanCell(
-        key, row, data, backbone, shots, seed, hparams, info, protocol, notes, reason, support
-    )
+        sha(parts), row, data, backbone, shots, seed, hparams, info, protocol, notes, reason,
+        support, parts,
+    )  # fmt: skip
 
 
 def impossible_pair(
@@ -161,7 +166,7 @@ def impossible_pair(
     return None
 
 
-def cell_key(
+def key_parts(
     protocol: Protocol,
     row: Row,
     hparams: HParams,
@@ -169,37 +174,46 @@ def cell_key(
     backbone: ImageBackbone,
     shots: int | None,
     seed: int,
-) -> str:
-    """SHA-256 of everything that makes the cell's numbers, and of nothing else."""
-    needs = row.method.needs
-    texts = {}
-    if needs & TEXTS:
-        texts = {"templates": data.dataset.templates, "classes": data.dataset.class_names}
-    content = {
-        "engine": ENGINE_REVISION,
-        "method": [row.method.name, row.method.revision, method_code(row.plugin)],
-        "hparams": dataclasses.asdict(hparams),
+) -> dict[str, Any]:
+    """Everything that makes the cell's numbers, and nothing else: a cell's key is the SHA-256 of
+    this, and its record keeps it, so that a later run can say what changed.
+
+    Built-in methods raise `revision` when their numbers change; of a user's plugin the code
+    itself counts. A metric is named from its second revision on, so that a new metric changes
+    no key.
+    """
+    method, needs = row.method, row.method.needs
+    parts: dict[str, Any] = {
+        "engine.revision": ENGINE_REVISION,
+        "method": method.name,
+        "method.revision": method.revision,
+        "method.code": None if row.plugin.builtin else row.plugin.code_sha256,
+        "hparams": {k: _plain(v) for k, v in dataclasses.asdict(hparams).items()},
         "backbone": backbone.fingerprint,
-        "dataset": [data.fingerprint, sampling.REVISION],
-        "texts": texts,
-        "symptoms": data.symptoms_sha256 if "symptoms" in needs else None,
-        "shots": shots,
+        "data": data.fingerprint,
+        "loader.revision": data.dataset.revision,
+        "shots": "full" if shots is None else shots,
         "seed": seed,
         "precision": protocol.precision,
     }
+    if needs & TEXTS:
+        parts["texts"] = sha([data.dataset.class_names, data.dataset.templates])
+    if "symptoms" in needs:
+        parts["symptoms"] = data.symptoms_sha256
     if "descriptions" in needs:
-        content["descriptions"] = data.descriptions
-    if row.method.uses_support:
-        content["protocol"] = [
-            protocol.views, protocol.sampler, protocol.validation, protocol.selection,
-            protocol.shots_unit,
-        ]  # fmt: skip
-    return sha(content)
+        parts["descriptions"] = sha(data.descriptions)
+    if method.uses_support:
+        parts["sampler.revision"] = sampling.REVISION
+        for name in ("views", "sampler", "validation", "selection", "shots_unit"):
+            parts[name] = getattr(protocol, name)
+    changed = {name: r for name, r in metric_revisions().items() if r != 1}
+    if changed:
+        parts["metrics"] = changed
+    return parts
 
 
-def method_code(plugin: Plugin) -> str | None:
-    """What stands for a method's code in a key: built-ins raise `revision` instead."""
-    return None if plugin.builtin else plugin.file_sha256
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def metric_revisions() -> dict[str, int]:

@@ -76,6 +76,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
                 "citation": data.dataset.citation,
             },
             "metric_revisions": metric_revisions(),
+            "key_parts": dict(cell.parts),
         },
         "notes": list(cell.notes),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

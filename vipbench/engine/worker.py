@@ -166,6 +166,7 @@ def _planned(cell: PlanCell, reason: str | None) -> dict[str, Any]:
         "reason": reason,
         "plugin": cell.row.plugin.name,
         "file": cell.row.plugin.file.name,
+        "parts": dict(cell.parts),
     }
 
 
