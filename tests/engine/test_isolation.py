@@ -54,17 +54,6 @@ def register_methods(register):
         register(method)
 '''
 NAMES = "good raises refuses nan shape integers exits hangs chatters last".split()  # noqa: SIM905
-    "good",
-    "raises",
-    "refuses",
-    "nan",
-    "shape",
-    "integers",
-    "exits",
-    "hangs",
-    "chatters",
-    "last",
-]
 SAID = {
     "raises": "it broke here",
     "refuses": "it broke here",
