@@ -23,6 +23,7 @@ values = (
     | st.integers(-(10**9), 10**9)
     | st.floats(allow_nan=False, allow_infinity=False)
     | lines
+    | st.text(alphabet="'\"[],=: #a", max_size=6)
     | st.sampled_from(["off", "2e-3", "~", "", " "])
 )
 hparams = st.dictionaries(
@@ -216,6 +217,8 @@ def test_commas_and_quotes_in_flags() -> None:
     spec = RunSpec.parse({"methods": "coop[init='a photo, of [a]',csc=on],vip"})
     assert spec.methods[0].hparams == {"init": "a photo, of [a]", "csc": True}
     assert spec.methods[1].name == "vip"
+    doubled = MethodSpec(name="coop", hparams={"init": "'[it''s, '", "csc": None})
+    assert RunSpec.parse({"methods": f"{doubled.label},vip"}).methods[0] == doubled
 
 
 def test_save_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

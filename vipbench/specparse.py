@@ -18,17 +18,19 @@ T = TypeVar("T")
 
 MAX_LIST = 10_000
 MAX_SHOTS = 10**7
+MARKS = ",[]='\""  # what has a meaning inside the brackets of a method
 RESERVED = ("name", "label", "hparams")
 
 
 def split(text: str, separator: str = ",") -> list[str]:
     """`text` at each `separator` that is not inside [brackets] or quotes; parts are stripped."""
-    parts, depth, quote, start, fresh = [], 0, "", 0, True
+    parts, depth, quote, start, fresh, closed = [], 0, "", 0, True, -2
     for i, char in enumerate(text):
         if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"" and fresh:
-            quote = char  # a quote mark elsewhere is an apostrophe
+            if char == quote:
+                quote, closed = "", i
+        elif char in "'\"" and (fresh or (closed == i - 1 and char == text[closed])):
+            quote = char  # a doubled mark goes on; one elsewhere is an apostrophe
         elif char == "[":
             depth += 1
         elif char == "]":
@@ -256,7 +258,7 @@ def default_label(name: str, settings: Mapping[str, Scalar]) -> str:
     """`name`, or `name[hparam=value,...]`, which `method_text` reads back."""
     if not settings:
         return name
-    inner = ",".join(f"{key}={format_scalar(v, quote=',[]')}" for key, v in settings.items())
+    inner = ",".join(f"{key}={format_scalar(v, quote=MARKS)}" for key, v in settings.items())
     return f"{name}[{inner}]"
 
 
