@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from vipbench import __version__
+from vipbench.cli import sharing, workshop
+from vipbench.cli.cache import cache_app
 
 app = typer.Typer(
     name="vipbench",
@@ -163,12 +165,12 @@ def run(
     Cells that are done are not run again. Without a suite, methods, datasets or backbones it is
     the bundled demo.
     """
-    flags = {k: v for k, v in locals().items() if k not in NOT_OF_THE_SUITE}
-    from vipbench.cli.suites import make_spec
+    values = locals()
+    from vipbench.cli.suites import spec_of_flags
 
-    source = context.get_parameter_source("plugins_dir")
-    from_environment = source is not None and source.name == "ENVIRONMENT"
-    spec = make_spec(suite, flags, settings or (), from_environment)
+    kept = ("suite", "settings")
+    flags = {k: v for k, v in values.items() if k in kept or k not in NOT_OF_THE_SUITE}
+    spec = spec_of_flags(context, flags)
     # Only now, so that a misspelled key is told at once.
     from vipbench.cli.run import run_command
 
@@ -214,3 +216,8 @@ def list_(
     from vipbench.cli.listing import list_command
 
     return list_command(kind, plugins_dir, format)
+
+
+sharing.register(app)
+app.add_typer(cache_app, name="cache")
+workshop.register(app, run, NOT_OF_THE_SUITE)

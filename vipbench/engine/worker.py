@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import torch
 
 from vipbench.api import TextError, UnsupportedError
+from vipbench.engine.cache import evict
 from vipbench.engine.cells import Finished, GroupRunner
 from vipbench.engine.features import Features
 from vipbench.engine.hparams import hparam_types
@@ -107,7 +108,14 @@ class Session:
         runner = self.runners[cells[0].backbone.source, cells[0].data.dataset.name]
         for finished in runner.run(cells):
             self.send({"event": "done", **_finished(finished)})
+        evict()
         self.send({"event": "group_done", "encoded_images": runner.features.encoded_images})
+
+    def run_alone(self, key: str) -> Finished:
+        """One planned cell by itself; whatever it raises comes through."""
+        cell = self.cells[key]
+        runner = self.runners[cell.backbone.source, cell.data.dataset.name]
+        return runner.run_alone(cell)
 
     def do_base(self, keys: list[str]) -> None:
         """The records' common parts, for cells that the driver must write off itself."""
@@ -172,6 +180,8 @@ def _planned(cell: PlanCell, reason: str | None) -> dict[str, Any]:
 
 def _finished(finished: Finished) -> dict[str, Any]:
     event: dict[str, Any] = {"record": finished.record.to_dict(), "predictions": None}
+    if finished.parameters is not None:
+        event["parameters"] = base64.b64encode(finished.parameters).decode()
     if finished.predictions is not None:
         p = finished.predictions
         event["predictions"] = {

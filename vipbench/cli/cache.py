@@ -1,0 +1,58 @@
+"""`vipbench cache`: what the feature cache holds, and emptying it."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from vipbench.cli import OK
+
+cache_app = typer.Typer(help="The feature cache: what it holds, and emptying it.")
+
+
+@cache_app.command()
+def info() -> int:
+    """Say where the cache is, how large it may get, and what it holds."""
+    from vipbench.cli.text import columns
+    from vipbench.engine.cache import cache_folder, cache_limit, shelves
+
+    found = shelves()
+    total = sum(shelf.bytes for shelf in found)
+    print(f"folder  {cache_folder()}   (VIPBENCH_CACHE names another)")
+    print(f"size    {_size(total)} of {_size(cache_limit())}   (VIPBENCH_CACHE_GB)")
+    if found:
+        rows = [("backbone", "dataset", "split", "view", "size", "last used")]
+        for shelf in reversed(found):
+            part = shelf.parts
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(shelf.used))
+            names = (str(part.get("backbone", ""))[:12], str(part.get("dataset", ""))[:12])
+            view = part.get("view", "")
+            seed = f"training, seed {view[2]}" if isinstance(view, list) else str(view)
+            rows.append((*names, str(part.get("split", "")), seed, _size(shelf.bytes), used))
+        for line in columns(rows):
+            print(line)
+    return OK
+
+
+@cache_app.command()
+def clear(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.", show_default=False)] = False,
+) -> int:
+    """Remove all cached features; a later run encodes its images again."""
+    from vipbench.engine import cache
+
+    if not yes:
+        typer.confirm(f"Remove everything in {cache.cache_folder()}?", abort=True)
+    print(f"{_size(cache.clear())} freed")
+    return OK
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
