@@ -18,7 +18,8 @@ class Wordpieces:
     encode: text -> its token ids, without special tokens. decode: the way back, for messages.
     start, end: special tokens that open
     and close a text (either may be empty). pad: what fills up a shorter text.
-    identity: what the tokenizer is, for a backbone's fingerprint.
+    identity: what the tokenizer is, for a backbone's fingerprint. glue: what a piece that goes on
+    with a text begins with, where the tokenizer tells a word after a space from one at the start.
     """
 
     encode: Callable[[str], list[int]]
@@ -27,6 +28,7 @@ class Wordpieces:
     end: tuple[int, ...]
     pad: int
     identity: str
+    glue: str = ""
 
 
 def embed_texts(texts: Texts, wordpieces: Wordpieces, context_length: int) -> Prompts:
@@ -78,7 +80,8 @@ def _tokenise(text: Text, wordpieces: Wordpieces, context_length: int) -> _Token
     for i, piece in enumerate(pieces):
         if i:
             gaps.append(len(ids))
-        ids.extend(wordpieces.encode(piece))
+        goes_on = i > 0 and piece[:1].isalnum()
+        ids.extend(wordpieces.encode(wordpieces.glue + piece if goes_on else piece))
     ids.extend(wordpieces.end)
     if len(ids) > context_length:
         raise TextError(

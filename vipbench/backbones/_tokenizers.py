@@ -1,0 +1,45 @@
+"""Tokenizers of the transformers library as `Wordpieces`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from vipbench.api import UnsupportedError
+from vipbench.backbones._texts import Wordpieces
+
+
+def framed_wordpieces(
+    tokenizer: Any, clean: Callable[[str], str] = str, strip_separator: bool = False
+) -> Wordpieces:
+    """`tokenizer`; what frames a text is read off an example.
+
+    clean: what is done to a text first. strip_separator: id 0 in the separator's place.
+    Raises UnsupportedError for a tokenizer that pads on the left or frames in another way.
+    """
+    if tokenizer.padding_side != "right" or tokenizer.pad_token_id is None:
+        raise UnsupportedError("its tokenizer does not pad on the right")
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(clean(text), add_special_tokens=False).input_ids)
+
+    bare, framed = encode("a"), list(tokenizer(clean("a")).input_ids)
+    at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
+    if at is None:
+        raise UnsupportedError("its tokenizer changes a text when it frames it")
+    end = framed[at + len(bare) :]
+    if strip_separator:
+        end = [0 if token == tokenizer.sep_token_id else token for token in end]
+    glue = "" if encode("a a") == bare * 2 or encode("a a") != bare + encode(" a") else " "
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    return Wordpieces(
+        encode=encode,
+        decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+        start=tuple(framed[:at]),
+        end=tuple(end),
+        pad=int(tokenizer.pad_token_id),
+        identity=f"{type(tokenizer).__name__} {hashlib.sha256(vocabulary).hexdigest()}",
+        glue=glue,
+    )
