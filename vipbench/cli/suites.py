@@ -34,3 +34,13 @@ def make_spec(
     if plugins_dir_from_environment and base.plugins_dir is not None:
         del given["plugins_dir"]
     return base.merge(given, settings)
+
+
+def spec_of_flags(context: Any, values: Mapping[str, Any]) -> RunSpec:
+    """The RunSpec of a command that has the flags of `vipbench run`. context: typer's; values:
+    parameter -> value, all of them fields of a RunSpec but `suite` and `settings`."""
+    flags = dict(values)
+    suite, settings = flags.pop("suite", None), flags.pop("settings", None)
+    source = context.get_parameter_source("plugins_dir")
+    from_environment = source is not None and source.name == "ENVIRONMENT"
+    return make_spec(suite, flags, settings or (), from_environment)

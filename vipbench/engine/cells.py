@@ -20,6 +20,7 @@ from vipbench.api import (
     has_own_fit,
 )
 from vipbench.engine.features import Features
+from vipbench.engine.learned import Versions, learned, versions
 from vipbench.engine.machine import free_memory, threads
 from vipbench.engine.planning import PlanCell
 from vipbench.engine.records import base_record, error_record
@@ -37,10 +38,12 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 @dataclass(frozen=True)
 class Finished:
-    """A cell's record, with its predictions where it has numbers."""
+    """A cell's record, with its predictions where it has numbers, and what was learned, as a
+    safetensors file, where that is small."""
 
     record: Record
     predictions: Predictions | None
+    parameters: bytes | None = None
 
 
 @dataclass
@@ -53,6 +56,7 @@ class _Ready:
     support: Support | None
     generator: Callable[[str], torch.Generator]
     history: list[dict[str, float]]
+    built: Versions
     stacked: int = 1
 
 
@@ -66,6 +70,16 @@ class GroupRunner:
 
     def run(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
         """All cells of one group (same row, dataset and backbone); a failure is a record."""
+        self._set_up(cells)
+        for start in range(0, len(cells), MOST_STACKED):
+            yield from self._run_some(cells[start : start + MOST_STACKED])
+
+    def run_alone(self, cell: PlanCell) -> Finished:
+        """One cell by itself; whatever it raises comes through."""
+        self._set_up([cell])
+        return self._execute([cell])[0]
+
+    def _set_up(self, cells: Sequence[PlanCell]) -> None:
         backbone = self.features.backbone
         torch.set_num_threads(threads(backbone))
         if isinstance(backbone, Backbone):
@@ -73,8 +87,6 @@ class GroupRunner:
             if cells[0].protocol.precision == "bf16":
                 backbone.training_precision = "bf16"
         encode_views(self.features, cells)
-        for start in range(0, len(cells), MOST_STACKED):
-            yield from self._run_some(cells[start : start + MOST_STACKED])
 
     def try_build(self, cell: PlanCell) -> None:
         """Build a cell's method and throw it away; raises what its constructor raises."""
@@ -160,11 +172,12 @@ class GroupRunner:
         for name, shape in method.noise().items():
             # Before training, so that all stacked cells have the buffers.
             setattr(method, name, torch.zeros(shape, device=task.device))
+        built = versions(method)
         recipe = cell.hparams.recipe(cell.info)
         support = make_support(self.features, cell, recipe)
         if support is not None:
             method.prepare(support)
-        return _Ready(cell, method, recipe, support, task.generator, [])
+        return _Ready(cell, method, recipe, support, task.generator, [], built)
 
     def _fit(self, ready: Sequence[_Ready]) -> None:
         method = type(ready[0].method)
@@ -234,4 +247,7 @@ class GroupRunner:
             "history": item.history,
         }
         record["provenance"]["stacked_cells"] = item.stacked
-        return Finished(Record.of(record), predictions)
+        parameters, told = learned(item.method, item.built)
+        if told:
+            record["provenance"]["parameters"] = told
+        return Finished(Record.of(record), predictions, parameters)

@@ -159,15 +159,22 @@ class _Driver:
 
     def _take(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "done":
-            self._keep(Record.of(event["record"]), _predictions(event["predictions"]))
+            learned = event.get("parameters")
+            self._keep(
+                Record.of(event["record"]),
+                _predictions(event["predictions"]),
+                None if learned is None else base64.b64decode(learned),
+            )
         elif event["event"] == "note":
             self.observer.note(event["text"])
         elif event["event"] == "usage_error":
             raise UsageError(event["message"])
 
-    def _keep(self, record: Record, predictions: Predictions | None) -> None:
+    def _keep(
+        self, record: Record, predictions: Predictions | None, parameters: bytes | None = None
+    ) -> None:
         assert self.store is not None
-        self.store.add(record, predictions)
+        self.store.add(record, predictions, parameters)
         done, failed = (1, 0) if record.ok else (0, 1)
         self.outcome = replace(
             self.outcome, done=self.outcome.done + done, failed=self.outcome.failed + failed

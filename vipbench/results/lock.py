@@ -97,3 +97,14 @@ def _refusal(path: Path, error: OSError, holder: dict[str, object] | None) -> st
         f"{path.parent} is in use: {who}, is writing to it. Wait for it, stop it, or give another "
         f"output folder; a second driver on the same folder would do the same cells twice"
     )
+
+
+def take_lock(folder: Path, name: str) -> WriterLock:
+    """Make `folder` where it is missing and take the lock `name` in it. Raises StoreError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return WriterLock(folder / name)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be written ({error.strerror}); give another output folder"
+        ) from None

@@ -5,6 +5,7 @@ records      one row a cell, numbered in the order of adding; `json` is the reco
              differ
 histories    each record's `history`, apart: it is most of a record's size, and no table needs it
 predictions  one row a cell that has them: scores (N,C) float32, little-endian, zlib
+parameters   what a cell's method learned: a safetensors file, where the record tells of one
 testsets     the ids, groups and labels that many cells share, kept once, named by their SHA-256
 meta         `records`: how many rows there are and the XOR of their hashes, so that a row which
              damage made vanish is missed; `plan`: the cells that were asked for; `choices`:
@@ -16,10 +17,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-VERSION = 2
+VERSION = 3
 # The oldest layout that can be read as it is.
 READABLE = 1
 APPLICATION_ID = 0x76697062  # "vipb"
+
+_PARAMETERS = """CREATE TABLE parameters (
+        id INTEGER PRIMARY KEY REFERENCES records (id),
+        data BLOB NOT NULL
+    ) STRICT"""
 
 # No index but SQLite's own of row numbers: damage to another would hide a row that is whole. Who
 # looks for a key has read all rows and knows its number.
@@ -50,13 +56,20 @@ _TABLES = (
         size INTEGER NOT NULL,
         json BLOB NOT NULL
     ) STRICT""",
+    _PARAMETERS,
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT",
 )
+
+
+def _add_parameters(db: sqlite3.Connection) -> None:
+    db.execute(_PARAMETERS)
+
 
 # version -> what brings a file of that version to the next one, inside a transaction.
 MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {
     # Since layout 2 a key may have several rows, of which an older reader would show any one.
     1: lambda db: None,
+    2: _add_parameters,
 }
 
 

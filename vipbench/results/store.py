@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from vipbench.results import database, export, packing
+from vipbench.results import parameters as learned
 from vipbench.results.database import damaged, explained, get_meta, put_meta, transaction
-from vipbench.results.lock import StoreError, WriterLock
+from vipbench.results.lock import StoreError, WriterLock, take_lock
 from vipbench.results.plan import PlanCell, merge, plan_cell
 from vipbench.results.predictions import Predictions
 from vipbench.results.record import Record, RecordError
@@ -47,7 +48,7 @@ class Store:
         self._ids: dict[str, int] = {}
         try:
             if not readonly:
-                self._lock = _take_lock(self.out_dir)
+                self._lock = take_lock(self.out_dir, LOCK)
                 if not self.path.exists():
                     database.create(self.path)
             self._db = database.connect(self.path, readonly)
@@ -79,16 +80,28 @@ class Store:
 
     # Writing.
 
-    def add(self, record: Record, predictions: Predictions | None = None) -> None:
-        """Keep a record, and what it predicted, in one transaction, on the disk on return.
+    def add(
+        self,
+        record: Record,
+        predictions: Predictions | None = None,
+        parameters: bytes | None = None,
+    ) -> None:
+        """Keep a record, what it predicted and what was learned (a safetensors file), in one
+        transaction, on the disk on return.
 
         A later record takes the place of a failed one with the same key. A finished one is never
-        replaced: StoreError. RecordError where record and predictions do not belong together.
+        replaced: StoreError. RecordError where what is given does not belong together.
         """
-        self.add_many([(record, predictions)])
+        self.add_many(
+            [(record, predictions)], {} if parameters is None else {record.key: parameters}
+        )
 
-    def add_many(self, pairs: Iterable[tuple[Record, Predictions | None]]) -> None:
-        """`add` each, in one transaction: all of them are kept, or none."""
+    def add_many(
+        self,
+        pairs: Iterable[tuple[Record, Predictions | None]],
+        parameters: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """`add` each, in one transaction: all of them are kept, or none. parameters: by key."""
         ids = dict(self._ids)
         with explained(self.path), transaction(self._writable()) as db:
             counted = get_meta(db, self.path, "records")
@@ -102,6 +115,8 @@ class Store:
                     )
                 ids.setdefault(record.key, counted["count"] + 1)
                 row = write(db, ids[record.key], record, predictions)
+                if parameters and record.key in parameters:
+                    learned.write(db, row.id, record, parameters[record.key])
                 if old is not None:
                     counted = count(counted, old, -1)
                 counted = count(counted, row, 1)
@@ -175,6 +190,13 @@ class Store:
         disputed key.
         """
         return self._unpack(self._number(key) if number is None else number, key)
+
+    def parameters(self, key: str) -> bytes | None:
+        """What the cell's method learned, as a safetensors file; None where the store has none."""
+        number, record = self._number(key), self.record(key)
+        if number is None or record is None:
+            return None
+        return learned.read(self._open_db(), self.path, number, record)
 
     def _unpack(self, number: int | None, key: str) -> Predictions | None:
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
@@ -276,13 +298,3 @@ class Store:
         if self.readonly:
             raise StoreError(f"{self.path} was opened to be read only")
         return self._open_db()
-
-
-def _take_lock(folder: Path) -> WriterLock:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return WriterLock(folder / LOCK)
-    except OSError as error:
-        raise StoreError(
-            f"{folder} cannot be written ({error.strerror}); give another output folder"
-        ) from None

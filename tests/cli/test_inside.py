@@ -1,0 +1,97 @@
+"""Looking inside: `vipbench show` and `vipbench debug`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from safetensors.numpy import load
+
+from vipbench.results import Store
+
+Cli = Callable[..., "CompletedProcess[str]"]
+REPO = Path(__file__).resolve().parents[2]
+
+
+def flags(toy: Path, method: str) -> list[str]:
+    return [
+        *("--methods", method, "--datasets", f"npz:{toy / 'toy.npz'}", "--backbones", "tiny-clip"),
+        *("--views", "none", "--shots", "2", "--seeds", "1", "--plugins-dir", str(toy / "plugins")),
+    ]
+
+
+def test_a_record_is_shown_whole(cli: Cli, toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert cli("run", *flags(toy, "coop[epochs=3],boom"), "--out", out).returncode == 1
+    with Store(out, readonly=True) as store:
+        good, bad = sorted(store.records(), key=lambda r: r.status == "error")
+        predictions = store.predictions(good.key)
+        parameters = store.parameters(good.key)
+    assert parameters is not None
+    assert load(parameters)["context"].shape[0] == good.hparams["n_ctx"]
+
+    text = cli("show", good.key[:10], out).stdout
+    assert good.key in text
+    for part in ("hparams", "recipe", "protocol", "data", "provenance", "metrics", "history"):
+        assert f"\n{part}\n" in text
+    assert "gradient_norm" in text
+    assert "context: [16, 64]" in text
+    whole = json.loads(cli("show", good.key, out, "--format", "json").stdout)
+    errors = whole.pop("per_class_errors")
+    assert whole == good.to_dict()
+    assert predictions is not None
+    wrong = predictions.scores.argmax(1) != predictions.labels
+    assert sum(e["wrong"] for e in errors) == wrong.sum() == sum(e["false_alarms"] for e in errors)
+    for label, e in enumerate(errors):
+        mine = predictions.labels == label
+        assert (e["class"], e["n"]) == (("dark", "bright")[label], mine.sum())
+        assert sum(e["taken_for"].values()) == (mine & wrong).sum() == e["wrong"]
+        assert len(e["furthest"]) == min(3, e["wrong"])
+
+    failed = cli("show", bad.key[:10], out).stdout
+    assert "RuntimeError" in failed
+    assert "in prepare" in failed
+
+    for key, said in (
+        ("zz", "is no key"),
+        ("f" * 20, "no record whose key begins"),
+        ("", "no key"),
+    ):
+        refused = cli("show", key, out)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+
+
+def test_debug_runs_one_cell_in_the_foreground(cli: Cli, toy: Path, tmp_path: Path) -> None:
+    done = cli("debug", *flags(toy, "zero-shot,linear-probe"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "zero-shot on toy with tiny-clip, zero-shot (the first of 2 cells" in done.stdout
+    assert "accuracy: " in done.stdout
+    assert list(tmp_path.glob("vipbench-results*")) == []
+
+
+def test_debug_stays_where_a_method_fails(toy: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vipbench", "debug", *flags(toy, "boom"), "--pdb"],
+        input="p support.shots * 100\nq\n",
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "RuntimeError" in done.stderr
+    assert "200" in done.stdout
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--no-retry"])
+def test_debug_has_the_flags_that_choose_cells_alone(cli: Cli, flag: str) -> None:
+    assert "No such option" in cli("debug", flag).stderr
