@@ -110,6 +110,21 @@ def test_biomedcoop_never_makes_do_with_fewer_or_nameless_texts(shared: Path) ->
         build(BiomedCoOp, golden, (*texts[:2], nameless, texts[3]))
 
 
+@pytest.mark.parametrize("n_ctx", [1, 2, 4])
+def test_biomedcoop_keeps_the_words_that_are_no_context_in_the_text(
+    shared: Path, n_ctx: int
+) -> None:
+    golden = load_golden(shared / "golden" / "biomedcoop_a.npz")
+    texts = official_descriptions(golden)
+    method, _, support = build(BiomedCoOp, golden, texts, n_ctx=n_ctx)
+    assert method.context.shape == (n_ctx, 128)
+    # Untrained, every split of "a photo of a" into context and text is the same text.
+    close(scores(method, golden["test_features"]), golden["logits_init"])
+    longer, _, _ = build(BiomedCoOp, golden, texts, n_ctx=6, class_specific=True)
+    assert longer.context.shape == (4, 6, 128)
+    assert np.isfinite(scores(longer, support.plain)).all()
+
+
 def test_biomedcoop_says_that_its_weights_are_defaults() -> None:
     info = api.CellInfo(4, 16, 4, "golden", 8, 8, "toy")
     assert BiomedCoOp.HParams().notes(info) == (UNTUNED,)

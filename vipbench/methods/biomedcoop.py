@@ -46,7 +46,7 @@ class BiomedCoOp(api.Method):
     class HParams(api.HParams):
         """n_prompts: descriptions of each class that are used, the least that there must be.
         consistency, distillation: λ₁, λ₂. n_ctx: M; context_init's first M words are its start,
-        where it has so many."""
+        where it has so many, and its other words stay in the text."""
 
         n_prompts: int = 50
         consistency: float = 0.5
@@ -79,15 +79,17 @@ class BiomedCoOp(api.Method):
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
-        self.prompts = task.embed([("", f"{name}.") for name in task.names])  # (C,)
         many = (task.n_classes,) if hparams.class_specific else ()
-        context = None
-        if hparams.context_init:
-            context = task.backbone.embed_words(hparams.context_init)[: hparams.n_ctx]  # (M,W)
-        if context is None or len(context) < hparams.n_ctx:
-            context = task.normal("context", *many, hparams.n_ctx, task.info.width)
+        words = hparams.context_init.split()
+        if words and len(words) >= hparams.n_ctx:
+            # Words beyond the M-th stay in the text, frozen.
+            rest = " ".join([*words[hparams.n_ctx :], ""])
+            start = task.backbone.embed_words(hparams.context_init)[: hparams.n_ctx]  # (M,W)
+            context = start.expand(*many, -1, -1)
         else:
-            context = context.expand(*many, -1, -1)
+            rest = ""
+            context = task.normal("context", *many, hparams.n_ctx, task.info.width)
+        self.prompts = task.embed([("", f"{rest}{name}.") for name in task.names])  # (C,)
         self.context = nn.Parameter(context.clone())  # (M,W) or (C,M,W)
         texts = task.description_texts(hparams.n_prompts)
         self.experts = F.normalize(task.text_features(texts), dim=-1)  # (C,K,D)
