@@ -105,7 +105,7 @@ def compute_metrics(
     rest = len(y) - present
     specificity = [_ratio(rest[i] - confusion[:, i].sum() + right[i], rest[i]) for i in range(c)]
     usable = [i for i in range(c) if 0 < present[i] < len(y)]
-    auroc, auprc = _ranking(y, _log_odds(s), usable)
+    auroc, auprc = _ranking(y, log_odds(s), usable)
     return {
         "accuracy": float(right.sum() / len(y)),
         "macro_f1": _macro_f1(y, predicted, c),
@@ -183,7 +183,7 @@ def _ratio(part: Any, whole: Any) -> float | None:
     return float(part / whole) if whole else None
 
 
-def _log_odds(s: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_odds(s: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,C) log(p / (1 - p)): the same order as p, but two confident images, whose p would both
     round to 1, stay apart."""
     columns = []
