@@ -23,10 +23,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vipbench.api import Backbone, Prompts, Tap, TextError, Texts
 from vipbench.backbones._context import context_tokens
+from vipbench.backbones._images import side_of_openclip
 from vipbench.backbones._layout import lay_out
 from vipbench.backbones._packing import Packed, pack
 from vipbench.backbones._texts import Wordpieces, embed_texts
-from vipbench.backbones._towers import TextTower, VisionTower, take_rows
+from vipbench.backbones._towers import TextTower, take_rows
 from vipbench.images import to_rgb
 
 
@@ -56,7 +57,7 @@ class ClipBackbone(Backbone):
         self._config = copy.deepcopy(dict(config))
         self._wordpieces = wordpieces
         self._text = TextTower(model)
-        self._vision = VisionTower(self._model.visual)
+        self._vision = side_of_openclip(self._model.visual)
         self._preprocess = open_clip.transform.PreprocessCfg(
             **{**(preprocess or {}), "size": self._vision.image_size}
         )
@@ -75,7 +76,7 @@ class ClipBackbone(Backbone):
         self.logit_scale = self._model.logit_scale.exp().item()
         self.image_size = self._vision.image_size
         self.vision_width = self._vision.width
-        self.vision_layers = self._vision.layers
+        self.vision_layers = len(self._vision.layers)
         self.weights_sha256 = digest_weights(model)
         self.fingerprint = self._digest()
 
@@ -110,7 +111,7 @@ class ClipBackbone(Backbone):
         """(B,3,H,H) -> (B,D). Raises UnsupportedError for a tap where the tower is not a plain
         vision transformer."""
         if tap is not None:
-            return self._vision.tapped(pixels, tap)
+            return self._vision(pixels, tap)
         features: Tensor = self._model.encode_image(pixels)
         return features
 

@@ -166,7 +166,7 @@ def side_of_transformers(
             width,
         )
     else:
-        return ImageSide(tower, int(size), fresh, None, f"a vision model of type '{kind}'")
+        return ImageSide(tower, int(size), fresh, None, f"an image tower of type '{kind}'")
     return ImageSide(tower, int(size), fresh, parts)
 
 
@@ -177,7 +177,9 @@ def side_of_timm(
     import timm
 
     if type(trunk) is not timm.models.vision_transformer.VisionTransformer or not trunk.blocks:
-        return ImageSide(tower, image_size, fresh, None, f"a timm {type(trunk).__name__}")
+        return ImageSide(
+            tower, image_size, fresh, None, f"an image tower of type {type(trunk).__name__}"
+        )
 
     def enter(pixels: Tensor) -> Tensor:
         rows: Tensor = trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(pixels)))
@@ -191,16 +193,22 @@ def side_of_timm(
     return ImageSide(tower, image_size, fresh, parts)
 
 
-def side_of_openclip(visual: Any, fresh: Callable[[], nn.Module]) -> ImageSide:
-    """The image side of any vision tower of open_clip."""
+def side_of_openclip(visual: Any, fresh: Callable[[], nn.Module] = nn.Identity) -> ImageSide:
+    """The image side of any vision tower of open_clip. Raises UnsupportedError for one that is
+    not for squares."""
     import open_clip
 
-    size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
+    given = visual.image_size
+    height, across = (given, given) if isinstance(given, int) else given
+    if height != across:
+        raise UnsupportedError(f"an image tower for {height}x{across} images; only squares work")
+    size = int(height)
     if isinstance(visual, open_clip.timm_model.TimmModel):
-        return side_of_timm(visual.trunk, visual.head, int(size), visual, fresh)
+        return side_of_timm(visual.trunk, visual.head, size, visual, fresh)
     tower = FirstOutput(visual)
     if not isinstance(visual, open_clip.transformer.VisionTransformer):
-        return ImageSide(tower, int(size), fresh, None, f"a {type(visual).__name__}")
+        why = f"an image tower of type {type(visual).__name__}"
+        return ImageSide(tower, size, fresh, None, why)
 
     def enter(pixels: Tensor) -> Tensor:
         x = visual.conv1(pixels).flatten(2).transpose(1, 2)
@@ -215,7 +223,7 @@ def side_of_openclip(visual: Any, fresh: Callable[[], nn.Module]) -> ImageSide:
 
     width = int(visual.conv1.out_channels)
     parts = (enter, visual.ln_pre, visual.transformer.resblocks, leave, width)
-    return ImageSide(tower, int(size), fresh, parts)
+    return ImageSide(tower, size, fresh, parts)
 
 
 class FirstOutput(nn.Module):

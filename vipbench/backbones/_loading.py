@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,16 @@ from torch import nn
 
 from vipbench.api import UnsupportedError
 from vipbench.backbones import _hub
-from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
-from vipbench.backbones._texts import Wordpieces
+from vipbench.backbones._clip import ClipBackbone
+from vipbench.backbones._dual import DualBackbone
+from vipbench.backbones._openclip_dual import bert_folder, dual_of_openclip, needs_dual
+from vipbench.backbones._tokenizers import openclip_wordpieces
 from vipbench.backbones._weights import load_into, read_json, read_weights, safetensors_metadata
 from vipbench.backbones.open_clip import FORMS
 from vipbench.errors import UsageError, unknown
 
 _HUB = "hf-hub:"
+_FOLDER = "local-dir:"
 _HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _ACTIVATIONS = {"quickgelu": True, "gelu": False}
 # Preprocessing that a configuration may state.
@@ -33,7 +35,7 @@ class _Source:
     """Everything that is needed before weights are read.
 
     config: what open_clip builds the model from, with `quick_gelu` settled. weights: the file,
-    or how to fetch it.
+    or how to fetch it. folder: where a tokenizer may lie beside the weights.
     """
 
     name: str
@@ -43,11 +45,11 @@ class _Source:
     repo: str | None = None
     files: tuple[str, ...] = _HUB_WEIGHTS
     licence: str = "unknown"
-    tokenizer: str | None = None
+    folder: Path | None = None
     bring: str = field(default="", repr=False)
 
 
-def load_openclip(argument: str) -> ClipBackbone:
+def load_openclip(argument: str) -> ClipBackbone | DualBackbone:
     """The backbone `openclip:argument`.
 
     Raises UsageError for an unknown architecture or tag, before any weights are needed; for
@@ -55,24 +57,29 @@ def load_openclip(argument: str) -> ClipBackbone:
     """
     if argument.startswith(_HUB):
         source = _from_hub(argument)
+    elif argument.startswith(_FOLDER):
+        source = _from_folder(argument)
     elif "@" in argument:
         source = _from_path(argument)
     else:
         source = _from_tag(argument)
-    _refuse_unsupported(argument, source.config)
     path = source.path or _hub.fetch(source.repo or "", source.files, source.bring)
     weights = read_weights(path)
-    model = build(source.config)
+    text_config = bert_folder(source.config, source.folder)
+    model = build(source.config, text_config)
     load_into(model, weights, f"openclip:{argument}")
+    pieces = openclip_wordpieces(source.config, source.folder, source.name, source.bring)
+    common: dict[str, Any] = {
+        **{"name": source.name, "config": source.config, "licence": source.licence},
+        **{"preprocess": source.preprocess, "wordpieces": pieces},
+    }
     try:
-        backbone = ClipBackbone(
-            model,
-            name=source.name,
-            config=source.config,
-            wordpieces=_wordpieces(source),
-            preprocess=source.preprocess,
-            licence=source.licence,
-        )
+        backbone: ClipBackbone | DualBackbone
+        if needs_dual(source.config):
+            fresh = partial(build, source.config, text_config)
+            backbone = dual_of_openclip(model, fresh=fresh, **common)
+        else:
+            backbone = ClipBackbone(model, **common)
     except UnsupportedError as error:
         raise UsageError(f"openclip:{argument} cannot be used: {error}") from error
     if source.path is not None:
@@ -81,15 +88,22 @@ def load_openclip(argument: str) -> ClipBackbone:
     return backbone
 
 
-def build(config: Mapping[str, Any]) -> nn.Module:
+def build(config: Mapping[str, Any], text_config: str | None = None) -> nn.Module:
     """An open_clip model with random weights, in evaluation mode; torch's generator is left as
-    it was."""
-    settings = {k: v for k, v in config.items() if k not in ("custom_text", "multimodal_cfg")}
-    vision = dict(settings["vision_cfg"])
+    it was. text_config: the folder that holds the configuration of a text tower of the
+    transformers library."""
+    settings = {k: v for k, v in config.items() if k != "custom_text"}
+    vision, text = dict(settings["vision_cfg"]), dict(settings["text_cfg"])
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
-    settings["vision_cfg"] = vision
-    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    if text_config is not None:
+        text |= {"hf_model_name": text_config, "hf_model_pretrained": False}
+    settings |= {"vision_cfg": vision, "text_cfg": text}
+    kind = open_clip.CLIP
+    if "multimodal_cfg" in config:
+        kind = open_clip.CoCa
+    elif config.get("custom_text") or text_config is not None or text.get("embed_cls"):
+        kind = open_clip.CustomTextCLIP
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = kind(**settings)
     return model.eval()
@@ -140,6 +154,28 @@ def _from_hub(argument: str) -> _Source:
         repo=repo,
         licence=f"see huggingface.co/{repo}",
         bring=bring,
+    )
+
+
+def _from_folder(argument: str) -> _Source:
+    folder = Path(argument.removeprefix(_FOLDER)).expanduser()
+    path = folder / "open_clip_config.json"
+    if not path.is_file():
+        what = "does not exist" if not folder.is_dir() else "has no open_clip_config.json"
+        raise UsageError(
+            f"the folder {folder} {what}; expected open_clip_config.json and "
+            f"{' or '.join(_HUB_WEIGHTS)} there, as open_clip writes them for the Hub"
+        )
+    config, preprocess = _config_file(path)
+    weights = next((folder / n for n in _HUB_WEIGHTS if (folder / n).is_file()), None)
+    if weights is None:
+        raise UsageError(f"the folder {folder} holds neither {' nor '.join(_HUB_WEIGHTS)}")
+    return _Source(
+        name="openclip:local",
+        config={**config, "quick_gelu": bool(config.get("quick_gelu", False))},
+        preprocess=preprocess,
+        path=weights,
+        folder=folder,
     )
 
 
@@ -231,62 +267,3 @@ def _common_preprocess(arch: str) -> dict[str, Any]:
         for tag in open_clip.list_pretrained_tags_by_model(arch)
     ]
     return seen[0] if seen and all(one == seen[0] for one in seen) else {}
-
-
-def _refuse_unsupported(argument: str, config: Mapping[str, Any]) -> None:
-    text = config["text_cfg"]
-    reason = None
-    if "multimodal_cfg" in config or text.get("embed_cls"):
-        reason = "a captioning model (CoCa)"
-    elif text.get("hf_model_name"):
-        reason = f"a text tower of the transformers library ({text['hf_model_name']})"
-    if reason:
-        raise UsageError(
-            f"openclip:{argument} is {reason}, which cannot take a learned context here; choose a "
-            "model whose text tower is open_clip's own, for instance openclip:ViT-B-16/openai"
-        )
-
-
-def _wordpieces(source: _Source) -> Wordpieces:
-    text = source.config["text_cfg"]
-    options = dict(text.get("tokenizer_kwargs") or {})
-    hub_name = text.get("hf_tokenizer_name")
-    if not hub_name:
-        options.pop("reduction_mask", None)  # how to shorten long texts; they are refused
-        tokenizer = open_clip.tokenizer.SimpleTokenizer(**options)
-        return clip_wordpieces(tokenizer, json.dumps(options, sort_keys=True))
-    try:
-        tokenizer = open_clip.tokenizer.HFTokenizer(hub_name, **options)
-    except Exception as error:  # transformers raises many kinds
-        raise UsageError(
-            f"the tokenizer '{hub_name}' of {source.name} cannot be had: "
-            f"{(str(error).splitlines() or [''])[0]} {source.bring}"
-        ) from error
-    return _hub_wordpieces(tokenizer, bool(options.get("strip_sep_token")))
-
-
-def _hub_wordpieces(tokenizer: Any, strip_separator: bool) -> Wordpieces:
-    """A tokenizer of the transformers library; what frames a text is read off an example."""
-    inner = tokenizer.tokenizer
-    if inner.padding_side != "right" or inner.pad_token_id is None:
-        raise UnsupportedError("its tokenizer does not pad on the right")
-
-    def encode(text: str) -> list[int]:
-        return list(inner(tokenizer.clean_fn(text), add_special_tokens=False).input_ids)
-
-    bare, framed = encode("a"), list(inner("a").input_ids)
-    at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
-    if at is None:
-        raise UnsupportedError("its tokenizer changes a text when it frames it")
-    end = framed[at + len(bare) :]
-    if strip_separator:
-        end = [0 if token == inner.sep_token_id else token for token in end]
-    vocabulary = json.dumps(sorted(inner.get_vocab().items())).encode()
-    return Wordpieces(
-        encode=encode,
-        decode=lambda ids: str(inner.decode(ids, skip_special_tokens=True)),
-        start=tuple(framed[:at]),
-        end=tuple(end),
-        pad=int(inner.pad_token_id),
-        identity=f"{type(inner).__name__} {hashlib.sha256(vocabulary).hexdigest()}",
-    )

@@ -4,11 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import open_clip
+
 from vipbench.api import UnsupportedError
+from vipbench.backbones._clip import clip_wordpieces
 from vipbench.backbones._texts import Wordpieces
+from vipbench.errors import UsageError
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+
+
+def openclip_wordpieces(
+    config: Mapping[str, Any], folder: Path | None, name: str, bring: str
+) -> Wordpieces:
+    """The tokenizer that an open_clip configuration names.
+
+    folder: where the model lies; its own tokenizer files come first. name, bring: for errors,
+    the model and how to get at its files. Raises UsageError where it cannot be had.
+    """
+    text = config["text_cfg"]
+    options = dict(text.get("tokenizer_kwargs") or {})
+    hub_name = text.get("hf_tokenizer_name")
+    if not hub_name:
+        options.pop("reduction_mask", None)  # how to shorten long texts; they are refused
+        tokenizer = open_clip.tokenizer.SimpleTokenizer(**options)
+        return clip_wordpieces(tokenizer, json.dumps(options, sort_keys=True))
+    source = hub_name
+    if folder is not None and any((folder / file).is_file() for file in TOKENIZER_FILES):
+        source = str(folder)
+    try:
+        tokenizer = open_clip.tokenizer.HFTokenizer(source, **options)
+    except Exception as error:  # transformers raises many kinds
+        raise UsageError(
+            f"the tokenizer '{hub_name}' of {name} cannot be had: "
+            f"{(str(error).splitlines() or [''])[0]} {bring}"
+        ) from error
+    strip = bool(options.get("strip_sep_token"))
+    return framed_wordpieces(tokenizer.tokenizer, tokenizer.clean_fn, strip)
 
 
 def framed_wordpieces(

@@ -14,7 +14,7 @@ from vipbench.backbones import _hub
 from vipbench.backbones._clip import digest_weights
 from vipbench.backbones._pairs import PAIRS, build_pair
 from vipbench.backbones._preprocess import read_preprocess
-from vipbench.backbones._tokenizers import framed_wordpieces
+from vipbench.backbones._tokenizers import TOKENIZER_FILES, framed_wordpieces
 from vipbench.backbones._weights import read_json
 from vipbench.errors import UsageError
 
@@ -98,8 +98,7 @@ def _from_hub(repo: str) -> Path:
 
 
 def _has_words(config: Path) -> bool:
-    names = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
-    return any((config.parent / name).is_file() for name in names)
+    return any((config.parent / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _check_weights(folder: Path, where: str) -> None:

@@ -135,6 +135,8 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], source: str) -> None
     for name in ("logit_scale", "logit_bias"):
         if name in weights and name in own and weights[name].numel() == own[name].numel() == 1:
             weights[name] = weights[name].reshape(own[name].shape)
+    # Older versions of the transformers library kept the numbers of the positions, too.
+    weights = {k: v for k, v in weights.items() if k in own or not k.endswith(".position_ids")}
     if "logit_bias" in own and "logit_bias" not in weights:
         weights["logit_bias"] = torch.zeros_like(own["logit_bias"])
     wrong = []

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 FORMS = (
     "openclip:ARCH/TAG (weights that open_clip knows, such as openclip:ViT-B-16/openai), "
-    "openclip:hf-hub:ORG/NAME, or a local checkpoint: openclip:ARCH+quickgelu@PATH, "
-    "openclip:ARCH+gelu@PATH, openclip:ARCH/TAG@PATH"
+    "openclip:hf-hub:ORG/NAME, openclip:local-dir:FOLDER (a repository of that form in a folder), "
+    "or a local checkpoint: openclip:ARCH+quickgelu@PATH, openclip:ARCH+gelu@PATH, "
+    "openclip:ARCH/TAG@PATH"
 )
 
 
