@@ -21,6 +21,8 @@ import vipbench
 START = "from vipbench.engine.worker import main; main()"
 # What a plugin may print before its worker's output is cut.
 LOG_LIMIT = 8 * 1024 * 1024
+# Seconds between a worker's hanging up and its end.
+GRACE = 5.0
 
 
 class WorkerDiedError(RuntimeError):
@@ -70,7 +72,13 @@ class Worker:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._events.put(json.loads(line))
+            try:
+                self._events.put(json.loads(line))
+            except ValueError:
+                # The worker was killed in the middle of a line, or something else wrote to its
+                # pipe: nothing that follows can be trusted.
+                self._kill_group()
+                break
         self._events.put(None)
 
     def ask(
@@ -116,12 +124,24 @@ class Worker:
 
     def kill(self) -> None:
         """End the worker and whatever it started, at once."""
-        if self._process.poll() is None:
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                self._process.kill()
+        if self._process.returncode is None:
+            self._kill_group()
         self._process.wait()
+
+    def _kill_group(self) -> None:
+        # Only while the worker is not waited for: until then its number is nobody else's.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _last_words(self) -> int:
+        """Its exit status; what it started goes with it, and so does one that only hung up."""
+        if self._process.returncode is None:
+            until = time.monotonic() + GRACE
+            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            while time.monotonic() < until and not os.waitid(os.P_PID, self._process.pid, flags):
+                time.sleep(0.02)
+            self._kill_group()
+        return self._process.wait()
 
     def close(self) -> None:
         """End the worker and free what it held."""
@@ -137,7 +157,7 @@ class Worker:
             self._log.truncate(0)
 
     def _obituary(self) -> str:
-        code = self._process.wait()
+        code = self._last_words()
         how = f"exit status {code}"
         if code < 0:
             how = f"signal {signal.Signals(-code).name}"

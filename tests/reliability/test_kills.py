@@ -1,0 +1,78 @@
+"""kill -9 of drivers and workers at random moments: nothing lost, nothing twice, same table."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import grid
+
+ROWS = "linear-probe,coop[epochs=3]," + ",".join(f"steady[tag={i}]" for i in range(10))
+SEEDS = "1-4"
+CELLS = 48
+
+
+def undisturbed(data: Path) -> Path:
+    out = data / "undisturbed"
+    status, _, err = grid.finish(grid.start(data, out, ROWS, seeds=SEEDS))
+    assert status == 0, err
+    assert len(grid.records(out)) == CELLS
+    return out
+
+
+def campaign(data: Path, out: Path, rng: random.Random, kills: int) -> int:
+    """Run the grid to its end with at most `kills` kills on the way; returns how many it took."""
+    taken, kept = 0, dict[str, str]()
+    while True:
+        process = grid.start(data, out, ROWS, seeds=SEEDS)
+        seen = set[int]()
+        while taken < kills and process.poll() is None:
+            # From the first import to the last table; half of the time while cells are run.
+            until = time.monotonic() + rng.uniform(0, 9)
+            while time.monotonic() < until and process.poll() is None:
+                seen |= set(grid.children(process.pid))
+                time.sleep(0.02)
+            workers = grid.children(process.pid)
+            seen |= set(workers)
+            victim = workers[0] if workers and rng.random() < 0.5 else process.pid
+            if process.poll() is None and grid.kill(victim):
+                taken += 1
+            if victim == process.pid:
+                break
+        status, _, err = grid.finish(process)
+        assert "mistake in vipbench" not in err, err
+        grid.assert_gone(seen)
+        found = grid.records(out)
+        assert len({r.key for r in found}) == len(found)
+        now = {r.key: r.created for r in found if r.ok}
+        # What was finished once is neither lost nor done again.
+        assert kept.items() <= now.items()
+        kept = now
+        if status == 0:
+            assert len(kept) == CELLS
+            return taken
+
+
+def disturb(data: Path, kills: int, seed: int) -> None:
+    expected = undisturbed(data)
+    rng, taken, turn = random.Random(seed), 0, 0
+    while taken < kills:
+        turn += 1
+        out = data / f"disturbed-{turn}"
+        taken += campaign(data, out, rng, kills - taken)
+        assert grid.tables(out) == grid.tables(expected)
+        assert grid.hashes(out) == grid.hashes(expected)
+        print(f"{taken} kills, {turn} runs")
+
+
+def test_four_kills(tmp_path: Path) -> None:
+    disturb(grid.write_data(tmp_path), 4, seed=1)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3000)
+def test_two_hundred_kills(tmp_path: Path) -> None:
+    disturb(grid.write_data(tmp_path), 200, seed=2)

@@ -1,0 +1,62 @@
+"""Ctrl-C and pre-emption at random moments: out in ten seconds, nothing lost, nobody left."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import grid
+
+ROWS = ",".join(f"steady[tag={i}]" for i in range(25))
+SEEDS = "1-8"
+
+
+def stop_at_random(data: Path, out: Path, rng: random.Random) -> float:
+    """One run, stopped at a random moment; returns the seconds to its end."""
+    before = {r.key: r.created for r in grid.records(out) if r.ok}
+    number = rng.choice((signal.SIGINT, signal.SIGTERM))
+    twice = rng.random() < 0.3
+    process = grid.start(data, out, ROWS, seeds=SEEDS)
+    seen, until = set[int](), time.monotonic() + rng.uniform(0, 8)
+    while time.monotonic() < until and process.poll() is None:
+        seen |= set(grid.children(process.pid))
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+    seen |= set(grid.children(process.pid))
+    begun = time.monotonic()
+    process.send_signal(number)
+    if twice:
+        time.sleep(rng.uniform(0, 0.1))
+        process.send_signal(number)
+    status, _, err = grid.finish(process, timeout=60)
+    took = time.monotonic() - begun
+    assert took < (5 if twice else 10)
+    assert status == 128 + number, err
+    assert "mistake in vipbench" not in err, err
+    grid.assert_gone(seen, seconds=5)
+    after = {r.key: r.created for r in grid.records(out)}
+    assert before.items() <= after.items()
+    assert all(r.ok for r in grid.records(out))
+    return took
+
+
+def stop_often(data: Path, times: int, seed: int) -> None:
+    rng, longest = random.Random(seed), 0.0
+    for turn in range(times):
+        # A folder takes 200 cells, more than fit between some twenty stops.
+        longest = max(longest, stop_at_random(data, data / f"out-{turn // 20}", rng))
+    print(f"{times} stops, the slowest took {longest:.1f} s")
+
+
+def test_three_stops(tmp_path: Path) -> None:
+    stop_often(grid.write_data(tmp_path), 3, seed=1)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3000)
+def test_a_hundred_stops(tmp_path: Path) -> None:
+    stop_often(grid.write_data(tmp_path), 100, seed=2)
