@@ -1,0 +1,115 @@
+"""A full disk: the store is never corrupt, and the same command goes on once there is space."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import grid
+from tests.results.samples import content, scored
+from vipbench.results.store import Store, StoreError
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB; skips where none may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, check=False)
+    except OSError:
+        pytest.skip("there is no mount")
+    if done.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def leave(disk: Path, free: int) -> None:
+    """Fill the disk so that `free` bytes are left, rounded to pages."""
+    ballast = disk / "ballast"
+    ballast.unlink(missing_ok=True)
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError:
+            pass
+        file.truncate(max(0, file.tell() // 4096 * 4096 - free))
+
+
+def test_fifty_full_disks_and_one_store(small_disk: Path) -> None:
+    rng = random.Random(1)
+    out, added, full = small_disk / "out", 0, 0
+    leave(small_disk, 0)
+    with pytest.raises(StoreError, match=r"out.*(space|written)"):
+        Store(out).close()
+    (small_disk / "ballast").unlink()
+    Store(out).close()
+    while full < 50:
+        leave(small_disk, rng.randrange(0, 40_000))
+        before = added
+        try:
+            with Store(out) as store:
+                while True:
+                    store.add(*scored(added))
+                    added += 1
+                    # One disk in three fills up at the very next record.
+                    if rng.random() < 0.02:
+                        break
+        except StoreError as error:
+            assert "free some and run the same command again" in str(error)
+            full += 1
+        with Store(out, readonly=True) as store:
+            keys = [r.key for r in store.records()]
+        assert keys == [scored(i)[0].key for i in range(added)]
+        if added > before + 5 and added > 150:
+            # Else the disk would be too small for fifty.
+            (out / "results.sqlite").unlink()
+            added = 0
+    (small_disk / "ballast").unlink()
+    with Store(out) as store:
+        for i in range(added, added + 5):
+            store.add(*scored(i))
+        assert len(content(store)) > added
+
+
+def run_through(data: Path, disk: Path, points: int, seed: int) -> None:
+    rows = ",".join(f"steady[tag={i},seconds=0]" for i in range(max(4, points // 2)))
+    reference, out = data / "reference", disk / "out"
+    status, _, err = grid.finish(grid.start(data, reference, rows, seeds="1-4"))
+    assert status == 0, err
+    rng, met, kept = random.Random(seed), 0, dict[str, str]()
+    for _ in range(3 * points):
+        if met == points:
+            break
+        leave(disk, rng.choice((0, rng.randrange(4096, 24 * 1024))) if met else 0)
+        status, _, err = grid.finish(grid.start(data, out, rows, seeds="1-4"))
+        assert "Traceback" not in err, err
+        found = {r.key: r.created for r in grid.records(out) if r.ok}
+        assert kept.items() <= found.items()
+        kept = found
+        if status == 0:
+            break
+        assert status == 2, err
+        assert "space" in err, err
+        met += 1
+    assert met >= min(points, 4)
+    print(f"full at {met} points, {len(kept)} cells kept by then")
+    (disk / "ballast").unlink()
+    status, _, err = grid.finish(grid.start(data, out, rows, seeds="1-4"))
+    assert status == 0, err
+    assert grid.tables(out) == grid.tables(reference)
+    assert grid.hashes(out) == grid.hashes(reference)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3000)
+def test_fifty_full_disks_and_one_run(tmp_path: Path, small_disk: Path) -> None:
+    (tmp_path / "data").mkdir()
+    run_through(grid.write_data(tmp_path / "data"), small_disk, 50, seed=1)
