@@ -26,7 +26,7 @@ from vipbench.engine.planning import PlanCell
 from vipbench.engine.records import base_record, error_record
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.stacking import TrainCell, partition
-from vipbench.engine.support import encode_views, make_support, test_inputs
+from vipbench.engine.support import encode_views, image_batches, make_support, test_inputs
 from vipbench.engine.training import train
 from vipbench.results import Predictions, Record
 from vipbench.results.metrics import compute_metrics
@@ -140,17 +140,21 @@ class GroupRunner:
         prepared = time.perf_counter()
         self._fit(ready)
         trained = time.perf_counter()
-        test = test_inputs(self.features, cells[0].row.method)
+        seconds = dict.fromkeys(range(len(ready)), 0.0)
+        parts: list[list[Tensor]] = [[] for _ in ready]
+        for test in test_inputs(self.features, cells[0].row.method):
+            for i, item in enumerate(ready):
+                begin = time.perf_counter()
+                parts[i].append(self._score(item, test))
+                seconds[i] += time.perf_counter() - begin
         done = []
-        for item in ready:
-            begin = time.perf_counter()
-            scores = self._score(item, test)
-            seconds = {
+        for i, item in enumerate(ready):
+            timing = {
                 "prepare": (prepared - started) / len(ready),
                 "train": (trained - prepared) / len(ready),
-                "score": time.perf_counter() - begin,
+                "score": seconds[i],
             }
-            done.append(self._finished(item, scores, seconds))
+            done.append(self._finished(item, torch.cat(parts[i]), timing))
         return done
 
     def _task(self, cell: PlanCell) -> Task:
@@ -197,6 +201,7 @@ class GroupRunner:
                         item.generator,
                         best_val,
                         item.history,
+                        take=image_batches(self.features, item.cell, item.recipe),
                     )
                 )
         for part in partition(train_cells):

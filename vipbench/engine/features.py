@@ -8,12 +8,11 @@ from functools import lru_cache
 from importlib.metadata import version
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vipbench.api import ImageBackbone, Split, Views
 from vipbench.engine.cache import Item, Shelf, open_shelf
-from vipbench.engine.views import training_view
+from vipbench.engine.pictures import Pictures
 
 # Part of the cache's keys: raise it when the same image and view give other features.
 FEATURE_REVISION = 1
@@ -66,6 +65,9 @@ class Features:
     _views: dict[tuple[object, ...], _ViewTable] = field(default_factory=dict)
     _shelves: dict[tuple[str, str], Shelf] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._pictures = Pictures(self.backbone, self.splits, self.dataset_key)
+
     def plain(self, split: str, indices: Sequence[int]) -> Tensor:
         """Features (N,D) of the evaluation view."""
         store = self._plain.setdefault(split, {})
@@ -100,17 +102,7 @@ class Features:
     def images(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
         """Preprocessed images (N,3,H,H) of `items` (index, view): the evaluation view where
         `views` is None, else training views of (views, seed)."""
-        pixels = []
-        opened: tuple[int, Image.Image] | None = None
-        for index, v in items:
-            if opened is None or opened[0] != index:
-                opened = index, self.splits[split].open(index)
-            image = opened[1]
-            if views is not None:
-                key = (self.dataset_key, split, self.splits[split].ids[index], views[1], v)
-                image = training_view(image, self.backbone.image_size, views[0], key)
-            pixels.append(self.backbone.preprocess(image))
-        return torch.stack(pixels).to(self.backbone.device)
+        return self._pictures.get(split, items, views)
 
     def forget_views(self) -> None:
         """Drop all training views, for memory."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from vipbench.api import Labelled, Method, Recipe, Split, Support
 from vipbench.engine.features import Features
 from vipbench.engine.optim import steps_per_epoch
 from vipbench.engine.planning import PlanCell
+
+# Test images that are held at once.
+TEST_IMAGES = 256
 
 
 def _views(cell: PlanCell, recipe: Recipe | None) -> int:
@@ -67,8 +71,8 @@ def make_support(features: Features, cell: PlanCell, recipe: Recipe | None) -> S
             _labels(cell.data.splits["val"], picked).to(device),
         )
     groups = train_split.groups
-    return Support(
-        plain=_inputs(features, "train", rows, images),
+    return _LaterSupport(
+        lambda: _inputs(features, "train", rows, images),
         labels=_labels(train_split, rows).to(device),
         n_classes=cell.info.n_classes,
         shots=cell.shots,
@@ -80,16 +84,53 @@ def make_support(features: Features, cell: PlanCell, recipe: Recipe | None) -> S
     )
 
 
+class _LaterSupport(Support):
+    """A support set whose `plain` is made when it is first asked for: images are megabytes each,
+    and a training takes them batch by batch (see `image_batches`)."""
+
+    _make: Callable[[], Tensor]
+
+    def __init__(self, make: Callable[[], Tensor] | None = None, **fields: Any) -> None:
+        for name, value in {"_make": make, **fields}.items():
+            # As a frozen dataclass's own __init__ does.
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def plain(self) -> Tensor:
+        """(N,D) features or (N,3,H,H) images of the evaluation view."""
+        return self._make()
+
+
+def image_batches(
+    features: Features, cell: PlanCell, recipe: Recipe
+) -> Callable[[Sequence[int], int | None], Tensor] | None:
+    """Support images (n,3,H,H) by row and view (None: the evaluation view), made on demand; None
+    for a method on features."""
+    if cell.row.method.inputs != "images" or cell.support is None:
+        return None
+    train = cell.support.train.tolist()
+
+    def take(rows: Sequence[int], view: int | None) -> Tensor:
+        views = None if view is None else (recipe.views, cell.seed)
+        return features.images("train", [(train[row], view or 0) for row in rows], views)
+
+    return take
+
+
 def _inputs(features: Features, split: str, rows: Sequence[int], images: bool) -> Tensor:
     if images:
         return features.images(split, [(i, 0) for i in rows], None)
     return features.plain(split, rows)
 
 
-def test_inputs(features: Features, method: type[Method]) -> Tensor:
-    """Features (N,D) of the test images, or the images (N,3,H,H), as the method takes them."""
-    rows = range(len(features.splits["test"]))
-    return _inputs(features, "test", list(rows), method.inputs == "images")
+def test_inputs(features: Features, method: type[Method]) -> Iterator[Tensor]:
+    """Features (N,D) of the test images, or the images (n,3,H,H) some at a time, as the method
+    takes them; a transductive method gets all at once."""
+    n = len(features.splits["test"])
+    images = method.inputs == "images"
+    some = TEST_IMAGES if images and "test_images" not in method.needs else n
+    for start in range(0, n, some):
+        yield _inputs(features, "test", range(start, min(start + some, n)), images)
 
 
 def _labels(split: Split, rows: Sequence[int]) -> Tensor:

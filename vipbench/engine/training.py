@@ -8,7 +8,7 @@ and a cell leaves the stack when its last step is done.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,11 +60,13 @@ class _Images:
     def __init__(self, cells: Sequence[TrainCell], plans: Sequence[Schedule], start: int) -> None:
         self.plans, self.start = plans, start
         self.supports = supports = [pooled(cell) for cell in cells]
-        device = supports[0].plain.device
+        device = supports[0].labels.device
+        self.take = None if cells[0].recipe.pooled else cells[0].take
         self.offsets = [0]
         for support in supports:
             self.offsets.append(self.offsets[-1] + len(support.labels))
-        self.x = torch.cat([support.plain for support in supports])
+        if self.take is None:
+            self.x = torch.cat([support.plain for support in supports])
         self.view = [-1] * len(cells)
         steps = min(len(plan.lr) for plan in plans) - start
         width = max(plan.rows.shape[1] for plan in plans)
@@ -80,12 +82,17 @@ class _Images:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x (cells,B,·), labels (cells,B), weight (cells,B), rate (cells,) of a step."""
+        at = step - self.start
+        if self.take is not None:
+            n_views = self.supports[0].n_views
+            view = self.plans[0].view[step] % n_views if n_views else None
+            x = self.take(self.rows[at, 0].tolist(), view)[None]
+            return x, self.labels[at], self.weight[at], self.rates[at]
         for i, (support, plan) in enumerate(zip(self.supports, self.plans, strict=True)):
             view = plan.view[step]
             if support.n_views and view != self.view[i]:
                 self.view[i] = view
                 self.x[self.offsets[i] : self.offsets[i + 1]] = support.view(view)
-        at = step - self.start
         return self.x[self.rows[at]], self.labels[at], self.weight[at], self.rates[at]
 
 
@@ -93,6 +100,19 @@ def _padded(table: Tensor, width: int, repeat: bool = False) -> Tensor:
     """(steps,b) -> (steps,width), the rest 0 or a repetition of a valid entry."""
     rest = table.new_zeros(len(table), width - table.shape[1])
     return torch.cat([table, rest + table[:, :1] if repeat else rest], dim=1)
+
+
+def _evaluation(cell: TrainCell) -> Iterator[Tensor]:
+    """Unaugmented support images, then validation images, some at a time."""
+    support = cell.support
+    if cell.take is None:
+        yield from support.plain.split(256)
+    else:
+        rows = range(len(support.labels))
+        for start in range(0, len(rows), 256):
+            yield cell.take(rows[start : start + 256], None)
+    if support.val is not None:
+        yield from support.val.x.split(256)
 
 
 class _Stack:
@@ -207,14 +227,14 @@ class _Stack:
         """Accuracy on the support images, unaugmented, and on validation, in one pass."""
         cell = self.cells[index]
         method, support = cell.method, cell.support
-        x, labels = support.plain, support.labels
+        labels = support.labels
         if support.val is not None:
-            x, labels = torch.cat([x, support.val.x]), torch.cat([labels, support.val.labels])
+            labels = torch.cat([labels, support.val.labels])
         parts = (self.fixed, self.buffers, self.params)
         state = {k.removeprefix("method."): v[index] for part in parts for k, v in part.items()}
         method.eval()
         with torch.no_grad():
-            logits = torch.cat([functional_call(method, state, (some,)) for some in x.split(256)])
+            logits = torch.cat([functional_call(method, state, (x,)) for x in _evaluation(cell)])
         method.train()
         right = (logits.argmax(-1) == labels).float()
         n = len(support.labels)
