@@ -94,7 +94,8 @@ class Drawn:
 WORLDS = (
     World("3 seeds, 150 patients x 2"),
     World("3 seeds, 300 images", patients=300, images=1),
-    World("3 seeds, strong seed effect", sd_seed=0.3, own_seed=0.3),
+    World("3 seeds, strong seed effect", sd_seed=0.2, own_seed=0.2),
+    World("3 seeds, extreme seed effect", sd_seed=0.3, own_seed=0.3),
     World("3 seeds, no seed effect", sd_seed=0.0, own_seed=0.0),
     World("3 seeds, 40 patients x 8", patients=40, images=8, own_patient=0.5),
     World("5 seeds, 150 patients x 2", seeds=5),

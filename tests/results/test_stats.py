@@ -181,7 +181,7 @@ def test_wilcoxon_of_ties_and_zeros_counts_all_signs() -> None:
 @pytest.mark.parametrize(
     ("n", "family", "says"),
     [
-        (1, 1, "over 1 dataset that differ cannot go below p = 1: at least 6 datasets"),
+        (1, 1, "over 1 dataset with a difference cannot go below p = 1: at least 6 datasets"),
         (3, 1, "cannot go below p = 0.25: at least 6 datasets"),
         (4, 1, "cannot go below p = 0.125"),
         (5, 1, "cannot go below p = 0.0625"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vipbench import __version__
-from vipbench.cli import sharing, workshop
+from vipbench.cli import papers, sharing, workshop
 from vipbench.cli.cache import cache_app
 
 app = typer.Typer(
@@ -217,6 +217,8 @@ def list_(
 
     return list_command(kind, plugins_dir, format)
 
+
+papers.register(app)
 
 sharing.register(app)
 app.add_typer(cache_app, name="cache")

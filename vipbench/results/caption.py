@@ -43,8 +43,8 @@ def _caption(table: Table, cells: Cells, title: str | None) -> str:
     unit = " (%)" if any(column.scale == 100 for column in table.columns) else ""
     sentences = [title.rstrip(".")] if title else []
     sentences.append(
-        f"{_and(titles)}{unit} on {_and(named)} with backbone{'s' * (len(backbones) > 1)} "
-        f"{_and(backbones)}"
+        f"{and_(titles)}{unit} on {and_(named)} with backbone{'s' * (len(backbones) > 1)} "
+        f"{and_(backbones)}"
     )
     sentences += [_seeds(table, cells), _shots(table)]
     told = _protocol(cells)
@@ -56,7 +56,7 @@ def _caption(table: Table, cells: Cells, title: str | None) -> str:
         )
     made_with = sorted({str(record.provenance.get("vipbench", "?")) for _, record in done})
     if made_with:
-        sentences.append(f"Made with vipbench {_and(made_with)}")
+        sentences.append(f"Made with vipbench {and_(made_with)}")
     # A dataset's own sentence ends as it likes.
     own = dict.fromkeys(record.data.caption for _, record in done if record.data.caption)
     text = ". ".join(sentence for sentence in sentences if sentence) + "."
@@ -133,7 +133,7 @@ def _told(cells: Cells) -> Iterable[str]:
         for note in record.notes:
             told.setdefault(note, {})[cell.method] = None
     for note, labels in told.items():
-        yield f"{_and(list(labels))}: {note.rstrip('.')}."
+        yield f"{and_(list(labels))}: {note.rstrip('.')}."
 
 
 def _failed(cells: Cells) -> Iterable[str]:
@@ -143,7 +143,7 @@ def _failed(cells: Cells) -> Iterable[str]:
         if record is not None and record.error is not None:
             failed.setdefault(cell.method, []).append(record.error.type)
     for label, kinds in failed.items():
-        what = _and(list(dict.fromkeys(kinds)))
+        what = and_(list(dict.fromkeys(kinds)))
         yield f"{label}: {_count(len(kinds), 'cell')} failed ({what}); the records say why."
 
 
@@ -207,9 +207,9 @@ def _mixed(cells: Cells) -> Iterable[str]:
         short = {str(value)[:12]: labels for value, labels in values.items()}
         yield f"The {name} differ (SHA-256): {_by_value(short)}."
     for name, values in spread((cell.method, versions(record)) for cell, record in done).items():
-        yield f"Records differ in {name}: {_and(list(values))}."
+        yield f"Records differ in {name}: {and_(list(values))}."
     for cell_label, files in _code(cells).items():
-        yield f"{cell_label}: records of {len(files)} versions of its plugin ({_and(files)})."
+        yield f"{cell_label}: records of {len(files)} versions of its plugin ({and_(files)})."
 
 
 def _code(cells: Cells) -> dict[str, list[str]]:
@@ -244,7 +244,8 @@ def _by_value(values: dict[str, list[str]]) -> str:
     return "; ".join(f"{value} ({', '.join(labels)})" for value, labels in values.items())
 
 
-def _and(names: Sequence[str]) -> str:
+def and_(names: Sequence[str]) -> str:
+    """`a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 

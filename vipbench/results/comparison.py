@@ -73,8 +73,8 @@ def comparison(
         raise TableError(f"metrics {list(metrics)}: give one or more, each once")
     if not 0 <= decimals <= 6:
         raise TableError(f"decimals {decimals}: give 0 to 6")
-    cells = _cells(list(records), planned)
-    _check_comparable(cells, metrics)
+    cells = cells_of(list(records), planned)
+    check_comparable(cells, metrics)
     columns = _columns(cells, metrics)
     rows, entries = _rows(cells, columns)
     n_of = Counter(
@@ -95,7 +95,11 @@ def comparison(
     return caption.with_words(ranked(table), cells, title)
 
 
-def _cells(records: list[Record], planned: Iterable[PlanCell | Mapping[str, Any]] | None) -> Cells:
+def cells_of(
+    records: list[Record], planned: Iterable[PlanCell | Mapping[str, Any]] | None
+) -> Cells:
+    """The cells that were asked for, with their records. Raises TableError where a place in the
+    grid is taken twice."""
     by_key = {record.key: record for record in records}
     if len(by_key) != len(records):
         raise TableError("the same record is given twice")
@@ -123,7 +127,8 @@ def _cells(records: list[Record], planned: Iterable[PlanCell | Mapping[str, Any]
     return Cells(tuple(slots.values()), shown, left_out)
 
 
-def _check_comparable(cells: Cells, metrics: Sequence[str]) -> None:
+def check_comparable(cells: Cells, metrics: Sequence[str]) -> None:
+    """Raise TableError where an entry mixes settings, or a column images, weights, definitions."""
     entries: dict[Any, list[Record]] = {}
     places: dict[Place, list[Record]] = {}
     for cell, record in cells.done():

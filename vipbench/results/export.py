@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,13 @@ def csv_rows(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
         fields = [_field(value) for value in row]
         lone = any(isinstance(field, str) and "\r" in field for field in fields)
         (quoted if lone else plain).writerow(fields)
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as the text of a CSV file; see `csv_rows`."""
+    out = io.StringIO()
+    csv_rows(out, rows)
+    return out.getvalue()
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -72,7 +72,7 @@ def wilcoxon(differences: Floats, family: int = 1, level: float = LEVEL) -> Inte
         needed = math.ceil(1 - math.log2(alpha / family))
         corrected = f", corrected over {family} tests" if family > 1 else ""
         raise StatsError(
-            f"Wilcoxon's test over {n} dataset{'s' * (n != 1)} that differ cannot go below "
+            f"Wilcoxon's test over {n} dataset{'s' * (n != 1)} with a difference cannot go below "
             f"p = {best:.3g}{corrected}: at least {needed} datasets are needed"
         )
     ties = len(np.unique(np.abs(d))) < len(d) or n < len(d)

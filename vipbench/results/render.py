@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from unicodedata import combining, east_asian_width
 
 from vipbench.errors import unknown
 from vipbench.results import escape
-from vipbench.results.export import csv_rows
+from vipbench.results.export import csv_text
 from vipbench.results.table import Table
 
 _CSV_COLUMNS = ("dataset", "backbone", "method", "kind", "metric", "shots", "state")
@@ -161,9 +160,7 @@ def _csv(table: Table) -> str:
                 names = (column.dataset, column.backbone, row.label, row.kind, column.metric)
                 numbers = (getattr(entry, name) for name in _CSV_NUMBERS)
                 lines.append([*names, column.shots, entry.state, *numbers])
-    out = io.StringIO()
-    csv_rows(out, lines)
-    return out.getvalue()
+    return csv_text(lines)
 
 
 def _json(table: Table) -> str:

@@ -1,0 +1,215 @@
+"""Comparisons from records: what they say, what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import Cli
+from tests.results.samples import planned, record_dict
+from tests.results.simulated import folder
+from vipbench.errors import UsageError
+from vipbench.results import stats
+from vipbench.results.claims import Claims, compare
+from vipbench.results.comparison import Cells, cells_of
+from vipbench.results.pairing import select
+from vipbench.results.record import Record
+from vipbench.results.sentences import CLAIM_FORMATS, sentence, write_claims
+from vipbench.results.stats import StatsError
+from vipbench.results.store import Store
+
+
+def opened(path: Path) -> tuple[Cells, Any]:
+    with Store(path, readonly=True) as store:
+        loaded = {key: store.predictions(key) for key in store.status()}
+        return cells_of(store.records(), store.plan()), loaded.get
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("one"), per_patient=2)
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("nine")
+    return folder(out, datasets=[f"set {i}" for i in range(9)], shots=(4,), n=90)
+
+
+def test_the_sentence(one: Path) -> None:
+    cells, load = opened(one)
+    found = compare(select(cells, shots=[4, 16]), load, "vip", ["coop"])
+    assert [c.shots for c in found.claims] == [4, 16]
+    claim = found.claims[0]
+    told = sentence(claim, found)
+    for part in (
+        "On toyderm with toy-clip at 4 shots, the accuracy of vip was",
+        "points higher than that of coop",
+        "95 % confidence interval of the difference",
+        "new support sets and new test images",
+        "n = 3 seeds and 240 test images of 120 groups",
+        "the same support sets and test images",
+        "Holm-corrected over 2 comparisons (vip against coop, shots 4 and 16)",
+    ):
+        assert part in told
+    assert claim.p_corrected <= 2 * claim.p
+    assert f"{100 * claim.interval.estimate:.1f} points" in told
+    assert claim.mean_a - claim.mean_b == pytest.approx(claim.interval.estimate)
+    # Patients, not images, are what is drawn: no test of single images is offered.
+    assert all(pair.p is None for pair in claim.pairs)
+
+
+def test_it_is_the_statistics_of_the_stored_scores(one: Path) -> None:
+    cells, load = opened(one)
+    found = compare(select(cells, shots=[4]), load, "vip", ["zero-shot"], metrics=["auroc"])
+    by_method: dict[str, list[Any]] = {"vip": [], "zero-shot": []}
+    for cell, record in cells.done():
+        if cell.method in by_method and cell.shots in (0, 4):
+            by_method[cell.method].append(load(record.key))
+    first = by_method["vip"][0]
+    tests = stats.TestSet.of(first.labels, first.groups, ["a", "b", "c"])
+    scores = [p.scores for p in (*by_method["vip"], *by_method["zero-shot"])]
+    values, reps = stats.replicates("auroc", tests, scores)
+    told = stats.both_interval(values[:3] - values[3], reps[:, :3] - reps[:, 3:], 120)
+    assert found.claims[0].interval == told
+    assert found.claims[0].seeds == (1, 2, 3)
+
+
+def test_populations(nine: Path) -> None:
+    cells, load = opened(nine)
+    differences = [
+        compare(select(cells, datasets=[f"set {i}"]), load, "vip", ["coop"], population="seeds")
+        .claims[0]
+        .interval.estimate
+        for i in range(9)
+    ]
+    for name in ("datasets", "datasets-bootstrap", "average"):
+        (claim,) = compare(cells, load, "vip", ["coop"], population=name).claims
+        assert len(claim.datasets) == claim.interval.n_datasets == 9
+        if name == "datasets":
+            assert claim.p == pytest.approx(stats.wilcoxon(np.array(differences)).p)
+        else:
+            assert claim.interval.estimate == pytest.approx(np.mean(differences))
+        told = sentence(claim, Claims((claim,), (), ()))
+        assert ("very datasets" in told) == (name == "average")
+        assert ("new datasets like these" in told) == (name != "average")
+        assert "uncorrected, the only comparison of its family" in told
+
+
+def test_one_seed_is_compared_given_its_models(tmp_path: Path) -> None:
+    cells, load = opened(folder(tmp_path, seeds=(1,), shots=(4,)))
+    with pytest.raises(StatsError, match=r"1 seed cannot.*at least 3 seeds.*--population images"):
+        compare(cells, load, "vip", ["coop"])
+    (claim,) = compare(cells, load, "vip", ["coop"], population="images").claims
+    assert claim.test == "McNemar's mid-p test"
+    assert claim.p == claim.pairs[0].p
+    assert claim.pairs[0].only_a - claim.pairs[0].only_b == round(240 * claim.interval.estimate)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("missing", "has 2 of its 3 planned runs: finish them with the same `vipbench run`"),
+        ("unequal", "unequal seeds (vip: 1, 2, 3; coop: 1, 2), so that"),
+        ("sampler", "drawn differently (sampler: nested | coop): run them with the same --sampler"),
+        ("unscored", "has no scores of its test images beside it"),
+        ("settings", "records with different settings cannot share a table: hparams.lr"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(one: Path, change: str, says: str) -> None:
+    cells, load = opened(one)
+    cells = select(cells, methods=["vip", "coop"], shots=[4])
+    records = {record.key: record for _, record in cells.done()}
+    plan = list(cells.planned)
+    key = next(c.key for c in plan if c.method == "coop" and c.seed == 3)
+    assert key is not None
+    if change == "missing":
+        del records[key]
+    if change == "unequal":
+        plan = [c for c in plan if c.key != key]
+    if change in ("sampler", "settings"):
+        for cell in plan:
+            if cell.method == "coop" and (change == "sampler" or cell.key == key):
+                value = records[str(cell.key)].to_dict()
+                if change == "sampler":
+                    value["protocol"]["sampler"] = "coop"
+                else:
+                    value["hparams"]["lr"] = 1.0
+                records[str(cell.key)] = Record.of(value)
+    if change == "unscored":
+        load = {}.get
+    with pytest.raises(StatsError) as caught:
+        compare(Cells(tuple(plan), records), load, "vip", ["coop"])
+    assert says in str(caught.value)
+
+
+def test_mixed_settings_are_told(one: Path) -> None:
+    cells, load = opened(one)
+    cells = select(cells, methods=["vip", "coop"], shots=[4])
+    records = {}
+    for cell, record in cells.done():
+        value = record.to_dict()
+        if cell.method == "vip":
+            value["protocol"]["validation"] = "full"
+            value["provenance"]["torch"] = "2.13.0"
+        records[record.key] = Record.of(value)
+    found = compare(Cells(cells.planned, records), load, "vip", ["coop"])
+    told = write_claims(found)
+    assert "Note: The methods differ in validation: min(k,4) (coop); full (vip)." in told
+    assert "Note: Records differ in torch: 2.12.0 and 2.13.0." in told
+
+
+def test_names(one: Path) -> None:
+    cells, load = opened(one)
+    with pytest.raises(UsageError, match="unknown method 'vop'; did you mean 'vip'"):
+        compare(cells, load, "vop", ["coop"])
+    with pytest.raises(UsageError, match="unknown population 'all'"):
+        compare(cells, load, "vip", ["coop"], population="all")
+    with pytest.raises(UsageError, match="with other methods only"):
+        compare(cells, load, "vip", ["vip"])
+    with pytest.raises(UsageError, match="unknown dataset 'x'"):
+        select(cells, datasets=["x"])
+    with pytest.raises(UsageError, match="a confidence level of 95"):
+        compare(cells, load, "vip", ["coop"], level=95)
+
+
+def test_hostile_names_are_harmless_in_every_format() -> None:
+    hostile = "=cmd|' /C calc'!A0 <script>%_& $x$ \x1b[31m"
+    records, loaded = [], {}
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    for method in (hostile, "plain"):
+        for seed in (1, 2, 3):
+            value = record_dict(method, 4, seed, metrics={"n": 60})
+            value["data"]["test_counts"] = [20, 20, 20]
+            record = Record.of(value)
+            records.append(record)
+            from vipbench.results.predictions import Predictions
+
+            scores = rng.normal(size=(60, 3)).astype(np.float32)
+            loaded[record.key] = Predictions([str(i) for i in range(60)], None, labels, scores)
+    found = compare(cells_of(records, planned(records)), loaded.get, hostile, ["plain"])
+    told = {name: write_claims(found, name) for name in CLAIM_FORMATS}
+    assert "\x1b" not in told["text"]
+    assert "<script>" not in told["github"]
+    assert r"\textless{}script\textgreater{}\%\_\& \$x\$" in told["latex"]
+    (row,) = csv.DictReader(io.StringIO(told["csv"]))
+    assert row["a"] == "'" + hostile
+    assert json.loads(told["json"])["claims"][0]["a"] == hostile
+
+
+def test_the_command(cli: Cli, one: Path) -> None:
+    done = cli("compare", "vip", "coop,zero-shot", one, "--shots", "4", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["family"] == len(value["claims"]) == 2
+    assert value["claims"][0]["sentence"].startswith("On toyderm with toy-clip at 4 shots")
+    refused = cli("compare", "vip", "coop", one, "--population", "datasets", "--shots", "4")
+    assert refused.returncode == 2
+    assert "at least 6 datasets are needed" in refused.stderr

@@ -1,0 +1,68 @@
+"""The commands that make what goes into a paper, and their options; what they do is in modules of
+their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Folder = Annotated[
+    Path, typer.Argument(metavar="[DIR]", show_default=False, help="A results folder.")
+]
+DEFAULT = Path("vipbench-results")
+
+
+def _text(flag: str, metavar: str, help: str) -> Any:
+    return typer.Option(flag, metavar=metavar, help=help, show_default=False)
+
+
+Datasets = Annotated[str | None, _text("--datasets", "A,B", "These datasets alone.")]
+Backbones = Annotated[str | None, _text("--backbones", "A,B", "These backbones alone.")]
+Methods = Annotated[str | None, _text("--methods", "A,B", "These rows alone.")]
+Shots = Annotated[str | None, _text("--shots", "1,2,full", "These shots alone; 0 shots stay.")]
+Seeds = Annotated[str | None, _text("--seeds", "1,2 or 1-8", "These seeds alone.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command(short_help="Say how one method compares with others.")(compare)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", show_default=False, help="A row's label.")],
+    b: Annotated[
+        str, typer.Argument(metavar="B", show_default=False, help="Others: B, B,C or all.")
+    ],
+    folder: Folder = DEFAULT,
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="A,B", help="Metrics, such as accuracy,auroc.")
+    ] = "accuracy",
+    datasets: Datasets = None,
+    backbones: Backbones = None,
+    shots: Shots = None,
+    seeds: Seeds = None,
+    population: Annotated[
+        str,
+        typer.Option(
+            "--population",
+            metavar="both|images|seeds|average|datasets|datasets-bootstrap",
+            help="What is drawn anew: seeds and test images; one of them; both, averaged over "
+            "these datasets; or datasets (Wilcoxon's test, or a bootstrap).",
+        ),
+    ] = "both",
+    level: Annotated[
+        float, typer.Option("--level", metavar="SHARE", help="The confidence level.")
+    ] = 0.95,
+    format: Annotated[
+        str, typer.Option("--format", metavar="text|github|latex|csv|json", help="The form.")
+    ] = "text",
+) -> int:
+    """Write the sentence for the paper: effect, interval, n, corrected p, and the family of
+    comparisons that it was corrected over."""
+    from vipbench.cli.compare import compare_command
+    from vipbench.cli.selection import Selection
+
+    chosen = Selection.of(datasets, backbones, None, shots, seeds)
+    return compare_command(a, b, folder, metric, chosen, population, level, format)
