@@ -1,0 +1,34 @@
+"""The commands that hand results on, and their options; what they do is in modules of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", show_default=False, help="Results folders.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for function in (leaderboard,):
+        app.command()(function)
+
+
+def leaderboard(
+    folders: Folders,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", help="Where index.html is written."),
+    ] = Path("site"),
+    title: Annotated[
+        str, typer.Option("--title", metavar="TEXT", help="The page's heading.")
+    ] = "Leaderboard",
+) -> int:
+    """Write a leaderboard: one page that needs no network, for a browser."""
+    from vipbench.cli.leaderboard import leaderboard_command
+
+    return leaderboard_command(folders, out, title)

@@ -1,0 +1,70 @@
+"""The command that makes a record's cell again. No torch here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vipbench.results.record import Record
+from vipbench.specparse import default_label
+from vipbench.yamlio import Scalar
+
+
+def run_command(record: Record, seeds: Iterable[int] = ()) -> str:
+    """`vipbench run …` for the record's row at its shots; seeds: by default the record's own.
+
+    A dataset or plugin that came from a path has PATH or DIR in its place.
+    """
+    c = record.cell
+    if c.shots == 0:
+        return row_command(record)
+    told = ",".join(map(str, seeds or [c.seed]))
+    return f"{row_command(record)} --shots {c.shots} --seeds {told}"
+
+
+def row_command(record: Record) -> str:
+    """`run_command` before its shots and seeds."""
+    c = record.cell
+    words = ["vipbench", "run", "--methods", method_words(record)]
+    words += ["--datasets", _source(record), "--backbones", c.backbone]
+    if c.shots != 0:
+        for name in ("views", "sampler", "validation", "selection"):
+            words += [f"--{name}", str(getattr(record.protocol, name))]
+        unit = record.protocol.shots_unit
+        if unit != "image":
+            words += ["--shots-unit", unit]
+    words += ["--precision", record.protocol.precision]
+    if any(note.startswith("profile quick") for note in record.notes):
+        words += ["--profile", "quick"]
+    if is_file_plugin(record):
+        words += ["--plugins-dir", "DIR"]
+    return shlex.join(words)
+
+
+def method_words(record: Record) -> str:
+    """The method as `--methods` takes it: its label, or, where that is somebody's own word, the
+    registered name with every hyperparameter."""
+    label, name = record.cell.method, record.cell.method_name
+    if label == name or (label.startswith(f"{name}[") and label.endswith("]")):
+        return label
+    return default_label(name, scalars(record.hparams))
+
+
+def scalars(hparams: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The hyperparameters that a flag can say."""
+    return {k: v for k, v in hparams.items() if v is None or isinstance(v, (bool, int, float, str))}
+
+
+def is_file_plugin(record: Record) -> bool:
+    """Whether the method came from a single file in a --plugins-dir."""
+    method = record.provenance.get("method")
+    if not isinstance(method, dict):
+        return False
+    return method.get("plugin") != "vipbench" and method.get("version") is None
+
+
+def _source(record: Record) -> str:
+    dataset = record.provenance.get("dataset")
+    source = dataset.get("source") if isinstance(dataset, dict) else None
+    return source if isinstance(source, str) and source else record.cell.dataset
