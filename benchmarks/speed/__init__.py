@@ -1,0 +1,1 @@
+"""Benchmarks of vipbench itself; `python -m benchmarks.speed`."""
