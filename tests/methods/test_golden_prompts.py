@@ -12,7 +12,8 @@ import torch
 from tests.golden_util import golden_backbone, load_golden
 from vipbench.api import CellInfo, HParams, Method, Support, Task
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.training import TrainCell, train
+from vipbench.engine.stacking import TrainCell
+from vipbench.engine.training import train
 from vipbench.methods.cocoop import CoCoOp
 from vipbench.methods.coop import CoOp
 from vipbench.methods.vip import ViP
