@@ -23,6 +23,7 @@ METHODS = ("zero-shot", "symptoms-mean", "symptoms-max", "linear-probe", "coop",
 DATASETS = ("synthderm",)
 TINY, REAL = "tiny-clip", "openclip:ViT-B-16/openai"
 SUITE_NAME = "suite.yaml"
+KNOWLEDGE = ("symptoms", "out-of-domain", "useless", "incorrect")  # see vipbench.symptoms.knowledge
 
 
 class MethodSpec(BaseModel):
@@ -110,13 +111,22 @@ def _entry(item: Any) -> list[MethodSpec]:
     return found
 
 
+def _knowledge(value: Any) -> tuple[str, ...]:
+    found = words.once(map(str, words.items(value, f"some of {', '.join(KNOWLEDGE)}")))
+    for name in found:
+        if name not in KNOWLEDGE:
+            raise unknown("knowledge", name, KNOWLEDGE)
+    return found
+
+
 class RunSpec(BaseModel):
     """The whole of a run. Each field is a suite's key, and a flag with `-` for `_`.
 
     methods, datasets, backbones, shots, seeds: the grid. A dataset or backbone is `NAME` or
         `NAME:ARG`, kept as given. shots: images a class, or "full" for the training split.
     data_root: the folder where datasets are looked for. symptoms: dataset -> symptom file; the
-        key "*" is every dataset. out: the results folder. plugins_dir: single-file plugins.
+        key "*" is every dataset. knowledge: what stands in the symptoms' place, each a row of its own
+        for methods that read symptoms. out: the results folder. plugins_dir: single-file plugins.
     views: training views of the support images: "per-epoch", how many, or "none".
     sampler: how support sets are drawn. validation: validation images a class, in terms of the
         shots k. selection: which epoch is scored. profile: one protocol for every row, each
@@ -139,6 +149,7 @@ class RunSpec(BaseModel):
     seeds: Annotated[tuple[int, ...], BeforeValidator(words.seeds)] = (1, 2, 3)
     data_root: Annotated[Path | None, BeforeValidator(words.path)] = None
     symptoms: Annotated[dict[str, Path], BeforeValidator(words.symptoms)] = {}
+    knowledge: Annotated[tuple[str, ...], BeforeValidator(_knowledge)] = ("symptoms",)
     out: Annotated[Path, BeforeValidator(words.required_path)] = Path("vipbench-results")
     plugins_dir: Annotated[Path | None, BeforeValidator(words.path)] = None
     device: Literal["auto", "cpu", "cuda"] = "auto"

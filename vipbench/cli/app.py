@@ -95,6 +95,14 @@ def run(
         list[str] | None,
         _text("--symptoms", "[DATASET=]FILE", "A symptom file (JSON); repeatable."),
     ] = None,
+    knowledge: Annotated[
+        str | None,
+        _text(
+            "--knowledge",
+            "symptoms|out-of-domain|useless|incorrect",
+            "What stands in the symptoms' place; several with commas. [symptoms]",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, _text("--out", "DIR", "The results folder. [./vipbench-results]")
     ] = None,

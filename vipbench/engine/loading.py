@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from vipbench.engine.groups import group_overlap
 from vipbench.errors import UsageError
 from vipbench.plugins import Plugin, Registry
 from vipbench.spec import RunSpec
-from vipbench.symptoms import load_symptoms
+from vipbench.symptoms import load_symptoms, replace_knowledge
 
 Bound = tuple[tuple[str, ...], ...]
 
@@ -35,6 +36,19 @@ class LoadedDataset:
     notices: tuple[str, ...]
     descriptions: Bound | None = None
     source: str = ""
+    knowledge: str = "symptoms"
+    images_seen: int = 0
+
+    def with_knowledge(self, knowledge: str) -> LoadedDataset:
+        """This with other texts in the symptoms' place; see vipbench.symptoms.knowledge."""
+        if self.symptoms is None or knowledge == self.knowledge:
+            return self
+        names = self.dataset.class_names
+        own = dict(zip(names, self.symptoms, strict=True))
+        bound = _bind(replace_knowledge(own, knowledge), names)
+        return dataclasses.replace(
+            self, symptoms=bound, symptoms_sha256=sha(bound), knowledge=knowledge
+        )
 
     def counts(self, split: str) -> list[int]:
         """Images of each class in a split."""
@@ -79,12 +93,16 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         notices.append(f"{dataset.name}: groups cross splits: {overlap}")
     symptoms: Mapping[str, Any] | None = dataset.symptoms
     file = spec.symptoms.get(source, spec.symptoms.get(dataset.name, spec.symptoms.get("*")))
+    descriptions, seen = dataset.descriptions, 0
     if file is not None:
         try:
             loaded = load_symptoms(file, dataset.class_names)
         except DataError as error:
             raise UsageError(str(error)) from error
-        symptoms = loaded.symptoms
+        if loaded.kind == "descriptions":
+            descriptions = loaded.symptoms
+        else:
+            symptoms, seen = loaded.symptoms, loaded.images_seen
         notices += [f"symptoms of '{dataset.name}': {w}" for w in loaded.warnings]
     names = dataset.class_names
     bound = _bind(symptoms, names)
@@ -96,8 +114,9 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         bound,
         None if bound is None else sha(bound),
         tuple(notices),
-        _bind(dataset.descriptions, names),
+        _bind(descriptions, names),
         public_source(source, spec.data_root),
+        images_seen=seen,
     )
 
 

@@ -100,7 +100,21 @@ def make_rows(registry: Registry, specs: tuple[MethodSpec, ...]) -> list[Row]:
 def plan_cells(
     spec: RunSpec, row: Row, data: LoadedDataset, backbone: LoadedBackbone
 ) -> list[PlanCell]:
-    """All cells of one row on one dataset and backbone."""
+    """All cells of one row on one dataset and backbone; of a method that reads symptoms, those of
+    every kind of knowledge, labelled with it."""
+    if "symptoms" not in row.method.needs:
+        return _plan_row(spec, row, data, backbone)
+    found = []
+    for kind in spec.knowledge:
+        label = row.label if kind == "symptoms" else f"{row.label} ({kind} knowledge)"
+        named = dataclasses.replace(row, label=label)
+        found += _plan_row(spec, named, data.with_knowledge(kind), backbone)
+    return found
+
+
+def _plan_row(
+    spec: RunSpec, row: Row, data: LoadedDataset, backbone: LoadedBackbone
+) -> list[PlanCell]:
     grid: list[tuple[int | None, int]] = [(0, 0)]
     if row.method.uses_support:
         shots = [None if k == "full" else k for k in spec.shots]
@@ -140,6 +154,8 @@ def _plan_cell(
     )
     hparams = row.hparams.for_cell(info)
     notes = hparams.notes(info)
+    if data.images_seen and "symptoms" in row.method.needs:
+        notes = (*notes, f"symptoms were written from {data.images_seen} images a class")
     if spec.profile == "quick" and hparams != (quick := hparams.quick(info)):
         hparams, notes = quick, (*notes, "profile quick: unpublished settings")
     parts = key_parts(protocol, row, hparams, data, towers, shots, seed)

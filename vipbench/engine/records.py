@@ -47,6 +47,8 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
             "licence": data.dataset.licence,
             "caption": data.dataset.caption,
             "symptoms_sha256": data.symptoms_sha256,
+            "knowledge": data.knowledge,
+            "symptom_images_seen": data.images_seen,
         },
         "provenance": {
             "vipbench": __version__,

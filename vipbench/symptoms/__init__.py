@@ -6,8 +6,9 @@ authors; users bring their own as JSON files.
 
 from __future__ import annotations
 
+from vipbench.symptoms.form import SymptomError
+from vipbench.symptoms.knowledge import KNOWLEDGE, replace_knowledge
 from vipbench.symptoms.load import (
-    SymptomError,
     SymptomSet,
     load_symptoms,
     parse_symptoms,
@@ -16,10 +17,12 @@ from vipbench.symptoms.load import (
 )
 
 __all__ = [
+    "KNOWLEDGE",
     "SymptomError",
     "SymptomSet",
     "load_symptoms",
     "parse_symptoms",
+    "replace_knowledge",
     "shipped_descriptions",
     "shipped_symptoms",
 ]

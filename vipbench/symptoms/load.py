@@ -11,14 +11,14 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from vipbench.errors import UsageError
+from vipbench.symptoms.form import SymptomError, opened
 
 MAX_BYTES = 1024 * 1024
 MAX_SYMPTOMS = 500  # of a class
@@ -28,22 +28,28 @@ MAX_CHARACTERS = 500  # of a symptom
 _SMALL_WORDS = frozenset({"and", "for", "from", "like", "not", "other", "the", "with"})
 
 
-class SymptomError(UsageError):
-    """A symptom file cannot be used; the message names file, class and symptom."""
-
-
 @dataclass(frozen=True)
 class SymptomSet:
     """Symptoms bound to the classes of a dataset.
 
     symptoms: class name -> its symptoms, in the order of the dataset's classes; white space
         within a symptom is collapsed. sha256: digest of that content, whatever the file looks
-        like. warnings: what a careful reader would ask about.
+        like. warnings: what a careful reader would ask about. kind: "symptoms" or "descriptions"
+        (which hold the class name). source: who wrote them, with which prompts and images.
     """
 
     symptoms: dict[str, tuple[str, ...]]
     sha256: str
     warnings: list[str]
+    kind: str = "symptoms"
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def images_seen(self) -> int:
+        """The most labelled training images of one class that the texts were written from."""
+        seen = self.source.get("images_seen", {})
+        counts = seen.values() if isinstance(seen, Mapping) else ()
+        return max((n for n in counts if type(n) is int), default=0)
 
 
 def load_symptoms(path: str | PathLike[str], class_names: Sequence[str]) -> SymptomSet:
@@ -74,12 +80,24 @@ def load_symptoms(path: str | PathLike[str], class_names: Sequence[str]) -> Symp
 
 def parse_symptoms(text: str, class_names: Sequence[str], what: str = "symptoms") -> SymptomSet:
     """Read the JSON document `text`; `what` names it in messages. Raises SymptomError."""
-    bound = _bind(_parse(text, what), class_names, what)
+    document, kind, source, stated = opened(_parse(text, what), what)
+    bound = _bind(document, class_names, what)
     symptoms = {name: _check_class(name, bound[name], what) for name in class_names}
-    warnings = [w for name in class_names for w in _leaks(name, symptoms[name], class_names, what)]
+    warnings = []
+    if kind == "symptoms":
+        for name in class_names:
+            warnings += _leaks(name, symptoms[name], class_names, what)
     warnings += _repeats(symptoms)
-    canonical = json.dumps(symptoms, ensure_ascii=True)
-    return SymptomSet(symptoms, hashlib.sha256(canonical.encode()).hexdigest(), warnings)
+    digest = digest_of(symptoms)
+    if stated is not None and stated != digest:
+        warnings.append("the file was edited since it was made: its 'sha256' is of other texts")
+    return SymptomSet(symptoms, digest, warnings, kind, source)
+
+
+def digest_of(symptoms: Mapping[str, Sequence[str]]) -> str:
+    """SHA-256 of classes and texts, whatever the file looks like."""
+    canonical = json.dumps({k: list(v) for k, v in symptoms.items()}, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def shipped_symptoms(dataset: str, class_names: Sequence[str]) -> dict[str, tuple[str, ...]] | None:
