@@ -213,7 +213,7 @@ class _Stack:
                 entry |= self._accuracy(i)
             if selects and entry["val_accuracy"] > self.best_accuracy[i]:
                 self.best_accuracy[i] = entry["val_accuracy"]
-                self.best[i] = self._params_of(i)
+                self.best[i] = self._state_of(i)
             if cell.recipe.epoch_weights is not None:
                 weight = cell.recipe.epoch_weights[epoch] / math.fsum(cell.recipe.epoch_weights)
                 for name, value in self._params_of(i).items():
@@ -222,6 +222,14 @@ class _Stack:
 
     def _params_of(self, index: int) -> Tensors:
         return {name: value[index].clone() for name, value in self.params.items()}
+
+    def _state_of(self, index: int) -> Tensors:
+        """A cell's parameters and, where towers are trained, the statistics of their batch
+        normalisations, which the passes write."""
+        state = self._params_of(index)
+        if self.cells[index].method.trains_towers:
+            state |= {name: value[index].clone() for name, value in self.buffers.items()}
+        return state
 
     def _accuracy(self, index: int) -> dict[str, float]:
         """Accuracy on the support images, unaugmented, and on validation, in one pass."""
@@ -265,13 +273,13 @@ class _Stack:
 
     def _write_back(self, index: int) -> None:
         cell, plan = self.cells[index], self.plans[index]
-        chosen = self._params_of(index)
+        chosen = self._state_of(index)
         if cell.recipe.epoch_weights is not None:
             chosen = self.average[index]
         elif cell.best_val and self.best[index]:
             chosen = self.best[index]
         with torch.no_grad():
-            for name, value in cell.method.named_parameters():
+            for name, value in (*cell.method.named_parameters(), *cell.method.named_buffers()):
                 if f"method.{name}" in chosen:
                     value.copy_(chosen[f"method.{name}"])
         for entry in cell.history:
