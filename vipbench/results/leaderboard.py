@@ -56,7 +56,7 @@ class Entry:
     def section(self) -> Section:
         """Where the entry stands: what saw the test images is apart."""
         told = self.first.protocol
-        if re.search(r"\btest\b|test_", f"{told.selection} {told.validation}"):
+        if "test" in re.split(r"[^a-z]+", f"{told.selection} {told.validation}".lower()):
             return "test-selected"
         return "transductive" if "test_images" in self.first.needs else "methods"
 
@@ -152,7 +152,8 @@ def _rank(rivals: Sequence[Entry]) -> None:
             continue
         places = ranks([e.bounds[metric] for e in able], METRICS[metric].higher_better)
         for entry, place in zip(able, places, strict=True):
-            entry.ranks[metric] = place
+            if place is not None:
+                entry.ranks[metric] = place
 
 
 def _note_protocols(rivals: Sequence[Entry]) -> None:

@@ -71,20 +71,15 @@ def image_bounds(
     return found
 
 
-def ranks(entries: Sequence[Bounds], higher_better: bool = True) -> list[int]:
+def ranks(entries: Sequence[Bounds], higher_better: bool = True) -> list[int | None]:
     """Of each entry: 1 + how many are significantly better, that is, have an interval wholly on
-    the better side of its own. An entry without an interval is neither better nor worse than
-    anybody: one number tells no difference."""
-    sign = 1.0 if higher_better else -1.0
-    low = np.array([_end(e, -1, sign) for e in entries])
-    high = np.array([_end(e, 1, sign) for e in entries])
-    # How many lower ends lie above this upper end; an entry's own never does.
-    better = len(entries) - np.searchsorted(np.sort(low), high, side="right")
-    return [int(b) + 1 for b in better]
-
-
-def _end(entry: Bounds, side: int, sign: float) -> float:
-    """An end of the interval on a scale where more is better; without one it is everywhere."""
-    ends = (entry.low, entry.high) if sign > 0 else (entry.high, entry.low)
-    end = ends[0] if side < 0 else ends[1]
-    return side * math.inf if end is None else sign * end
+    the better side of its own. None for an entry without an interval, which tells no difference.
+    """
+    ends = [(e.low, e.high) for e in entries if e.low is not None and e.high is not None]
+    # On a scale where more is better.
+    low, high = np.array(
+        [pair if higher_better else (-pair[1], -pair[0]) for pair in ends]
+    ).T.reshape(2, -1)
+    # How many lower ends lie above an upper end; an entry's own never does.
+    better = iter(len(ends) - np.searchsorted(np.sort(low), high, side="right"))
+    return [None if e.low is None else 1 + int(next(better)) for e in entries]
