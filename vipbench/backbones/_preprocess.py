@@ -14,12 +14,15 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
 _INTERPOLATION = {2: "bilinear", 3: "bicubic"}
-# What the library's own image processors do where a checkpoint states nothing.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What the library's own image processors do where a checkpoint states nothing; KEEP states it in
+# its model card alone.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "clip": {"mean": _CLIP_MEAN, "std": _CLIP_STD, "interpolation": "bicubic"},
     "siglip": {
         "mean": _HALF, "std": _HALF, "interpolation": "bicubic", "resize_mode": "squash"
     },
+    "keep": {"mean": _IMAGENET_MEAN, "std": _IMAGENET_STD, "interpolation": "bicubic"},
     "siglip2": {
         "mean": _HALF, "std": _HALF, "interpolation": "bilinear", "resize_mode": "squash"
     },

@@ -128,6 +128,8 @@ def _load(folder: Path, where: str, remote: bool) -> nn.Module:
                 local_files_only=True,
                 dtype=torch.float32,
                 output_loading_info=True,
+                # The library once renamed every "gamma" to "weight", also those of layer scales.
+                key_mapping={r"\.ls([12])\.weight$": r".ls\1.gamma"} if remote else None,
             )
     except Exception as error:  # transformers raises many kinds
         reason = str(error).strip().splitlines() or [type(error).__name__]
