@@ -106,7 +106,13 @@ def start(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=_listen,
     )
+
+
+def _listen() -> None:
+    # Who runs the tests in the background has SIGINT ignored, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ from vipbench.api import (
     has_own_fit,
 )
 from vipbench.engine.features import Features
+from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError, own_randomness
 from vipbench.engine.learned import Versions, learned, versions
 from vipbench.engine.machine import free_memory, threads
 from vipbench.engine.planning import PlanCell
 from vipbench.engine.records import base_record, error_record
+from vipbench.engine.scoring import checked_scores
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.stacking import TrainCell, partition
 from vipbench.engine.support import encode_views, image_batches, make_support, test_inputs
@@ -66,13 +68,25 @@ class GroupRunner:
     def __init__(self, features: Features, note: Callable[[str], None]) -> None:
         self.features = features
         self.note = note
-        self.texts: dict[Any, Tensor] = {}
+        self.texts = FrozenTexts()
+        self.guard = Guard(features.backbone, self.texts)
+        features.before_encoding = self.guard.check
+        # Whether a method changed what other cells use: this process is then of no more use.
+        self.spoilt = False
 
     def run(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
         """All cells of one group (same row, dataset and backbone); a failure is a record."""
-        self._set_up(cells)
-        for start in range(0, len(cells), MOST_STACKED):
-            yield from self._run_some(cells[start : start + MOST_STACKED])
+        left = {cell.key: cell for cell in cells}
+        try:
+            self._set_up(cells)
+            for start in range(0, len(cells), MOST_STACKED):
+                for finished in self._run_some(cells[start : start + MOST_STACKED]):
+                    del left[finished.record.key]
+                    yield finished
+        except SpoiltError as error:
+            self.spoilt = True
+            for cell in left.values():
+                yield Finished(error_record(cell, error), None)
 
     def run_alone(self, cell: PlanCell) -> Finished:
         """One cell by itself; whatever it raises comes through."""
@@ -88,9 +102,21 @@ class GroupRunner:
                 backbone.training_precision = "bf16"
         encode_views(self.features, cells)
 
-    def try_build(self, cell: PlanCell) -> None:
-        """Build a cell's method and throw it away; raises what its constructor raises."""
-        cell.row.method(self._task(cell), cell.hparams)
+    def try_build(self, cell: PlanCell) -> Method:
+        """A cell's method, not to be run for numbers; raises what its constructor raises."""
+        with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
+            task = self._task(cell)
+            with self._randomness(cell, task.generator, draws=True):
+                method = cell.row.method(task, cell.hparams).to(task.device)
+        for name, shape in method.noise().items():
+            setattr(method, name, torch.zeros(shape, device=task.device))
+        return method
+
+    def _randomness(
+        self, cell: PlanCell, generator: Callable[[str], torch.Generator], draws: bool = False
+    ) -> AbstractContextManager[None]:
+        seed = generator("global").initial_seed()
+        return own_randomness(seed, _who(cell), self.features.backbone.device, draws)
 
     def _run_some(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
         reason = ""
@@ -101,6 +127,8 @@ class GroupRunner:
             except OUT_OF_MEMORY:
                 half = len(cells) // 2
                 self.note(f"'{cells[0].row.label}': out of memory with {len(cells)} cells at once")
+            except SpoiltError:
+                raise
             except Exception as error:
                 reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             if not reason:
@@ -111,6 +139,8 @@ class GroupRunner:
         for cell in cells:
             try:
                 yield from self._execute_alone(cell)
+            except SpoiltError:
+                raise
             except Exception as error:
                 failed = True
                 yield Finished(error_record(cell, error), None)
@@ -135,6 +165,10 @@ class GroupRunner:
         return self._execute([again])
 
     def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
+        with self.guard.watch(_who(cells[0])):
+            return self._watched(cells)
+
+    def _watched(self, cells: Sequence[PlanCell]) -> list[Finished]:
         started = time.perf_counter()
         ready = [self._prepare(cell) for cell in cells]
         prepared = time.perf_counter()
@@ -172,6 +206,10 @@ class GroupRunner:
 
     def _prepare(self, cell: PlanCell) -> _Ready:
         task = self._task(cell)
+        with self._randomness(cell, task.generator, draws=True):
+            return self._build(cell, task)
+
+    def _build(self, cell: PlanCell, task: Task) -> _Ready:
         method = cell.row.method(task, cell.hparams).to(task.device)
         for name, shape in method.noise().items():
             # Before training, so that all stacked cells have the buffers.
@@ -181,7 +219,7 @@ class GroupRunner:
         support = make_support(self.features, cell, recipe)
         if support is not None:
             method.prepare(support)
-        return _Ready(cell, method, recipe, support, task.generator, [], built)
+        return _Ready(cell, method, recipe, support, method.task.generator, [], built)
 
     def _fit(self, ready: Sequence[_Ready]) -> None:
         method = type(ready[0].method)
@@ -190,7 +228,8 @@ class GroupRunner:
             if item.support is None:
                 continue
             if has_own_fit(method):
-                item.method.fit(item.support)
+                with self._randomness(item.cell, item.generator):
+                    item.method.fit(item.support)
             elif item.recipe is not None and item.recipe.epochs != 0:
                 best_val = item.cell.protocol.selection == "best_val"
                 train_cells.append(
@@ -205,7 +244,9 @@ class GroupRunner:
                     )
                 )
         for part in partition(train_cells):
-            train(part, self.features.progress)
+            first = next(item for item in ready if item.method is part[0].method)
+            with self._randomness(first.cell, first.generator):
+                train(part, self.features.progress)
             for item in ready:
                 if any(cell.method is item.method for cell in part):
                     item.stacked = len(part)
@@ -215,25 +256,17 @@ class GroupRunner:
                 value = torch.randn(*shape, generator=item.generator(f"noise-eval/{name}"))
                 setattr(item.method, name, value.to(self.features.backbone.device))
             if item.support is not None:
-                item.method.finish(item.support)
+                with self._randomness(item.cell, item.generator):
+                    item.method.finish(item.support)
 
     @torch.no_grad()
     def _score(self, item: _Ready, test: Tensor) -> Tensor:
-        scores = item.method.predict(test)
-        expected = (len(test), item.cell.info.n_classes)
-        if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
-            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(
-                f"method '{item.method.name}' gave scores of shape {got}; expected {expected} "
-                "(test images, classes)"
-            )
-        if not scores.is_floating_point():
-            raise ValueError(f"method '{item.method.name}' gave scores of type {scores.dtype}")
-        if not bool(torch.isfinite(scores).all()):
-            raise ValueError(
-                f"method '{item.method.name}' gave scores that are not finite numbers (NaN or inf)"
-            )
-        return scores.float().cpu()
+        version = test._version
+        with self._randomness(item.cell, item.generator):
+            scores = item.method.predict(test)
+        if test._version != version:
+            raise ValueError(f"{_who(item.cell)} changed the test images' features in place")
+        return checked_scores(scores, item.method.name, (len(test), item.cell.info.n_classes))
 
     def _finished(self, item: _Ready, scores: Tensor, timing: Mapping[str, float]) -> Finished:
         test = item.cell.data.splits["test"]
@@ -256,3 +289,7 @@ class GroupRunner:
         if told:
             record["provenance"]["parameters"] = told
         return Finished(Record.of(record), predictions, parameters)
+
+
+def _who(cell: PlanCell) -> str:
+    return f"method '{cell.row.method.name}'"

@@ -6,15 +6,10 @@ No torch here: a plugin that hangs, exits or is killed takes a worker with it, n
 from __future__ import annotations
 
 import base64
-import os
-import signal
-import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,6 +17,7 @@ import numpy as np
 from vipbench.engine.changes import Stored
 from vipbench.engine.outcome import CatalogueEntry, Observer, Outcome, Plan, PlannedCell
 from vipbench.engine.process import Stopped, Worker, WorkerDiedError, WorkerTimeoutError
+from vipbench.engine.signals import Signal, stop_signals
 from vipbench.errors import UsageError
 from vipbench.results import Predictions, Record
 from vipbench.results.store import Store
@@ -68,7 +64,7 @@ def run(spec: RunSpec, observer: Observer | None = None, retry: bool = True) -> 
     one ends the process at once.
     """
     observer = observer or Observer()
-    with _signals() as stopped:
+    with stop_signals() as stopped:
         driver = _Driver(spec, observer, stopped, retry)
         try:
             driver.run()
@@ -79,25 +75,19 @@ def run(spec: RunSpec, observer: Observer | None = None, retry: bool = True) -> 
         return replace(driver.outcome, signal=stopped.number)
 
 
-@dataclass
-class _Signal:
-    number: int | None = None
-
-    def __call__(self) -> bool:
-        return self.number is not None
-
-
 class _Driver:
     """One run in progress."""
 
     def __init__(
-        self, spec: RunSpec, observer: Observer, stopped: _Signal, retry: bool = True
+        self, spec: RunSpec, observer: Observer, stopped: Signal, retry: bool = True
     ) -> None:
         self.spec = spec
         self.observer = observer
         self.stopped = stopped
         self.retry = retry
         self.worker: Worker | None = None
+        # Started while a cell is about to run into its limit, so that the next need not wait.
+        self.spare: Worker | None = None
         self.store: Store | None = None
         self.cells: dict[str, PlannedCell] = {}
         self.outcome = Outcome(0, 0, 0, 0)
@@ -146,16 +136,22 @@ class _Driver:
                     return
 
     def _attempt(self, keys: Sequence[str]) -> None:
-        label = self.cells[keys[0]].method
+        label, spoilt = self.cells[keys[0]].method, False
         try:
-            for event in self._worker().ask("run", limit=self.spec.cell_timeout, keys=list(keys)):
+            worker = self._worker()
+            worker.send("run", keys=list(keys))
+            for event in worker.answers(self.spec.cell_timeout, self._prepare_spare):
                 if event["event"] == "tick":
                     self.observer.progress(label, event["share"])
                 else:
                     self._take(event)
+                    spoilt = spoilt or event.get("spoilt", False)
         except (WorkerDiedError, WorkerTimeoutError):
             self._drop_worker()
             raise
+        if spoilt:
+            # A method changed what the worker's later cells would use.
+            self._drop_worker()
 
     def _take(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "done":
@@ -204,10 +200,19 @@ class _Driver:
 
     def _worker(self) -> Worker:
         if self.worker is None:
-            self.worker = Worker(self.stopped)
             if self.cells:
-                _plan(self.worker, self.spec)
+                self._prepare_spare()
+                assert self.spare is not None
+                self.worker, self.spare = self.spare, None
+                _last(self.worker.answers())
+            else:
+                self.worker = Worker(self.stopped)
         return self.worker
+
+    def _prepare_spare(self) -> None:
+        if self.spare is None:
+            self.spare = Worker(self.stopped)
+            self.spare.send("plan", suite=self.spec.to_yaml())
 
     def _drop_worker(self) -> None:
         if self.worker is not None:
@@ -223,6 +228,8 @@ class _Driver:
     def close(self) -> None:
         """End the worker, close the store."""
         self._drop_worker()
+        if self.spare is not None:
+            self.spare.close()
         if self.store is not None:
             self.store.close()
 
@@ -235,9 +242,13 @@ def _plan(worker: Worker, spec: RunSpec, stored: Stored | None = None, retry: bo
 
 
 def _answer(worker: Worker, do: str, **arguments: Any) -> dict[str, Any]:
+    return _last(worker.ask(do, **arguments))
+
+
+def _last(events: Iterator[dict[str, Any]]) -> dict[str, Any]:
     answer: dict[str, Any] | None = None
     try:
-        for event in worker.ask(do, **arguments):
+        for event in events:
             if event["event"] == "usage_error":
                 raise UsageError(event["message"])
             answer = event
@@ -257,25 +268,3 @@ def _predictions(event: Mapping[str, Any] | None) -> Predictions | None:
         labels=np.asarray(event["labels"], dtype=np.int64),
         scores=np.frombuffer(raw, dtype=np.float32).reshape(event["shape"]),
     )
-
-
-@contextmanager
-def _signals() -> Iterator[_Signal]:
-    """Turn the first SIGINT or SIGTERM into a flag; a second one ends the process."""
-    stopped = _Signal()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stopped.number is not None:
-            # The worker ends by itself when its pipe closes with this process.
-            os._exit(128 + number)
-        stopped.number = number
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

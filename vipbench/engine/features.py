@@ -61,6 +61,8 @@ class Features:
     progress: Callable[[float], None] = lambda share: None
     note: Callable[[str], None] = lambda text: None
     encoded_images: int = 0
+    # Asked before images are encoded: what is wrong with the towers must not enter the cache.
+    before_encoding: Callable[[], None] = lambda: None
     _plain: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     _views: dict[tuple[object, ...], _ViewTable] = field(default_factory=dict)
     _shelves: dict[tuple[str, str], Shelf] = field(default_factory=dict)
@@ -122,6 +124,8 @@ class Features:
         if found:
             yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
         rest = [item for item in items if item not in found]
+        if rest:
+            self.before_encoding()
         kept: list[tuple[Sequence[Item], Tensor]] = []
         for start in range(0, len(rest), ENCODE_BATCH):
             part = rest[start : start + ENCODE_BATCH]

@@ -25,6 +25,18 @@ LOG_LIMIT = 8 * 1024 * 1024
 GRACE = 5.0
 
 
+MEMORY_VARIABLE = "VIPBENCH_WORKER_GB"
+
+
+def memory_limit() -> float:
+    """The most bytes of memory that a worker may take: `VIPBENCH_WORKER_GB`, or 90 % of what the
+    machine has."""
+    named = os.environ.get(MEMORY_VARIABLE)
+    if named:
+        return float(named) * 1e9
+    return 0.9 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class WorkerDiedError(RuntimeError):
     """The worker ended by itself; the message says how, and the last that it printed."""
 
@@ -88,12 +100,23 @@ class Worker:
 
         limit: seconds without any event. Raises WorkerDiedError, WorkerTimeoutError, Stopped.
         """
+        self.send(do, **arguments)
+        return self.answers(limit)
+
+    def send(self, do: str, **arguments: Any) -> None:
+        """Send a command whose `answers` are taken later. Raises WorkerDiedError."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, "with": arguments}) + "\n")
             self._process.stdin.flush()
         except OSError:
             raise WorkerDiedError(self._obituary()) from None
+
+    def answers(
+        self, limit: float | None = None, late: Callable[[], None] = lambda: None
+    ) -> Iterator[dict[str, Any]]:
+        """The events of the command that was sent; see `ask`. late: called again and again while
+        the limit is half a minute, or half of it, away."""
         last = time.monotonic()
         while True:
             if self._stop():
@@ -102,7 +125,11 @@ class Worker:
                 event = self._events.get(timeout=0.2)
             except queue.Empty:
                 self._bound_log()
-                if limit is not None and time.monotonic() - last > limit:
+                self._bound_memory()
+                idle = time.monotonic() - last
+                if limit is not None and idle > max(limit / 2, limit - 30):
+                    late()
+                if limit is not None and idle > limit:
                     self.kill()
                     raise WorkerTimeoutError(f"no progress in {limit:g} s") from None
                 continue
@@ -132,6 +159,20 @@ class Worker:
         # Only while the worker is not waited for: until then its number is nobody else's.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _bound_memory(self) -> None:
+        # Before the system ends a process of its own choice, which might be the driver.
+        try:
+            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        except (OSError, ValueError, IndexError):
+            return
+        used, most = pages * os.sysconf("SC_PAGE_SIZE"), memory_limit()
+        if used > most:
+            self.kill()
+            raise WorkerDiedError(
+                f"the worker process took {used / 1e9:.1f} GB of memory and was ended; it may take "
+                f"{most / 1e9:.1f} GB ({MEMORY_VARIABLE} changes that)"
+            )
 
     def _last_words(self) -> int:
         """Its exit status; what it started goes with it, and so does one that only hung up."""

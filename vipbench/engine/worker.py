@@ -109,7 +109,8 @@ class Session:
         for finished in runner.run(cells):
             self.send({"event": "done", **_finished(finished)})
         evict()
-        self.send({"event": "group_done", "encoded_images": runner.features.encoded_images})
+        encoded = runner.features.encoded_images
+        self.send({"event": "group_done", "encoded_images": encoded, "spoilt": runner.spoilt})
 
     def run_alone(self, key: str) -> Finished:
         """One planned cell by itself; whatever it raises comes through."""
