@@ -10,12 +10,21 @@ import typer
 Folders = Annotated[
     list[Path], typer.Argument(metavar="DIR...", show_default=False, help="Results folders.")
 ]
+Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", show_default=False, help="A results folder.")
+]
+OutFolder = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="DIR", show_default=False, help="The results folder."),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for function in (leaderboard,):
-        app.command()(function)
+    app.command()(leaderboard)
+    app.command()(export)
+    app.command("import")(import_)
+    app.command()(merge)
 
 
 def leaderboard(
@@ -32,3 +41,77 @@ def leaderboard(
     from vipbench.cli.leaderboard import leaderboard_command
 
     return leaderboard_command(folders, out, title)
+
+
+def export(
+    folder: Folder,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", show_default=False, help="What to write.")
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="parquet|csv|jsonl", help="By default the file's ending says."
+        ),
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores/--no-scores", help="Each test image's scores, or not.")
+    ] = True,
+    include_paths: Annotated[
+        bool,
+        typer.Option("--include-paths", help="Names of images, groups and files as they are."),
+    ] = False,
+) -> int:
+    """Write a folder's records into one file, for others.
+
+    Images and groups get pseudonyms, and no path, file name or error message leaves, unless
+    --include-paths is given.
+    """
+    from vipbench.cli.exchange import export_command
+
+    return export_command(folder, out, format, include_paths, scores)
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="An export.")],
+    out: OutFolder,
+    submitter: Annotated[
+        str,
+        typer.Option("--submitter", metavar="NAME", show_default=False, help="Who handed them in."),
+    ],
+) -> int:
+    """Add others' exported records to a folder.
+
+    Each is checked: its schema, its hash, and that its metrics follow from its scores. Results that
+    differ from those that are there stand beside them; see merge.
+    """
+    from vipbench.cli.exchange import import_command
+
+    return import_command(file, out, submitter)
+
+
+def merge(
+    out: OutFolder,
+    folders: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]DIR...", show_default=False, help="Results folders, and whose they are."
+        ),
+    ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            "--prefer",
+            metavar="NAME[@DEVICE]",
+            help="Whose results stand where several differ.",
+        ),
+    ] = None,
+) -> int:
+    """Put the records of several folders together.
+
+    The same cell with other scores is kept once for each who handed it in. Their spread is shown,
+    they are never averaged, and tables leave the cell open until --prefer chooses.
+    """
+    from vipbench.cli.exchange import merge_command
+
+    return merge_command(folders or (), out, prefer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from vipbench.results import parameters as learned
 from vipbench.results.database import explained, get_meta, put_meta, transaction
 from vipbench.results.lock import StoreError
 from vipbench.results.predictions import Predictions
@@ -19,6 +20,8 @@ from vipbench.results.submissions import (
     get_choices,
 )
 
+# A record, what it predicted, and, where it is kept too, what was learned.
+Handed = tuple[Record, Predictions | None] | tuple[Record, Predictions | None, bytes | None]
 Submitted = Literal["new", "same", "other"]
 
 
@@ -29,7 +32,7 @@ class Collection(Store):
     of them as the result. Nothing is averaged, and nothing is thrown away.
     """
 
-    def submit(self, pairs: Iterable[tuple[Record, Predictions | None]]) -> list[Submitted]:
+    def submit(self, handed: Iterable[Handed]) -> list[Submitted]:
         """Keep results beside what is there; of each is told what came of it.
 
         "new": the key was not there, or had failed. "same": these scores are there already (these
@@ -43,7 +46,7 @@ class Collection(Store):
         told: list[Submitted] = []
         with explained(self.path), transaction(self._writable()) as db:
             counted = get_meta(db, self.path, "records")
-            for record, predictions in pairs:
+            for record, predictions, *rest in handed:
                 there = rows.setdefault(record.key, [])
                 failed = [row for row in there if row.status == "error"]
                 if there and not record.ok:
@@ -56,6 +59,9 @@ class Collection(Store):
                 told.append("other" if there and not failed else "new")
                 number = failed[0].id if failed else counted["count"] + 1
                 row = write(db, number, record, predictions)
+                for parameters in rest:
+                    if parameters is not None:
+                        learned.write(db, number, record, parameters)
                 known[number] = mine
                 if failed:
                     counted = count(counted, failed[0], -1)

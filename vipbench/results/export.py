@@ -65,7 +65,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """One row a record, in RECORD_COLUMNS. Raises OSError."""
-    write_csv(path, RECORD_COLUMNS, (_record_row(r) for r in records))
+    write_csv(path, RECORD_COLUMNS, (record_row(r) for r in records))
 
 
 def write_predictions(path: Path, pairs: Iterable[tuple[Record, Predictions]]) -> None:
@@ -85,7 +85,8 @@ def _image_rows(record: Record, p: Predictions) -> Iterator[list[Any]]:
         yield [record.key, p.ids[i], group, names[int(label)], predicted, values]
 
 
-def _record_row(record: Record) -> list[Any]:
+def record_row(record: Record) -> list[Any]:
+    """A record's values in RECORD_COLUMNS; compound ones as JSON values."""
     c, d, p, made = record.cell, record.data, record.protocol, record.provenance
     method, backbone = _dict(made.get("method")), _dict(made.get("backbone"))
     known = type(p).model_fields

@@ -191,12 +191,14 @@ class Store:
         """
         return self._unpack(self._number(key) if number is None else number, key)
 
-    def parameters(self, key: str) -> bytes | None:
-        """What the cell's method learned, as a safetensors file; None where the store has none."""
-        number, record = self._number(key), self.record(key)
-        if number is None or record is None:
+    def parameters(self, key: str, number: int | None = None) -> bytes | None:
+        """What the cell's method learned, as a safetensors file; None where the store has none.
+        number: as for `predictions`."""
+        number = self._number(key) if number is None else number
+        row = self._select(self._open_db(), number)
+        if number is None or row is None:
             return None
-        return learned.read(self._open_db(), self.path, number, record)
+        return learned.read(self._open_db(), self.path, number, self._parse(row, None))
 
     def _unpack(self, number: int | None, key: str) -> Predictions | None:
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:

@@ -1,0 +1,177 @@
+"""`vipbench export`, `import` and `merge`: results that travel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vipbench.cli import OK
+from vipbench.cli.text import clean, plural, shots_text
+from vipbench.errors import UsageError
+from vipbench.results.collection import Collection, Handed
+from vipbench.results.exchange import all_results, export_rows, read_rows, who, with_local_names
+from vipbench.results.exchange_files import format_of, read_file, write_rows
+from vipbench.results.metrics import metric_value
+from vipbench.results.plan import PlanCell
+from vipbench.results.privacy import Pseudonyms
+from vipbench.results.record import Record
+from vipbench.results.store import Store
+from vipbench.results.submissions import OWN, device, matches, submitted_by, submitter
+
+MOST_SHOWN = 20
+LONGEST_NAME = 80
+
+
+def export_command(
+    folder: Path, out: Path, form: str | None, include_paths: bool, with_scores: bool
+) -> int:
+    """Write every record of a folder into one file. Raises UsageError, StoreError, OSError."""
+    form = format_of(out, form)
+    with Store(folder, readonly=True) as store:
+        count = len(store.status())
+        names = None if include_paths else Pseudonyms.of_folder(folder)
+        write_rows(out, export_rows(store, names, with_scores), form)
+    print(f"{out}: {plural(count, 'record')}, {out.stat().st_size / 1e6:.1f} MB")
+    if include_paths:
+        print("note: it names images, groups and paths as they are (--include-paths)")
+    return OK
+
+
+def import_command(file: Path, out: Path, name: str) -> int:
+    """Keep the records of an exported file as `name`'s in a folder. Raises UsageError, StoreError,
+    OSError; then nothing was kept."""
+    name = submitter_name(name)
+    with Collection(out) as store:
+        pairs = with_local_names(read_rows(read_file(file), f"'{file}'"), store)
+        kept = [(submitted_by(record, name), p) for record, p in pairs]
+        told = store.submit(kept)
+        add_plan(store, [record for record, _ in kept])
+        _say(out, told, store)
+    return OK
+
+
+def merge_command(folders: Sequence[str], out: Path, prefer: str | None) -> int:
+    """Put folders' records together in `out`. Raises UsageError, StoreError."""
+    if not folders and prefer is None:
+        raise UsageError("merge what? Give results folders, or --prefer SUBMITTER")
+    sources = [_source(text, i, len(folders)) for i, text in enumerate(folders, 1)]
+    for name, folder in sources:
+        if folder.absolute() == out.absolute():
+            raise UsageError(f"{folder} is the output folder itself; leave it out ({name})")
+    with Collection(out) as store:
+        told = []
+        for name, folder in sources:
+            with Store(folder, readonly=True) as source:
+                told += store.submit(_handed(source, name))
+                _add_cells(store, source.plan())
+        _say(out, told, store)
+        if prefer is not None:
+            _prefer(store, prefer)
+        _show_disputes(store)
+    return OK
+
+
+def submitter_name(name: str) -> str:
+    """A name to stand beside results. Raises UsageError."""
+    name = name.strip()
+    if not name or not name.isprintable() or len(name) > LONGEST_NAME or name == OWN:
+        raise UsageError(
+            f"--submitter {name!r}: expected a name of at most {LONGEST_NAME} printable characters"
+        )
+    return name
+
+
+def add_plan(store: Store, records: Sequence[Record]) -> None:
+    """Let tables of the folder show records that no run asked for, behind what one did."""
+    _add_cells(store, [PlanCell(record.key, *record.slot) for record in records])
+
+
+def _add_cells(store: Store, cells: Sequence[PlanCell]) -> None:
+    there = store.plan()
+    slots = {cell.slot for cell in there}
+    new = {cell.slot: cell for cell in cells if cell.slot not in slots}
+    if new:
+        store.save_plan([*there, *new.values()])
+
+
+def _source(text: str, number: int, count: int) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if equals and not Path(text).exists():
+        return submitter_name(name), Path(folder)
+    return ("run" if count == 1 else f"run {number}"), Path(text)
+
+
+def _handed(source: Store, name: str) -> Iterator[Handed]:
+    several = source.submissions()
+    for record in source.records():
+        if record.key not in several:
+            key = record.key
+            yield submitted_by(record, name), source.predictions(key), source.parameters(key)
+    for key, found in several.items():
+        for number, record in found:
+            learned = source.parameters(key, number)
+            yield submitted_by(record, name), source.predictions(key, number), learned
+
+
+def _prefer(store: Collection, preferred: str) -> None:
+    several = store.submissions()
+    names = who(record for found in several.values() for _, record in found)
+    choices: dict[str, int] = {}
+    unclear = 0
+    for key, found in several.items():
+        fitting = [number for number, record in found if matches(record, preferred)]
+        if len(fitting) == 1:
+            choices[key] = fitting[0]
+        unclear += len(fitting) > 1
+    if not choices and not unclear and several:
+        raise UsageError(
+            f"--prefer {preferred}: none of the cells in dispute was handed in by that name; there "
+            f"are {', '.join(names)}, each also as NAME@DEVICE"
+        )
+    store.choose(choices)
+    print(f"{plural(len(choices), 'cell')} now stand as handed in by {clean(preferred)}")
+    if unclear:
+        print(
+            f"{plural(unclear, 'cell')} came from {clean(preferred)} more than once; say which "
+            "device: --prefer NAME@DEVICE"
+        )
+
+
+def _show_disputes(store: Collection) -> None:
+    open_ = store.disputed()
+    several = store.submissions()
+    for key in open_[:MOST_SHOWN]:
+        print(f"  {dispute_text([record for _, record in several[key]])}")
+    if len(open_) > MOST_SHOWN:
+        print(f"  and {len(open_) - MOST_SHOWN:,} more")
+    if open_:
+        print(
+            f"{plural(len(open_), 'cell')} in dispute: tables show none of the results until "
+            f"`vipbench merge --out {store.out_dir} --prefer SUBMITTER` chooses"
+        )
+
+
+def dispute_text(records: Sequence[Record]) -> str:
+    """One cell and what was handed in for it, with the spread."""
+    c = records[0].cell
+    seed = "" if c.shots == 0 else f", seed {c.seed}"
+    values = [metric_value(record.metrics, "accuracy") for record in records]
+    told = [
+        f"{100 * value:.2f} ({submitter(record)}, {device(record)})"
+        for record, value in zip(records, values, strict=True)
+        if value is not None
+    ]
+    known = [value for value in values if value is not None]
+    spread = 100 * (max(known) - min(known))
+    where = f"{c.method} on {c.dataset}, {c.backbone}, {shots_text(c.shots)}{seed}"
+    return clean(f"{where}: accuracy {' | '.join(told)}; spread {spread:.2f}")
+
+
+def _say(out: Path, told: Sequence[str], store: Store) -> None:
+    counts = {word: told.count(word) for word in ("new", "same", "other")}
+    print(
+        f"{out}: {plural(counts['new'], 'new result')}, {counts['same']:,} already there, "
+        f"{counts['other']:,} with other scores than what is there"
+    )
+    if counts["other"]:
+        print(f"who handed in: {', '.join(who(r for r, _ in all_results(store)))}")
