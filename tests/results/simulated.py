@@ -45,6 +45,7 @@ def folder(
                 noise = draw.normal(0, 1, (n, 3))
                 scores = (2 * (np.eye(3)[labels] * lift + hard + noise)).astype(np.float32)
                 value = record_dict(method, k, seed, dataset=dataset)
+                value["cell"]["method_name"] = method.partition("[")[0]
                 value["data"]["test_counts"] = np.bincount(labels).tolist()
                 value["data"]["train_counts"] = [30, 20, 10]
                 value["metrics"] = compute_metrics(labels, scores, CLASSES)

@@ -9,8 +9,10 @@ from pathlib import Path
 from tests.results.samples import scored
 from vipbench.results.export import RECORD_COLUMNS
 from vipbench.results.metrics import ECE_BINS, METRICS
+from vipbench.results.presets import PRESETS
 from vipbench.results.record import CellId, Data, Failure, Protocol, Record
 from vipbench.results.store import Store
+from vipbench.results.table import SPREADS
 from vipbench.results.tables import FORMATS, comparison, render
 
 
@@ -43,7 +45,8 @@ def test_every_column_and_format_is_documented(repo: Path) -> None:
     told = set(re.findall(r"`(\w+)`", section(repo, "CSV")))
     assert set(RECORD_COLUMNS) - METRICS.keys() <= told
     tables = section(repo, "Tables")
-    assert set(re.findall(r"^\| `(\w+)` ", tables, re.M)) == set(FORMATS)
+    rows = set(re.findall(r"^\| `([\w-]+)` ", tables, re.M))
+    assert rows == {*FORMATS, *PRESETS, *SPREADS}
     header = render(comparison([scored(1)[0]]), "csv").splitlines()[0]
     assert set(header.split(",")) <= set(re.findall(r"`(\w+)`", tables))
 

@@ -29,7 +29,14 @@ from vipbench.results.tables import (
 GOLDEN = Path(__file__).with_name("golden")
 
 
-SUFFIX = {"github": "md", "latex": "tex", "csv": "csv", "json": "json", "text": "txt"}
+SUFFIX = {
+    "github": "md",
+    "latex": "tex",
+    "html": "html",
+    "csv": "csv",
+    "json": "json",
+    "text": "txt",
+}
 
 
 @pytest.mark.parametrize("format", FORMATS)

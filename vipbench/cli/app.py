@@ -10,6 +10,7 @@ import typer
 from vipbench import __version__
 from vipbench.cli import papers, sharing, workshop
 from vipbench.cli.cache import cache_app
+from vipbench.cli.symptoms import symptoms_app
 
 app = typer.Typer(
     name="vipbench",
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 
 # What `vipbench run` takes and a suite does not hold under that name.
-NOT_OF_THE_SUITE = ("context", "suite", "settings", "dry_run", "no_retry")
+NOT_OF_THE_SUITE = ("context", "suite", "settings", "dry_run", "estimate", "no_retry")
 
 PluginsDir = Annotated[
     Path | None,
@@ -164,6 +165,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and their state; run nothing.")
     ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="With --dry-run: time, disk and memory to expect.")
+    ] = False,
     no_retry: Annotated[
         bool, typer.Option("--no-retry", help="Leave cells that failed before as they are.")
     ] = False,
@@ -182,28 +186,7 @@ def run(
     # Only now, so that a misspelled key is told at once.
     from vipbench.cli.run import run_command
 
-    return run_command(spec, dry_run, retry=not no_retry)
-
-
-@app.command()
-def table(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", show_default=False, help="A results folder.")
-    ],
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format", metavar="text|github|latex|csv|json", help="The form of the table."
-        ),
-    ] = "text",
-    metric: Annotated[
-        str, typer.Option("--metric", metavar="A,B", help="Metrics, such as accuracy,auroc.")
-    ] = "accuracy,macro_f1",
-) -> int:
-    """Print the table of a results folder."""
-    from vipbench.cli.table import table_command
-
-    return table_command(folder, format, metric)
+    return run_command(spec, dry_run, retry=not no_retry, estimate=estimate)
 
 
 @app.command("list", short_help="List methods, backbones and datasets.")
@@ -227,7 +210,7 @@ def list_(
 
 
 papers.register(app)
-
 sharing.register(app)
 app.add_typer(cache_app, name="cache")
+app.add_typer(symptoms_app, name="symptoms")
 workshop.register(app, run, NOT_OF_THE_SUITE)

@@ -27,7 +27,79 @@ Seeds = Annotated[str | None, _text("--seeds", "1,2 or 1-8", "These seeds alone.
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
+    app.command(short_help="Print the table of a results folder.")(table)
     app.command(short_help="Say how one method compares with others.")(compare)
+
+
+def table(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", show_default=False, help="A results folder.")
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="text|github|latex|html|csv|json",
+            help="The form of the table.",
+        ),
+    ] = "text",
+    metric: Annotated[
+        str | None,
+        _text("--metric", "A,B", "Metrics, such as accuracy,auroc. [accuracy,macro_f1]"),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        _text(
+            "--preset",
+            "comparison|ablation|fewshot|knowledge",
+            "The shape of a table in a paper; other flags change it.",
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        _text(
+            "--rows", "A,B", "What goes down: method, dataset, backbone, shots, metric. [method]"
+        ),
+    ] = None,
+    cols: Annotated[
+        str | None,
+        _text("--cols", "A,B", "What goes across, outermost first. [what is not in --rows]"),
+    ] = None,
+    aggregate: Annotated[
+        str,
+        typer.Option(
+            "--aggregate",
+            metavar="sd|ci-seeds|ci-images|ci-both|none",
+            help="What stands beside a mean: the sample standard deviation over seeds, or a 95 % "
+            "confidence interval for new seeds, new test images, or both.",
+        ),
+    ] = "sd",
+    highlight: Annotated[
+        str,
+        typer.Option(
+            "--highlight",
+            metavar="best|significant|none",
+            help="Bold: the best as shown, or all that none is significantly better than.",
+        ),
+    ] = "best",
+    average: Annotated[
+        bool, typer.Option("--average", help="Add the mean over the datasets.")
+    ] = False,
+    decimals: Annotated[int, typer.Option("--decimals", metavar="N", help="Decimals shown.")] = 1,
+    methods: Methods = None,
+    datasets: Datasets = None,
+    backbones: Backbones = None,
+    shots: Shots = None,
+    seeds: Seeds = None,
+) -> int:
+    """Print the table of a results folder."""
+    from vipbench.cli.selection import Selection
+    from vipbench.cli.table import table_command
+
+    chosen = Selection.of(datasets, backbones, methods, shots, seeds)
+    shape = {"rows": rows, "cols": cols, "metrics": metric}
+    looks = {"aggregate": aggregate, "highlight": highlight, "average": average}
+    return table_command(folder, format, preset, shape, looks, decimals, chosen)
 
 
 def compare(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vipbench.cli import OK
+from vipbench.cli.selection import Selection, labels, opened
 from vipbench.errors import UsageError, unknown
+from vipbench.results.layout import Layout, lay_out
+from vipbench.results.presets import PRESETS, preset
 from vipbench.results.store import Store
 from vipbench.results.tables import FORMATS, Table, TableError, comparison, render
 from vipbench.spec import SUITE_NAME, RunSpec
@@ -13,17 +18,37 @@ from vipbench.spec import SUITE_NAME, RunSpec
 FILES = {"table.md": "github", "table.tex": "latex"}
 
 
-def table_command(folder: Path, format: str, metric: str) -> int:
-    """Print the folder's table. Raises UsageError, StoreError."""
+def table_command(
+    folder: Path,
+    format: str,
+    preset_name: str | None,
+    shape: Mapping[str, str | None],
+    looks: Mapping[str, Any],
+    decimals: int,
+    chosen: Selection,
+) -> int:
+    """Print the folder's table. shape: `rows`, `cols`, `metrics` as given, None where not; looks:
+    further fields of a Layout. Raises UsageError, StoreError."""
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    metrics = [name.strip() for name in metric.split(",") if name.strip()]
-    with Store(folder, readonly=True) as store:
-        try:
-            table = comparison(store.records(), store.plan(), metrics=metrics, title=_title(folder))
-        except TableError as error:
-            raise UsageError(f"{folder}: {error}") from None
-    print(render(table, format).rstrip("\n"))
+    if preset_name is not None and preset_name not in PRESETS:
+        raise unknown("preset", preset_name, PRESETS)
+    named: dict[str, Any] = {
+        name: labels(value) for name, value in shape.items() if value is not None
+    }
+    rows, cols = named.get("rows"), named.get("cols")
+    if rows is not None and cols is None and preset_name is None:
+        named["cols"] = tuple(level for level in Layout().cols if level not in rows)
+    if cols is not None and rows is None and preset_name is None:
+        named["rows"] = tuple(level for level in ("method", *Layout().cols) if level not in cols)
+    layout = Layout(**named, **looks, decimals=decimals, title=_title(folder))
+    with opened(folder) as store:
+        cells = chosen.cells(store)
+        if preset_name is not None:
+            given = [*named, *(["average"] if looks["average"] else [])]
+            cells, layout = preset(preset_name, cells, layout, given)
+        table = lay_out(cells, layout, store.predictions)
+        print(render(table, format).rstrip("\n"))
     return OK
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vipbench.results.settings import protocol, spread, versions
-from vipbench.results.table import Table
+from vipbench.results.table import AVERAGE, Column, Row, Table, metric_scale, metric_title
 
 if TYPE_CHECKING:
     from vipbench.results.comparison import Cells
@@ -29,7 +29,7 @@ def with_words(table: Table, cells: Cells, title: str | None = None) -> Table:
 
 def _caption(table: Table, cells: Cells, title: str | None) -> str:
     done = cells.done()
-    titles = list(dict.fromkeys(column.title for column in table.columns))
+    titles = [metric_title(name) for name in table.metrics()]
     datasets = list(dict.fromkeys(cell.dataset for cell in cells.planned))
     backbones = list(dict.fromkeys(cell.backbone for cell in cells.planned))
     sizes = {cell.dataset: record for cell, record in done}
@@ -40,17 +40,17 @@ def _caption(table: Table, cells: Cells, title: str | None) -> str:
         else name
         for name in datasets
     ]
-    unit = " (%)" if any(column.scale == 100 for column in table.columns) else ""
+    unit = " (%)" if any(metric_scale(name) == 100 for name in table.metrics()) else ""
     sentences = [title.rstrip(".")] if title else []
     sentences.append(
         f"{and_(titles)}{unit} on {and_(named)} with backbone{'s' * (len(backbones) > 1)} "
         f"{and_(backbones)}"
     )
-    sentences += [_seeds(table, cells), _shots(table)]
+    sentences += [_seeds(table, cells), _shots(table, cells)]
     told = _protocol(cells)
     if told:
         sentences.append(f"Protocol: {told}")
-    if any(row.kind == "majority" for row in table.rows):
+    if "majority" in table.kinds():
         sentences.append(
             "The majority row always predicts the most frequent class of the training split"
         )
@@ -69,25 +69,60 @@ def _seeds(table: Table, cells: Cells) -> str:
         return ""
     n = f"n = {table.usual_n}"
     if table.usual_n == 1 and len(seeds) == 1:
-        return f"One run each, {n}, seed {seeds[0]}: no spread can be given"
+        given = f"One run each, {n}, seed {seeds[0]}"
+        given += ": no spread can be given" if table.spread == "sd" else ""
+        return f"{given}. {_IMAGES}" if table.spread == "ci-images" else given
     listed = ", ".join(map(str, seeds)) if len(seeds) <= 20 else f"{seeds[0]}, …, {seeds[-1]}"
     over = f"{n} seeds ({listed})"
     if table.usual_n != len(seeds):
         over = f"{n} of the seeds {listed}, or as many as an entry states"
-    drawn = any(isinstance(column.shots, int) and column.shots for column in table.columns)
+    drawn = any(cell.shots not in (0, "full") for cell in cells.possible())
     own = ", each with a support set of its own" if drawn else ""
-    return f"Mean ± sample standard deviation over {over}{own}"
+    return _SPREAD[table.spread].format(over=f"{over}{own}")
 
 
-def _shots(table: Table) -> str:
-    shots = {column.shots for column in table.columns}
+_IMAGES = (
+    "In brackets 95 % confidence intervals by bootstrap over test images, by patient or lesion "
+    "where the data name them: for new test images, these trained models"
+)
+_SPREAD = {
+    "sd": "Mean ± sample standard deviation over {over}",
+    "none": "Mean over {over}",
+    "ci-seeds": "Mean over {over}; in brackets its 95 % confidence interval by the t distribution: "
+    "for new support sets, these test images; none for a single run",
+    "ci-images": "Mean over {over}. " + _IMAGES,
+    "ci-both": "Mean over {over}; in brackets its 95 % confidence interval by the t distribution, "
+    "with the variance over seeds and over test images (by patient or lesion where the data name "
+    "them): for new support sets and new test images; for runs without seeds, new test images",
+}
+
+
+def _shots(table: Table, cells: Cells) -> str:
+    shots = {cell.shots for cell in cells.possible()}
+    parts: list[Column | Row] = [*table.columns, *table.rows]
+    shown = any(part.shots is not None for part in parts)
     told = []
-    if shots - {0, "full"}:
-        told.append("Columns are shots, training images per class")
-    if "full" in shots:
+    if shown and shots - {0, "full"}:
+        where = "Rows" if any(row.shots is not None for row in table.rows) else "Columns"
+        told.append(f"{where} are shots, training images per class")
+    if not shown:
+        one = sorted(shots - {0}, key=str)
+        told += [
+            "trained on the whole training split"
+            if k == "full"
+            else f"{k} training images per class"
+            for k in one
+        ]
+    if "full" in shots and shown:
         told.append("full: the whole training split")
     if 0 in shots:
-        told.append("0: no training image, one run without seed")
+        if shown:
+            told.append("0: no training image, one run without seed")
+        else:
+            names = dict.fromkeys(c.method for c in cells.possible() if c.shots == 0)
+            told.append(f"no training image for {and_(list(names))}: one run without seed")
+    if any(part.dataset == AVERAGE for part in parts):
+        told.append(f"{AVERAGE}: the unweighted mean of their means")
     text = "; ".join(told)
     return text[:1].upper() + text[1:]
 
@@ -116,7 +151,7 @@ def _notes(table: Table, cells: Cells) -> list[str]:
     states = [entry.state for line in table.entries for entry in line]
     if "unfinished" in states:
         notes.append("–: not all planned seeds have a result; in brackets, how many of them have.")
-    if any(row.kind == "transductive" for row in table.rows):
+    if "transductive" in table.kinds():
         notes.append(
             "†: the method sees all test images at once (transductive) and is not ranked with the "
             "others."
@@ -162,9 +197,7 @@ def _impossible(cells: Cells) -> Iterable[str]:
 
 
 def _undefined(table: Table, cells: Cells) -> Iterable[str]:
-    metrics = dict.fromkeys(
-        (column.metric.partition(":")[0], column.title) for column in table.columns
-    )
+    metrics = [(name.partition(":")[0], metric_title(name)) for name in table.metrics()]
     left: dict[tuple[str, str], None] = {}
     for cell, record in cells.done():
         for name in record.metrics.get("left_out") or ():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from vipbench.results.table import BLANK, Column, Entry, Row, Table, TableError,
 
 MAJORITY = "majority class"
 Place = tuple[str, str]  # (dataset, backbone)
+Spot = tuple[str, str, str, int | str]  # (dataset, backbone, metric, shots)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Cells:
 
     def done(self) -> list[tuple[PlanCell, Record]]:
         """Cells with numbers."""
+        return self._done
+
+    @cached_property
+    def _done(self) -> list[tuple[PlanCell, Record]]:
         pairs = ((cell, self.record_of(cell)) for cell in self.possible())
         return [(cell, record) for cell, record in pairs if record is not None and record.ok]
 
@@ -67,32 +73,36 @@ def comparison(
     unknown metric, TableError where there are no cells, or where records that would share an entry
     were made under different settings, or those of a column on different images or weights.
     """
+    cells = cells_of(list(records), planned)
+    return caption.with_words(ranked(plain_table(cells, metrics, decimals)), cells, title)
+
+
+def plain_table(cells: Cells, metrics: Sequence[str], decimals: int = 1) -> Table:
+    """The comparison without ranks, caption and notes: methods down, shots within metrics within
+    backbones within datasets across. Raises as `comparison`."""
     for name in metrics:
         find_metric(name)
     if not metrics or len(set(metrics)) != len(metrics):
         raise TableError(f"metrics {list(metrics)}: give one or more, each once")
     if not 0 <= decimals <= 6:
         raise TableError(f"decimals {decimals}: give 0 to 6")
-    cells = cells_of(list(records), planned)
     check_comparable(cells, metrics)
-    columns = _columns(cells, metrics)
-    rows, entries = _rows(cells, columns)
+    spots = _spots(cells, metrics)
+    rows, entries = _rows(cells, spots)
     n_of = Counter(
         entry.n_expected
         for row, line in zip(rows, entries, strict=True)
-        for entry, column in zip(line, columns, strict=True)
-        if row.kind != "majority" and column.shots != 0 and entry.n_expected
+        for entry, (_, _, _, shots) in zip(line, spots, strict=True)
+        if row.kind != "majority" and shots != 0 and entry.n_expected
     )
-    usual_n = max(n_of, key=lambda n: (n_of[n], n)) if n_of else 1
-    table = Table(
-        columns=columns,
+    return Table(
+        columns=tuple(Column(*spot) for spot in spots),
         rows=rows,
         entries=entries,
         caption="",
-        usual_n=usual_n,
+        usual_n=max(n_of, key=lambda n: (n_of[n], n)) if n_of else 1,
         decimals=decimals,
     )
-    return caption.with_words(ranked(table), cells, title)
 
 
 def cells_of(
@@ -146,7 +156,7 @@ def check_comparable(cells: Cells, metrics: Sequence[str]) -> None:
             require_equal(group, [{name: f[name]} for f in told if name in f], where)
 
 
-def _columns(cells: Cells, metrics: Sequence[str]) -> tuple[Column, ...]:
+def _spots(cells: Cells, metrics: Sequence[str]) -> tuple[Spot, ...]:
     shots: dict[Place, set[int | str]] = {}
     for cell in cells.planned:
         shots.setdefault((cell.dataset, cell.backbone), set())
@@ -155,7 +165,7 @@ def _columns(cells: Cells, metrics: Sequence[str]) -> tuple[Column, ...]:
     datasets = dict.fromkeys(cell.dataset for cell in cells.planned)
     backbones = dict.fromkeys(cell.backbone for cell in cells.planned)
     return tuple(
-        Column(dataset, backbone, metric, k)
+        (dataset, backbone, metric, k)
         for dataset in datasets
         for backbone in backbones
         for metric in metrics
@@ -168,11 +178,11 @@ def _ascending(shots: int | str) -> float:
 
 
 def _rows(
-    cells: Cells, columns: Sequence[Column]
+    cells: Cells, spots: Sequence[Spot]
 ) -> tuple[tuple[Row, ...], tuple[tuple[Entry, ...], ...]]:
     rows: list[Row] = []
     entries: list[tuple[Entry, ...]] = []
-    majority = _majority(cells, columns)
+    majority = _majority(cells, spots)
     if any(entry.state == "done" for entry in majority):
         rows.append(Row(MAJORITY, "majority"))
         entries.append(majority)
@@ -189,8 +199,8 @@ def _rows(
                 places.setdefault((cell.dataset, cell.backbone, cell.shots), []).append(cell)
         entries.append(
             tuple(
-                _entry(cells, places.get((c.dataset, c.backbone, c.shots), []), c.metric)
-                for c in columns
+                _entry(cells, places.get((dataset, backbone, shots), []), metric)
+                for dataset, backbone, metric, shots in spots
             )
         )
     return tuple(rows), tuple(entries)
@@ -213,7 +223,7 @@ def _entry(cells: Cells, own: Sequence[PlanCell], metric: str) -> Entry:
     return Entry("done", float(np.mean(values)), sd, len(values), len(own))
 
 
-def _majority(cells: Cells, columns: Sequence[Column]) -> tuple[Entry, ...]:
+def _majority(cells: Cells, spots: Sequence[Spot]) -> tuple[Entry, ...]:
     by_place: dict[Place, dict[str, Any]] = {}
     for cell, record in cells.done():
         data, place = record.data, (cell.dataset, cell.backbone)
@@ -222,8 +232,7 @@ def _majority(cells: Cells, columns: Sequence[Column]) -> tuple[Entry, ...]:
                 data.train_counts, data.test_counts, data.class_names
             )
     entries = []
-    for column in columns:
-        metrics = by_place.get((column.dataset, column.backbone), {})
-        value = metric_value(metrics, column.metric)
+    for dataset, backbone, metric, _ in spots:
+        value = metric_value(by_place.get((dataset, backbone), {}), metric)
         entries.append(BLANK if value is None else Entry("done", value, None, 1, 1))
     return tuple(entries)

@@ -94,7 +94,8 @@ def select(
                 raise unknown(name, str(value), known)
         free = name in ("shots", "seed")
         kept = [c for c in kept if getattr(c, name) in wanted or (free and c.shots == 0)]
-    return Cells(tuple(kept), cells.records)
+    whole = all(values is None for values in asked.values())
+    return Cells(tuple(kept), cells.records, cells.left_out if whole else ())
 
 
 class Pairing:

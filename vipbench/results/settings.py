@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from vipbench.results.packing import sha256
@@ -114,6 +115,18 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
 
 
 def _key(value: Any) -> str:
+    if value is None or isinstance(value, (str, int, float)):
+        return _scalar_key(type(value).__name__, value)
+    return _json_key(value)
+
+
+@lru_cache(maxsize=4096)
+def _scalar_key(kind: str, value: Any) -> str:
+    # The type is there to keep 1, 1.0 and True apart in the cache.
+    return _json_key(value)
+
+
+def _json_key(value: Any) -> str:
     # As JSON, so that 1, 1.0, true and the text "1" stay apart.
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 

@@ -12,26 +12,33 @@ class TableError(ValueError):
     """Records that cannot stand in one table; the message says what differs and what to do."""
 
 
+Shots = int | str
+LEVELS = ("method", "dataset", "backbone", "shots", "metric")
+# What an entry says beside its mean, as intervals.POPULATIONS and the sample standard deviation.
+SPREADS = ("sd", "ci-seeds", "ci-images", "ci-both", "none")
+
+
 @dataclass(frozen=True)
 class Column:
-    """One column: a metric on a dataset with a backbone, at `shots` images per class."""
+    """One column: a metric on a dataset with a backbone, at `shots` images per class. None: the
+    rows say that; `method` and its `kind` are None unless the columns are methods."""
 
-    dataset: str
-    backbone: str
-    metric: str
-    shots: int | str
+    dataset: str | None
+    backbone: str | None
+    metric: str | None
+    shots: Shots | None
+    method: str | None = None
+    kind: str | None = None
 
     @property
     def title(self) -> str:
         """The metric's name as shown, with its class where it has one."""
-        _, _, of_class = self.metric.partition(":")
-        title = find_metric(self.metric).title
-        return f"{title} of {of_class}" if of_class else title
+        return metric_title(self.metric or "accuracy")
 
     @property
     def scale(self) -> float:
         """What a fraction is multiplied with to be shown."""
-        return 100.0 if find_metric(self.metric).percent else 1.0
+        return metric_scale(self.metric or "accuracy")
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,9 @@ class Entry:
     state: "done", "unfinished" (fewer finished seeds than planned, or the metric is undefined), or
     "blank" (nothing was planned here). mean, sd: fractions over the n finished seeds, sd with
     n - 1 in the denominator and None for n = 1. n_expected: planned seeds. rank: 1 best, 2 second,
-    …; ties share it; None for what is not ranked.
+    …; ties share it; None for what is not ranked. low, high: the confidence interval that the table
+    shows in the place of sd. gain: the difference to the table's base row.
+    shots: where neither row nor column say it.
     """
 
     state: Literal["done", "unfinished", "blank"]
@@ -50,10 +59,19 @@ class Entry:
     n: int = 0
     n_expected: int = 0
     rank: int | None = None
+    low: float | None = None
+    high: float | None = None
+    gain: float | None = None
+    shots: Shots | None = None
 
     def __post_init__(self) -> None:
         if (self.state == "done") != (self.mean is not None):
             raise ValueError(f"a {self.state} entry with mean {self.mean}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; what only some tables have is left out where it is None."""
+        some = ("low", "high", "gain", "shots")
+        return {k: v for k, v in vars(self).items() if v is not None or k not in some}
 
 
 BLANK = Entry("blank")
@@ -62,10 +80,32 @@ BLANK = Entry("blank")
 @dataclass(frozen=True)
 class Row:
     """One row. kind: "majority", "method", or "transductive" (a method that sees all test images);
-    only methods are ranked."""
+    only methods are ranked. label: the method's. cells: what stands in the row's first columns,
+    the label alone by default. The others are None where the columns say them."""
 
     label: str
     kind: Literal["majority", "method", "transductive"] = "method"
+    cells: tuple[str, ...] = ()
+    dataset: str | None = None
+    backbone: str | None = None
+    metric: str | None = None
+    shots: Shots | None = None
+
+    def __post_init__(self) -> None:
+        if not self.cells:
+            object.__setattr__(self, "cells", (self.label,))
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that says which number an entry is; None where the whole table has one value."""
+
+    method: str
+    kind: str
+    dataset: str | None
+    backbone: str | None
+    metric: str
+    shots: Shots | None
 
 
 @dataclass(frozen=True)
@@ -73,7 +113,10 @@ class Table:
     """rows × columns of entries, with what must be said of them.
 
     usual_n: the n that entries at one or more shots have where nothing else is said. decimals: of
-    the shown numbers, on which ranks rest. notes: one sentence or more each.
+    the shown numbers, on which ranks rest. notes: one sentence or more each. heads: what the cells
+    at the rows' beginning are. column_levels: the header's lines, of LEVELS. spread: of SPREADS.
+    ranks: what the legend says of ranks 1 and 2: "best" or "significant". fixed: dataset, backbone
+    or metric, where the whole table has one and neither rows nor columns say it.
     """
 
     columns: tuple[Column, ...]
@@ -83,32 +126,69 @@ class Table:
     notes: tuple[str, ...] = ()
     usual_n: int = 1
     decimals: int = 1
+    heads: tuple[str, ...] = ("method",)
+    column_levels: tuple[str, ...] = ("dataset", "backbone", "metric", "shots")
+    spread: str = "sd"
+    ranks: str = "best"
+    fixed: tuple[tuple[str, str], ...] = ()
 
     def levels(self) -> list[str]:
-        """The header's levels that say something: of dataset, backbone, metric, shots."""
+        """The header's levels that say something."""
+        always = [level for level in self.column_levels if level in ("metric", "shots", "method")]
         varied = [
-            name
-            for name in ("dataset", "backbone")
-            if len({getattr(column, name) for column in self.columns}) > 1
+            level
+            for level in self.column_levels
+            if len({getattr(column, level) for column in self.columns}) > 1
         ]
-        return [*varied, "metric", "shots"]
+        kept = [level for level in self.column_levels if level in always or level in varied]
+        return kept or list(self.column_levels[-1:])
 
     def heading(self, column: int, level: str) -> str:
         """What the header says of a column at one of `levels`, as plain text."""
         found = self.columns[column]
-        return found.title if level == "metric" else str(getattr(found, level))
+        text = found.title if level == "metric" else str(getattr(found, level))
+        return f"{text} †" if level == "method" and found.kind == "transductive" else text
 
-    def number(self, value: float, column: int) -> str:
+    def kinds(self) -> set[str]:
+        """The kinds of method that are shown."""
+        return {row.kind for row in self.rows} | {c.kind for c in self.columns if c.kind}
+
+    def metrics(self) -> list[str]:
+        """The metrics that the entries are of."""
+        found = [row.metric or column.metric for row in self.rows for column in self.columns]
+        one = dict(self.fixed).get("metric", "accuracy")
+        return list(dict.fromkeys(name or one for name in found))
+
+    def place(self, row: int, column: int) -> Place:
+        """Which number an entry is."""
+        r, c, one = self.rows[row], self.columns[column], dict(self.fixed)
+
+        def of(level: str) -> str | None:
+            return getattr(r, level) or getattr(c, level) or one.get(level)
+
+        return Place(
+            c.method or r.label,
+            c.kind or r.kind,
+            of("dataset"),
+            of("backbone"),
+            of("metric") or "accuracy",
+            c.shots if r.shots is None else r.shots,
+        )
+
+    def number(self, value: float, row: int, column: int, signed: bool = False) -> str:
         """A fraction as it is shown."""
-        return f"{value * self.columns[column].scale:.{self.decimals}f}"
+        scaled = value * metric_scale(self.place(row, column).metric)
+        return f"{scaled:{'+' if signed else ''}.{self.decimals}f}"
 
     def differing_n(self, row: int, column: int) -> int | None:
         """The n that an entry has to state, because it is not the one that the caption states."""
         entry = self.entries[row][column]
-        usual = 1 if self.columns[column].shots == 0 else self.usual_n
-        if entry.state != "done" or self.rows[row].kind == "majority" or entry.n == usual:
+        place = self.place(row, column)
+        single = 0 in (place.shots, entry.shots)
+        usual = 1 if single else self.usual_n
+        if entry.state != "done" or place.kind == "majority" or entry.n == usual:
             return None
-        return entry.n
+        return None if place.dataset == AVERAGE else entry.n
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; numbers are the records' fractions, not rounded."""
@@ -117,34 +197,74 @@ class Table:
             "unit": "fraction",
             "caption": self.caption,
             "notes": list(self.notes),
-            "columns": [vars(column) for column in self.columns],
+            "columns": [_told(column) for column in self.columns],
             "rows": [
                 {
                     "method": row.label,
                     "kind": row.kind,
-                    "entries": [vars(entry) for entry in entries],
+                    **self._of_row(row),
+                    "entries": [entry.to_dict() for entry in entries],
                 }
                 for row, entries in zip(self.rows, self.entries, strict=True)
             ],
         }
 
+    def _of_row(self, row: Row) -> dict[str, Any]:
+        names = ("dataset", "backbone", "metric", "shots")
+        found = {k: v for k in names if (v := getattr(row, k)) is not None}
+        if self.heads != ("method",):
+            found["cells"] = dict(zip(self.heads, row.cells, strict=True))
+        return found
+
+
+# The dataset of a column that is the mean over the datasets.
+AVERAGE = "average over datasets"
+
+
+def metric_title(name: str) -> str:
+    """A metric's name as shown, with its class where it has one."""
+    _, _, of_class = name.partition(":")
+    title = find_metric(name).title
+    return f"{title} of {of_class}" if of_class else title
+
+
+def metric_scale(name: str) -> float:
+    """What a metric's fraction is multiplied with to be shown."""
+    return 100.0 if find_metric(name).percent else 1.0
+
+
+def _told(column: Column) -> dict[str, Any]:
+    return {k: v for k, v in vars(column).items() if v is not None}
+
 
 def ranked(table: Table) -> Table:
-    """The table with ranks: per column, among finished methods, on the numbers as shown.
+    """The table with ranks: among finished methods of the same column (the same place but for the
+    method), on the numbers as shown.
 
-    Ties share a rank and the next value has the next one. A column with a single method ranks
-    nobody.
+    Ties share a rank and the next value has the next one. A single method is not ranked.
     """
     entries = [list(row) for row in table.entries]
-    for j, column in enumerate(table.columns):
-        shown = {
-            i: float(table.number(entry.mean, j))
-            for i, row in enumerate(entries)
-            if table.rows[i].kind == "method" and (entry := row[j]).mean is not None
-        }
-        if len(shown) < 2:
+    for group in rank_groups(table):
+        if len(group) < 2:
             continue
-        order = sorted(set(shown.values()), reverse=find_metric(column.metric).higher_better)
-        for i, value in shown.items():
+        shown = {}
+        for i, j in group:
+            mean = entries[i][j].mean
+            assert mean is not None
+            shown[i, j] = float(table.number(mean, i, j))
+        metric = find_metric(table.place(*group[0]).metric)
+        order = sorted(set(shown.values()), reverse=metric.higher_better)
+        for (i, j), value in shown.items():
             entries[i][j] = replace(entries[i][j], rank=order.index(value) + 1)
     return replace(table, entries=tuple(map(tuple, entries)))
+
+
+def rank_groups(table: Table) -> list[list[tuple[int, int]]]:
+    """(row, column) of the finished entries that differ in their method alone and may be ranked."""
+    groups: dict[Place, list[tuple[int, int]]] = {}
+    for j in range(len(table.columns)):
+        for i in range(len(table.rows)):
+            place = table.place(i, j)
+            if place.kind == "method" and table.entries[i][j].mean is not None:
+                groups.setdefault(replace(place, method="", kind=""), []).append((i, j))
+    return list(groups.values())

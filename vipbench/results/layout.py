@@ -1,0 +1,256 @@
+"""Tables of any shape: which of method, dataset, backbone, shots and metric go down, which across.
+No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vipbench.errors import UsageError, unknown
+from vipbench.results.caption import with_words
+from vipbench.results.comparison import MAJORITY, Cells, plain_table
+from vipbench.results.pairing import Load
+from vipbench.results.spreads import with_intervals
+from vipbench.results.table import (
+    AVERAGE,
+    BLANK,
+    LEVELS,
+    SPREADS,
+    Column,
+    Entry,
+    Row,
+    Table,
+    TableError,
+    ranked,
+)
+
+HIGHLIGHTS = ("best", "significant", "none")
+FLAG = {"method": "methods", "dataset": "datasets", "backbone": "backbones", "shots": "shots"}
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a table looks like.
+
+    rows, cols: of LEVELS, each once; what is in neither must have one value. aggregate: of SPREADS.
+    highlight: of HIGHLIGHTS. average: with a further dataset, the mean over all. heads, cells:
+    names of columns to the left, and what stands there for each method, in the place of the method.
+    base: the method to which each entry's difference is shown.
+    """
+
+    rows: tuple[str, ...] = ("method",)
+    cols: tuple[str, ...] = ("dataset", "backbone", "metric", "shots")
+    metrics: tuple[str, ...] = ("accuracy", "macro_f1")
+    aggregate: str = "sd"
+    highlight: str = "best"
+    average: bool = False
+    heads: tuple[str, ...] = ()
+    cells: Mapping[str, tuple[str, ...]] | None = None
+    base: str | None = None
+    decimals: int = 1
+    title: str | None = None
+
+    def __post_init__(self) -> None:
+        for level in (*self.rows, *self.cols):
+            if level not in LEVELS:
+                raise unknown("level of --rows and --cols", level, LEVELS)
+        both = [*self.rows, *self.cols]
+        if len(set(both)) != len(both):
+            raise UsageError("--rows and --cols: name each level once")
+        if "method" not in both:
+            raise UsageError("--rows and --cols: 'method' must be in one of them")
+        if not self.rows or not self.cols:
+            raise UsageError("--rows and --cols: each needs a level")
+        if self.aggregate not in SPREADS:
+            raise unknown("aggregate", self.aggregate, SPREADS)
+        if self.highlight not in HIGHLIGHTS:
+            raise unknown("highlight", self.highlight, HIGHLIGHTS)
+
+
+def lay_out(cells: Cells, layout: Layout, load: Load | None = None) -> Table:
+    """The table of `cells` in a layout.
+
+    load: a record's predictions by key, for intervals over test images and for significance.
+    Raises UsageError and TableError as `comparison`, and TableError where entries would have to be
+    averaged to fit the layout, naming the flag that keeps them apart.
+    """
+    from vipbench.results.significance import with_significance
+
+    table = plain_table(cells, layout.metrics, layout.decimals)
+    table, notes = with_intervals(table, cells, layout.aggregate, load)
+    if layout.average:
+        table = _with_average(table)
+    table = _with_base(_pivot(table, layout), layout)
+    if layout.highlight == "best":
+        table = ranked(table)
+    elif layout.highlight == "significant":
+        table, more = with_significance(table, cells, load)
+        notes += more
+    table = with_words(table, cells, layout.title)
+    if any(entry.gain is not None for line in table.entries for entry in line):
+        notes.append(f"In brackets, with its sign: the difference to {layout.base}.")
+    return replace(table, notes=(*table.notes, *notes))
+
+
+def _with_average(table: Table) -> Table:
+    """With, for each backbone, metric and shots that every dataset has, the mean over datasets."""
+    datasets = dict.fromkeys(column.dataset for column in table.columns)
+    if len(datasets) < 2:
+        return table
+    groups: dict[Column, list[int]] = {}
+    for j, column in enumerate(table.columns):
+        groups.setdefault(replace(column, dataset=AVERAGE), []).append(j)
+    columns, entries = list(table.columns), [list(line) for line in table.entries]
+    for column, own in groups.items():
+        if len(own) < len(datasets):
+            continue
+        columns.append(column)
+        for line in entries:
+            line.append(_mean([line[j] for j in own]))
+    return replace(table, columns=tuple(columns), entries=tuple(map(tuple, entries)))
+
+
+def _mean(entries: Sequence[Entry]) -> Entry:
+    if all(e.state == "blank" for e in entries):
+        return BLANK
+    means = [e.mean for e in entries if e.mean is not None]
+    if len(means) < len(entries):
+        return Entry("unfinished", n=len(means), n_expected=len(entries))
+    return Entry("done", float(np.mean(means)), None, len(means), len(means))
+
+
+def _pivot(table: Table, layout: Layout) -> Table:
+    """The same entries with `layout`'s levels down and across."""
+    found: dict[tuple[Key, Key], Entry] = {}
+    kinds = {row.label: row for row in table.rows}
+    merged = "shots" not in (*layout.rows, *layout.cols)
+    order = _order(table, layout)
+    for i in range(len(table.rows)):
+        for j in range(len(table.columns)):
+            entry = table.entries[i][j]
+            if entry.state == "blank":
+                continue
+            at = vars(table.place(i, j))
+            down = tuple(at[level] for level in layout.rows)
+            across = tuple(at[level] for level in layout.cols)
+            # Zero-shot and trained rows share a column; a method has only one of the two, and the
+            # majority row has the same number in both.
+            if (down, across) not in found or (merged and at["shots"] != 0):
+                found[down, across] = replace(entry, shots=at["shots"]) if merged else entry
+    downs = sorted({down for down, _ in found}, key=lambda key: order(layout.rows, key))
+    acrosses = sorted({across for _, across in found}, key=lambda key: order(layout.cols, key))
+    rows = tuple(_row(layout, down, kinds) for down in downs)
+    columns = tuple(_column(layout, across, kinds) for across in acrosses)
+    entries = tuple(tuple(found.get((d, a), BLANK) for a in acrosses) for d in downs)
+    left = [v for v in ("dataset", "backbone", "metric") if v not in (*layout.rows, *layout.cols)]
+    fixed = tuple((level, getattr(table.columns[0], level)) for level in left if table.columns)
+    return replace(
+        table,
+        rows=rows,
+        columns=columns,
+        entries=entries,
+        heads=_heads(layout),
+        column_levels=layout.cols,
+        fixed=fixed,
+    )
+
+
+def _at(levels: Sequence[str], key: Key, level: str) -> Any:
+    return key[levels.index(level)] if level in levels else None
+
+
+def _order(table: Table, layout: Layout) -> Any:
+    """A sort key for rows and columns; TableError where entries would share a place."""
+    places = [
+        table.place(i, j)
+        for i in range(len(table.rows))
+        for j in range(len(table.columns))
+        if table.entries[i][j].state != "blank" and table.rows[i].kind != "majority"
+    ]
+    values = {level: list(dict.fromkeys(getattr(p, level) for p in places)) for level in LEVELS}
+    values["method"] = list(dict.fromkeys([MAJORITY, *(row.label for row in table.rows)]))
+    for level in LEVELS:
+        if level in (*layout.rows, *layout.cols):
+            continue
+        told = [v for v in values[level] if not (level == "shots" and v == 0)]
+        if level == "metric":
+            told = list(layout.metrics)
+        if len(told) > 1:
+            flag = FLAG.get(level, "metric")
+            raise TableError(
+                f"{', '.join(map(str, told))} would share an entry, which is never an average: add "
+                f"{level} to --rows or --cols, or choose one with --{flag}"
+            )
+    values["shots"].sort(key=lambda k: float("inf") if isinstance(k, str) else k)
+    rank = {level: {v: n for n, v in enumerate(found)} for level, found in values.items()}
+    for level in ("dataset", "backbone", "metric", "shots"):
+        # The majority row alone may have some.
+        for column in table.columns:
+            rank[level].setdefault(getattr(column, level), len(rank[level]))
+
+    def place(levels: Sequence[str], key: Key) -> list[int]:
+        return [rank[level][value] for level, value in zip(levels, key, strict=True)]
+
+    return place
+
+
+def _column(layout: Layout, key: Key, kinds: Mapping[str, Row]) -> Column:
+    dataset, backbone, metric, shots, method = (
+        _at(layout.cols, key, level)
+        for level in ("dataset", "backbone", "metric", "shots", "method")
+    )
+    kind = kinds[method].kind if method is not None else None
+    return Column(dataset, backbone, metric, shots, method, kind)
+
+
+def _heads(layout: Layout) -> tuple[str, ...]:
+    heads: list[str] = []
+    for level in layout.rows:
+        heads += layout.heads if level == "method" and layout.heads else [level]
+    return tuple(heads)
+
+
+def _row(layout: Layout, key: Key, kinds: Mapping[str, Row]) -> Row:
+    cells: list[str] = []
+    for level, value in zip(layout.rows, key, strict=True):
+        if level == "method" and layout.cells is not None and layout.heads:
+            cells += layout.cells.get(value, (value,) + ("",) * (len(layout.heads) - 1))
+        elif level == "metric":
+            cells.append(Column("", "", value, 0).title)
+        else:
+            cells.append(str(value))
+    own = {level: _at(layout.rows, key, level) for level in ("dataset", "backbone", "metric")}
+    shots = _at(layout.rows, key, "shots")
+    if "method" in layout.rows:
+        source = kinds[_at(layout.rows, key, "method")]
+        return Row(source.label, source.kind, tuple(cells), **own, shots=shots)
+    # Columns are methods, of which each says for itself what it is.
+    return Row("", "method", tuple(cells), **own, shots=shots)
+
+
+def _with_base(table: Table, layout: Layout) -> Table:
+    """With each entry's difference to the base method's in the same column."""
+    if layout.base is None:
+        return table
+    bases = [i for i, row in enumerate(table.rows) if row.label == layout.base]
+    if not bases:
+        return table
+    base = table.entries[bases[0]]
+    entries = [
+        tuple(
+            replace(entry, gain=entry.mean - told.mean)
+            if entry.mean is not None
+            and told.mean is not None
+            and i != bases[0]
+            and table.rows[i].kind != "majority"
+            else entry
+            for entry, told in zip(line, base, strict=True)
+        )
+        for i, line in enumerate(table.entries)
+    ]
+    return replace(table, entries=tuple(entries))

@@ -1,0 +1,129 @@
+"""The shapes of a paper's tables. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vipbench.errors import unknown
+from vipbench.results.comparison import Cells
+from vipbench.results.layout import Layout
+from vipbench.results.pairing import select
+from vipbench.results.record import Record
+from vipbench.results.table import TableError
+
+PRESETS = {
+    "comparison": "methods down, metrics within datasets across, at the most shots",
+    "ablation": "one method's variants down, a column for each hyperparameter that varies",
+    "fewshot": "methods down, shots across, datasets below each other with their average",
+    "knowledge": "what the texts know down (class names, symptoms), with the gain over class names",
+}
+
+
+def preset(name: str, cells: Cells, layout: Layout, given: Sequence[str]) -> tuple[Cells, Layout]:
+    """The cells and the layout of a preset, on top of `layout`; its fields in `given` were asked
+    for and stay. Raises UsageError for an unknown preset, TableError where cells do not fit it."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    several = len({cell.backbone for cell in cells.planned}) > 1
+    made = {"comparison": _comparison, "ablation": _ablation, "fewshot": _fewshot}.get(
+        name, _knowledge
+    )
+    cells, found = made(cells, layout)
+    if several and "backbone" not in (*found.rows, *found.cols):
+        found = replace(found, rows=("backbone", *found.rows))
+    return cells, replace(found, **{field: getattr(layout, field) for field in given})
+
+
+def _most_shots(cells: Cells) -> Cells:
+    """The full training split where all was run on it, else the most shots; 0 shots besides."""
+    shots = {cell.shots for cell in cells.possible()} - {0}
+    if len(shots) < 2:
+        return cells
+    most = max(shots, key=lambda k: float("inf") if isinstance(k, str) else k)
+    return select(cells, shots=[most])
+
+
+def _comparison(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
+    return _most_shots(cells), replace(layout, rows=("method",), cols=("dataset", "metric"))
+
+
+def _fewshot(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
+    several = len({cell.dataset for cell in cells.planned}) > 1
+    rows = ("dataset", "method") if several else ("method",)
+    return cells, replace(
+        layout, rows=rows, cols=("shots",), metrics=layout.metrics[:1], average=several
+    )
+
+
+def _ablation(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
+    variants: dict[str, dict[str, Record]] = {}
+    for cell, record in cells.done():
+        variants.setdefault(record.cell.method_name, {}).setdefault(cell.method, record)
+    name = max(variants, key=lambda n: len(variants[n]), default="")
+    own = variants.get(name, {})
+    if len(own) < 2:
+        raise TableError(
+            "an ablation needs two or more variants of one method, such as "
+            "--methods 'vip,vip[context=off]'"
+        )
+    told = {
+        label: {k: json.dumps(v) for k, v in record.hparams.items()}
+        for label, record in own.items()
+    }
+    names = dict.fromkeys(key for hparams in told.values() for key in hparams)
+    varied = [k for k in names if len({hparams.get(k) for hparams in told.values()}) > 1]
+    if not varied:
+        varied = ["method"]
+        rows: dict[str, tuple[str, ...]] = {label: (label,) for label in told}
+    else:
+        rows = {label: tuple(_shown(h.get(k)) for k in varied) for label, h in told.items()}
+        if len(set(rows.values())) < len(rows):
+            rows = {label: (label, *cells_) for label, cells_ in rows.items()}
+            varied = [name, *varied]
+    kept = _most_shots(select(cells, methods=list(own)))
+    return kept, replace(
+        layout, rows=("method",), cols=("dataset", "metric"), heads=tuple(varied), cells=rows
+    )
+
+
+def _knowledge(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
+    own = select(cells, shots=[0]) if any(c.shots == 0 for c in cells.possible()) else cells
+    own = Cells(tuple(c for c in own.planned if c.shots == 0), own.records)
+    told: dict[str, tuple[str, str]] = {}
+    base = None
+    for cell, record in own.done():
+        if "symptoms" in record.needs:
+            sha = (record.data.symptoms_sha256 or "")[:8]
+            several = len(
+                {r.data.symptoms_sha256 for c, r in own.done() if c.dataset == cell.dataset}
+            )
+            text = f"symptoms (SHA-256 {sha}…)" if several > 1 else "symptoms"
+            told.setdefault(cell.method, (text, cell.method))
+        else:
+            base = base or cell.method
+            told.setdefault(cell.method, ("class names", cell.method))
+    if base is None or len({text for text, _ in told.values()}) < 2:
+        raise TableError(
+            "a table of knowledge needs methods without training images, one on class names and "
+            "one on symptoms, such as --methods zero-shot,symptoms-mean"
+        )
+    first = sorted(own.planned, key=lambda cell: cell.method != base)
+    return Cells(tuple(first), own.records), replace(
+        layout,
+        rows=("method",),
+        cols=("dataset", "metric"),
+        heads=("knowledge", "method"),
+        cells=told,
+        base=base,
+    )
+
+
+def _shown(value: str | None) -> str:
+    """A hyperparameter as flags give it."""
+    known = {None: "–", "null": "default", "true": "on", "false": "off"}
+    if value in known:
+        return known[value]
+    assert value is not None
+    return str(json.loads(value)) if value.startswith('"') else value

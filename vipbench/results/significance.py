@@ -1,0 +1,101 @@
+"""Which entries of a column no other method beats significantly. No torch here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from vipbench.results import stats
+from vipbench.results.comparison import Cells
+from vipbench.results.metrics import find_metric
+from vipbench.results.pairing import Load, Pairing, Where
+from vipbench.results.stats import LEVEL, StatsError
+from vipbench.results.table import AVERAGE, Place, Table, TableError, rank_groups
+
+
+def with_significance(table: Table, cells: Cells, load: Load | None) -> tuple[Table, list[str]]:
+    """Rank 1 for every method that none of its column is significantly better than: all pairs are
+    tested as in `vipbench compare`, and Holm's correction is over the column's pairs, since which
+    is best is known only from the same data. Returns the table and notes."""
+    if load is None:
+        raise TableError("--highlight significant needs the scores of the test images")
+    pairing = Pairing(cells, load)
+    entries = [list(line) for line in table.entries]
+    refused: dict[str, int] = {}
+    tested: set[int] = set()
+    for group in rank_groups(table):
+        if len(group) < 2:
+            continue
+        at = table.place(*group[0])
+        if at.dataset == AVERAGE:
+            continue
+        methods = [table.place(i, j).method for i, j in group]
+        try:
+            best = unbeaten(pairing, methods, _where(at, cells), at.metric)
+        except StatsError as error:
+            refused[str(error)] = refused.get(str(error), 0) + 1
+            continue
+        tested.add(len(methods) * (len(methods) - 1) // 2)
+        for (i, j), method in zip(group, methods, strict=True):
+            if method in best:
+                entries[i][j] = replace(entries[i][j], rank=1)
+    notes = []
+    if tested:
+        sizes = " or ".join(map(str, sorted(tested)))
+        notes.append(
+            f"Significance: paired tests over seeds and test images (over test images, where no "
+            f"method has seeds) at {1 - LEVEL:.0%}, Holm-corrected over the {sizes} pair"
+            f"{'s' * (tested != {1})} of methods in a column."
+        )
+    for why, count in refused.items():
+        notes.append(
+            f"Not tested, and nothing highlighted, in {count} column{'s' * (count > 1)}: {why}."
+        )
+    return replace(table, entries=tuple(map(tuple, entries)), ranks="significant"), notes
+
+
+def unbeaten(
+    pairing: Pairing, methods: Iterable[str], place: Where, metric: str, level: float = LEVEL
+) -> set[str]:
+    """The methods than which no other is significantly better. Raises StatsError."""
+    names = list(methods)
+    joint = pairing.joint(names, place, metric)
+    sign = 1 if find_metric(metric).higher_better else -1
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    found = []
+    for a, b in pairs:
+        values = sign * (joint.values[a] - joint.values[b])
+        reps = sign * (joint.reps[:, a] - joint.reps[:, b])
+        seeded = any(joint.records[m][0].cell.shots != 0 for m in (a, b))
+        if not seeded:
+            values, reps = values[:1], reps[:, :1]
+        if np.ptp(values) == 0 and np.ptp(reps) == 0 and values[0] == 0:
+            found.append((0.0, 1.0))
+        elif seeded:
+            one = stats.both_interval(values, reps, joint.tests.n_groups, level)
+            found.append((one.estimate, one.p))
+        else:
+            one = stats.images_interval(values, reps, joint.tests.n_groups, level)
+            found.append((one.estimate, one.p))
+    beaten = set()
+    for (a, b), (estimate, _), p in zip(
+        pairs, found, stats.holm([p for _, p in found]), strict=True
+    ):
+        if p < 1 - level:
+            beaten.add(b if estimate > 0 else a)
+    return {name for m, name in enumerate(names) if m not in beaten}
+
+
+def _where(at: Place, cells: Cells) -> Where:
+    """The place of an entry; what the table leaves out has one value, or is 0 shots besides."""
+    possible = cells.possible()
+    dataset = at.dataset or possible[0].dataset
+    backbone = at.backbone or possible[0].backbone
+    shots = at.shots
+    if shots is None:
+        own = [c.shots for c in possible if (c.dataset, c.backbone) == (dataset, backbone)]
+        shots = next((k for k in own if k != 0), 0)
+    return Where(dataset, backbone, shots)
