@@ -95,3 +95,20 @@ def test_debug_stays_where_a_method_fails(toy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag", ["--dry-run", "--no-retry"])
 def test_debug_has_the_flags_that_choose_cells_alone(cli: Cli, flag: str) -> None:
     assert "No such option" in cli("debug", flag).stderr
+
+
+def test_an_estimate_tells_time_disk_and_memory(cli: Cli, toy: Path, tmp_path: Path) -> None:
+    methods = "coop[epochs=400],vpt[epochs=2],zero-shot"
+    run = ["run", *flags(toy, methods), "--out", tmp_path / "o"]
+    done = cli(*run, "--dry-run", "--estimate", env={"VIPBENCH_CACHE": str(tmp_path / "cache")})
+    assert done.returncode == 0, done.stderr
+    told = done.stdout[done.stdout.index("To expect") :].splitlines()
+    rows = [line for line in told if line.startswith(("coop", "vpt", "zero-shot"))]
+    assert len(rows) == 3
+    assert not any("?" in row or "cannot" in row for row in rows)
+    assert [line.split()[0] for line in told[-3:]] == ["time", "disk", "memory"]
+    # 10 test, 4 training and 4 validation images of 128 float32 features.
+    assert "disk    9 kB in the feature cache" in done.stdout
+    assert list(tmp_path.glob("o")) == []
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert "--estimate goes with --dry-run" in cli(*run, "--estimate").stderr

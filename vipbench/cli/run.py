@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from vipbench import __version__
 from vipbench.cli import FAILED, OK
+from vipbench.cli.estimate import estimate_lines
 from vipbench.cli.progress import Reporter, reporter
 from vipbench.cli.table import save_tables
 from vipbench.cli.text import clean, columns, listed, plural, ranges, shots_text
@@ -21,15 +22,25 @@ from vipbench.spec import SUITE_NAME, RunSpec
 WORDS = {"todo": "to do", "done": "done", "impossible": "impossible"}
 
 
-def run_command(spec: RunSpec, dry_run: bool = False, retry: bool = True) -> int:
+def run_command(
+    spec: RunSpec, dry_run: bool = False, retry: bool = True, estimate: bool = False
+) -> int:
     """Run `spec`, or list its cells; returns the exit status. Raises UsageError, StoreError.
 
-    retry: whether cells that failed before are tried again.
+    retry: whether cells that failed before are tried again. estimate: with `dry_run`, what the
+    run will take.
     """
+    if estimate and not dry_run:
+        raise UsageError("--estimate goes with --dry-run")
     shown = reporter()
     try:
         if dry_run:
-            _show_plan(spec, driver.plan(spec, retry), shown)
+            planned, told = (
+                driver.estimate(spec, retry) if estimate else (driver.plan(spec, retry), None)
+            )
+            _show_plan(spec, planned, shown)
+            for line in [] if told is None else estimate_lines(told):
+                shown.line(line)
             return OK
         screen = Screen(spec, shown)
         outcome = driver.run(spec, screen, retry)

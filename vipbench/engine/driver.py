@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from vipbench.engine.changes import Stored
-from vipbench.engine.outcome import CatalogueEntry, Observer, Outcome, Plan, PlannedCell
+from vipbench.engine.outcome import (
+    CatalogueEntry,
+    Estimate,
+    Observer,
+    Outcome,
+    Plan,
+    PlannedCell,
+)
 from vipbench.engine.process import Stopped, Worker, WorkerDiedError, WorkerTimeoutError
 from vipbench.engine.signals import Signal, stop_signals
 from vipbench.errors import UsageError
@@ -25,11 +32,13 @@ from vipbench.spec import RunSpec
 
 __all__ = [
     "CatalogueEntry",
+    "Estimate",
     "Observer",
     "Outcome",
     "Plan",
     "PlannedCell",
     "catalogue",
+    "estimate",
     "plan",
     "run",
 ]
@@ -53,6 +62,18 @@ def plan(spec: RunSpec, retry: bool = True) -> Plan:
     """
     with Worker() as worker:
         return _plan(worker, spec, Stored.read(spec.out), retry)
+
+
+def estimate(spec: RunSpec, retry: bool = True) -> tuple[Plan, list[Estimate]]:
+    """The plan, and what each group of its cells that are to do will take, measured by a few steps
+    and encodings. Writes nothing. Raises UsageError."""
+    with Worker() as worker:
+        planned = _plan(worker, spec, Stored.read(spec.out), retry)
+        found = []
+        for keys in _by_group(planned).values():
+            event = _answer(worker, "estimate", keys=keys)
+            found.append(Estimate(**{k: v for k, v in event.items() if k != "event"}))
+        return planned, found
 
 
 def run(spec: RunSpec, observer: Observer | None = None, retry: bool = True) -> Outcome:
@@ -104,10 +125,7 @@ class _Driver:
         self.store = Store(self.spec.out)
         self.spec.save()
         self.store.save_plan([cell.as_dict() for cell in planned.cells])
-        groups: dict[str, list[str]] = {}
-        for cell in planned.of("todo"):
-            groups.setdefault(cell.group, []).append(cell.key)
-        for keys in groups.values():
+        for keys in _by_group(planned).values():
             self._run_group(keys)
 
     def _run_group(self, keys: Sequence[str]) -> None:
@@ -239,6 +257,13 @@ def _plan(worker: Worker, spec: RunSpec, stored: Stored | None = None, retry: bo
     stored = stored or Stored()
     cells = [stored.judge(PlannedCell(**item), retry) for item in event["cells"]]
     return Plan(cells, event["notices"], event["info"])
+
+
+def _by_group(planned: Plan) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for cell in planned.of("todo"):
+        groups.setdefault(cell.group, []).append(cell.key)
+    return groups
 
 
 def _answer(worker: Worker, do: str, **arguments: Any) -> dict[str, Any]:

@@ -106,6 +106,10 @@ class Features:
         `views` is None, else training views of (views, seed)."""
         return self._pictures.get(split, items, views)
 
+    def cached(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> int:
+        """How many of `items` need not be encoded."""
+        return len(self._shelf(split, views).get(items))
+
     def forget_views(self) -> None:
         """Drop all training views, for memory."""
         self._views.clear()
@@ -129,7 +133,7 @@ class Features:
         kept: list[tuple[Sequence[Item], Tensor]] = []
         for start in range(0, len(rest), ENCODE_BATCH):
             part = rest[start : start + ENCODE_BATCH]
-            features = self._encode(split, part, views)
+            features = self.encode(split, part, views)
             kept.append((part, features))
             if len(kept) == BLOCK_BATCHES or start + ENCODE_BATCH >= len(rest):
                 shelf.put([i for p, _ in kept for i in p], torch.cat([f for _, f in kept]))
@@ -141,7 +145,8 @@ class Features:
         shelf.problems.clear()
 
     @torch.no_grad()
-    def _encode(self, split: str, part: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
+    def encode(self, split: str, part: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
+        """Features (n,D) of at most ENCODE_BATCH items, as the tower gives them now."""
         pixels = self.images(split, part, views)
         padded = torch.cat([pixels, pixels[:1].expand(ENCODE_BATCH - len(part), -1, -1, -1)])
         features = self.backbone.encode_image(padded)[: len(part)].float()

@@ -53,6 +53,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What one group of cells will take. group: the row. work_seconds: to train and score; None
+    where it cannot be told. note: why. What groups share is counted with the first."""
+
+    group: str
+    cells: int
+    note: str = ""
+    encode_seconds: float = 0.0
+    work_seconds: float | None = None
+    cache_bytes: int = 0
+    result_bytes: int = 0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class CatalogueEntry:
     """One registered thing for `vipbench list`; kind: method, backbone or dataset."""
 

@@ -19,7 +19,7 @@ from vipbench.engine.planning import PlanCell
 TEST_IMAGES = 256
 
 
-def _views(cell: PlanCell, recipe: Recipe | None) -> int:
+def count_views(cell: PlanCell, recipe: Recipe | None) -> int:
     """How many training views this cell uses."""
     if recipe is None or cell.protocol.views == "none" or recipe.views.count == 0:
         return 0
@@ -39,7 +39,7 @@ def encode_views(features: Features, cells: Sequence[PlanCell]) -> None:
         return
     for cell in cells:
         recipe = cell.hparams.recipe(cell.info) if cell.support is not None else None
-        count = _views(cell, recipe)
+        count = count_views(cell, recipe)
         if count and recipe is not None and cell.support is not None:
             features.prepare_views(
                 "train", cell.support.train.tolist(), recipe.views, cell.seed, count
@@ -53,7 +53,7 @@ def make_support(features: Features, cell: PlanCell, recipe: Recipe | None) -> S
     train_split, rows = cell.data.splits["train"], cell.support.train.tolist()
     device = features.backbone.device
     images = cell.row.method.inputs == "images"
-    count = _views(cell, recipe)
+    count = count_views(cell, recipe)
 
     @lru_cache(maxsize=1)
     def view(v: int) -> Tensor:

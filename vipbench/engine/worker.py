@@ -24,6 +24,7 @@ import torch
 from vipbench.api import TextError, UnsupportedError
 from vipbench.engine.cache import evict
 from vipbench.engine.cells import Finished, GroupRunner
+from vipbench.engine.estimating import Estimator
 from vipbench.engine.features import Features
 from vipbench.engine.hparams import hparam_types
 from vipbench.engine.loading import (
@@ -49,6 +50,7 @@ class Session:
         self.spec: RunSpec | None = None
         self.cells: dict[str, PlanCell] = {}
         self.runners: dict[tuple[str, str], GroupRunner] = {}
+        self.estimator = Estimator()
 
     def handle(self, command: dict[str, Any]) -> None:
         """One command; a UsageError becomes an event."""
@@ -99,6 +101,9 @@ class Session:
                         cells.append(_planned(cell, cell.impossible or reason))
         notices = [notice for data in datasets for notice in data.notices]
         notices += [f"{d.dataset.name}: {d.dataset.caption}" for d in datasets if d.dataset.caption]
+        notices += [
+            f"{b.backbone.name}: licence of the weights: {b.backbone.licence}" for b in backbones
+        ]
         info = {"device": str(device), "torch": torch.__version__}
         self.send({"event": "plan", "cells": cells, "notices": notices, "info": info})
 
@@ -111,6 +116,13 @@ class Session:
         evict()
         encoded = runner.features.encoded_images
         self.send({"event": "group_done", "encoded_images": encoded, "spoilt": runner.spoilt})
+
+    def do_estimate(self, keys: list[str]) -> None:
+        """What one group will take."""
+        cells = [self.cells[key] for key in keys]
+        runner = self.runners[cells[0].backbone.source, cells[0].data.dataset.name]
+        found = self.estimator.group(runner, cells)
+        self.send({"event": "estimate", "group": cells[0].row.label, **found})
 
     def run_alone(self, key: str) -> Finished:
         """One planned cell by itself; whatever it raises comes through."""
