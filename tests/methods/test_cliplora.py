@@ -13,7 +13,7 @@ from tests.golden_util import load_golden
 from tests.methods.golden_images import hold_to_figures
 from tests.methods.image_tasks import fit, make, scores, toy_task
 from vipbench.api import CellInfo
-from vipbench.methods.cliplora import CLIPLoRA, dropout
+from vipbench.methods.cliplora import CLIPLoRA, dropout, random_bits
 
 
 def test_official_figures(shared: Path) -> None:
@@ -95,16 +95,20 @@ def test_learns_the_toy_with_dropout() -> None:
 def test_dropout_drops_its_share_and_repeats() -> None:
     x = torch.ones(64, 50, 32)
     keys = torch.randn(3, 1, generator=torch.Generator().manual_seed(0))
-    masks = torch.vmap(lambda key: dropout(x, 0.25, key, 7))(keys)
-    assert torch.equal(masks[1], dropout(x, 0.25, keys[1], 7))
-    other = dropout(x, 0.25, keys[1], 8)
-    assert masks.unique().tolist() == [0.0, pytest.approx(4 / 3)]
-    for mask in (*masks, other):
+    bits = torch.vmap(lambda key: random_bits(x, key, 7))(keys)
+    assert torch.equal(bits[1], random_bits(x, keys[1], 7))
+    others = [random_bits(x, keys[1], 8), bits[0], bits[2]]
+    masks = [dropout(x, 0.25, b, f) for b in (bits[1], *others) for f in range(3)]
+    assert masks[0].unique().tolist() == [0.0, pytest.approx(4 / 3)]
+    for mask in masks:
         assert (mask == 0).float().mean().item() == pytest.approx(0.25, abs=0.006)
+        # Neither rows nor columns share their fate.
         assert (mask == 0).float().mean((0, 1)).std() < 0.02
         assert (mask == 0).float().mean((1, 2)).std() < 0.03
-    agree = ((masks[1] == 0) & (other == 0)).float().mean().item()
-    assert agree == pytest.approx(0.25**2, abs=0.006)
+    # Keys, places and the three projections are independent of each other.
+    for mask in masks[1:]:
+        agree = ((masks[0] == 0) & (mask == 0)).float().mean().item()
+        assert agree == pytest.approx(0.25**2, abs=0.006)
 
 
 def test_iterations_follow_the_shots() -> None:

@@ -155,6 +155,7 @@ class _LowRank(api.NoTap):
         self.scale: float = hp.alpha / hp.rank**0.5
         self.dropout = hp.dropout if method.training else 0.0
         self.key = method.key if self.dropout else None
+        self.bits: dict[tuple[str, int, bool], Tensor] = {}
 
     def linear(self, tower: api.Tower, layer: int, name: str, x: Tensor, y: Tensor) -> Tensor:
         """See `Tap.linear`."""
@@ -163,24 +164,35 @@ class _LowRank(api.NoTap):
         at = self.blocks[tower].index(layer), self.params.index(name)
         down, up = (factor[at].to(x.dtype) for factor in self.factors[tower])
         if self.key is not None:
-            salt = (tower == "vision") * 4096 + layer * 4 + "qkvo".index(name)
-            x = dropout(x, self.dropout, self.key, salt)
+            # q, k and v are projections of the same x: one hash has bits for all three.
+            place = tower, layer, name == "o"
+            if place not in self.bits:
+                salt = (tower == "vision") * 4096 + layer * 2 + (name == "o")
+                self.bits[place] = random_bits(x, self.key, salt)
+            x = dropout(x, self.dropout, self.bits[place], "qkvo".index(name) % 3)
         update = x @ down.T @ up.T
         return y + self.scale * update
 
 
-def dropout(x: Tensor, rate: float, key: Tensor, salt: int) -> Tensor:
-    """x (*) with a share `rate` of its values zero, the others scaled to keep the mean.
+def random_bits(x: Tensor, key: Tensor, salt: int) -> Tensor:
+    """32 bits for every value of x (*), int64.
 
-    Which ones is a hash of the place in x, `key` (1,) and `salt`: the same for a stacked, looped
-    or resumed cell on any device, where noise of x's size in every layer would fill the memory.
+    A hash of the place in x, `key` (1,) and `salt`: the same for a stacked, looped or resumed
+    cell on any device, where noise of x's size in every layer would fill the memory.
     """
     place = torch.arange(x.numel(), device=x.device).reshape(x.shape)
     bits = (place + salt * 0x9E3779B1 + (key.double() * 2**40).long()) & 0xFFFFFFFF
     for multiplier in (0x7FEB352D, 0x846CA68B):
         bits = ((bits ^ (bits >> 16)) * multiplier) & 0xFFFFFFFF
-    keep = (bits ^ (bits >> 16)) >= rate * 2**32
-    dropped: Tensor = x * keep / (1 - rate)
+    return bits ^ (bits >> 16)
+
+
+def dropout(x: Tensor, rate: float, bits: Tensor, field: int) -> Tensor:
+    """x (*) with a share `rate`, to the next 1/1024, of its values zero, the others scaled to
+    keep the mean. field: which ten of the `bits` say so, 0 to 2."""
+    share = round(rate * 1024)
+    keep = ((bits >> (10 * field)) & 1023) >= share
+    dropped: Tensor = x * keep / (1 - share / 1024)
     return dropped
 
 
