@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vipbench import __version__
-from vipbench.cli import papers, sharing, workshop
+from vipbench.cli import audit, papers, sharing, workshop
 from vipbench.cli.cache import cache_app
 from vipbench.cli.symptoms import symptoms_app
 
@@ -211,6 +211,7 @@ def list_(
 
 papers.register(app)
 sharing.register(app)
+audit.register(app)
 app.add_typer(cache_app, name="cache")
 app.add_typer(symptoms_app, name="symptoms")
 workshop.register(app, run, NOT_OF_THE_SUITE)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vipbench.api import SPLITS, DataError, Dataset, ImageBackbone, ImageError, Split
+from vipbench.engine.audit import kept_summary
 from vipbench.engine.groups import group_overlap
 from vipbench.errors import UsageError
 from vipbench.plugins import Plugin, Registry
@@ -91,6 +92,9 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
     notices = [f"{dataset.name}: licence: {dataset.licence}"]
     if overlap:
         notices.append(f"{dataset.name}: groups cross splits: {overlap}")
+    leaks = kept_summary(fingerprint)
+    if leaks:
+        notices.append(f"{dataset.name}: `vipbench audit` found {leaks}")
     symptoms: Mapping[str, Any] | None = dataset.symptoms
     file = spec.symptoms.get(source, spec.symptoms.get(dataset.name, spec.symptoms.get("*")))
     descriptions, seen = dataset.descriptions, 0

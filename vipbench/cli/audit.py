@@ -1,0 +1,81 @@
+"""`vipbench audit`: leaks between a dataset's splits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vipbench.cli import FAILED, OK
+
+SHOWN = 20
+
+
+def audit(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", show_default=False, help="NAME or NAME:ARG.")
+    ],
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-root", metavar="DIR", help="Where datasets are looked for.", show_default=False
+        ),
+    ] = None,
+    plugins_dir: Annotated[
+        Path | None,
+        typer.Option("--plugins-dir", metavar="DIR", envvar="VIPBENCH_PLUGINS_DIR",
+                     help="Load the plugins in DIR's *.py files; they are code, and are run."),
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", metavar="text|json", help="The form.")
+    ] = "text",
+) -> int:  # fmt: skip
+    """Look for images, groups and class names where they must not be.
+
+    Images that are in two splits (the same pixels, or saved again, resized, flipped), groups that
+    cross splits, and symptoms that name a class. Later runs on the same data warn of what was
+    found. Exit status 1 where anything was.
+    """
+    from vipbench.cli.text import clean, plural
+    from vipbench.engine import audit as auditing
+    from vipbench.engine.loading import load_dataset
+    from vipbench.errors import UsageError
+    from vipbench.plugins import load_registry
+    from vipbench.spec import RunSpec
+
+    if format not in ("text", "json"):
+        raise UsageError(f"--format takes text or json, not '{format}'")
+    given = {"datasets": [dataset], "data_root": data_root, "allow_group_overlap": True}
+    spec = RunSpec.parse({k: v for k, v in given.items() if v is not None})
+    data = load_dataset(load_registry(plugins_dir), spec, dataset)
+    names = data.dataset.class_names
+    found = auditing.audit(data.dataset.name, data.fingerprint, data.splits, names, data.symptoms)
+    auditing.keep(found)
+    if format == "json":
+        print(json.dumps({**asdict(found), "clean": found.clean}, indent=2))
+        return OK if found.clean else FAILED
+    print(f"{found.dataset}: {plural(found.images, 'image')} compared across splits")
+    for kind, pairs in (("same pixels", found.exact), ("nearly the same", found.near or [])):
+        for pair in pairs[:SHOWN]:
+            flip = f", flipped {pair.flip}" if pair.flip else ""
+            how = kind if pair.similarity == 1 and not flip else f"{kind}, {pair.similarity:.2f}"
+            print(
+                clean(f"  {pair.split} '{pair.id}' = {pair.other_split} '{pair.other_id}'")
+                + f" ({how}{flip})"
+            )
+        if len(pairs) > SHOWN:
+            print(f"  and {len(pairs) - SHOWN} more (--format json lists all)")
+    if found.near is None:
+        print(f"  fewer than {auditing.FEWEST} images: only the same pixels were looked for")
+    for line in [*([f"groups: {found.groups}"] if found.groups else []), *found.symptoms[:SHOWN]]:
+        print(f"  {clean(line)}")
+    print(f"found: {clean(found.summary())}" if not found.clean else "nothing found")
+    return OK if found.clean else FAILED
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(short_help="Look for leaks between a dataset's splits.")(audit)
