@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vipbench.results import escape
 from vipbench.results.celltext import legend, new_block, row_cells, spans, value
-from vipbench.results.table import Table
+from vipbench.results.table import LEVELS, Table
 
 
 def latex(table: Table) -> str:
@@ -19,7 +19,12 @@ def latex(table: Table) -> str:
 
     levels, heads = table.levels(), len(table.heads)
     columns = range(len(table.columns))
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape.latex(table.caption)}}}"]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape.latex(table.caption)}}}",
+        r"\smallskip",
+    ]
     lines += [rf"\begin{{tabular}}{{{'l' * heads}{'c' * len(columns)}}}", r"\toprule"]
     empty = " & " * (heads - 1)
     for depth, level in enumerate(levels[:-1]):
@@ -37,8 +42,7 @@ def latex(table: Table) -> str:
             lines.append(" ".join(rules))
     last = [escape.latex(table.heading(j, levels[-1])) for j in columns]
     # An empty group first: a name that begins with a rule's or a row's argument is a name.
-    names = [escape.latex(head) for head in table.heads]
-    names[0] = names[0][:1].upper() + names[0][1:]
+    names = [escape.latex(h.capitalize() if h in LEVELS else h) for h in table.heads]
     lines += [rf"{' & '.join([*names, *last])} \\", r"\midrule"]
     for i, cells in enumerate(row_cells(table, escape.latex)):
         if new_block(table, i):
