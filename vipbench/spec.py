@@ -125,7 +125,7 @@ class RunSpec(BaseModel):
     methods, datasets, backbones, shots, seeds: the grid. A dataset or backbone is `NAME` or
         `NAME:ARG`, kept as given. shots: images a class, or "full" for the training split.
     data_root: the folder where datasets are looked for. symptoms: dataset -> symptom file; the
-        key "*" is every dataset. knowledge: what stands in the symptoms' place, each a row of its own
+        key "*" is every dataset. knowledge: what stands in the symptoms' place, a row each
         for methods that read symptoms. out: the results folder. plugins_dir: single-file plugins.
     views: training views of the support images: "per-epoch", how many, or "none".
     sampler: how support sets are drawn. validation: validation images a class, in terms of the

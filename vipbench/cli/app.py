@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 # What `vipbench run` takes and a suite does not hold under that name.
-NOT_OF_THE_SUITE = ("context", "suite", "settings", "dry_run", "estimate", "no_retry")
+NOT_OF_THE_SUITE = ("context", "file", "suite", "settings", "dry_run", "estimate", "no_retry")
 
 PluginsDir = Annotated[
     Path | None,
@@ -62,13 +62,17 @@ def _main(
 @app.command(short_help="Run a comparison and print its table.")
 def run(
     context: typer.Context,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SUITE]", show_default=False, help="The same as --suite."),
+    ] = None,
     suite: Annotated[
         Path | None,
         _text("--suite", "FILE", "A YAML suite; flags override it. A run saves its own."),
     ] = None,
     methods: Annotated[
         str | None,
-        _text("--methods", "A,B", "Methods, such as coop,vip,vip[context=off]."),
+        _text("--methods", "A,B", "Such as coop,vip,vip[context=off]; +coop adds."),
     ] = None,
     datasets: Annotated[
         str | None,
@@ -180,7 +184,7 @@ def run(
     values = locals()
     from vipbench.cli.suites import spec_of_flags
 
-    kept = ("suite", "settings")
+    kept = ("file", "suite", "settings")
     flags = {k: v for k, v in values.items() if k in kept or k not in NOT_OF_THE_SUITE}
     spec = spec_of_flags(context, flags)
     # Only now, so that a misspelled key is told at once.

@@ -222,7 +222,7 @@ def _leaks(name: str, symptoms: Sequence[str], class_names: Sequence[str], what:
     others = [other for other in class_names if other != name]
     warnings = []
     for symptom in symptoms:
-        if _has(name, symptom):
+        if holds_name(name, symptom):
             raise SymptomError(
                 f"{what}, class '{name}': leak: the symptom '{symptom}' holds the class name; "
                 "symptoms describe what is seen, without naming the class"
@@ -230,18 +230,18 @@ def _leaks(name: str, symptoms: Sequence[str], class_names: Sequence[str], what:
         warnings += [
             f"class '{name}': the symptom '{symptom}' holds '{word}', a word of the class name"
             for word in telling
-            if _has(word, symptom)
+            if holds_name(word, symptom)
         ]
         warnings += [
             f"class '{name}': the symptom '{symptom}' names the class '{other}'"
             for other in others
             # "nevus" within "blue nevus" is the longer class's own affair.
-            if _has(other, symptom) and not _has(other, name)
+            if holds_name(other, symptom) and not holds_name(other, name)
         ]
     return warnings
 
 
-def _has(name: str, text: str) -> bool:
+def holds_name(name: str, text: str) -> bool:
     """Whether `text` holds `name` as whole words, singular or plural."""
     words = re.findall(r"\w+", _normal(name))
     if not words:

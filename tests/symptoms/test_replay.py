@@ -1,0 +1,46 @@
+"""Recorded generations replay offline, bit by bit, through the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.symptoms.record import HERE, RECORDED, command
+
+Cli = Callable[..., "CompletedProcess[str]"]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_generation_replays(
+    cli: Cli, tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    source = name
+    if name != "synthderm":
+        source = f"npz:{request.getfixturevalue('shared') / 'data' / name}.npz"
+    out = tmp_path / f"{name}.json"
+    done = cli(*command(source, RECORDED[name], name, out))
+    assert done.returncode == 0, done.stderr
+    assert "0 requests, 0 tokens" in done.stderr
+    assert out.read_bytes() == (HERE / out.name).read_bytes()
+    page = f"{out.name}.report.md"
+    assert (tmp_path / page).read_bytes() == (HERE / page).read_bytes()
+    assert len(list((tmp_path / f"{out.name}.grids").glob("*.png"))) in (2, 6)
+
+
+def test_check_finds_and_refusals_are_one_line(cli: Cli, tmp_path: Path) -> None:
+    own = (HERE / "synthderm.json").read_text()
+    (tmp_path / "s.json").write_text(own.replace("a brown surface", "a waxy yellow surface"))
+    done = cli("symptoms", "check", tmp_path / "s.json", "--dataset", "synthderm")
+    assert done.returncode == 1
+    assert "duplicate: " in done.stdout
+    assert "edited: " in done.stdout
+    nobody = cli(
+        "symptoms", "generate", "--dataset", "synthderm", "--modality", "x", "--model", "y",
+        "-o", tmp_path / "o.json",
+    )  # fmt: skip
+    assert nobody.returncode == 2
+    assert "--base-url is required" in nobody.stderr
+    assert not (tmp_path / "o.json").exists()
