@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vipbench.engine.loading import public_source
+from vipbench.results.privacy import public_source
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ def register(app: typer.Typer) -> None:
     app.command()(export)
     app.command("import")(import_)
     app.command()(merge)
+    app.command()(verify)
+    app.command()(cite)
 
 
 def leaderboard(
@@ -115,3 +117,44 @@ def merge(
     from vipbench.cli.exchange import merge_command
 
     return merge_command(folders or (), out, prefer)
+
+
+def verify(
+    folder: Folder,
+    again: Annotated[
+        int, typer.Option("--rerun", metavar="N", help="Run N cells anew and compare.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Which cells are drawn.")] = 0,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance", metavar="SHARE", help="How far a score may be, of the largest one."
+        ),
+    ] = 1e-3,
+    suite: Annotated[
+        Path | None,
+        typer.Option(
+            "--suite",
+            metavar="FILE",
+            show_default=False,
+            help="Where data and plugins are; by default the folder's own suite.yaml.",
+        ),
+    ] = None,
+) -> int:
+    """Check that a folder is whole and that its metrics follow from its scores.
+
+    With --rerun a random sample of its cells is run anew, in a temporary folder: each is identical,
+    within the tolerance, or different. Exit status 1 where anything is not as it should be.
+    """
+    from vipbench.cli.verify import verify_command
+    from vipbench.spec import RunSpec
+
+    spec = None if suite is None else RunSpec.from_yaml(suite)
+    return verify_command(folder, again, seed, spec, tolerance)
+
+
+def cite(folder: Folder) -> int:
+    """Print BibTeX and licences of the methods, backbones and datasets of a folder."""
+    from vipbench.cli.cite import cite_command
+
+    return cite_command(folder)

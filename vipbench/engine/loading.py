@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vipbench.api import SPLITS, DataError, Dataset, ImageBackbone, ImageError, Split
@@ -15,6 +14,7 @@ from vipbench.engine.audit import kept_summary
 from vipbench.engine.groups import group_overlap
 from vipbench.errors import UsageError
 from vipbench.plugins import Plugin, Registry
+from vipbench.results.privacy import public_source
 from vipbench.spec import RunSpec
 from vipbench.symptoms import load_symptoms, replace_knowledge
 
@@ -122,17 +122,6 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         public_source(source, spec.data_root),
         images_seen=seen,
     )
-
-
-def public_source(source: str, root: Path | None) -> str:
-    """`NAME[:ARG]` with PATH for an ARG that is one: records travel, and paths are nobody's
-    business."""
-    name, colon, argument = source.partition(":")
-    folders = [Path(), *([root] if root is not None else [])]
-    path = any(char in argument for char in "/\\.~") or any(
-        (folder / argument).exists() for folder in folders
-    )
-    return f"{name}:PATH" if colon and path else source
 
 
 def load_backbone(registry: Registry, source: str) -> LoadedBackbone:

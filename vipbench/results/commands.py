@@ -35,7 +35,7 @@ def row_command(record: Record) -> str:
         if unit != "image":
             words += ["--shots-unit", unit]
     words += ["--precision", record.protocol.precision]
-    if any(note.startswith("profile quick") for note in record.notes):
+    if is_quick(record):
         words += ["--profile", "quick"]
     if is_file_plugin(record):
         words += ["--plugins-dir", "DIR"]
@@ -54,6 +54,11 @@ def method_words(record: Record) -> str:
 def scalars(hparams: Mapping[str, Any]) -> dict[str, Scalar]:
     """The hyperparameters that a flag can say."""
     return {k: v for k, v in hparams.items() if v is None or isinstance(v, (bool, int, float, str))}
+
+
+def is_quick(record: Record) -> bool:
+    """Whether the run's profile was `quick`, as far as it changed the row."""
+    return any(note.startswith("profile quick") for note in record.notes)
 
 
 def is_file_plugin(record: Record) -> bool:

@@ -34,6 +34,17 @@ def scrub(value: Any) -> Any:
     return value
 
 
+def public_source(source: str, root: Path | None) -> str:
+    """`NAME[:ARG]` with PATH for an ARG that is one: records travel, and paths are nobody's
+    business."""
+    name, colon, argument = source.partition(":")
+    folders = [Path(), *([root] if root is not None else [])]
+    path = any(char in argument for char in "/\\.~") or any(
+        (folder / argument).exists() for folder in folders
+    )
+    return f"{name}:PATH" if colon and path else source
+
+
 def public_record(record: Record) -> Record:
     """The record as it may leave: no paths, no names of files, of an error only its type and the
     plugin. The key and everything that the numbers rest on stay."""
