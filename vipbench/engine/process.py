@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import vipbench
 
-START = "from vipbench.engine.worker import main; main()"
+START = "from vipbench.engine.lifeline import main; main()"
 # What a plugin may print before its worker's output is cut.
 LOG_LIMIT = 8 * 1024 * 1024
 # Seconds between a worker's hanging up and its end.

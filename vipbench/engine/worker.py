@@ -1,4 +1,4 @@
-"""The process that imports torch and runs plugins: `python -m vipbench.engine.worker`.
+"""The process that imports torch and runs plugins; it begins in `lifeline`.
 
 It reads one JSON command a line on standard input and writes one JSON event a line on the
 descriptor that standard output was; whatever a plugin prints goes to standard error. It ends
@@ -10,14 +10,12 @@ from __future__ import annotations
 import base64
 import json
 import os
-import queue
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -27,6 +25,7 @@ from vipbench.engine.cells import Finished, GroupRunner
 from vipbench.engine.estimating import Estimator
 from vipbench.engine.features import Features
 from vipbench.engine.hparams import hparam_types
+from vipbench.engine.lifeline import Commands
 from vipbench.engine.loading import (
     LoadedBackbone,
     LoadedDataset,
@@ -247,15 +246,8 @@ def _device(spec: RunSpec) -> torch.device:
     return torch.device("cuda" if spec.device != "cpu" and cuda else "cpu")
 
 
-def _read(stream: TextIO, commands: queue.Queue[dict[str, Any]]) -> None:
-    for line in stream:
-        commands.put(json.loads(line))
-    # The driver is gone; whatever runs here has nobody to report to.
-    os._exit(0)
-
-
-def main() -> None:
-    """Serve commands until standard input ends."""
+def serve(commands: Commands) -> None:
+    """Serve commands as they come; events go to what standard output was."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     lock = threading.Lock()
@@ -265,13 +257,7 @@ def main() -> None:
             out.write(json.dumps(event) + "\n")
             out.flush()
 
-    commands: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_read, args=(sys.stdin, commands), daemon=True).start()
     session = Session(send)
     while True:
         session.handle(commands.get())
         send({"event": "ready"})
-
-
-if __name__ == "__main__":
-    main()
