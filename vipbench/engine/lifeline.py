@@ -1,0 +1,35 @@
+"""How a worker begins: it listens to its driver before anything heavy is imported, so that it ends
+with its driver at once, whatever it is doing. No torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from typing import Any, TextIO
+
+Commands = queue.Queue[dict[str, Any]]
+
+
+def listen(stream: TextIO) -> Commands:
+    """The commands that arrive on `stream`; the process ends when it does."""
+    commands: Commands = queue.Queue()
+    threading.Thread(target=_read, args=(stream, commands), daemon=True).start()
+    return commands
+
+
+def _read(stream: TextIO, commands: Commands) -> None:
+    for line in stream:
+        commands.put(json.loads(line))
+    # The driver is gone; whatever runs here has nobody to report to.
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve commands until standard input ends."""
+    commands = listen(sys.stdin)
+    from vipbench.engine.worker import serve
+
+    serve(commands)
