@@ -42,7 +42,7 @@ def test_every_option_is_a_field_of_the_suite(cli: Cli) -> None:
         (["--foo"], "No such option: --foo"),
         (["runn"], "No such command 'runn'"),
         (["run", "--mehtods", "vip"], "No such option: --mehtods"),
-        (["run", "vip"], "unexpected extra argument"),
+        (["run", "vip"], "suite 'vip' does not exist"),
         (["run", "--methods"], "requires an argument"),
         (["run", "--cell-timeout", "soon"], "--cell-timeout"),
         (["run", "--shots", "0"], "--shots: 0 shots cannot be run: zero-shot methods run without"),

@@ -16,6 +16,7 @@ def register(app: typer.Typer, run: Callable[..., int], not_of_the_suite: tuple[
     takes over; not_of_the_suite: its parameters that are no field of a RunSpec."""
     app.command()(show)
     debug = _with_flags_of(run, not_of_the_suite)
+    app.add_typer(dataset_app, name="dataset")
     app.command("debug", short_help="Run one cell in the foreground.")(debug)
 
 
@@ -42,7 +43,7 @@ def _with_flags_of(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..
     kept = [
         p.replace(annotation=hints[name])
         for name, p in inspect.signature(run).parameters.items()
-        if name in ("context", "suite", "settings") or name not in own
+        if name in ("context", "file", "suite", "settings") or name not in own
     ]
     pdb: Any = Annotated[
         bool, typer.Option("--pdb", help="Where it fails, stay there in the debugger.")
@@ -65,3 +66,39 @@ def _with_flags_of(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..
     vars(debug)["__signature__"] = inspect.Signature(kept, return_annotation=int)
     debug.__annotations__ = {p.name: p.annotation for p in kept}
     return debug
+
+
+dataset_app = typer.Typer(help="Prepare data.", add_completion=False, rich_markup_mode=None)
+
+
+@dataset_app.callback()
+def _dataset() -> None:
+    """Prepare data."""
+
+
+@dataset_app.command()
+def split(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", show_default=False, help="csv:PATH or folder:PATH.")
+    ],
+    group: Annotated[
+        str | None,
+        typer.Option("--group", metavar="COLUMN", help="Patients or lesions; none is in two."),
+    ] = None,
+    ratios: Annotated[
+        str, typer.Option("--ratios", metavar="T/V/T", help="Of train, validation and test.")
+    ] = "6/1/3",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another draw.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", show_default=False, help="The manifest to write."),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option("--data-root", metavar="DIR", show_default=False, help="Where data lie."),
+    ] = None,
+) -> int:
+    """Draw a stratified split of data that have none, and write it beside them."""
+    from vipbench.cli.splitting import split_command
+
+    return split_command(source, data_root, group, ratios, seed, out)

@@ -1,0 +1,264 @@
+"""The conformance suite: what every method, backbone and dataset must keep to.
+
+For a plugin's own tests:
+
+    from vipbench.testing import check_method
+
+    def test_mine():
+        check_method(MyMethod)
+
+Each check raises ConformanceError, which names the rule and shows the smallest case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vipbench.api import (
+    SPLITS,
+    Backbone,
+    CellInfo,
+    Dataset,
+    ImageBackbone,
+    Labelled,
+    Method,
+    Recipe,
+    Support,
+    Task,
+    UnsupportedError,
+    has_own_fit,
+)
+from vipbench.engine.seeding import cell_generator
+from vipbench.engine.stacking import TrainCell, can_stack
+from vipbench.engine.training import train
+from vipbench.plugins import load_registry
+
+CLASSES = ("dark disc", "bright square", "grey ring")
+SYMPTOMS = (("low values", "round edge"), ("high values",), ("hollow middle", "even rim"))
+DESCRIPTIONS = tuple(tuple(f"a {name} seen {i} times" for i in range(60)) for name in CLASSES)
+SHOTS, EPOCHS, TOLERANCE = 3, 3, 1e-3
+
+
+class ConformanceError(AssertionError):
+    """A rule is broken. rule: which one."""
+
+    def __init__(self, rule: str, case: str) -> None:
+        super().__init__(f"{rule}: {case}")
+        self.rule = rule
+
+
+def check_method(
+    method: type[Method], backbone: ImageBackbone | None = None, epochs: int = EPOCHS
+) -> None:
+    """All rules of methods, on made-up images of three classes. backbone: by default tiny-clip.
+    epochs: of training, few so that it is quick."""
+    tower = backbone or load_registry().backbone("tiny-clip")[0]
+    before = _weights(tower)
+    first, again = (_trained(method, tower, [1], epochs)[0] for _ in range(2))
+    x = _images(tower, method, 9, seed=99)[0]
+    scores, repeated = _scores(first, x), _scores(again, x)
+    what = f"{method.name}, {len(x)} images, {len(CLASSES)} classes"
+    if tuple(scores.shape) != (len(x), len(CLASSES)):
+        raise ConformanceError("shapes", f"{what}: scores have shape {tuple(scores.shape)}")
+    if not bool(torch.isfinite(scores).all()):
+        row = int((~torch.isfinite(scores)).any(1).nonzero()[0])
+        raise ConformanceError("finite", f"{what}: image {row} has {scores[row].tolist()}")
+    if not torch.equal(scores, repeated):
+        raise ConformanceError(
+            "deterministic", f"{what}: twice the same cell, scores {_apart(scores, repeated)}"
+        )
+    if "test_images" not in method.needs:
+        for rows in ([0], [3, 1]):
+            alone = _scores(first, x[rows])
+            if not torch.allclose(alone, scores[rows], atol=TOLERANCE, rtol=TOLERANCE):
+                raise ConformanceError(
+                    "each image's logits are its own",
+                    f"{what}: images {rows} alone and among all, {_apart(alone, scores[rows])}",
+                )
+    if not method.trains_towers and _weights(tower) != before:
+        raise ConformanceError("frozen weights are untouched", f"{what}: the tower's have changed")
+    if method.uses_support:
+        _check_stacking(method, tower, epochs)
+    if method.uses_support and "text" not in method.needs:
+        _check_learning(method, tower)
+
+
+def check_backbone(backbone: ImageBackbone) -> None:
+    """All rules of backbones."""
+    pixels = torch.stack([backbone.preprocess(_picture(c, 64)) for c in (0, 1, 2)])
+    side = backbone.image_size
+    if tuple(pixels.shape[1:]) != (3, side, side):
+        raise ConformanceError("shapes", f"preprocess gives {tuple(pixels.shape[1:])}, H is {side}")
+    with torch.no_grad():
+        features = backbone.encode_image(pixels.to(backbone.device))
+        alone = backbone.encode_image(pixels[:1].to(backbone.device))
+    if tuple(features.shape) != (3, backbone.dim):
+        raise ConformanceError("shapes", f"encode_image gives {tuple(features.shape)} for 3 images")
+    if not bool(torch.isfinite(features).all()):
+        raise ConformanceError("finite", "features of a plain picture are not finite")
+    if not torch.allclose(alone, features[:1], atol=TOLERANCE, rtol=TOLERANCE):
+        raise ConformanceError("each image's features are its own", _apart(alone, features[:1]))
+    if not backbone.fingerprint or not backbone.name:
+        raise ConformanceError("identity", "name and fingerprint must say something")
+    if isinstance(backbone, Backbone):
+        with torch.no_grad():
+            texts = backbone.encode_text(backbone.embed(["a disc.", "a longer text of a square."]))
+            short = backbone.encode_text(backbone.embed(["a disc."]))
+        if tuple(texts.shape) != (2, backbone.dim):
+            raise ConformanceError("shapes", f"encode_text gives {tuple(texts.shape)} for 2 texts")
+        if not torch.allclose(short, texts[:1], atol=TOLERANCE, rtol=TOLERANCE):
+            raise ConformanceError("each text's features are its own", _apart(short, texts[:1]))
+
+
+def check_dataset(dataset: Dataset, root: Path | None = None) -> None:
+    """All rules of datasets, on what `load(root)` gives."""
+    splits = dataset.load(root)
+    if set(splits) != set(SPLITS):
+        raise ConformanceError("splits", f"load gives {sorted(splits)}, expected {list(SPLITS)}")
+    names = dataset.class_names
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise ConformanceError("classes", f"names must be two or more, each once; got {names}")
+    if not all(t.count("{}") == 1 for t in dataset.templates):
+        raise ConformanceError("templates", f"each holds one {{}}; got {dataset.templates}")
+    for name, split in splits.items():
+        if len(set(split.ids)) != len(split.ids):
+            twice = next(i for i in split.ids if split.ids.count(i) > 1)
+            raise ConformanceError("ids are unique", f"'{twice}' is twice in '{name}'")
+        bad = [i for i, label in enumerate(split.labels) if not 0 <= label < len(names)]
+        if bad:
+            raise ConformanceError(
+                "labels", f"image '{split.ids[bad[0]]}' of '{name}' has {split.labels[bad[0]]}"
+            )
+        if len(split):
+            split.open(0)
+    for part, texts in (("symptoms", dataset.symptoms), ("descriptions", dataset.descriptions)):
+        if texts is not None and set(texts) != set(names):
+            raise ConformanceError(part, f"given for {sorted(texts)}, the classes are {names}")
+    once, again = (dataset.fingerprint(s) for s in (splits, dataset.load(root)))
+    if once != again:
+        raise ConformanceError("deterministic", "loaded twice, the fingerprints differ")
+
+
+def _check_stacking(method: type[Method], tower: ImageBackbone, epochs: int) -> None:
+    """Cells with different supports: stacked equal looped."""
+    stacked = _trained(method, tower, [1, 2], epochs)
+    x = _images(tower, method, 5, seed=99)[0]
+    for seed, together in zip((1, 2), stacked, strict=True):
+        alone = _trained(method, tower, [seed], epochs)[0]
+        a, b = _scores(together, x), _scores(alone, x)
+        if not torch.allclose(a, b, atol=5e-2, rtol=1e-2):
+            raise ConformanceError(
+                "stacked equal looped",
+                f"{method.name}, cells of seeds 1 and 2, seed {seed}: {_apart(a, b)}",
+            )
+
+
+def _check_learning(method: type[Method], tower: ImageBackbone) -> None:
+    trained = _trained(method, tower, [1], None)[0]
+    x, labels = _images(tower, method, 12, seed=5)
+    accuracy = float((_scores(trained, x).argmax(1).cpu() == labels).float().mean())
+    if accuracy < 0.5:
+        raise ConformanceError(
+            "learns the toy", f"{method.name}: accuracy {accuracy:.2f} on three plain classes"
+        )
+
+
+def _trained(
+    method: type[Method], tower: ImageBackbone, seeds: Sequence[int], epochs: int | None
+) -> list[Method]:
+    """One prepared, trained and finished method a seed; together where they stack."""
+    built: list[tuple[Method, Support | None, Callable[[str], torch.Generator]]] = []
+    cells: list[TrainCell] = []
+    for seed in seeds:
+        generator = cell_generator("conformance", SHOTS, seed)
+        n = SHOTS * len(CLASSES)
+        info = CellInfo(
+            SHOTS, n, len(CLASSES), tower.name, tower.dim, getattr(tower, "width", 0), "toy"
+        )
+        task = Task(
+            tower, CLASSES, ("a photo of a {}.",), SYMPTOMS, info, generator, {}, DESCRIPTIONS
+        )
+        hparams = method.HParams().for_cell(info)
+        made = method(task, hparams).to(task.device)
+        for name, shape in made.noise().items():
+            setattr(made, name, torch.zeros(shape, device=task.device))
+        support = _support(tower, method, seed) if method.uses_support else None
+        if support is not None:
+            made.prepare(support)
+        built.append((made, support, generator))
+        recipe = hparams.recipe(info)
+        if support is None:
+            continue
+        if has_own_fit(method):
+            made.fit(support)
+        elif recipe is not None and recipe.epochs != 0:
+            cells.append(TrainCell(made, _short(recipe, epochs), support, generator))
+    parts = [cells] if cells and can_stack(cells) else [[cell] for cell in cells]
+    for part in parts:
+        train(part)
+    for made, support, generator in built:
+        made.eval()
+        for name, shape in made.noise().items():
+            value = torch.randn(*shape, generator=generator(f"noise-eval/{name}"))
+            setattr(made, name, value.to(tower.device))
+        if support is not None:
+            made.finish(support)
+    return [made for made, *_ in built]
+
+
+def _short(recipe: Recipe, epochs: int | None) -> Recipe:
+    if epochs is None:
+        return recipe
+    return dataclasses.replace(recipe, epochs=epochs, iterations=None, epoch_weights=None)
+
+
+def _support(tower: ImageBackbone, method: type[Method], seed: int) -> Support:
+    x, labels = _images(tower, method, SHOTS * len(CLASSES), seed)
+    val_x, val_labels = _images(tower, method, 6, seed + 50)
+    device = tower.device
+    return Support(
+        x, labels.to(device), len(CLASSES), SHOTS, val=Labelled(val_x, val_labels.to(device))
+    )
+
+
+def _images(tower: ImageBackbone, method: type[Method], n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """n pictures, class by class in turn, as the method takes them, and their labels (n,)."""
+    labels = torch.arange(n) % len(CLASSES)
+    pictures = [_picture(int(c), 64, seed * 1000 + i) for i, c in enumerate(labels)]
+    pixels = torch.stack([tower.preprocess(p) for p in pictures]).to(tower.device)
+    if method.inputs == "images":
+        return pixels, labels
+    with torch.no_grad():
+        return tower.encode_image(pixels), labels
+
+
+def _picture(label: int, side: int, seed: int = 0) -> Any:
+    """An RGB picture of class `label`: its brightness and colour tell."""
+    from PIL import Image
+
+    noise = torch.randint(0, 40, (side, side, 3), generator=torch.Generator().manual_seed(seed))
+    noise[..., label] += 180
+    return Image.fromarray(noise.to(torch.uint8).numpy())
+
+
+@torch.no_grad()
+def _scores(method: Method, x: Tensor) -> Tensor:
+    return method.predict(x)
+
+
+def _weights(tower: ImageBackbone) -> list[float]:
+    """What changes when a weight does: the features of two fixed pictures."""
+    pixels = torch.stack([tower.preprocess(_picture(c, 64)) for c in (0, 1)])
+    with torch.no_grad():
+        found: list[float] = tower.encode_image(pixels.to(tower.device)).flatten().tolist()
+    return found
+
+
+def _apart(a: Tensor, b: Tensor) -> str:
+    return f"apart by up to {float((a - b).abs().max()):.2g}"
