@@ -106,6 +106,16 @@ def test_tutorial_and_readme_hold_the_very_file() -> None:
     assert len(text.splitlines()) < 40
 
 
+@pytest.mark.parametrize(
+    ("page", "file"), [("adding-a-dataset", "ward"), ("adding-a-backbone", "thumbnail")]
+)
+def test_the_pages_on_adding_hold_the_very_files(page: str, file: str) -> None:
+    text = (REPO / "plugins" / f"{file}.py").read_text()
+    assert blocks(DOCS / f"{page}.md", "python") == [text]
+    # The same code runs in test_the_plugin_pages_dataset_and_backbone_run.
+    assert any(text.endswith(block) for block in blocks(DOCS / "plugins.md", "python"))
+
+
 def test_citation_and_changelog_name_this_version() -> None:
     citation = yaml.safe_load((REPO / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()

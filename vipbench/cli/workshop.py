@@ -16,6 +16,8 @@ def register(app: typer.Typer, run: Callable[..., int], not_of_the_suite: tuple[
     takes over; not_of_the_suite: its parameters that are no field of a RunSpec."""
     app.command()(show)
     debug = _with_flags_of(run, not_of_the_suite)
+    app.command()(check)
+    app.command()(new)
     app.add_typer(dataset_app, name="dataset")
     app.command("debug", short_help="Run one cell in the foreground.")(debug)
 
@@ -35,6 +37,48 @@ def show(
     from vipbench.cli.show import show_command
 
     return show_command(key, folder, format)
+
+
+def check(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE_OR_NAME", show_default=False, help="A plugin's file, or NAME[:ARG]."
+        ),
+    ],
+    plugins_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--plugins-dir", metavar="DIR", envvar="VIPBENCH_PLUGINS_DIR", help="Where NAME is."
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option("--data-root", metavar="DIR", show_default=False, help="Where data lie."),
+    ] = None,
+) -> int:
+    """Hold a method, backbone or dataset to the rules that all keep to."""
+    from vipbench.cli.authoring import check_command
+
+    return check_command(what, plugins_dir, data_root)
+
+
+def new(
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="method|dataset|backbone", show_default=False, help="Of what."),
+    ],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", show_default=False, help="Its command-line word.")
+    ],
+    folder: Annotated[
+        Path, typer.Option("--plugins-dir", metavar="DIR", help="Where the file is written.")
+    ] = Path(),
+) -> int:
+    """Write a plugin file that keeps every rule, to start from."""
+    from vipbench.cli.authoring import new_command
+
+    return new_command(kind, name, folder)
 
 
 def _with_flags_of(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., int]:

@@ -1,0 +1,92 @@
+"""`vipbench check` and `vipbench new`: for who writes plugins."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vipbench.cli import FAILED, OK
+from vipbench.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from vipbench.plugins import Kind, Registry
+
+KINDS: tuple[Kind, ...] = ("method", "dataset", "backbone")
+
+
+def check_command(what: str, plugins_dir: Path | None, data_root: Path | None) -> int:
+    """Run the conformance suite on a file's plugins or on a registered name. Raises UsageError."""
+    from vipbench.plugins import load_registry
+
+    file = Path(what)
+    if file.suffix == ".py":
+        if not file.is_file():
+            raise UsageError(f"'{what}' is no file; give a plugin's file or a registered name")
+        registry = load_registry(file.parent)
+        mine = [
+            (kind, name, name)
+            for kind in KINDS
+            for name, found in registry.of(kind).items()
+            if found.plugin.file.resolve() == file.resolve()
+        ]
+        if not mine:
+            raise UsageError(f"'{what}' registers nothing; docs/plugins.md has the hooks")
+        return _check_all(mine, registry, data_root)
+    registry = load_registry(plugins_dir)
+    name = what.partition(":")[0]
+    kinds = [kind for kind in KINDS if name in registry.of(kind)]
+    if not kinds:
+        known = [n for kind in KINDS for n in registry.of(kind)]
+        raise unknown("method, dataset or backbone", name, known)
+    return _check_all([(kind, name, what) for kind in kinds], registry, data_root)
+
+
+def _check_all(
+    what: Sequence[tuple[Kind, str, str]], registry: Registry, data_root: Path | None
+) -> int:
+    from vipbench import testing
+
+    failed = 0
+    for kind, name, source in what:
+        try:
+            if kind == "method":
+                testing.check_method(registry.method(name)[0])
+            elif kind == "backbone":
+                testing.check_backbone(registry.backbone(source)[0])
+            else:
+                testing.check_dataset(registry.dataset(source)[0], data_root)
+        except UsageError:
+            raise
+        except testing.ConformanceError as error:
+            failed += 1
+            print(f"{kind} {source}: broken: {error}")
+        except Exception as error:
+            failed += 1
+            plugin = registry.get(kind, name).plugin
+            print(f"{kind} {source}: {plugin} failed: {type(error).__name__}: {error}")
+        else:
+            print(f"{kind} {source}: keeps every rule")
+    if failed:
+        print(f"vipbench: {failed} of {len(what)} broken", file=sys.stderr)
+    return FAILED if failed else OK
+
+
+def new_command(kind: str, name: str, folder: Path) -> int:
+    """Write a plugin file that passes `vipbench check`. Raises UsageError."""
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise UsageError(f"'{name}' is no name; expected lowercase letters, digits and -")
+    text = resources.files("vipbench").joinpath("templates", f"{kind}.py.txt").read_text("utf-8")
+    class_name = "".join(part.capitalize() for part in name.split("-"))
+    file = folder / f"{name.replace('-', '_')}.py"
+    if file.exists():
+        raise UsageError(f"'{file}' is there already; give another name")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text.replace("CLASS_NAME", class_name).replace("WORD", name), encoding="utf-8")
+    print(f"Wrote {file}; `vipbench check {file}` runs the conformance suite on it")
+    return OK
