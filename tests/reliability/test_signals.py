@@ -49,7 +49,8 @@ def stop_often(data: Path, times: int, seed: int) -> None:
     for turn in range(times):
         # A folder takes 200 cells, more than fit between some twenty stops.
         longest = max(longest, stop_at_random(data, data / f"out-{turn // 20}", rng))
-    print(f"{times} stops, the slowest took {longest:.1f} s")
+        if turn % 10 == 9 or turn + 1 == times:
+            print(f"{turn + 1} stops, the slowest took {longest:.1f} s", flush=True)
 
 
 def test_three_stops(tmp_path: Path) -> None:

@@ -69,8 +69,11 @@ def images_below(folder: Path, root: Path) -> tuple[list[Path], set[str]]:
 def inside(base: Path, relative: str, where: str) -> Path:
     """`base/relative`, for a path that a file gives. `where` names file and row.
 
-    Raises DataError for an absolute path and for one that leaves `base`, also through a link.
+    Raises DataError for an absolute path, for one that leaves `base`, also through a link, and for
+    one that no file can have.
     """
+    if "\0" in relative:
+        raise DataError(f"{where}: path {relative!r} holds a NUL, which no file name can")
     pure = PurePosixPath(relative)
     if pure.is_absolute() or re.match(r"[A-Za-z]:|\\", relative) or ".." in pure.parts:
         raise DataError(

@@ -78,6 +78,8 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     except RecursionError:
         raise DataError(f"split file '{path}' is nested too deeply") from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise DataError(f"split file '{path}' holds a number of thousands of digits") from None
     return document if isinstance(document, dict) else {}
 
 

@@ -138,6 +138,10 @@ def _parse(text: str, what: str) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise SymptomError(f"{what} is nested too deeply") from None
+    except SymptomError:
+        raise
+    except ValueError:  # Python's limit on the digits of an integer
+        raise SymptomError(f"{what} holds a number of thousands of digits") from None
     if not isinstance(document, dict):
         raise SymptomError(
             f"{what} holds a {type(document).__name__}; "
