@@ -119,7 +119,7 @@ def test_iterations_follow_the_shots() -> None:
     assert [iterations(k) for k in (1, 4, 16, None)] == [500, 2000, 8000, 8000]
     assert iterations(16, max_iterations=300) == 300
     info = toy_task(random_backbone()).info
-    assert CLIPLoRA.HParams().quick(info).recipe(info).iterations == 300
+    assert CLIPLoRA.HParams().quick(info).recipe(info).iterations == 100
 
 
 @pytest.mark.parametrize(

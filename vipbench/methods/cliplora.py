@@ -91,8 +91,8 @@ class CLIPLoRA(api.Method):
             )
 
         def quick(self, info: api.CellInfo) -> CLIPLoRA.HParams:
-            """At most 300 iterations."""
-            return replace(self, max_iterations=min(300, self.max_iterations or 300))
+            """At most 100 iterations."""
+            return replace(self, max_iterations=min(100, self.max_iterations or 100))
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
