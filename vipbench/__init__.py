@@ -5,7 +5,21 @@ Importing this package does not import torch; `vipbench.api` does.
 
 from __future__ import annotations
 
+from os import PathLike
+from typing import TYPE_CHECKING
+
 from vipbench.hookspecs import hookimpl
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 __version__ = "0.1.0"
-__all__ = ["__version__", "hookimpl"]
+__all__ = ["__version__", "hookimpl", "load_results"]
+
+
+def load_results(folder: str | PathLike[str]) -> DataFrame:
+    """The records of a results folder as a pandas DataFrame, one row each; docs/results.md names
+    the columns. Metrics are fractions. Imports no torch. Raises StoreError."""
+    from vipbench.results.frame import load_results as load
+
+    return load(folder)

@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command(short_help="Print the table of a results folder.")(table)
     app.command(short_help="Say how one method compares with others.")(compare)
+    app.command(short_help="Draw curves, confusion, reliability or ranks.")(plot)
 
 
 def table(
@@ -138,3 +139,51 @@ def compare(
 
     chosen = Selection.of(datasets, backbones, None, shots, seeds)
     return compare_command(a, b, folder, metric, chosen, population, level, format)
+
+
+def plot(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", show_default=False, help="A results folder.")
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            metavar="fewshot|confusion|reliability|cd",
+            help="A metric against shots; confusion matrices; reliability diagrams; the "
+            "critical-difference diagram over datasets.",
+        ),
+    ] = "fewshot",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="A .pdf, .svg or .png. [DIR/KIND.pdf]",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="NAME", help="What fewshot and cd show.")
+    ] = "accuracy",
+    aggregate: Annotated[
+        str,
+        typer.Option(
+            "--aggregate",
+            metavar="ci-seeds|ci-images|ci-both|sd|none",
+            help="The band of fewshot: a 95 % confidence interval, or the deviation over seeds.",
+        ),
+    ] = "ci-seeds",
+    methods: Methods = None,
+    datasets: Datasets = None,
+    backbones: Backbones = None,
+    shots: Shots = None,
+    seeds: Seeds = None,
+) -> int:
+    """Draw a figure for a paper and print its caption."""
+    from vipbench.cli.plot import plot_command
+    from vipbench.cli.selection import Selection
+
+    chosen = Selection.of(datasets, backbones, methods, shots, seeds)
+    return plot_command(folder, kind, out, metric, aggregate, chosen)

@@ -36,7 +36,7 @@ def preset(name: str, cells: Cells, layout: Layout, given: Sequence[str]) -> tup
     return cells, replace(found, **{field: getattr(layout, field) for field in given})
 
 
-def _most_shots(cells: Cells) -> Cells:
+def most_shots(cells: Cells) -> Cells:
     """The full training split where all was run on it, else the most shots; 0 shots besides."""
     shots = {cell.shots for cell in cells.possible()} - {0}
     if len(shots) < 2:
@@ -46,7 +46,7 @@ def _most_shots(cells: Cells) -> Cells:
 
 
 def _comparison(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
-    return _most_shots(cells), replace(layout, rows=("method",), cols=("dataset", "metric"))
+    return most_shots(cells), replace(layout, rows=("method",), cols=("dataset", "metric"))
 
 
 def _fewshot(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
@@ -82,7 +82,7 @@ def _ablation(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
         if len(set(rows.values())) < len(rows):
             rows = {label: (label, *cells_) for label, cells_ in rows.items()}
             varied = [name, *varied]
-    kept = _most_shots(select(cells, methods=list(own)))
+    kept = most_shots(select(cells, methods=list(own)))
     return kept, replace(
         layout, rows=("method",), cols=("dataset", "metric"), heads=tuple(varied), cells=rows
     )

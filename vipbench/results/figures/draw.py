@@ -1,0 +1,165 @@
+"""From cells to a figure, its caption and its file. No torch here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from vipbench.errors import UsageError, unknown
+from vipbench.results import stats
+from vipbench.results.caption import and_
+from vipbench.results.comparison import Cells, check_comparable
+from vipbench.results.figures.curves import curves
+from vipbench.results.figures.matrices import MOST_PANELS, Panel, confusion, reliability
+from vipbench.results.figures.ranks import critical_difference
+from vipbench.results.figures.style import RC
+from vipbench.results.layout import Layout, lay_out
+from vipbench.results.metrics import ECE_BINS, find_metric, metric_value
+from vipbench.results.pairing import Load, Pairing, Where, shot_words
+from vipbench.results.presets import most_shots
+from vipbench.results.table import TableError, metric_title
+
+KINDS = {
+    "fewshot": "a metric against shots, with intervals; methods without training images at 0",
+    "confusion": "for each class, how its test images are classified",
+    "reliability": "accuracy against confidence",
+    "cd": "average ranks over datasets with their critical difference",
+}
+SUFFIXES = (".pdf", ".svg", ".png")
+
+
+def draw(
+    kind: str,
+    cells: Cells,
+    load: Load,
+    metric: str = "accuracy",
+    aggregate: str = "ci-seeds",
+    title: str | None = None,
+) -> tuple[Figure, str]:
+    """A figure of `cells` and its caption, which says what it shows and from how much.
+
+    kind: of KINDS. load: a record's predictions by key. metric: for fewshot and cd. aggregate: the
+    band of fewshot, of table.SPREADS. Raises UsageError for unknown names, TableError or StatsError
+    where the cells cannot carry the figure.
+    """
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    find_metric(metric)
+    with mpl.rc_context(RC):
+        if kind == "fewshot":
+            layout = Layout(metrics=(metric,), aggregate=aggregate, highlight="none", title=title)
+            table = lay_out(cells, layout, load)
+            return curves(table), " ".join([table.caption, *table.notes])
+        if kind == "cd":
+            return _ranks(cells, load, metric)
+        return _panels(kind, cells, load)
+
+
+def save(figure: Figure, file: str | os.PathLike[str]) -> Path:
+    """Write a figure as its name's ending says, whole or not at all. Text stays text in PDF and
+    SVG; the file holds no date, user or path, so that equal results give equal files. Raises
+    UsageError for another ending, OSError."""
+    path = Path(file)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"'{path}': a figure's file ends in {', '.join(SUFFIXES)}")
+    form = path.suffix.lower()[1:]
+    metadata = {
+        "pdf": {"Creator": "vipbench", "Producer": "vipbench", "CreationDate": None},
+        "svg": {"Creator": "vipbench", "Date": None},
+        "png": {"Software": "vipbench"},
+    }[form]
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with mpl.rc_context(RC):
+            figure.savefig(new, format=form, dpi=300, metadata=metadata)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    return path
+
+
+def _panels(kind: str, cells: Cells, load: Load) -> tuple[Figure, str]:
+    cells = most_shots(cells)
+    check_comparable(cells, ())
+    pairing = Pairing(cells, load)
+    methods = list(dict.fromkeys(cell.method for cell in cells.possible()))
+    found = {(cell.dataset, cell.backbone): None for cell in cells.possible()}
+    shots = max(
+        (c.shots for c in cells.possible()),
+        key=lambda k: float("inf") if k == "full" else int(k),
+        default=0,
+    )
+    panels, n = [], set()
+    for dataset, backbone in found:
+        for method in methods:
+            place = Where(dataset, backbone, shots)
+            try:
+                runs = pairing.runs(method, place)
+            except stats.StatsError:
+                continue
+            pairs = tuple((r, p) for r in runs.values() if (p := load(r.key)) is not None)
+            if pairs:
+                n.add(len(pairs))
+                named = [method]
+                named += [dataset] if len({d for d, _ in found}) > 1 else []
+                named += [backbone] if len({b for _, b in found}) > 1 else []
+                panels.append(Panel(", ".join(named), pairs))
+    if not panels:
+        raise TableError("no method has all its seeds and the scores of its test images yet")
+    if len(panels) > MOST_PANELS:
+        raise TableError(
+            f"{len(panels)} panels are too many for one figure, {MOST_PANELS} the most: choose "
+            f"with --methods, --datasets or --backbones"
+        )
+    datasets = and_(list(dict.fromkeys(d for d, _ in found)))
+    runs_told = (
+        f"n = {' or '.join(map(str, sorted(n)))} seeds, a single run without training images"
+    )
+    start = f"On {datasets}, {shot_words(shots)} ({runs_told}): "
+    if kind == "confusion":
+        return confusion(panels), start + (
+            "share (%) of each true class's test images predicted as each class, the mean over "
+            "seeds."
+        )
+    return reliability(panels), start + (
+        f"accuracy of the test images in each of {ECE_BINS} bins of confidence, all seeds "
+        "together; orange: the gap to perfect calibration; ECE is the mean over seeds."
+    )
+
+
+def _ranks(cells: Cells, load: Load, metric: str) -> tuple[Figure, str]:
+    cells = most_shots(cells)
+    check_comparable(cells, (metric,))
+    pairing = Pairing(cells, load)
+    methods = list(dict.fromkeys(cell.method for cell in cells.possible()))
+    places = pairing.places(methods)
+    backbones = list(dict.fromkeys(place.backbone for place in places))
+    if len(backbones) > 1:
+        raise TableError(
+            f"ranks over datasets with {and_(backbones)} together would count datasets twice: "
+            f"choose one with --backbones"
+        )
+    values = []
+    for place in places:
+        runs = [pairing.runs(method, place) for method in methods]
+        each = [[metric_value(r.metrics, metric) for r in found.values()] for found in runs]
+        values.append([np.mean(np.array(v, dtype=np.float64)) for v in each])
+    matrix = np.array(values, dtype=np.float64).reshape(len(places), len(methods))
+    if np.isnan(matrix).any():
+        raise TableError(
+            f"{metric_title(metric)} is undefined for some entries; take another metric"
+        )
+    found = stats.average_ranks(methods, matrix, find_metric(metric).higher_better)
+    p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
+    caption = (
+        f"Average ranks by {metric_title(metric)} (1 is best) of {len(methods)} methods over "
+        f"{len(places)} datasets, {shot_words(places[0].shots)}, seeds averaged within a dataset "
+        f"first. Friedman's test in Iman and Davenport's form: {p}. Methods that a bar joins "
+        f"differ by less than the critical difference of Nemenyi's test at 5 %, "
+        f"{found.critical_difference:.2f}."
+    )
+    return critical_difference(found), caption
