@@ -198,9 +198,8 @@ BAD = {
     "numpy-seeds": "global random",
     "python-draws": "global random",
 }
-# One of each kind, for every day.
-SHORT = ["refuses", "changes-and-raises", "changes-texts", "hangs", "base-exception", "writes-pipe",
-         "draws", "numpy-seeds", "changes-while-built", "changes-test"]  # fmt: skip
+# Some of each kind, for every day.
+SHORT = ["refuses", "changes-texts", "changes-while-built", "draws", "numpy-seeds", "hangs"]
 
 
 class Listener(driver.Observer):
@@ -254,7 +253,7 @@ def run_beside(data: Path, bad: list[str]) -> None:
         assert gap < 5 * (os.getloadavg()[0] / (os.cpu_count() or 1) + 1)
 
 
-def test_ten_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_six_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_beside(grid.write_data(tmp_path), SHORT)
 
 
