@@ -174,7 +174,7 @@ BAD = {
     "inf": "not finite",
     "shape": "(10, 1)",
     "rows": "(9, 2)",
-    "scalar": "()",
+    "scalar": "zero-dimensional",
     "integers": "int64",
     "none": "NoneType",
     "array": "ndarray",
