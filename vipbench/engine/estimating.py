@@ -26,7 +26,7 @@ from vipbench.engine.training import train
 
 # Steps that are timed, and of images-taking methods how many images are made up.
 FEW, MANY, IMAGES = 1, 4, 64
-Wanted = set[tuple[str, object, int, int]]
+Wanted = set[tuple[str, tuple[Views, int] | None, int, int]]
 
 
 class Estimator:
@@ -88,7 +88,7 @@ class Estimator:
             wanted |= {("val", None, i, 0) for i in val}
             recipe = cell.hparams.recipe(cell.info)
             if recipe is not None:
-                kind = (recipe.views, cell.seed)
+                kind: tuple[Views, int] | None = (recipe.views, cell.seed)
                 count = count_views(cell, recipe)
                 wanted |= {("train", kind, i, v) for i in rows for v in range(count)}
         before = self._wanted.setdefault(id(features), set())

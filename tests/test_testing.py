@@ -1,0 +1,131 @@
+"""The conformance suite, on all that is registered, and on plugins that break a rule each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vipbench import api
+from vipbench.cli.authoring import KINDS, new_command
+from vipbench.plugins import load_registry
+from vipbench.testing import ConformanceError, check_backbone, check_dataset, check_method
+
+Cli = Callable[..., "CompletedProcess[str]"]
+REGISTRY = load_registry()
+TOWER = REGISTRY.backbone("tiny-clip")[0]
+# Of these methods a training is long whatever is asked for, or two are twice as long.
+SLOW = {"cross-modal"}
+
+
+@pytest.mark.parametrize("name", sorted(set(REGISTRY.methods) - SLOW))
+def test_every_method_keeps_the_rules(name: str) -> None:
+    check_method(REGISTRY.methods[name].target, TOWER, epochs=2)
+
+
+def test_the_bundled_backbone_and_dataset_keep_the_rules() -> None:
+    check_backbone(TOWER)
+    check_dataset(REGISTRY.dataset("synthderm")[0])
+
+
+class Plain(api.Method):
+    """Keeps the rules."""
+
+    name = "plain"
+    kind = "TF"
+    needs = frozenset({"text"})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : self.task.n_classes]
+
+
+class Shape(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :2]
+
+
+class Nan(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).log()
+
+
+class Mates(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0))
+
+
+class Dice(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.rand(1)
+
+
+class Deaf(Plain):
+    needs = frozenset()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_tensor([1.0, 0.0, 0.0]).expand(len(x), 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [
+        (Shape, "shapes"),
+        (Nan, "finite"),
+        (Mates, "each image's logits are its own"),
+        (Dice, "deterministic"),
+        (Deaf, "learns the toy"),
+    ],
+)
+def test_a_broken_rule_is_named(method: type[api.Method], rule: str) -> None:
+    check_method(Plain, TOWER)
+    with pytest.raises(ConformanceError) as caught:
+        check_method(method, TOWER)
+    assert caught.value.rule == rule
+    assert method.name in str(caught.value)
+
+
+class Twice(api.Dataset):
+    """Two images of one id."""
+
+    name = "twice"
+    class_names = ("a", "b")
+
+    def load(self, root: Path | None) -> dict[str, Any]:
+        images = [np.zeros((4, 4), np.uint8)] * 2
+        split = api.Split(images, np.array([0, 1]), ("same", "same"))
+        return dict.fromkeys(("train", "val", "test"), split)
+
+
+def test_a_broken_dataset_is_named() -> None:
+    with pytest.raises(ConformanceError, match="ids are unique: 'same' is twice in 'train'"):
+        check_dataset(Twice())
+
+
+def test_a_new_file_keeps_the_rules_at_once(tmp_path: Path) -> None:
+    for kind in KINDS:
+        new_command(kind, f"my-{kind}", tmp_path)
+    registry = load_registry(tmp_path)
+    check_method(registry.methods["my-method"].target, TOWER)
+    check_backbone(registry.backbone("my-backbone")[0])
+    check_dataset(registry.dataset("my-dataset")[0])
+
+
+def test_check_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
+    assert cli("new", "dataset", "mine", "--plugins-dir", tmp_path).returncode == 0
+    again = cli("new", "dataset", "mine", "--plugins-dir", tmp_path)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    good = cli("check", tmp_path / "mine.py")
+    assert (good.returncode, good.stdout) == (0, "dataset mine: keeps every rule\n")
+    file = tmp_path / "mine.py"
+    file.write_text(file.read_text().replace('f"{name}-{i}"', '"same"'))
+    broken = cli("check", file)
+    assert broken.returncode == 1
+    assert "dataset mine: broken: ids are unique: 'same' is twice" in broken.stdout
+    assert "did you mean 'coop'" in cli("check", "coopp").stderr
