@@ -162,6 +162,35 @@ def test_preset_knowledge(four: Path) -> None:
     assert table.notes[-1] == "In brackets, with its sign: the difference to zero-shot."
 
 
+def test_preset_knowledge_of_a_trained_method(two: Path) -> None:
+    """Figure 3 of ViP: the same method on its symptoms and on other texts."""
+    cells, load = opened(two)
+    cells = select(cells, methods=["zero-shot", "vip", "vip[merge=mean]"])
+    records = {}
+    for cell, record in cells.done():
+        value = record.to_dict()
+        if cell.method == "vip[merge=mean]":
+            value["cell"]["method"] = "vip (useless knowledge)"
+            value["data"]["knowledge"] = "useless"
+        if cell.method != "zero-shot":
+            value["provenance"]["method"]["needs"] = ["symptoms"]
+        records[record.key] = Record.of(value)
+    cells = cells_of(list(records.values()), planned(list(records.values())))
+    table = lay_out(*preset("knowledge", cells, Layout(), ()), load)
+    assert [row.cells for row in table.rows if row.kind == "method"] == [
+        ("class names", "zero-shot"),
+        ("symptoms", "vip"),
+        ("useless", "vip"),
+    ]
+    own, other = table.entries[2][0], table.entries[3][0]
+    assert own.gain is None  # trained on images, too: no knowledge alone
+    assert own.mean is not None
+    assert other.mean is not None
+    assert other.gain == other.mean - own.mean
+    with pytest.raises(TableError, match="needs rows that differ in it"):
+        preset("knowledge", select(opened(two)[0], methods=["vip", "zero-shot"]), Layout(), ())
+
+
 def test_presets_take_other_flags(two: Path) -> None:
     table = made(two, "comparison", metrics=("auroc",))
     assert [c.metric for c in table.columns] == ["auroc", "auroc"]

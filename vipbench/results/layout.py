@@ -40,7 +40,7 @@ class Layout:
     rows, cols: of LEVELS, each once; what is in neither must have one value. aggregate: of SPREADS.
     highlight: of HIGHLIGHTS. average: with a further dataset, the mean over all. heads, cells:
     names of columns to the left, and what stands there for each method, in the place of the method.
-    base: the method to which each entry's difference is shown.
+    bases: method -> the method to which its difference is shown.
     """
 
     rows: tuple[str, ...] = ("method",)
@@ -51,7 +51,7 @@ class Layout:
     average: bool = False
     heads: tuple[str, ...] = ()
     cells: Mapping[str, tuple[str, ...]] | None = None
-    base: str | None = None
+    bases: Mapping[str, str] | None = None
     decimals: int = 1
     title: str | None = None
 
@@ -93,7 +93,7 @@ def lay_out(cells: Cells, layout: Layout, load: Load | None = None) -> Table:
         notes += more
     table = with_words(table, cells, layout.title)
     if any(entry.gain is not None for line in table.entries for entry in line):
-        notes.append(f"In brackets, with its sign: the difference to {layout.base}.")
+        notes.append(f"In brackets, with its sign: the difference {_bases(layout)}.")
     return replace(table, notes=(*table.notes, *notes))
 
 
@@ -234,23 +234,27 @@ def _row(layout: Layout, key: Key, kinds: Mapping[str, Row]) -> Row:
 
 
 def _with_base(table: Table, layout: Layout) -> Table:
-    """With each entry's difference to the base method's in the same column."""
-    if layout.base is None:
+    """With each entry's difference to its base method's in the same column."""
+    if layout.bases is None:
         return table
-    bases = [i for i, row in enumerate(table.rows) if row.label == layout.base]
-    if not bases:
-        return table
-    base = table.entries[bases[0]]
-    entries = [
-        tuple(
-            replace(entry, gain=entry.mean - told.mean)
-            if entry.mean is not None
-            and told.mean is not None
-            and i != bases[0]
-            and table.rows[i].kind != "majority"
-            else entry
-            for entry, told in zip(line, base, strict=True)
-        )
-        for i, line in enumerate(table.entries)
-    ]
+    lines = {row.label: line for row, line in zip(table.rows, table.entries, strict=True)}
+    entries = []
+    for row, line in zip(table.rows, table.entries, strict=True):
+        told = lines.get(layout.bases.get(row.label, ""))
+        entries.append(line if told is None else tuple(map(_gain, line, told)))
     return replace(table, entries=tuple(entries))
+
+
+def _gain(entry: Entry, base: Entry) -> Entry:
+    if entry.mean is None or base.mean is None:
+        return entry
+    return replace(entry, gain=entry.mean - base.mean)
+
+
+def _bases(layout: Layout) -> str:
+    found: dict[str, list[str]] = {}
+    for method, base in (layout.bases or {}).items():
+        found.setdefault(base, []).append(method)
+    if len(found) == 1:
+        return f"to {next(iter(found))}"
+    return "; ".join(f"to {base} ({', '.join(own)})" for base, own in found.items())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vipbench.errors import unknown
+from vipbench.results.commands import knowledge, own_label
 from vipbench.results.comparison import Cells
 from vipbench.results.layout import Layout
 from vipbench.results.pairing import select
@@ -17,7 +18,7 @@ PRESETS = {
     "comparison": "methods down, metrics within datasets across, at the most shots",
     "ablation": "one method's variants down, a column for each hyperparameter that varies",
     "fewshot": "methods down, shots across, datasets below each other with their average",
-    "knowledge": "what the texts know down (class names, symptoms), with the gain over class names",
+    "knowledge": "what the texts know down: class names, symptoms, other texts, and its worth",
 }
 
 
@@ -89,34 +90,42 @@ def _ablation(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
 
 
 def _knowledge(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
-    own = select(cells, shots=[0]) if any(c.shots == 0 for c in cells.possible()) else cells
-    own = Cells(tuple(c for c in own.planned if c.shots == 0), own.records)
+    """Figures 2-I and 3 of ViP: class names against symptoms, and symptoms against other texts."""
     told: dict[str, tuple[str, str]] = {}
-    base = None
-    for cell, record in own.done():
-        if "symptoms" in record.needs:
-            sha = (record.data.symptoms_sha256 or "")[:8]
-            several = len(
-                {r.data.symptoms_sha256 for c, r in own.done() if c.dataset == cell.dataset}
-            )
-            text = f"symptoms (SHA-256 {sha}…)" if several > 1 else "symptoms"
-            told.setdefault(cell.method, (text, cell.method))
-        else:
-            base = base or cell.method
+    varied = {own_label(record) for _, record in cells.done() if knowledge(record) != "symptoms"}
+    trained: set[str] = set()
+    for cell, record in cells.done():
+        # What a trained method owes to its texts shows beside the same method on other texts only.
+        if "symptoms" in record.needs and (cell.shots == 0 or own_label(record) in varied):
+            told.setdefault(cell.method, (knowledge(record), own_label(record)))
+            trained |= {cell.method} if cell.shots != 0 else set()
+        elif cell.shots == 0 and "symptoms" not in record.needs:
             told.setdefault(cell.method, ("class names", cell.method))
-    if base is None or len({text for text, _ in told.values()}) < 2:
+    if len({text for text, _ in told.values()}) < 2:
         raise TableError(
-            "a table of knowledge needs methods without training images, one on class names and "
-            "one on symptoms, such as --methods zero-shot,symptoms-mean"
+            "a table of knowledge needs rows that differ in it: methods without training images "
+            "on class names and on symptoms (--methods zero-shot,symptoms-mean), or rows of "
+            "--knowledge"
         )
-    first = sorted(own.planned, key=lambda cell: cell.method != base)
-    return Cells(tuple(first), own.records), replace(
+    names = next((m for m, (text, _) in told.items() if text == "class names"), None)
+    proper = {label: m for m, (text, label) in told.items() if text == "symptoms"}
+    bases = {}
+    for method, (text, label) in told.items():
+        base = names if text == "symptoms" else proper.get(label)
+        compared = text != "class names" and not (text == "symptoms" and method in trained)
+        if base is not None and compared:
+            bases[method] = base
+    rows = dict(sorted(told.items(), key=lambda item: item[1][0] != "class names"))
+    own = select(cells, methods=list(rows))
+    order = {method: n for n, method in enumerate(rows)}
+    kept = Cells(tuple(sorted(own.planned, key=lambda c: order[c.method])), own.records)
+    return most_shots(kept) if trained else kept, replace(
         layout,
         rows=("method",),
         cols=("dataset", "metric"),
         heads=("knowledge", "method"),
-        cells=told,
-        base=base,
+        cells=rows,
+        bases=bases,
     )
 
 
