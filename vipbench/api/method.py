@@ -145,6 +145,11 @@ class Method(nn.Module, ABC):
     def finish(self, support: Support) -> None:
         """After training, before scoring: a search on `support.val`, closed forms."""
 
+    def symptom_view(self) -> tuple[Tensor, Tensor] | None:
+        """For explanations: the symptoms' text features (C,K,D), and how much each counts in its
+        class (C,K), 0 for padding. None where the method merges no symptoms."""
+        return None
+
     def predict(self, x: Tensor) -> Tensor:
         """x (N,·) -> logits (N,C). Default: forward in chunks. Methods that need
         "test_images" see the whole test set here."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vipbench import __version__
-from vipbench.cli import audit, papers, sharing, workshop
+from vipbench.cli import audit, explaining, papers, sharing, workshop
 from vipbench.cli.cache import cache_app
 from vipbench.cli.symptoms import symptoms_app
 
@@ -218,4 +218,5 @@ sharing.register(app)
 audit.register(app)
 app.add_typer(cache_app, name="cache")
 app.add_typer(symptoms_app, name="symptoms")
+explaining.register(app)
 workshop.register(app, run, NOT_OF_THE_SUITE)

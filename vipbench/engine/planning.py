@@ -130,6 +130,9 @@ def _plan_cell(
     shots: int | None,
     seed: int,
 ) -> PlanCell:
+    if "symptoms" in row.method.needs and shots is not None and data.images_seen > shots:
+        # Its texts know more labelled images than the cell may see.
+        row = dataclasses.replace(row, label=f"{row.label} †")
     protocol = Protocol.of(spec, row.method)
     reason = impossible_pair(row.method, backbone.backbone, data)
     support = None

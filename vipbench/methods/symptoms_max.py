@@ -58,6 +58,13 @@ class SymptomsMax(api.Method):
         best: Tensor = similarity.amax(-1)
         return self.scale * best
 
+    def symptom_view(self) -> tuple[Tensor, Tensor]:
+        """The symptoms' features; each counts alike."""
+        alike = self.symptoms.new_zeros(self.symptoms.shape[:2])
+        if self.mask is not None:
+            alike = alike.masked_fill(~self.mask, -torch.inf)
+        return self.symptoms, torch.softmax(alike, -1)
+
 
 @vipbench.hookimpl
 def register_methods(register: RegisterMethod) -> None:

@@ -56,6 +56,13 @@ class SymptomsMean(api.Method):
         mean: Tensor = (similarity * mask).sum(-1) / mask.sum(-1)
         return self.scale * mean
 
+    def symptom_view(self) -> tuple[Tensor, Tensor]:
+        """The symptoms' features; each counts alike."""
+        alike = self.symptoms.new_zeros(self.symptoms.shape[:2])
+        if self.mask is not None:
+            alike = alike.masked_fill(~self.mask, -torch.inf)
+        return self.symptoms, torch.softmax(alike, -1)
+
 
 @vipbench.hookimpl
 def register_methods(register: RegisterMethod) -> None:

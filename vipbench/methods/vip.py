@@ -112,6 +112,13 @@ class ViP(api.Method):
         mean: Tensor = (logits * mask).sum(-1) / mask.sum(-1)
         return mean
 
+    def symptom_view(self) -> tuple[Tensor, Tensor]:
+        """T and the merge attention; without attention every symptom counts alike."""
+        symptoms = self.symptom_features()
+        if self.hparams.merge == "attention":
+            return symptoms, self.attention(symptoms)
+        return symptoms, torch.softmax(self._masked(symptoms.new_zeros(symptoms.shape[:2])), -1)
+
     def _masked(self, values: Tensor) -> Tensor:
         return values if self.mask is None else values.masked_fill(~self.mask, -torch.inf)
 

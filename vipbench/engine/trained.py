@@ -1,0 +1,230 @@
+"""Trained methods again: out of a results folder, or out of a prompt file.
+
+A prompt file is a safetensors file whose metadata hold a card (JSON under "vipbench"): method,
+hyperparameters, texts, backbone, and on what it was trained. Nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from vipbench import __version__
+from vipbench.api import CellInfo, Method, Task, open_image
+from vipbench.engine.cells import GroupRunner
+from vipbench.engine.features import Features
+from vipbench.engine.hparams import make_hparams
+from vipbench.engine.loading import LoadedBackbone, load_backbone
+from vipbench.engine.planning import PlanCell
+from vipbench.engine.seeding import cell_generator
+from vipbench.engine.worker import Session
+from vipbench.errors import UsageError
+from vipbench.plugins import Registry
+from vipbench.results.store import Store
+from vipbench.spec import SUITE_NAME, RunSpec
+
+FORMAT = "vipbench-prompt"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method with what it learned, for the images of its backbone."""
+
+    method: Method
+    backbone: LoadedBackbone
+    class_names: tuple[str, ...]
+    card: Mapping[str, Any]
+
+    @torch.no_grad()
+    def score(self, x: Tensor) -> Tensor:
+        """Features or images (N,·), as the method takes them -> scores (N,C)."""
+        if "test_images" in self.method.needs:
+            raise UsageError(f"'{self.method.name}' scores whole test sets alone, no single image")
+        return self.method.predict(x).float().cpu()
+
+    @torch.no_grad()
+    def inputs(self, paths: Sequence[Path]) -> Tensor:
+        """Image files as the method takes them."""
+        towers = self.backbone.backbone
+        pixels = torch.stack([towers.preprocess(open_image(path, str(path))) for path in paths])
+        pixels = pixels.to(towers.device)
+        return pixels if self.method.inputs == "images" else towers.encode_image(pixels)
+
+
+def open_run(folder: Path) -> Session:
+    """The cells of a results folder, planned as the run did. Raises UsageError."""
+    if not (folder / SUITE_NAME).is_file():
+        raise UsageError(f"{folder} is no results folder: it has no {SUITE_NAME}")
+    session = Session(lambda event: None)
+    session.do_plan(RunSpec.from_yaml(folder / SUITE_NAME).to_yaml())
+    return session
+
+
+def runner_of(session: Session, cell: PlanCell) -> GroupRunner:
+    """What ran the cell."""
+    return session.runners[cell.backbone.source, cell.data.dataset.name]
+
+
+def restore(session: Session, cell: PlanCell, parameters: bytes | None) -> Trained:
+    """The cell's method as it was after training. Raises UsageError."""
+    method = runner_of(session, cell).try_build(cell)
+    if cell.support is not None and parameters is None:
+        raise UsageError(
+            f"the store has no learned parameters of {cell.row.label} ({cell.key[:12]}); they were "
+            "too large to keep, or the record is older than the keeping"
+        )
+    _fill(method, {} if parameters is None else load(parameters))
+    return Trained(method, cell.backbone, cell.data.dataset.class_names, {})
+
+
+def _fill(method: Method, tensors: Mapping[str, Tensor]) -> None:
+    device = method.task.device
+    parameters, buffers = dict(method.named_parameters()), dict(method.named_buffers())
+    for name, value in tensors.items():
+        value = value.to(device)
+        held = parameters.get(name, buffers.get(name))
+        if held is not None and held.shape == value.shape:
+            with torch.no_grad():
+                held.copy_(value)
+        elif "." in name:
+            raise UsageError(f"'{method.name}' has no '{name}' of shape {tuple(value.shape)}")
+        else:  # made while preparing on a support set
+            setattr(method, name, nn.Parameter(value) if name in parameters else value)
+    for name, shape in method.noise().items():
+        noise = torch.randn(*shape, generator=method.task.generator(f"noise-eval/{name}"))
+        setattr(method, name, noise.to(device))
+    method.eval()
+
+
+def pack(cell: PlanCell, parameters: bytes, metrics: Mapping[str, Any]) -> bytes:
+    """The prompt file of a finished cell."""
+    data, towers = cell.data, cell.backbone.backbone
+    card = {
+        "format": FORMAT,
+        "version": 1,
+        "vipbench": __version__,
+        "key": cell.key,
+        "row": cell.row.label,
+        "knowledge": data.knowledge,
+        "method": cell.row.method.name,
+        "method_revision": cell.row.method.revision,
+        "hparams": dataclasses.asdict(cell.hparams),
+        "info": dataclasses.asdict(cell.info),
+        "seed": cell.seed,
+        "class_names": data.dataset.class_names,
+        "templates": data.dataset.templates,
+        "symptoms": data.symptoms,
+        "descriptions": data.descriptions,
+        "backbone": cell.backbone.source,
+        "backbone_fingerprint": towers.fingerprint,
+        "backbone_licence": towers.licence,
+        "dataset": data.dataset.name,
+        "dataset_fingerprint": data.fingerprint,
+        "dataset_licence": data.dataset.licence,
+        "dataset_citation": data.dataset.citation,
+        "caption": data.dataset.caption,
+        "test_accuracy": metrics.get("accuracy"),
+    }
+    packed: bytes = save(load(parameters), metadata={"vipbench": json.dumps(card)})
+    return packed
+
+
+def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -> Trained:
+    """The trained method of a prompt file. Raises UsageError."""
+    card, tensors = _read(path)
+    try:
+        method, _ = registry.method(card["method"])
+        if method.revision != card["method_revision"]:
+            raise UsageError(
+                f"{path.name} was made by revision {card['method_revision']} of '{method.name}', "
+                f"here is revision {method.revision}: its numbers would differ"
+            )
+        names = tuple(map(str, card["class_names"]))
+        info = CellInfo(**card["info"])
+        hparams = dict(card["hparams"])
+        generator = cell_generator(card["dataset_fingerprint"], info.shots, int(card["seed"]))
+        texts = {
+            k: None if card[k] is None else tuple(tuple(map(str, row)) for row in card[k])
+            for k in ("symptoms", "descriptions")
+        }
+        templates = tuple(map(str, card["templates"]))
+        source, fingerprint = card["backbone"], card["backbone_fingerprint"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path.name}: its card is incomplete or damaged ({error})") from None
+    backbone = load_backbone(registry, source)
+    if backbone.backbone.fingerprint != fingerprint:
+        raise UsageError(f"{path.name} was trained on other weights than those of '{source}' here")
+    backbone.backbone.to(device)
+    task = Task(
+        backbone.backbone, names, templates, texts["symptoms"], info, generator,
+        descriptions=texts["descriptions"],
+    )  # fmt: skip
+    built = method(task, make_hparams(method, hparams)).to(task.device)
+    _fill(built, tensors)
+    return Trained(built, backbone, names, card)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads((file.metadata() or {})["vipbench"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if card["format"] != FORMAT or card["version"] != 1:
+            raise ValueError("its format is another")
+    except FileNotFoundError:
+        raise UsageError(f"the prompt file '{path}' does not exist") from None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"'{path}' is no prompt file ({error}); expected one that `vipbench prompts` wrote"
+        ) from None
+    return card, tensors
+
+
+def export(folder: Path, out: Path) -> list[Path]:
+    """Write a prompt file, and a card to read, for every finished cell that kept parameters."""
+    session = open_run(folder)
+    made: list[Path] = []
+    with Store(folder, readonly=True) as store:
+        for key in store.status():
+            record, cell = store.record(key), session.cells.get(key)
+            data = store.parameters(key) if record is not None and record.ok else None
+            if record is None or cell is None or data is None:
+                continue
+            out.mkdir(parents=True, exist_ok=True)
+            path = out / f"{cell.row.method.name}-{key[:12]}.safetensors"
+            path.write_bytes(pack(cell, data, record.metrics))
+            path.with_suffix(".md").write_text(_card(_read(path)[0]), encoding="utf-8")
+            made.append(path)
+    return made
+
+
+def _card(card: Mapping[str, Any]) -> str:
+    shots = card["info"]["shots"]
+    lines = [
+        f"# {card['row']} on {card['dataset']}", "",
+        "Research only, not for clinical use.", "",
+        f"- backbone: {card['backbone']} (licence: {card['backbone_licence']})",
+        f"- shots: {'full' if shots is None else shots}, seed {card['seed']}",
+        f"- classes: {', '.join(card['class_names'])}",
+        f"- accuracy on that dataset's test split: {card['test_accuracy']}",
+        f"- data: {card['dataset_citation']} Licence: {card['dataset_licence']}. {card['caption']}",
+        f"- made with vipbench {card['vipbench']}, record {card['key']}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def split_inputs(trained: Trained, features: Features, split: str) -> Tensor:
+    """A split of a dataset as the method takes it: (N,D) or (N,3,H,H)."""
+    count = len(features.splits[split])
+    if trained.method.inputs == "images":
+        return features.images(split, [(i, 0) for i in range(count)], None)
+    return features.plain(split, range(count))
