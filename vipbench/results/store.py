@@ -1,8 +1,5 @@
-"""The results of one output folder: an SQLite file with one writer. No torch here.
-
-Everything read is checked against a SHA-256 written with it, so that damage to the file is an
-error, never another number.
-"""
+"""The results of one output folder: an SQLite file with one writer. No torch here. Everything
+read is checked against a SHA-256 written with it: damage is an error, never another number."""
 
 from __future__ import annotations
 
@@ -43,8 +40,7 @@ class Store:
         self.readonly = readonly
         self._lock: WriterLock | None = None
         self._db: sqlite3.Connection | None = None
-        # key -> the number of the row that stands for it (see submissions.standing), of the rows
-        # seen so far.
+        # key -> number of the row that stands for it (submissions.standing), of those seen so far
         self._ids: dict[str, int] = {}
         try:
             if not readonly:
