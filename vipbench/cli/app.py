@@ -206,11 +206,17 @@ def list_(
         str,
         typer.Option("--format", metavar="text|json", help="json has every hyperparameter."),
     ] = "text",
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", help="Of methods, paper, year, trainable parameters, needs and cost."
+        ),
+    ] = False,
 ) -> int:
     """List the methods, backbones and datasets that there are, plugins included."""
     from vipbench.cli.listing import list_command
 
-    return list_command(kind, plugins_dir, format)
+    return list_command(kind, plugins_dir, format, verbose)
 
 
 papers.register(app)

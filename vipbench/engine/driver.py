@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,12 @@ __all__ = [
 MOST_DEATHS = 2
 
 
-def catalogue(plugins_dir: Path | None = None) -> list[CatalogueEntry]:
-    """Everything registered. Raises UsageError for a plugin that cannot be loaded."""
+def catalogue(plugins_dir: Path | None = None, count: bool = False) -> list[CatalogueEntry]:
+    """Everything registered; `count` adds how many parameters each method trains on the bundled
+    backbone and data. Raises UsageError for a plugin that cannot be loaded."""
     with Worker() as worker:
         folder = None if plugins_dir is None else str(plugins_dir)
-        event = _answer(worker, "catalogue", plugins_dir=folder)
+        event = _answer(worker, "catalogue", plugins_dir=folder, count=count)
     return [CatalogueEntry(**entry) for entry in event["entries"]]
 
 
@@ -76,19 +77,22 @@ def estimate(spec: RunSpec, retry: bool = True) -> tuple[Plan, list[Estimate]]:
         return planned, found
 
 
-def run(spec: RunSpec, observer: Observer | None = None, retry: bool = True) -> Outcome:
+def run(
+    spec: RunSpec,
+    observer: Observer | None = None,
+    retry: bool = True,
+    only: Collection[str] | None = None,
+) -> Outcome:
     """Run what is missing of `spec` into `spec.out`. Raises UsageError before anything runs.
 
-    retry: whether cells that failed before are tried again.
-
+    retry: whether cells that failed before are tried again. only: the keys of the cells to run.
     SIGINT and SIGTERM stop it: what is finished is kept, and `Outcome.signal` says so. A second
     one ends the process at once.
     """
-    observer = observer or Observer()
     with stop_signals() as stopped:
-        driver = _Driver(spec, observer, stopped, retry)
+        driver = _Driver(spec, observer or Observer(), stopped, retry)
         try:
-            driver.run()
+            driver.run(only)
         except Stopped:
             driver.rescue()
         finally:
@@ -113,7 +117,7 @@ class _Driver:
         self.cells: dict[str, PlannedCell] = {}
         self.outcome = Outcome(0, 0, 0, 0)
 
-    def run(self) -> None:
+    def run(self, only: Collection[str] | None) -> None:
         planned = _plan(self._worker(), self.spec, Stored.read(self.spec.out), self.retry)
         self.cells = {cell.key: cell for cell in planned.cells}
         self.outcome = replace(
@@ -122,6 +126,8 @@ class _Driver:
             impossible=len(planned.of("impossible")),
         )
         self.observer.planned(planned)
+        if only is not None:
+            planned = replace(planned, cells=[c for c in planned.cells if c.key in only])
         self.store = Store(self.spec.out)
         self.spec.save()
         self.store.save_plan([cell.as_dict() for cell in planned.cells])

@@ -22,6 +22,7 @@ import torch
 from vipbench.api import TextError, UnsupportedError
 from vipbench.engine.cache import evict
 from vipbench.engine.cells import Finished, GroupRunner
+from vipbench.engine.counting import trainable_counts
 from vipbench.engine.estimating import Estimator
 from vipbench.engine.features import Features
 from vipbench.engine.hparams import hparam_types
@@ -58,10 +59,14 @@ class Session:
         except UsageError as error:
             self.send({"event": "usage_error", "message": str(error)})
 
-    def do_catalogue(self, plugins_dir: str | None) -> None:
+    def do_catalogue(self, plugins_dir: str | None, count: bool = False) -> None:
         """What is registered."""
         registry = load_registry(None if plugins_dir is None else Path(plugins_dir))
         entries = [*_describe_methods(registry)]
+        if count:
+            numbers = trainable_counts(registry)
+            for entry in entries:
+                entry["detail"]["trainable"] = numbers[entry["name"]]
         for kind, table in (("backbone", registry.backbones), ("dataset", registry.datasets)):
             for found in table.values():
                 detail = dict(provenance(found.plugin))
