@@ -114,13 +114,7 @@ def code_digest(file: Path, digest: str) -> str:
     Local is what lies beside the plugin or in its package, and what was imported from anywhere
     but Python's own and its installed packages' folders.
     """
-    found: dict[Path, None] = {}
-    waiting = [file.resolve()]
-    while waiting:
-        for other in _local_imports(waiting.pop()):
-            if other != file.resolve() and other not in found:
-                found[other] = None
-                waiting.append(other)
+    found = local_modules(file)
     if not found:
         return digest
     whole = hashlib.sha256(digest.encode())
@@ -130,6 +124,18 @@ def code_digest(file: Path, digest: str) -> str:
     ):
         whole.update(f"\n{part}".encode())
     return whole.hexdigest()
+
+
+def local_modules(file: Path) -> list[Path]:
+    """The local modules that a plugin's file imports, directly or not; see `code_digest`."""
+    found: dict[Path, None] = {}
+    waiting = [file.resolve()]
+    while waiting:
+        for other in _local_imports(waiting.pop()):
+            if other != file.resolve() and other not in found:
+                found[other] = None
+                waiting.append(other)
+    return list(found)
 
 
 def _local_imports(file: Path) -> Iterator[Path]:

@@ -17,6 +17,10 @@ OutFolder = Annotated[
     Path,
     typer.Option("--out", "-o", metavar="DIR", show_default=False, help="The results folder."),
 ]
+Tolerance = Annotated[
+    float,
+    typer.Option("--tolerance", metavar="SHARE", help="How far a score may be, of the largest."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command()(export)
     app.command("import")(import_)
     app.command()(merge)
+    app.command()(reproduce)
     app.command()(verify)
     app.command()(cite)
 
@@ -63,12 +68,37 @@ def export(
         bool,
         typer.Option("--include-paths", help="Names of images, groups and files as they are."),
     ] = False,
+    bundle: Annotated[
+        bool,
+        typer.Option(
+            "--bundle",
+            help="A zip with the last run's suite, splits, prompts, plugins' source and records.",
+        ),
+    ] = False,
+    parameters: Annotated[
+        bool, typer.Option("--parameters", help="Into a bundle: what was learned.")
+    ] = False,
+    patient_data: Annotated[
+        bool,
+        typer.Option(
+            "--patient-data",
+            help="Into a bundle: also learned parameters that hold single images' features.",
+        ),
+    ] = False,
 ) -> int:
     """Write a folder's records into one file, for others.
 
     Images and groups get pseudonyms, and no path, file name or error message leaves, unless
     --include-paths is given.
     """
+    if bundle:
+        from vipbench.cli.bundle import bundle_command
+
+        return bundle_command(folder, out, include_paths, parameters, patient_data)
+    if parameters or patient_data:
+        from vipbench.errors import UsageError
+
+        raise UsageError("--parameters and --patient-data go into a bundle: add --bundle")
     from vipbench.cli.exchange import export_command
 
     return export_command(folder, out, format, include_paths, scores)
@@ -119,18 +149,48 @@ def merge(
     return merge_command(folders or (), out, prefer)
 
 
+def reproduce(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", show_default=False, help="What export made.")
+    ],
+    out: OutFolder,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-root", metavar="DIR", show_default=False, help="Where datasets are looked for."
+        ),
+    ] = None,
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            metavar="NAME=SOURCE",
+            show_default=False,
+            help="Your copy of a dataset that came from a path; repeatable.",
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Run the bundle's plugins' code without asking.")
+    ] = False,
+    tolerance: Tolerance = 1e-3,
+) -> int:
+    """Make a bundle's run again and compare each cell.
+
+    The bundle is unpacked into OUT/bundle, checked file by file. Exit status 1 where a cell is
+    different or could not be made.
+    """
+    from vipbench.cli.bundle import reproduce_command
+
+    return reproduce_command(bundle, out, data_root, datasets or (), yes, tolerance)
+
+
 def verify(
     folder: Folder,
     again: Annotated[
         int, typer.Option("--rerun", metavar="N", help="Run N cells anew and compare.")
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Which cells are drawn.")] = 0,
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            "--tolerance", metavar="SHARE", help="How far a score may be, of the largest one."
-        ),
-    ] = 1e-3,
+    tolerance: Tolerance = 1e-3,
     suite: Annotated[
         Path | None,
         typer.Option(

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from vipbench.engine import driver
-from vipbench.engine.outcome import Observer
+from vipbench.engine.outcome import Observer, Plan, PlannedCell
 from vipbench.errors import UsageError
-from vipbench.results.commands import is_quick, scalars
+from vipbench.results.commands import is_quick, knowledge, own_label, scalars
 from vipbench.results.predictions import Predictions
 from vipbench.results.privacy import public_source
 from vipbench.results.record import Record
@@ -22,6 +22,7 @@ from vipbench.spec import MethodSpec, RunSpec
 # Of the largest stored score: other devices and libraries sum in other orders, and training
 # lets the differences grow.
 TOLERANCE = 1e-3
+Stored = tuple[Record, Predictions | None]
 Verdict = Literal["identical", "within the tolerance", "different", "not made again"]
 VERDICTS: tuple[Verdict, ...] = (
     "identical",
@@ -43,55 +44,131 @@ class Rerun:
 
 
 def rerun(
-    stored: Iterable[tuple[Record, Predictions | None]],
+    stored: Iterable[Stored],
     suite: RunSpec,
     out: Path,
     tolerance: float = TOLERANCE,
-    observer: Observer | None = None,
 ) -> list[Rerun]:
     """Run the records' cells anew into the empty folder `out`, and compare.
 
     suite: where datasets, symptoms and plugins are; the rest is taken from the records. Raises
     UsageError where a whole row cannot be planned for a reason that is not the row's own.
     """
-    rows: dict[str, list[tuple[Record, Predictions | None]]] = {}
-    for record, predictions in stored:
-        spec = spec_of(record, suite, out)
-        rows.setdefault(spec.to_yaml(), []).append((record, predictions))
     found: list[Rerun] = []
-    for pairs in rows.values():
-        seeds = tuple(dict.fromkeys(record.cell.seed for record, _ in pairs))
-        spec = spec_of(pairs[0][0], suite, out).model_copy(update={"seeds": seeds})
+    for spec, pairs in _runs(list(stored), suite, out):
+        seen = _Seen()
         reason = ""
         try:
-            outcome = driver.run(spec, observer)
+            outcome = driver.run(spec, seen, only={record.key for record, _ in pairs})
         except UsageError as error:
             reason = str(error)
         else:
             if outcome.interrupted:
                 raise KeyboardInterrupt
-        found += [_compare(record, p, out, tolerance, reason) for record, p in pairs]
+        found += compare(pairs, out, tolerance, reason, seen.cells)
     return found
 
 
+class _Seen(Observer):
+    """Keeps the plan: it tells why a key is none of it."""
+
+    def __init__(self) -> None:
+        self.cells: dict[Any, list[PlannedCell]] = {}
+
+    def planned(self, plan: Plan) -> None:
+        """See Observer."""
+        for cell in plan.cells:
+            self.cells.setdefault(cell.slot, []).append(cell)
+
+
+def _runs(
+    stored: Sequence[Stored], suite: RunSpec, out: Path
+) -> list[tuple[RunSpec, list[Stored]]]:
+    """The fewest runs that make all of the cells: one for every protocol. A cell without a support
+    set fits any that agrees in the rest."""
+    runs: list[tuple[RunSpec, list[Stored]]] = []
+    for pair in sorted(stored, key=lambda pair: pair[0].cell.shots == 0):
+        spec = spec_of(pair[0], suite, out)
+        for place, (other, pairs) in enumerate(runs):
+            if _fit(other, spec, with_support=pair[0].cell.shots != 0):
+                runs[place] = (_union(other, spec), [*pairs, pair])
+                break
+        else:
+            runs.append((spec, [pair]))
+    return runs
+
+
+def _fit(a: RunSpec, b: RunSpec, with_support: bool) -> bool:
+    """Whether one run can be both: the same settings, and no label for two methods."""
+    left_out = GRID if with_support else (*GRID, *OF_SUPPORT)
+    same = all(getattr(a, k) == getattr(b, k) for k in RunSpec.model_fields if k not in left_out)
+    labels = {method.label: method for method in a.methods}
+    return same and all(labels.get(method.label, method) == method for method in b.methods)
+
+
+GRID = ("methods", "datasets", "backbones", "shots", "seeds", "knowledge", "symptoms")
+OF_SUPPORT = ("views", "sampler", "validation", "selection", "shots_unit")
+
+
+def _union(a: RunSpec, b: RunSpec) -> RunSpec:
+    found: dict[str, Any] = {}
+    for name in ("methods", "datasets", "backbones", "shots", "seeds", "knowledge"):
+        mine = getattr(a, name)
+        found[name] = (*mine, *(value for value in getattr(b, name) if value not in mine))
+    return a.model_copy(update=found | {"symptoms": {**b.symptoms, **a.symptoms}})
+
+
+def compare(
+    stored: Iterable[Stored],
+    out: Path,
+    tolerance: float = TOLERANCE,
+    reason: str = "",
+    planned: Mapping[Any, Sequence[PlannedCell]] | None = None,
+) -> list[Rerun]:
+    """What `out` holds of the same cells, against what is stored. reason: why nothing was run.
+    planned: what a plan had at the cells' places; without it, the records of `out` tell."""
+    if not (out / "results.sqlite").exists():
+        why = reason or "nothing was run"
+        return [Rerun(record, "not made again", reason=why) for record, _ in stored]
+    with Store(out, readonly=True) as store:
+        there: dict[Any, list[Record]] = {}
+        for made in store.records(history=False):
+            there.setdefault(made.slot, []).append(made)
+        told = []
+        for record, p in stored:
+            others = _known(record, (planned or {}).get(record.slot, ()), there)
+            told.append(_compare(record, p, store, others, tolerance, reason))
+        return told
+
+
+def _known(
+    record: Record, cells: Sequence[PlannedCell], there: Mapping[Any, Sequence[Record]]
+) -> list[str | Mapping[str, Any]]:
+    """Of each cell at the record's place: why it cannot be, or of what its key is made."""
+    parts = (r.provenance.get("key_parts") or {} for r in there.get(record.slot, ()))
+    impossible = [c.reason for c in cells if c.status == "impossible" and c.reason]
+    return [*impossible, *(c.parts for c in cells), *parts]
+
+
 def spec_of(record: Record, suite: RunSpec, out: Path) -> RunSpec:
-    """The run of the record's row at its shots, on every dataset of `suite` that may be the
-    record's. The seeds are left to the caller."""
+    """The run that makes the record's cell, on every dataset of `suite` that may be
+    the record's."""
     c, p = record.cell, record.protocol
     known = {method.label: method for method in suite.methods}
-    method = known.get(c.method)
+    label = own_label(record)
+    method = known.get(label)
     if method is None or method.name != c.method_name:
-        plain = c.method == c.method_name
-        hparams = {} if plain else scalars(record.hparams)
-        method = MethodSpec(name=c.method_name, hparams=hparams, label=c.method)
+        hparams = {} if label == c.method_name else scalars(record.hparams)
+        method = MethodSpec(name=c.method_name, hparams=hparams, label=label)
     datasets = _datasets(record, suite)
     values: dict[str, Any] = {
         "methods": [method],
         "datasets": datasets,
         "backbones": _backbones(record, suite),
         "shots": [c.shots] if c.shots != 0 else [1],
-        "seeds": [1],
+        "seeds": [c.seed] if c.shots != 0 else [1],
         **{k: getattr(p, k) for k in ("precision", "shots_unit")},
+        "knowledge": [knowledge(record)],
         "profile": "quick" if is_quick(record) else "matched",
     }
     if c.shots != 0:
@@ -101,7 +178,7 @@ def spec_of(record: Record, suite: RunSpec, out: Path) -> RunSpec:
     }
     kept: dict[str, Any] = {
         key: getattr(suite, key)
-        for key in ("data_root", "plugins_dir", "device", "cell_timeout")
+        for key in ("data_root", "plugins_dir", "device", "cell_timeout", "allow_group_overlap")
         if key in suite.model_fields_set
     }
     return RunSpec.parse({**kept, **values, "symptoms": symptoms, "out": out})
@@ -126,14 +203,15 @@ def _datasets(record: Record, suite: RunSpec) -> list[str]:
 
 
 def _compare(
-    record: Record, stored: Predictions | None, out: Path, tolerance: float, reason: str
+    record: Record,
+    stored: Predictions | None,
+    store: Store,
+    others: Sequence[str | Mapping[str, Any]],
+    tolerance: float,
+    reason: str,
 ) -> Rerun:
-    if not (out / "results.sqlite").exists():
-        return Rerun(record, "not made again", reason=reason or "nothing was run")
-    with Store(out, readonly=True) as store:
-        made = store.record(record.key)
-        predictions = store.predictions(record.key) if made is not None else None
-        others = [r for r in store.records(history=False) if r.slot == record.slot]
+    made = store.record(record.key)
+    predictions = store.predictions(record.key) if made is not None else None
     if made is None:
         return Rerun(record, "not made again", reason=reason or _why(record, others))
     if made.error is not None:
@@ -154,12 +232,14 @@ def _judge(record: Record, stored: Predictions, made: Predictions, tolerance: fl
     return Rerun(record, "within the tolerance" if largest <= tolerance else "different", largest)
 
 
-def _why(record: Record, others: Sequence[Record]) -> str:
-    """What keeps the record's key from being made here, as far as the records tell."""
+def _why(record: Record, others: Sequence[str | Mapping[str, Any]]) -> str:
+    """What keeps the record's key from being made here, as far as anything tells."""
     if not others:
         return "no cell of its place in the grid could be run here"
-    mine, theirs = (r.provenance.get("key_parts") for r in (record, others[0]))
-    if not isinstance(mine, dict) or not isinstance(theirs, dict):
+    mine, theirs = record.provenance.get("key_parts"), others[0]
+    if isinstance(theirs, str):
+        return theirs
+    if not isinstance(mine, dict) or not theirs:
         return "its key is another one here"
     changed = [k for k in dict.fromkeys([*mine, *theirs]) if mine.get(k) != theirs.get(k)]
     return f"its key is another one here, since these differ: {', '.join(changed)}"

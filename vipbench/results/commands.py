@@ -35,6 +35,8 @@ def row_command(record: Record) -> str:
         if unit != "image":
             words += ["--shots-unit", unit]
     words += ["--precision", record.protocol.precision]
+    if knowledge(record) != "symptoms":
+        words += ["--knowledge", knowledge(record)]
     if is_quick(record):
         words += ["--profile", "quick"]
     if is_file_plugin(record):
@@ -45,7 +47,7 @@ def row_command(record: Record) -> str:
 def method_words(record: Record) -> str:
     """The method as `--methods` takes it: its label, or, where that is somebody's own word, the
     registered name with every hyperparameter."""
-    label, name = record.cell.method, record.cell.method_name
+    label, name = own_label(record), record.cell.method_name
     if label == name or (label.startswith(f"{name}[") and label.endswith("]")):
         return label
     return default_label(name, scalars(record.hparams))
@@ -54,6 +56,16 @@ def method_words(record: Record) -> str:
 def scalars(hparams: Mapping[str, Any]) -> dict[str, Scalar]:
     """The hyperparameters that a flag can say."""
     return {k: v for k, v in hparams.items() if v is None or isinstance(v, (bool, int, float, str))}
+
+
+def knowledge(record: Record) -> str:
+    """What stood in the symptoms' place; "symptoms" where they stood there themselves."""
+    return str(getattr(record.data, "knowledge", None) or "symptoms")
+
+
+def own_label(record: Record) -> str:
+    """The row's label, as the run was asked for it: without the kind of knowledge."""
+    return record.cell.method.removesuffix(f" ({knowledge(record)} knowledge)")
 
 
 def is_quick(record: Record) -> bool:
