@@ -99,8 +99,11 @@ def reproduce_command(
     try:
         unpack_bundle(files, inside)
     except FileExistsError:
-        if any((inside / name).read_bytes() != data for name, data in files.items()):
-            raise UsageError(f"{inside} holds another bundle; give another --out") from None
+        there = {name: inside / name for name in files}
+        if any(not p.is_file() or p.read_bytes() != files[n] for n, p in there.items()):
+            raise UsageError(
+                f"{inside} holds another bundle, or a part of one; give another --out"
+            ) from None
     _tell(bundle, manifest, files)
     spec = _spec(inside, out, data_root, datasets, manifest)
     _ask(inside, files, yes)

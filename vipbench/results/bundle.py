@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,17 @@ _NAMES = re.compile(
 )
 MOST_BYTES = 2 * 1024**3
 MOST_FILES = 100_000
+# What Python's own reader says of a file that is no zip, or was altered.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OSError,
+)
 # Every file carries this time, so that the same content gives the same zip.
 _TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -62,13 +75,14 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest and the files, each against its digest; nothing is written. Raises UsageError
     for anything that a bundle does not hold: other names, links, files that claim one size and
     have another, more than MOST_BYTES."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = _read_all(archive, path)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        if isinstance(error, UsageError):
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                found = _read_all(archive, path)
+        except UsageError:
             raise
-        raise UsageError(f"'{path}' is not a bundle, or is damaged: {error}") from None
+        except _DAMAGE as error:
+            raise UsageError(f"'{path}' is not a bundle, or is damaged: {error}") from None
     manifest = _manifest(path, found)
     files = manifest["files"]
     for name, data in found.items():
@@ -101,8 +115,12 @@ def _read_all(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
             raise UsageError(
                 f"'{path}' holds {info.filename!r}, which no bundle holds; nothing was unpacked"
             )
-        if info.filename in found or info.flag_bits & 1:
-            raise UsageError(f"'{path}' holds {info.filename!r} twice or locked; nothing was read")
+        plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if info.filename in found or info.flag_bits & 1 or not plain:
+            raise UsageError(
+                f"'{path}' holds {info.filename!r} twice, locked or packed in another way than "
+                "vipbench does; nothing was read"
+            )
         # Never more than was announced, whatever the compressed bytes come to.
         with archive.open(info) as file:
             data = file.read(info.file_size + 1)

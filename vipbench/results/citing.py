@@ -9,7 +9,6 @@ from typing import Any
 
 from vipbench.results.record import Record
 
-# A key that stands in two different entries would make BibTeX drop one of them.
 _KEY = re.compile(r"@(\w+)\s*\{\s*([^,\s}]+)\s*,")
 _UNSAFE = re.compile(r"[^a-z0-9]+")
 
@@ -58,6 +57,7 @@ def bibliography(items: Iterable[Used], program: str) -> str:
         for entry in _entries(item):
             key = _key_of(entry)
             if entries.setdefault(key, entry) != entry:
+                # Under one key BibTeX would drop one of the two.
                 renamed = f"{key}-{_UNSAFE.sub('-', item.name.lower()).strip('-')}"
                 entry = entry.replace(key, renamed, 1)
                 key = renamed
@@ -74,12 +74,13 @@ def _comment(item: Used, cited: list[str]) -> str:
     licence = f"; licence: {_line(item.licence)}" if item.licence else ""
     if item.kind in ("backbone", "dataset") and not item.licence:
         licence = "; licence unknown"
-    return f"{item.kind} {_line(item.name)}: {told}{licence}"
+    # To BibTeX an @ starts an entry wherever it stands.
+    return f"{item.kind} {_line(item.name)}: {told}{licence}".replace("@", "(at)")
 
 
 def _entries(item: Used) -> list[str]:
     """The BibTeX entries of what was given; a plain citation becomes one of type misc."""
-    text = item.entry.strip()
+    text = "".join(c for c in item.entry if c.isprintable() or c == "\n").strip()
     if not text:
         return []
     starts = [match.start() for match in _KEY.finditer(text)]
@@ -87,7 +88,7 @@ def _entries(item: Used) -> list[str]:
         ends = [*starts[1:], len(text)]
         return [text[a:b].strip() for a, b in zip(starts, ends, strict=True)]
     key = _UNSAFE.sub("-", f"{item.kind}-{item.name}".lower()).strip("-")
-    inner = _line(text).replace("{", "").replace("}", "").replace("\\", "")
+    inner = re.sub(r"[{}\\@]", "", _line(text))
     for char in "&%#_$":
         inner = inner.replace(char, f"\\{char}")
     return [f"@misc{{{key},\n  note = {{{inner}}},\n}}"]

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.results.samples import record_dict
+from vipbench.results.citing import bibliography, used
+from vipbench.results.record import Record
+
+COOP = "@article{zhou2022, title = {CoOp}}"
+
+
+def record(name: str, bibtex: str = "", **more: Any) -> Record:
+    told = record_dict(name)
+    told["cell"]["method_name"] = name
+    told["provenance"]["method"]["bibtex"] = bibtex
+    told["provenance"]["backbone"] |= {"citation": more.get("backbone", ""), "licence": "MIT"}
+    told["provenance"]["dataset"] = {"citation": more.get("dataset", "")}
+    told["data"]["licence"] = more.get("licence", "CC0-1.0")
+    return Record.of(told)
+
+
+def bib(*records: Record) -> str:
+    return bibliography(used(records), "@software{vipbench, title = {vipbench}}")
+
+
+def test_every_source_is_named_once() -> None:
+    both = f"{COOP}\n\n@book{{second, title = {{b}}}}"
+    text = bib(record("coop", both), record("vip", COOP, dataset="Doe J. Images & more, 50 %."))
+    assert text.count("@article{zhou2022,") == 1
+    assert "% method coop: cite zhou2022, second\n" in text
+    assert "% method vip: cite zhou2022\n" in text
+    assert "% backbone toy-clip: no citation is known; licence: MIT\n" in text
+    assert "% dataset toyderm: cite dataset-toyderm; licence: CC0-1.0\n" in text
+    assert "note = {Doe J. Images \\& more, 50 \\%.}" in text
+
+
+def test_two_works_under_one_key_are_kept_apart() -> None:
+    text = bib(record("a", COOP), record("b", "@book{zhou2022, title = {another}}"))
+    assert "% method b: cite zhou2022-b\n" in text
+    assert "@book{zhou2022-b, title = {another}}" in text
+    assert "@article{zhou2022, title" in text
+
+
+@given(st.text(max_size=60), st.text(min_size=1, max_size=20), st.text(max_size=30))
+def test_a_comment_is_one_line_and_starts_no_entry(entry: str, name: str, licence: str) -> None:
+    text = bib(record(name, entry, dataset=entry, licence=licence))
+    # What BibTeX sees first are the comments, none of which may hold its @.
+    comments = text.partition("\n\n\n")[0].splitlines()
+    assert all(line.startswith("% ") and "@" not in line for line in comments)
+    keys = re.findall(r"^@\w+\s*\{\s*([^,\s}]+)", text, re.M)
+    assert "vipbench" in keys
