@@ -8,9 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-Folder = Annotated[
-    Path, typer.Argument(metavar="[DIR]", show_default=False, help="A results folder.")
-]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder.")]
 DEFAULT = Path("vipbench-results")
 
 

@@ -43,10 +43,11 @@ def sentence(claim: Claim, found: Claims) -> str:
     if interval.method == "Hodges–Lehmann":
         effect += " (Hodges–Lehmann estimate over datasets)"
     verdict = "" if shown else ", a difference that these data do not establish"
+    alone = ", uncorrected," if len(found.claims) > 1 else ""
     low, high = interval.low * scale, interval.high * scale
     inside = [
         means,
-        f"{100 * found.level:g} % confidence interval of the difference {_signed(low)} to "
+        f"{100 * found.level:g} % confidence interval of the difference{alone} {_signed(low)} to "
         f"{_signed(high)} points for {_population(claim)}",
         _n(claim),
         f"{claim.test}, {_p(claim.p_corrected)}, {family(found)}",
