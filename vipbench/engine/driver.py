@@ -48,8 +48,7 @@ MOST_DEATHS = 2
 
 
 def catalogue(plugins_dir: Path | None = None, count: bool = False) -> list[CatalogueEntry]:
-    """Everything registered; `count` adds how many parameters each method trains on the bundled
-    backbone and data. Raises UsageError for a plugin that cannot be loaded."""
+    """Everything registered; `count` adds the trainable parameters (see `counting`). UsageError."""
     with Worker() as worker:
         folder = None if plugins_dir is None else str(plugins_dir)
         event = _answer(worker, "catalogue", plugins_dir=folder, count=count)
