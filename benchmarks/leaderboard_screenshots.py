@@ -11,15 +11,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.browser import Browser, find_chromium
 from vipbench.results.gathering import Folders
 from vipbench.results.leaderboard import leaderboard
 from vipbench.results.leaderboard_page import render_page, write_page
 
-OUT = REPO / "docs" / "img"
+OUT = Path(__file__).resolve().parents[1] / "docs" / "img"
 CHOOSE = """document.getElementById("shots").value = "16";
 document.getElementById("controls").dispatchEvent(new Event("input"))"""
 OPEN = "document.querySelector('[data-section=methods] button.value').click()"

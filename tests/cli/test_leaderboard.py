@@ -228,6 +228,7 @@ def test_narrow_dark_and_printed(page: Browser, scheme: str) -> None:
 
 def test_curves(page: Browser) -> None:
     choose(page, "dataset", "toyderm")
+    choose(page, "shots", "4")  # which the curves, running over shots, pass over
     titles = page.js("[...document.querySelectorAll('figcaption')].map((c) => c.textContent)")
     assert titles == ["Accuracy: toyderm · toy-clip"]
     names = page.js("[...document.querySelectorAll('.legend li')].map((c) => c.textContent)")

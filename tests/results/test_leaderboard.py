@@ -74,8 +74,15 @@ def test_a_rank_counts_those_that_are_significantly_better(
             return False
         return a.low > b.high if higher else a.high < b.low
 
+    def place(mine: Bounds) -> int:
+        return 1 + sum(beats(other, mine) for other in given_)
+
+    def as_good(other: Bounds, mine: Bounds) -> bool:
+        better = other.mean >= mine.mean if higher else other.mean <= mine.mean
+        return other.low is not None and better
+
     expected = [
-        None if mine.low is None else 1 + sum(beats(other, mine) for other in given_)
+        None if mine.low is None else max(place(o) for o in given_ if as_good(o, mine))
         for mine in given_
     ]
     assert ranks(given_, higher) == expected
@@ -90,6 +97,16 @@ def test_overlapping_methods_share_a_rank_and_others_do_not() -> None:
     told = {e.first.cell.method: e.ranks["accuracy"] for e in found}
     assert told == {"clear": 1, "close": 1, "behind": 3}
     assert [e.first.cell.method for e in found] == ["clear", "close", "behind"]
+
+
+def test_a_wide_interval_lifts_nobody_over_a_better_mean() -> None:
+    found = entries(
+        *seeds("best", [0.6, 0.6001, 0.6002]),
+        *seeds("close", [0.55, 0.551, 0.552]),
+        *seeds("loose", [0.45, 0.54, 0.65]),
+    )
+    told = {e.first.cell.method: e.ranks["accuracy"] for e in found}
+    assert told == {"best": 1, "close": 2, "loose": 2}
 
 
 def test_only_like_is_compared_with_like() -> None:

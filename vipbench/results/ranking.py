@@ -73,13 +73,30 @@ def image_bounds(
 
 def ranks(entries: Sequence[Bounds], higher_better: bool = True) -> list[int | None]:
     """Of each entry: 1 + how many are significantly better, that is, have an interval wholly on
-    the better side of its own. None for an entry without an interval, which tells no difference.
-    """
-    ends = [(e.low, e.high) for e in entries if e.low is not None and e.high is not None]
+    the better side of its own; but never before an entry with a better mean, however wide its own
+    interval. None for an entry without an interval, which tells no difference."""
+    sign = 1.0 if higher_better else -1.0
+    able = [i for i, e in enumerate(entries) if e.low is not None and e.high is not None]
     # On a scale where more is better.
-    low, high = np.array(
-        [pair if higher_better else (-pair[1], -pair[0]) for pair in ends]
-    ).T.reshape(2, -1)
+    means = np.array([sign * entries[i].mean for i in able])
+    ends = np.array([[entries[i].low, entries[i].high] for i in able], dtype=float).reshape(-1, 2)
+    low, high = np.sort(sign * ends, axis=1).T
     # How many lower ends lie above an upper end; an entry's own never does.
-    better = iter(len(ends) - np.searchsorted(np.sort(low), high, side="right"))
-    return [None if e.low is None else 1 + int(next(better)) for e in entries]
+    places = 1 + len(able) - np.searchsorted(np.sort(low), high, side="right")
+    found: list[int | None] = [None] * len(entries)
+    for i, place in zip(able, _monotone(means, places), strict=True):
+        found[i] = int(place)
+    return found
+
+
+def _monotone(
+    means: NDArray[np.floating[Any]], places: NDArray[np.integer[Any]]
+) -> NDArray[np.integer[Any]]:
+    """The places, each at least as late as those of better means; equal means share theirs."""
+    order = np.lexsort((places, -means))
+    late = np.maximum.accumulate(places[order])
+    # Of equal means the last one's place is everybody's.
+    last = np.searchsorted(-means[order], -means[order], side="right") - 1
+    out = np.empty_like(places)
+    out[order] = late[last]
+    return out

@@ -37,11 +37,11 @@ function fillControls() {
     .map((k) => [k, KINDS[k] ? `${k}: ${KINDS[k]}` : k]), "all");
 }
 
-function wanted(entry) {
+function wanted(entry, anyShots = false) {
   const query = control.query.value.trim().toLowerCase();
   return (!control.dataset.value || entry.dataset.name === control.dataset.value)
     && (!control.backbone.value || entry.backbone.name === control.backbone.value)
-    && (!control.shots.value || String(entry.shots) === control.shots.value)
+    && (anyShots || !control.shots.value || String(entry.shots) === control.shots.value)
     && (!control.kind.value || entry.row.kind === control.kind.value)
     && (!query || entry.row.label.toLowerCase().includes(query));
 }
@@ -147,7 +147,7 @@ function boardOf([id, title, note], entries, m) {
 
 function render() {
   const m = Number(control.metric.value);
-  const found = ENTRIES.filter(wanted);
+  const found = ENTRIES.filter((e) => wanted(e));
   const boards = document.getElementById("boards");
   const active = document.activeElement;
   const focus = active && active.dataset ? active.dataset.sort : null;
@@ -164,12 +164,13 @@ function render() {
     + `${metric.higher ? "higher" : "lower"} is better${metric.percent ? "; in percent" : ""}.`;
   document.getElementById("status").textContent =
     `${found.length.toLocaleString("en")} of ${ENTRIES.length.toLocaleString("en")} entries`;
-  return found;
 }
 
 function update() {
   state.limit = PAGE;
-  drawCurves(render(), Number(control.metric.value));
+  render();
+  // Curves run over shots, whichever of them the tables show.
+  drawCurves(ENTRIES.filter((e) => wanted(e, true)), Number(control.metric.value));
 }
 
 function sortBy(id) {
