@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,17 @@ def test_any_names_survive(
         store.add(record)
         write_rows(path, export_rows(store, None), form)
     assert [r for r, _ in read_rows(read_file(path), "e")] == [record]
+
+
+def test_the_page_documents_every_column_and_its_example_runs(
+    repo: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (repo / "docs" / "exchange.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`(\w+)`", page))
+    assert set(COLUMNS) - set(RECORD_COLUMNS) <= told
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    write_rows(tmp_path / "results.parquet", rows(folder, SALT), "parquet")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    np.testing.assert_array_equal(names["scores"], scored(1)[1].scores)
