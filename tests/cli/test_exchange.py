@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from tests.conftest import Cli
 from vipbench.results.collection import Collection
+from vipbench.results.commands import run_command
 from vipbench.results.metrics import compute_metrics
 from vipbench.results.predictions import Predictions
 from vipbench.results.record import Record
@@ -86,14 +88,31 @@ def test_export_import_merge_prefer(cli: Cli, ran: Path, tmp_path: Path) -> None
         ids = [store.predictions(r.key, n).ids for n, r in numbers]  # type: ignore[union-attr]
     assert ids[0] == ids[1]  # the pseudonyms gave way to the names that are known here
 
-    table = cli("table", mine, "--format", "csv", "--metric", "accuracy").stdout
-    assert re.search(r"coop\[epochs=2\],method,accuracy,1,unfinished,,,0,2", table)
+    done = cli("table", mine, "--format", "csv", "--metric", "accuracy")
+    assert re.search(r"coop\[epochs=2\],method,accuracy,1,unfinished,,,0,2", done.stdout)
+    assert re.search(
+        r"accuracy [\d.]+ \(\(own\), cpu\) \| [\d.]+ \(ben, H100\); spread", done.stderr
+    )
 
     done = cli("merge", "--out", mine, "--prefer", "ben@H100")
     assert done.returncode == 0, done.stderr
     assert "4 cells now stand as handed in by ben@H100" in done.stdout
     table = cli("table", mine, "--format", "csv", "--metric", "accuracy").stdout
     assert re.search(r"coop\[epochs=2\],method,accuracy,1,done,", table)
+
+
+def test_the_leaderboards_command_makes_the_record_again(
+    cli: Cli, ran: Path, toy: Path, tmp_path: Path
+) -> None:
+    with Store(ran, readonly=True) as store:
+        chosen = [r for r in store.records() if r.cell.method_name == "coop" and r.cell.shots == 2]
+    program, *args = shlex.split(run_command(chosen[0], [r.cell.seed for r in chosen]))
+    assert program == "vipbench"
+    args = [arg.replace("PATH", str(toy / "toy.npz")) for arg in args]
+    done = cli(*args, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    with Store(tmp_path / "out", readonly=True) as store:
+        assert store.status() == {record.key: "ok" for record in chosen}
 
 
 def test_merge_tells_the_spread(cli: Cli, ran: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vipbench.results.leaderboard import Entry, leaderboard
 from vipbench.results.leaderboard_page import page_data, render_page, write_page
 from vipbench.results.plan import PlanCell
 from vipbench.results.predictions import Predictions
+from vipbench.results.privacy import scrub
 from vipbench.results.ranking import Bounds, bounds, image_bounds, ranks
 from vipbench.results.record import Record
 from vipbench.results.store import Store
@@ -246,10 +247,23 @@ def test_names_never_become_markup(name: str) -> None:
     assert len(scripts) == 2
     assert "<!--" not in scripts[0]
     data = json.loads(scripts[0])
-    assert data["notes"] == [Record.of(told).notes[0]]
+    assert data["notes"] == [scrub(Record.of(told).notes[0])]
     assert data["rows"][0]["label"] == Record.of(told).cell.method
     plain = render_page(entries(make("vip")), title="x")
     assert page.count("<") - plain.count("<") == 0
+
+
+def test_no_path_stands_in_the_page() -> None:
+    told = record_dict("vip")
+    told["hparams"]["bank"] = "/home/anna/patient-17.pt"
+    told["notes"] = ["symptoms of C:\\clinic\\symptoms.json"]
+    told["data"]["caption"] = "from ~/images"
+    failed = record_dict("coop", error="DataError")
+    failed["error"]["message"] = "patient-17.png is broken"
+    page = render_page(entries(Record.of(told), Record.of(failed)))
+    for secret in ("anna", "patient-17", "clinic", "~/images"):
+        assert secret not in page
+    assert page.count("\\u003cpath\\u003e") == 3
 
 
 def test_the_page_brings_all_and_loads_nothing() -> None:

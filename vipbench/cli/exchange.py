@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vipbench.cli import OK
-from vipbench.cli.text import clean, plural, shots_text
+from vipbench.cli.disputes import tell_disputes
+from vipbench.cli.text import clean, plural
 from vipbench.errors import UsageError
 from vipbench.results.collection import Collection, Handed
 from vipbench.results.exchange import all_results, export_rows, read_rows, who, with_local_names
 from vipbench.results.exchange_files import format_of, read_file, write_rows
-from vipbench.results.metrics import metric_value
 from vipbench.results.plan import PlanCell
 from vipbench.results.privacy import Pseudonyms
 from vipbench.results.record import Record
 from vipbench.results.store import Store
-from vipbench.results.submissions import OWN, device, matches, submitted_by, submitter
+from vipbench.results.submissions import OWN, matches, submitted_by
 
-MOST_SHOWN = 20
 LONGEST_NAME = 80
 
 
@@ -67,7 +67,7 @@ def merge_command(folders: Sequence[str], out: Path, prefer: str | None) -> int:
         _say(out, told, store)
         if prefer is not None:
             _prefer(store, prefer)
-        _show_disputes(store)
+        tell_disputes(store, sys.stdout)
     return OK
 
 
@@ -137,36 +137,6 @@ def _prefer(store: Collection, preferred: str) -> None:
         )
 
 
-def _show_disputes(store: Collection) -> None:
-    open_ = store.disputed()
-    several = store.submissions()
-    for key in open_[:MOST_SHOWN]:
-        print(f"  {dispute_text([record for _, record in several[key]])}")
-    if len(open_) > MOST_SHOWN:
-        print(f"  and {len(open_) - MOST_SHOWN:,} more")
-    if open_:
-        print(
-            f"{plural(len(open_), 'cell')} in dispute: tables show none of the results until "
-            f"`vipbench merge --out {store.out_dir} --prefer SUBMITTER` chooses"
-        )
-
-
-def dispute_text(records: Sequence[Record]) -> str:
-    """One cell and what was handed in for it, with the spread."""
-    c = records[0].cell
-    seed = "" if c.shots == 0 else f", seed {c.seed}"
-    values = [metric_value(record.metrics, "accuracy") for record in records]
-    told = [
-        f"{100 * value:.2f} ({submitter(record)}, {device(record)})"
-        for record, value in zip(records, values, strict=True)
-        if value is not None
-    ]
-    known = [value for value in values if value is not None]
-    spread = 100 * (max(known) - min(known))
-    where = f"{c.method} on {c.dataset}, {c.backbone}, {shots_text(c.shots)}{seed}"
-    return clean(f"{where}: accuracy {' | '.join(told)}; spread {spread:.2f}")
-
-
 def _say(out: Path, told: Sequence[str], store: Store) -> None:
     counts = {word: told.count(word) for word in ("new", "same", "other")}
     print(
@@ -174,4 +144,4 @@ def _say(out: Path, told: Sequence[str], store: Store) -> None:
         f"{counts['other']:,} with other scores than what is there"
     )
     if counts["other"]:
-        print(f"who handed in: {', '.join(who(r for r, _ in all_results(store)))}")
+        print(f"who handed in: {clean(', '.join(who(r for r, _ in all_results(store))))}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vipbench.cli import OK
+from vipbench.cli.disputes import tell_disputes
 from vipbench.cli.selection import Selection, labels, opened
 from vipbench.errors import UsageError, unknown
 from vipbench.results.layout import Layout, lay_out
@@ -49,6 +50,8 @@ def table_command(
             cells, layout = preset(preset_name, cells, layout, given)
         table = lay_out(cells, layout, store.predictions)
         print(render(table, format).rstrip("\n"))
+        # Beside the table: its formats are read by programs.
+        tell_disputes(store)
     return OK
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from vipbench.results.commands import is_file_plugin, row_command
 from vipbench.results.leaderboard import SHOWN, Entry
 from vipbench.results.metrics import METRICS, metric_value
+from vipbench.results.privacy import scrub
 from vipbench.results.ranking import Bounds
 from vipbench.results.record import Record
 from vipbench.results.settings import versions
@@ -92,7 +93,8 @@ class _Pool:
 
 
 def page_data(entries: Sequence[Entry]) -> dict[str, Any]:
-    """What the page's script reads; `templates/model.js` unpacks it."""
+    """What the page's script reads; `templates/model.js` unpacks it. Names stand as they are; out
+    of what else a person wrote the paths are taken."""
     pools = {
         name: _Pool() for name in ("datasets", "backbones", "rows", "runs", "commands", "notes")
     }
@@ -124,7 +126,7 @@ def _line(entry: Entry, pools: dict[str, _Pool]) -> list[Any]:
         first.cell.shots,
         pools["commands"].place(row_command(first)),
         entry.expected,
-        [pools["notes"].place(note) for note in entry.notes],
+        [pools["notes"].place(scrub(note)) for note in entry.notes],
         [_bounds(entry.bounds.get(name), entry.ranks.get(name)) for name in SHOWN],
         [_cell(record, pools) for record in entry.records],
         [[r.key, r.cell.seed, r.error.type if r.error else ""] for r in entry.failed],
@@ -144,7 +146,7 @@ def _number(value: float | None) -> int | None:
 
 
 def _cell(record: Record, pools: dict[str, _Pool]) -> list[Any]:
-    run = {**versions(record), "device": device(record)}
+    run = {**scrub(versions(record)), "device": device(record)}
     if submitter(record) != OWN:
         run["submitter"] = submitter(record)
     return [
@@ -166,7 +168,7 @@ def _dataset(record: Record) -> dict[str, Any]:
         "classes": d.class_names,
         "counts": {"train": d.train_counts, "val": d.val_counts, "test": d.test_counts},
         "licence": d.licence,
-        "caption": d.caption,
+        "caption": scrub(d.caption),
     }
 
 
@@ -190,9 +192,9 @@ def _row(record: Record) -> dict[str, Any]:
         "needs": sorted(record.needs),
         "plugin": _plugin(record, "method"),
         "file_plugin": is_file_plugin(record),
-        "hparams": record.hparams,
-        "recipe": record.recipe,
-        "protocol": record.protocol.model_dump(),
+        "hparams": scrub(record.hparams),
+        "recipe": scrub(record.recipe),
+        "protocol": scrub(record.protocol.model_dump()),
         "symptoms": record.data.symptoms_sha256 if "symptoms" in record.needs else None,
         "support": [record.data.n_support, record.data.n_val],
     }

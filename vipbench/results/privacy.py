@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vipbench.errors import UsageError
 from vipbench.results.predictions import Predictions
 from vipbench.results.record import Record
 
@@ -77,14 +78,17 @@ class Pseudonyms:
     @classmethod
     def of_folder(cls, folder: Path) -> Pseudonyms:
         """With the folder's own salt, which is drawn at the first export and stays in the folder:
-        exports of one folder agree with each other. Raises OSError, ValueError."""
+        exports of one folder agree with each other. Raises OSError, UsageError."""
         path = folder / SALT_FILE
         try:
             found = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
-            salt = bytes.fromhex(path.read_text(encoding="ascii").strip())
+            try:
+                salt = bytes.fromhex(path.read_text(encoding="ascii").strip())
+            except ValueError:
+                salt = b""
             if len(salt) < 16:
-                raise ValueError(f"{path} is no salt; move it away for a new one") from None
+                raise UsageError(f"{path} is no salt; move it away for a new one") from None
             return cls(salt)
         salt = secrets.token_bytes(32)
         with os.fdopen(found, "w", encoding="ascii") as file:
