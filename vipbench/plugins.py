@@ -29,7 +29,6 @@ from vipbench.pluginfiles import (
 __all__ = ["Plugin", "Registered", "Registry", "load_registry", "provenance"]
 
 ENTRY_POINT_GROUP = "vipbench"
-PLUGINS_DIR_VARIABLE = "VIPBENCH_PLUGINS_DIR"
 
 # Every module of these rooms is a plugin, but for those with a leading underscore.
 BUILTIN_ROOMS = ("methods", "backbones", "datasets")

@@ -20,7 +20,6 @@ def _text(flag: str, metavar: str, help: str) -> Any:
 
 
 Data = Annotated[str, _text("--dataset", "NAME", "The dataset, for its classes.")]
-OptionalData = Annotated[str | None, _text("--dataset", "NAME", "The dataset.")]
 Root = Annotated[Path | None, _text("--data-root", "DIR", "Where datasets are looked for.")]
 Model = Annotated[str, _text("--backbone", "NAME", "A backbone with a text tower. [tiny-clip]")]
 File = Annotated[Path | None, _text("--symptoms", "FILE", "Instead of the dataset's own set.")]

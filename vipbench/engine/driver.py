@@ -45,6 +45,7 @@ __all__ = [
 
 # After so many of a group's cells ended a worker each, the rest are written off untried.
 MOST_DEATHS = 2
+DIED, TIMEOUT = "WorkerDied", "Timeout"
 
 
 def catalogue(plugins_dir: Path | None = None, count: bool = False) -> list[CatalogueEntry]:
@@ -70,7 +71,7 @@ def estimate(spec: RunSpec, retry: bool = True) -> tuple[Plan, list[Estimate]]:
     with Worker() as worker:
         planned = _plan(worker, spec, Stored.read(spec.out), retry)
         found = []
-        for keys in _by_group(planned).values():
+        for keys in planned.groups():
             event = _answer(worker, "estimate", keys=keys)
             found.append(Estimate(**{k: v for k, v in event.items() if k != "event"}))
         return planned, found
@@ -114,6 +115,7 @@ class _Driver:
         self.spare: Worker | None = None
         self.store: Store | None = None
         self.cells: dict[str, PlannedCell] = {}
+        self.ended: set[str] = set()  # cells that have a record of this run
         self.outcome = Outcome(0, 0, 0, 0)
 
     def run(self, only: Collection[str] | None) -> None:
@@ -130,32 +132,33 @@ class _Driver:
         self.store = Store(self.spec.out)
         self.spec.save()
         self.store.save_plan([cell.as_dict() for cell in planned.cells])
-        for keys in _by_group(planned).values():
+        for keys in planned.groups():
             self._run_group(keys)
 
     def _run_group(self, keys: Sequence[str]) -> None:
         try:
             self._attempt(keys)
         except WorkerTimeoutError as error:
-            self._write_off(self._missing(keys), "Timeout", str(error))
+            self._write_off(self._missing(keys), TIMEOUT, str(error))
         except WorkerDiedError as error:
-            rest = self._missing(keys)
             if len(keys) == 1:
-                self._write_off(rest, "WorkerDied", str(error))
+                self._write_off(self._missing(keys), DIED, str(error))
             else:
-                self._one_by_one(rest)
+                self._one_by_one(self._missing(keys))
 
     def _one_by_one(self, keys: Sequence[str]) -> None:
         # One cell may have ended the worker; the others must not suffer for it.
         deaths = 0
-        for i, key in enumerate(keys):
+        for key in keys:
             try:
                 self._attempt([key])
             except (WorkerDiedError, WorkerTimeoutError) as error:
                 deaths += 1
-                lost = keys[i:] if deaths == MOST_DEATHS else [key]
-                self._write_off(lost, type(error).__name__, str(error))
+                kind = TIMEOUT if isinstance(error, WorkerTimeoutError) else DIED
+                self._write_off(self._missing([key]), kind, str(error))
                 if deaths == MOST_DEATHS:
+                    told = f"not tried, since {deaths} cells of its group failed so: {error}"
+                    self._write_off(self._missing(keys), "NotTried", told)
                     return
 
     def _attempt(self, keys: Sequence[str]) -> None:
@@ -194,6 +197,7 @@ class _Driver:
     ) -> None:
         assert self.store is not None
         self.store.add(record, predictions, parameters)
+        self.ended.add(record.key)
         done, failed = (1, 0) if record.ok else (0, 1)
         self.outcome = replace(
             self.outcome, done=self.outcome.done + done, failed=self.outcome.failed + failed
@@ -201,9 +205,7 @@ class _Driver:
         self.observer.cell_done(self.cells[record.key], record)
 
     def _missing(self, keys: Sequence[str]) -> list[str]:
-        assert self.store is not None
-        have = self.store.status()
-        return [key for key in keys if have.get(key) != "ok"]
+        return [key for key in keys if key not in self.ended]
 
     def _write_off(self, keys: Sequence[str], kind: str, message: str) -> None:
         """Error records for cells whose worker is gone; a new one tells what is known of them."""
@@ -262,13 +264,6 @@ def _plan(worker: Worker, spec: RunSpec, stored: Stored | None = None, retry: bo
     stored = stored or Stored()
     cells = [stored.judge(PlannedCell(**item), retry) for item in event["cells"]]
     return Plan(cells, event["notices"], event["info"])
-
-
-def _by_group(planned: Plan) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for cell in planned.of("todo"):
-        groups.setdefault(cell.group, []).append(cell.key)
-    return groups
 
 
 def _answer(worker: Worker, do: str, **arguments: Any) -> dict[str, Any]:

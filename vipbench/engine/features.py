@@ -110,10 +110,6 @@ class Features:
         """How many of `items` need not be encoded."""
         return len(self._shelf(split, views).get(items))
 
-    def forget_views(self) -> None:
-        """Drop all training views, for memory."""
-        self._views.clear()
-
     def _table(self, split: str, views: Views, seed: int) -> _ViewTable:
         return self._views.setdefault((split, views.scale, views.flip, seed), _ViewTable())
 

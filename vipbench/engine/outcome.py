@@ -51,6 +51,13 @@ class Plan:
         """The cells of one status."""
         return [cell for cell in self.cells if cell.status == status]
 
+    def groups(self) -> list[list[str]]:
+        """The keys of the cells that are to be done, by the group that they run in."""
+        found: dict[str, list[str]] = {}
+        for cell in self.of("todo"):
+            found.setdefault(cell.group, []).append(cell.key)
+        return list(found.values())
+
 
 @dataclass(frozen=True)
 class Estimate:

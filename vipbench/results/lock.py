@@ -36,7 +36,6 @@ class WriterLock:
             raise StoreError(
                 f"{path}: this system has no POSIX file locks; results can be read, not written"
             ) from None
-        self._path = path
         self._name = str(path.resolve())
         if _held.get(self._name) == os.getpid():
             raise StoreError(f"{path.parent} is already open for writing in this very process")

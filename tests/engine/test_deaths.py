@@ -1,0 +1,72 @@
+"""What is written down when cells of one group end their workers, and others only fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vipbench.engine import driver
+from vipbench.results import Record, Store
+from vipbench.spec import RunSpec
+
+PLUGIN = '''
+import os
+import torch
+import vipbench
+from vipbench import api
+
+class Moody(api.Method):
+    """Fails at one shot, ends its process at two and more."""
+    name = "moody"
+    kind = "TF"
+    needs = frozenset()
+
+    def prepare(self, support):
+        if support.shots > 1:
+            os._exit(7)
+        raise RuntimeError("it broke here")
+
+    def forward(self, x):
+        return torch.zeros(len(x), self.task.n_classes)
+
+@vipbench.hookimpl
+def register_methods(register):
+    register(Moody)
+'''
+
+
+class Listener(driver.Observer):
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def cell_done(self, cell: driver.PlannedCell, record: Record) -> None:
+        self.keys.append(record.key)
+
+
+def test_each_cell_ends_once_and_untried_ones_say_so(tmp_path: Path) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "moody.py").write_text(PLUGIN, encoding="utf-8")
+    spec = RunSpec.parse(
+        {
+            "methods": ["moody"],
+            "datasets": ["synthderm"],
+            "backbones": ["tiny-clip"],
+            "shots": [1, 2, 4, 8],
+            "seeds": [1],
+            "out": tmp_path / "out",
+            "plugins_dir": tmp_path / "plugins",
+            "views": "none",
+        }
+    )
+    listener = Listener()
+    outcome = driver.run(spec, listener)
+    assert (outcome.done, outcome.failed) == (0, 4)
+    assert len(listener.keys) == len(set(listener.keys)) == 4
+    with Store(tmp_path / "out", readonly=True) as store:
+        errors = {r.cell.shots: r.error for r in store.records()}
+    said = {shots: (error.type, error.message) for shots, error in errors.items() if error}
+    assert said[1][0] == "RuntimeError"
+    for shots in (2, 4):
+        assert said[shots][0] == "WorkerDied"
+        assert "exit status 7" in said[shots][1]
+    assert said[8][0] == "NotTried"
+    assert "exit status 7" in said[8][1]
