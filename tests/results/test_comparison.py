@@ -113,7 +113,7 @@ def test_transductive_methods_stand_apart() -> None:
     assert shown["transclip"].mean == 0.9
     assert shown["transclip"].rank is None
     assert shown["vip"].rank == 1
-    assert "transclip †" in render(table, "text")
+    assert "transclip ‡" in render(table, "text")
 
 
 def test_rows_and_columns_keep_their_order() -> None:

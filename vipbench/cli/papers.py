@@ -147,9 +147,10 @@ def plot(
         str,
         typer.Option(
             "--kind",
-            metavar="fewshot|confusion|reliability|cd",
+            metavar="fewshot|confusion|reliability|cd|bars|knowledge",
             help="A metric against shots; confusion matrices; reliability diagrams; the "
-            "critical-difference diagram over datasets.",
+            "critical-difference diagram over datasets; a bar a method, or a bar a kind of "
+            "knowledge.",
         ),
     ] = "fewshot",
     out: Annotated[
@@ -163,16 +164,17 @@ def plot(
         ),
     ] = None,
     metric: Annotated[
-        str, typer.Option("--metric", metavar="NAME", help="What fewshot and cd show.")
+        str, typer.Option("--metric", metavar="NAME", help="What curves, ranks and bars show.")
     ] = "accuracy",
     aggregate: Annotated[
-        str,
-        typer.Option(
+        str | None,
+        _text(
             "--aggregate",
-            metavar="ci-seeds|ci-images|ci-both|sd|none",
-            help="The band of fewshot: a 95 % confidence interval, or the deviation over seeds.",
+            "ci-seeds|ci-images|ci-both|sd|none",
+            "The band of curves and the interval of bars: a 95 % confidence interval, or the "
+            "deviation over seeds. [ci-seeds; of bars ci-both]",
         ),
-    ] = "ci-seeds",
+    ] = None,
     methods: Methods = None,
     datasets: Datasets = None,
     backbones: Backbones = None,

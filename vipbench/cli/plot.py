@@ -12,14 +12,14 @@ from vipbench.spec import SUITE_NAME, RunSpec
 
 
 def plot_command(
-    folder: Path, kind: str, out: Path | None, metric: str, aggregate: str, chosen: Selection
+    folder: Path, kind: str, out: Path | None, metric: str, aggregate: str | None, chosen: Selection
 ) -> int:
     """Write the figure and print its caption. Raises UsageError, StoreError, OSError."""
     from vipbench.results.figures import KINDS, SUFFIXES, draw, save
 
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
-    if aggregate not in SPREADS:
+    if aggregate is not None and aggregate not in SPREADS:
         raise unknown("aggregate", aggregate, SPREADS)
     file = folder / f"{kind}.pdf" if out is None else out
     if file.suffix.lower() not in SUFFIXES:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from vipbench.api import SPLITS, DataError, Dataset, ImageBackbone, ImageError, Split
@@ -25,7 +25,9 @@ Bound = tuple[tuple[str, ...], ...]
 class LoadedDataset:
     """A dataset with its splits read, its symptoms and descriptions in the order of its classes.
 
-    source: how a run asks for it, as records tell it: PATH stands for a path.
+    source: how a run asks for it, as records tell it: PATH stands for a path. images_seen: kind of
+    texts ("symptoms" or "descriptions") -> how many labelled training images of a class, at most,
+    they were written from; what is not in it was written from none.
     """
 
     dataset: Dataset
@@ -38,7 +40,7 @@ class LoadedDataset:
     descriptions: Bound | None = None
     source: str = ""
     knowledge: str = "symptoms"
-    images_seen: int = 0
+    images_seen: Mapping[str, int] = field(default_factory=dict)
 
     def with_knowledge(self, knowledge: str) -> LoadedDataset:
         """This with other texts in the symptoms' place; see vipbench.symptoms.knowledge."""
@@ -47,9 +49,15 @@ class LoadedDataset:
         names = self.dataset.class_names
         own = dict(zip(names, self.symptoms, strict=True))
         bound = _bind(replace_knowledge(own, knowledge), names)
+        # What is turned into its opposite was still read off images; what replaces it was not.
+        seen = self.images_seen if knowledge == "incorrect" else {}
         return dataclasses.replace(
-            self, symptoms=bound, symptoms_sha256=sha(bound), knowledge=knowledge
+            self, symptoms=bound, symptoms_sha256=sha(bound), knowledge=knowledge, images_seen=seen
         )
+
+    def texts_saw(self, needs: Set[str]) -> int:
+        """The most labelled images of a class behind the texts that a method with `needs` reads."""
+        return max((n for kind, n in self.images_seen.items() if kind in needs), default=0)
 
     def counts(self, split: str) -> list[int]:
         """Images of each class in a split."""
@@ -97,7 +105,7 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         notices.append(f"{dataset.name}: `vipbench audit` found {leaks}")
     symptoms: Mapping[str, Any] | None = dataset.symptoms
     file = spec.symptoms.get(source, spec.symptoms.get(dataset.name, spec.symptoms.get("*")))
-    descriptions, seen = dataset.descriptions, 0
+    descriptions, seen = dataset.descriptions, {}
     if file is not None:
         try:
             loaded = load_symptoms(file, dataset.class_names)
@@ -106,7 +114,9 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         if loaded.kind == "descriptions":
             descriptions = loaded.symptoms
         else:
-            symptoms, seen = loaded.symptoms, loaded.images_seen
+            symptoms = loaded.symptoms
+        if loaded.images_seen:
+            seen[loaded.kind] = loaded.images_seen
         notices += [f"symptoms of '{dataset.name}': {w}" for w in loaded.warnings]
     names = dataset.class_names
     bound = _bind(symptoms, names)

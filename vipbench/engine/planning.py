@@ -130,9 +130,6 @@ def _plan_cell(
     shots: int | None,
     seed: int,
 ) -> PlanCell:
-    if "symptoms" in row.method.needs and shots is not None and data.images_seen > shots:
-        # Its texts know more labelled images than the cell may see.
-        row = dataclasses.replace(row, label=f"{row.label} †")
     protocol = Protocol.of(spec, row.method)
     reason = impossible_pair(row.method, backbone.backbone, data)
     support = None
@@ -157,8 +154,8 @@ def _plan_cell(
     )
     hparams = row.hparams.for_cell(info)
     notes = hparams.notes(info)
-    if data.images_seen and "symptoms" in row.method.needs:
-        notes = (*notes, f"symptoms were written from {data.images_seen} images a class")
+    if saw := data.texts_saw(row.method.needs):
+        notes = (*notes, f"its texts were written from {saw} labelled training images a class")
     if spec.profile == "quick" and hparams != (quick := hparams.quick(info)):
         hparams, notes = quick, (*notes, "profile quick: unpublished settings")
     parts = key_parts(protocol, row, hparams, data, towers, shots, seed)

@@ -48,7 +48,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
             "caption": data.dataset.caption,
             "symptoms_sha256": data.symptoms_sha256,
             "knowledge": data.knowledge,
-            "symptom_images_seen": data.images_seen,
+            "symptom_images_seen": data.texts_saw(row.method.needs),
         },
         "provenance": {
             "vipbench": __version__,

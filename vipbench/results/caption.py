@@ -153,8 +153,14 @@ def _notes(table: Table, cells: Cells) -> list[str]:
         notes.append("–: not all planned seeds have a result; in brackets, how many of them have.")
     if "transductive" in table.kinds():
         notes.append(
-            "†: the method sees all test images at once (transductive) and is not ranked with the "
+            "‡: the method sees all test images at once (transductive) and is not ranked with the "
             "others."
+        )
+    if saw := table.saw():
+        notes.append(
+            f"†: the texts were written from {and_(list(map(str, saw)))} labelled training images "
+            f"of each class, more than the shots of the entry; such entries are ranked among "
+            f"themselves alone."
         )
     notes += [*_told(cells), *_failed(cells), *_impossible(cells), *_undefined(table, cells)]
     notes += [*_unequal_seeds(cells), *_mixed(cells), *_left_out(cells)]

@@ -19,6 +19,7 @@ def value(table: Table, i: int, j: int, mark: Mark, plus_minus: str = " ± ") ->
     if entry.mean is None:
         return ""
     text = mark(table.number(entry.mean, i, j), entry.rank)
+    text += "" if entry.saw is None else "†"
     if table.spread == "sd" and entry.sd is not None:
         text += f"{plus_minus}{table.number(entry.sd, i, j)}"
     if entry.low is not None and entry.high is not None:
@@ -31,15 +32,15 @@ def value(table: Table, i: int, j: int, mark: Mark, plus_minus: str = " ± ") ->
 
 def row_cells(table: Table, escaped: Callable[[str], str], repeat: bool = False) -> list[list[str]]:
     """What stands at each row's beginning. What is as in the row above is left out, unless
-    `repeat`; a transductive method has its mark."""
+    `repeat`; a method has its `Table.marks`."""
     out, above = [], ("",) * len(table.heads)
     for row in table.rows:
         cells = []
         for k, cell in enumerate(row.cells):
             same = not repeat and k + 1 < len(row.cells) and row.cells[: k + 1] == above[: k + 1]
             text = "" if same else escaped(cell)
-            if cell == row.label and row.kind == "transductive":
-                text += f" {escaped('†')}"
+            if cell == row.label and table.marks(row.label):
+                text += f" {escaped(table.marks(row.label).strip())}"
             cells.append(text)
         out.append(cells)
         above = row.cells

@@ -243,4 +243,10 @@ def _notes(cells: Cells) -> list[str]:
     if any("test_images" in record.needs for _, record in done):
         seen = {cell.method for cell, record in done if "test_images" in record.needs}
         notes.append(f"{' and '.join(sorted(seen))} sees all test images at once (transductive).")
+    saw = {cell.method: n for cell, r in done if (n := r.texts_saw_more) is not None}
+    for method, n in saw.items():
+        notes.append(
+            f"{method}: its texts were written from {n} labelled training images of each class, "
+            f"more than its shots: the methods did not see the same images."
+        )
     return notes

@@ -220,7 +220,9 @@ def _entry(cells: Cells, own: Sequence[PlanCell], metric: str) -> Entry:
     if len(values) < len(own):
         return Entry("unfinished", n=len(values), n_expected=len(own))
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Entry("done", float(np.mean(values)), sd, len(values), len(own))
+    found = [r for cell in own if (r := cells.record_of(cell)) is not None]
+    saw = max((n for r in found if (n := r.texts_saw_more) is not None), default=None)
+    return Entry("done", float(np.mean(values)), sd, len(values), len(own), saw=saw)
 
 
 def _majority(cells: Cells, spots: Sequence[Spot]) -> tuple[Entry, ...]:

@@ -121,7 +121,8 @@ def _mean(entries: Sequence[Entry]) -> Entry:
     means = [e.mean for e in entries if e.mean is not None]
     if len(means) < len(entries):
         return Entry("unfinished", n=len(means), n_expected=len(entries))
-    return Entry("done", float(np.mean(means)), None, len(means), len(means))
+    saw = max((e.saw for e in entries if e.saw is not None), default=None)
+    return Entry("done", float(np.mean(means)), None, len(means), len(means), saw=saw)
 
 
 def _pivot(table: Table, layout: Layout) -> Table:

@@ -22,7 +22,7 @@ from vipbench.results.plan import Slot
 from vipbench.results.ranking import Bounds, bounds, image_bounds, ranks
 from vipbench.results.record import Record
 
-Section = Literal["methods", "transductive", "test-selected"]
+Section = Literal["methods", "informed", "transductive", "test-selected"]
 SHOWN = tuple(name for name, metric in METRICS.items() if not metric.per_class)
 # Resampling the test images is the one slow thing here; so many single runs get it.
 MOST_RESAMPLED = 60
@@ -54,11 +54,14 @@ class Entry:
 
     @property
     def section(self) -> Section:
-        """Where the entry stands: what saw the test images is apart."""
+        """Where the entry stands: what saw the test images, or whose texts saw more labelled images
+        than its shots, is apart."""
         told = self.first.protocol
         if "test" in re.split(r"[^a-z]+", f"{told.selection} {told.validation}".lower()):
             return "test-selected"
-        return "transductive" if "test_images" in self.first.needs else "methods"
+        if "test_images" in self.first.needs:
+            return "transductive"
+        return "methods" if self.first.texts_saw_more is None else "informed"
 
     @property
     def competition(self) -> tuple[Any, ...]:

@@ -224,6 +224,16 @@ class Record(_Part):
         needs = method.get("needs") if isinstance(method, dict) else None
         return frozenset(n for n in needs if isinstance(n, str)) if needs else frozenset()
 
+    @property
+    def texts_saw_more(self) -> int | None:
+        """How many labelled images of a class its texts were written from, where that is more
+        than its shots: such a row knows more of the classes than its column says."""
+        seen, shots = getattr(self.data, "symptom_images_seen", 0), self.cell.shots
+        reads = self.needs & {"symptoms", "descriptions"}
+        if not isinstance(shots, int) or type(seen) is not int or not reads:
+            return None
+        return seen if seen > shots else None
+
 
 def _check_metrics(metrics: Mapping[str, Any], data: Data) -> None:
     n = metrics.get("n")

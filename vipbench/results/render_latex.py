@@ -15,6 +15,7 @@ def latex(table: Table) -> str:
 
     def entry(i: int, j: int) -> str:
         text = value(table, i, j, mark, r" $\pm$ ").replace("–", "--")
+        text = text.replace("†", r"$^\dagger$")
         return text.replace("(-", "($-$") if "(-" in text else text
 
     levels, heads = table.levels(), len(table.heads)

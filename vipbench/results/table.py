@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from vipbench.results.metrics import find_metric
@@ -50,7 +51,8 @@ class Entry:
     n - 1 in the denominator and None for n = 1. n_expected: planned seeds. rank: 1 best, 2 second,
     …; ties share it; None for what is not ranked. low, high: the confidence interval that the table
     shows in the place of sd. gain: the difference to the table's base row.
-    shots: where neither row nor column say it.
+    shots: where neither row nor column say it. saw: how many labelled images of a class its texts
+    were written from, where that is more than its shots.
     """
 
     state: Literal["done", "unfinished", "blank"]
@@ -63,6 +65,7 @@ class Entry:
     high: float | None = None
     gain: float | None = None
     shots: Shots | None = None
+    saw: int | None = None
 
     def __post_init__(self) -> None:
         if (self.state == "done") != (self.mean is not None):
@@ -70,7 +73,7 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; what only some tables have is left out where it is None."""
-        some = ("low", "high", "gain", "shots")
+        some = ("low", "high", "gain", "shots", "saw")
         return {k: v for k, v in vars(self).items() if v is not None or k not in some}
 
 
@@ -80,8 +83,10 @@ BLANK = Entry("blank")
 @dataclass(frozen=True)
 class Row:
     """One row. kind: "majority", "method", or "transductive" (a method that sees all test images);
-    only methods are ranked. label: the method's. cells: what stands in the row's first columns,
-    the label alone by default. The others are None where the columns say them."""
+    an entry whose texts saw more images than its shots is "informed" (`Table.place`). Methods are
+    ranked among each other, and informed entries among each other. label: the method's. cells: what
+    stands in the row's first columns, the label alone by default. The others are None where the
+    columns say them."""
 
     label: str
     kind: Literal["majority", "method", "transductive"] = "method"
@@ -147,7 +152,27 @@ class Table:
         """What the header says of a column at one of `levels`, as plain text."""
         found = self.columns[column]
         text = found.title if level == "metric" else str(getattr(found, level))
-        return f"{text} †" if level == "method" and found.kind == "transductive" else text
+        return text + self.marks(found.method) if level == "method" and found.method else text
+
+    def marks(self, method: str) -> str:
+        """What stands behind a method's name: ‡ where it sees all test images, † where the texts
+        of one of its entries saw more labelled images than its shots."""
+        return self._marks.get(method, "")
+
+    @cached_property
+    def _marks(self) -> dict[str, str]:
+        found: dict[str, set[str]] = {}
+        for i, line in enumerate(self.entries):
+            for j, entry in enumerate(line):
+                row, column = self.rows[i], self.columns[j]
+                told = found.setdefault(column.method or row.label, set())
+                told |= {" ‡"} if "transductive" in (row.kind, column.kind) else set()
+                told |= {" †"} if entry.saw is not None else set()
+        return {method: "".join(sorted(told)) for method, told in found.items()}
+
+    def saw(self) -> list[int]:
+        """How many images texts saw, of the entries for which that is more than their shots."""
+        return sorted({e.saw for line in self.entries for e in line if e.saw is not None})
 
     def kinds(self) -> set[str]:
         """The kinds of method that are shown."""
@@ -162,13 +187,14 @@ class Table:
     def place(self, row: int, column: int) -> Place:
         """Which number an entry is."""
         r, c, one = self.rows[row], self.columns[column], dict(self.fixed)
+        kind = c.kind or r.kind
 
         def of(level: str) -> str | None:
             return getattr(r, level) or getattr(c, level) or one.get(level)
 
         return Place(
             c.method or r.label,
-            c.kind or r.kind,
+            kind if kind != "method" or self.entries[row][column].saw is None else "informed",
             of("dataset"),
             of("backbone"),
             of("metric") or "accuracy",
@@ -265,6 +291,7 @@ def rank_groups(table: Table) -> list[list[tuple[int, int]]]:
     for j in range(len(table.columns)):
         for i in range(len(table.rows)):
             place = table.place(i, j)
-            if place.kind == "method" and table.entries[i][j].mean is not None:
-                groups.setdefault(replace(place, method="", kind=""), []).append((i, j))
+            ranks = place.kind in ("method", "informed")
+            if ranks and table.entries[i][j].mean is not None:
+                groups.setdefault(replace(place, method=""), []).append((i, j))
     return list(groups.values())

@@ -54,7 +54,7 @@ def curves(table: Table) -> Figure:
             for j in range(len(table.columns))
             if table.entries[i][j].mean is not None
         }
-        name = text(row.label, 40) + (" †" if row.kind == "transductive" else "")
+        name = text(row.label, 40) + table.marks(row.label)
         handles.append(
             Line2D(
                 [],
@@ -70,12 +70,13 @@ def curves(table: Table) -> Figure:
 
 
 def _spread_shown(table: Table) -> str:
-    bounds = (_bounds(table, e) for line in table.entries for e in line)
+    bounds = (entry_bounds(table, e) for line in table.entries for e in line)
     told = f"band: {BAND[table.spread]}" if table.spread in BAND else ""
     return told if any(b is not None for b in bounds) else ""
 
 
-def _bounds(table: Table, entry: Entry) -> tuple[float, float] | None:
+def entry_bounds(table: Table, entry: Entry) -> tuple[float, float] | None:
+    """The lower and upper end that a figure draws, as the table's spread says."""
     if entry.low is not None and entry.high is not None:
         return entry.low, entry.high
     if table.spread == "sd" and entry.sd is not None and entry.mean is not None:
@@ -99,7 +100,7 @@ def _panel(
             entry = table.entries[i][j]
             if k == 0 or k is None or (entry.state == "blank" and not x):
                 continue
-            bounds = _bounds(table, entry) or (math.nan, math.nan)
+            bounds = entry_bounds(table, entry) or (math.nan, math.nan)
             mean = math.nan if entry.mean is None else entry.mean
             x.append(place[k])
             y.append(mean * scale)
@@ -121,7 +122,7 @@ def _zero(axis: Axes, table: Table, i: int, own: Sequence[int], look: Look, scal
         entry = table.entries[i][j]
         if entry.mean is None:
             continue
-        y, bounds = entry.mean * scale, _bounds(table, entry)
+        y, bounds = entry.mean * scale, entry_bounds(table, entry)
         if bounds is not None:
             axis.plot([0, 0], [b * scale for b in bounds], color=look.colour, linewidth=0.8)
         axis.plot(

@@ -13,13 +13,14 @@ from vipbench.errors import UsageError, unknown
 from vipbench.results import stats
 from vipbench.results.caption import and_
 from vipbench.results.comparison import Cells, check_comparable
+from vipbench.results.figures.bars import bars, knowledge_groups, method_groups
 from vipbench.results.figures.curves import curves
 from vipbench.results.figures.matrices import MOST_PANELS, Panel, confusion, reliability
 from vipbench.results.figures.ranks import critical_difference
 from vipbench.results.figures.style import RC
 from vipbench.results.layout import Layout, lay_out
 from vipbench.results.metrics import ECE_BINS, find_metric, metric_value
-from vipbench.results.pairing import Load, Pairing, Where, shot_words
+from vipbench.results.pairing import Load, Pairing, Where, select, shot_words
 from vipbench.results.presets import most_shots
 from vipbench.results.table import TableError, metric_title
 
@@ -28,7 +29,11 @@ KINDS = {
     "confusion": "for each class, how its test images are classified",
     "reliability": "accuracy against confidence",
     "cd": "average ranks over datasets with their critical difference",
+    "bars": "a bar a method, with its interval, at the most shots",
+    "knowledge": "for each method a bar a kind of knowledge, with its interval",
 }
+# The interval that each kind shows where nothing else is asked for.
+AGGREGATES = {"bars": "ci-both", "knowledge": "ci-both"}
 SUFFIXES = (".pdf", ".svg", ".png")
 
 
@@ -37,23 +42,27 @@ def draw(
     cells: Cells,
     load: Load,
     metric: str = "accuracy",
-    aggregate: str = "ci-seeds",
+    aggregate: str | None = None,
     title: str | None = None,
 ) -> tuple[Figure, str]:
     """A figure of `cells` and its caption, which says what it shows and from how much.
 
-    kind: of KINDS. load: a record's predictions by key. metric: for fewshot and cd. aggregate: the
-    band of fewshot, of table.SPREADS. Raises UsageError for unknown names, TableError or StatsError
-    where the cells cannot carry the figure.
+    kind: of KINDS. load: a record's predictions by key. metric: for all but confusion and
+    reliability. aggregate: the band of fewshot and the interval of bars, of table.SPREADS; None
+    takes that of AGGREGATES, or "ci-seeds". Raises UsageError for unknown names, TableError or
+    StatsError where the cells cannot carry the figure.
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     find_metric(metric)
+    aggregate = aggregate or AGGREGATES.get(kind, "ci-seeds")
     with mpl.rc_context(RC):
         if kind == "fewshot":
             layout = Layout(metrics=(metric,), aggregate=aggregate, highlight="none", title=title)
             table = lay_out(cells, layout, load)
             return curves(table), " ".join([table.caption, *table.notes])
+        if kind in ("bars", "knowledge"):
+            return _bars(kind, cells, load, metric, aggregate, title)
         if kind == "cd":
             return _ranks(cells, load, metric)
         return _panels(kind, cells, load)
@@ -82,11 +91,34 @@ def save(figure: Figure, file: str | os.PathLike[str]) -> Path:
     return path
 
 
+def _bars(
+    kind: str, cells: Cells, load: Load, metric: str, aggregate: str, title: str | None
+) -> tuple[Figure, str]:
+    cells = most_shots(cells)
+    groups = knowledge_groups(cells) if kind == "knowledge" else method_groups(cells)
+    lines: list[str] = []
+    if kind == "knowledge":
+        # What class names alone reach, beside what texts in the symptoms' place reach.
+        lines = list(dict.fromkeys(
+            cell.method for cell, record in cells.done()
+            if cell.shots == 0 and not record.needs & {"symptoms", "descriptions", "test_images"}
+        ))[:2]  # fmt: skip
+        shown = {label for group in groups for label in group.bars.values()}
+        cells = select(cells, methods=[*lines, *(m for m in _methods(cells) if m in shown)])
+    layout = Layout(metrics=(metric,), aggregate=aggregate, highlight="none", title=title)
+    table = lay_out(cells, layout, load)
+    return bars(table, groups, lines), " ".join([table.caption, *table.notes])
+
+
+def _methods(cells: Cells) -> list[str]:
+    return list(dict.fromkeys(cell.method for cell in cells.possible()))
+
+
 def _panels(kind: str, cells: Cells, load: Load) -> tuple[Figure, str]:
     cells = most_shots(cells)
     check_comparable(cells, ())
     pairing = Pairing(cells, load)
-    methods = list(dict.fromkeys(cell.method for cell in cells.possible()))
+    methods = _methods(cells)
     found = {(cell.dataset, cell.backbone): None for cell in cells.possible()}
     shots = max(
         (c.shots for c in cells.possible()),
@@ -135,7 +167,7 @@ def _ranks(cells: Cells, load: Load, metric: str) -> tuple[Figure, str]:
     cells = most_shots(cells)
     check_comparable(cells, (metric,))
     pairing = Pairing(cells, load)
-    methods = list(dict.fromkeys(cell.method for cell in cells.possible()))
+    methods, apart = _alike(cells)
     places = pairing.places(methods)
     backbones = list(dict.fromkeys(place.backbone for place in places))
     if len(backbones) > 1:
@@ -162,4 +194,20 @@ def _ranks(cells: Cells, load: Load, metric: str) -> tuple[Figure, str]:
         f"differ by less than the critical difference of Nemenyi's test at 5 %, "
         f"{found.critical_difference:.2f}."
     )
+    if apart:
+        caption += f" Ranked apart, and not here, as they saw more than the others: {and_(apart)}."
     return critical_difference(found), caption
+
+
+def _alike(cells: Cells) -> tuple[list[str], list[str]]:
+    """The methods that may be ranked together, and those that may not be ranked with them: that see
+    all test images, or whose texts saw more labelled images than their shots. Such methods are
+    ranked where no others were chosen."""
+    every = _methods(cells)
+    more = {
+        cell.method
+        for cell, record in cells.done()
+        if "test_images" in record.needs or record.texts_saw_more is not None
+    }
+    kept = [method for method in every if method not in more]
+    return (kept, [m for m in every if m in more]) if kept else (every, [])

@@ -4,6 +4,9 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const METRICS = DATA.metrics;
 const SECTIONS = [
   ["methods", "Methods", ""],
+  ["informed", "† Texts that saw more images than the shots",
+    "Their symptoms or descriptions were written from more labelled images of each class than the "
+    + "column's shots; they are ranked among themselves."],
   ["transductive", "Transductive methods",
     "They see all test images at once, so that their numbers answer another question."],
   ["test-selected", "Selected on the test images",
