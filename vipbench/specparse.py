@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vipbench.errors import UsageError, unknown
+from vipbench.errors import UsageError
 from vipbench.yamlio import Scalar, format_scalar, parse_scalar
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ T = TypeVar("T")
 MAX_LIST = 10_000
 MAX_SHOTS = 10**7
 MARKS = ",[]='\""  # what has a meaning inside the brackets of a method
-RESERVED = ("name", "label", "hparams")
+RESERVED = ("name", "label", "hparams", "note")
 
 
 def split(text: str, separator: str = ",") -> list[str]:
@@ -182,40 +182,9 @@ def label(value: Any) -> str:
     return text(value, "a label, one line of text")
 
 
-def symptoms(value: Any) -> dict[str, Path]:
-    """Dataset -> symptom file; a path alone is for every dataset."""
-    if value is None:
-        return {}
-    if isinstance(value, str | Path):
-        return {"*": required_path(value)}
-    if not isinstance(value, Mapping):
-        raise UsageError(f"expected 'DATASET: FILE' lines or one file, got {show(value)}")
-    return {text(name, "a dataset"): required_path(file) for name, file in value.items()}
-
-
-def symptom_keys(datasets: Iterable[str]) -> list[str]:
-    """What may name a dataset in `symptoms`: `NAME:ARG` as given, the name of a file or folder
-    ARG, by which tables call such a dataset, or "*" for all."""
-    files = [Path(arg) for _, _, arg in (source.partition(":") for source in datasets) if arg]
-    return list(dict.fromkeys([*datasets, "*", *(f.stem for f in files), *(f.name for f in files)]))
-
-
-def symptom_flags(flags: Iterable[str], datasets: Sequence[str]) -> dict[str, Path]:
-    """`[DATASET=]FILE` flags; a FILE alone is for every dataset."""
-    found: dict[str, Path] = {}
-    keys = symptom_keys(datasets)
-    for flag in flags:
-        # A dataset such as `npz:PATH` may hold a `=` itself.
-        cuts = [i for i, char in enumerate(flag) if char == "=" and flag[:i] in keys]
-        name, file = (flag[: cuts[-1]], flag[cuts[-1] + 1 :]) if cuts else ("*", flag)
-        if not cuts and "=" in flag and not Path(flag).exists():
-            given = flag.partition("=")[0]
-            raise unknown("dataset", given, datasets, "--symptoms takes [DATASET=]FILE.")
-        if name in found:
-            whose = "every dataset" if name == "*" else f"'{name}'"
-            raise UsageError(f"--symptoms is given twice for {whose}")
-        found[name] = required_path(file)
-    return found
+def note(value: Any) -> str:
+    """What is said below a table of a row; may be empty."""
+    return "" if value == "" else text(value, "a note, one line of text")
 
 
 def hparams(value: Any) -> dict[str, Scalar]:

@@ -100,6 +100,10 @@ def run(
         list[str] | None,
         _text("--symptoms", "[DATASET=]FILE", "A symptom file (JSON); repeatable."),
     ] = None,
+    descriptions: Annotated[
+        list[str] | None,
+        _text("--descriptions", "[DATASET=]FILE", "Texts that hold the class name; repeatable."),
+    ] = None,
     knowledge: Annotated[
         str | None,
         _text(
@@ -142,6 +146,14 @@ def run(
         str | None,
         _text("--selection", "last|best_val", "Which epoch is scored. [last]"),
     ] = None,
+    score_on: Annotated[
+        str | None,
+        _text(
+            "--score-on",
+            "test|val:k|val:min(k,4)|val:full",
+            "Validation images a class in the test split's place. [test]",
+        ),
+    ] = None,
     shots_unit: Annotated[
         str | None,
         _text("--shots-unit", "image|group", "What shots count: images or patients. [image]"),
@@ -165,6 +177,13 @@ def run(
     cell_timeout: Annotated[
         float | None,
         _text("--cell-timeout", "SECONDS", "How long one cell may take. [3600]"),
+    ] = None,
+    tables: Annotated[
+        str | None,
+        _text("--tables", "PRESET,…", "Further tables to leave in --out; presets of `table`."),
+    ] = None,
+    figures: Annotated[
+        str | None, _text("--figures", "KIND,…", "Figures to leave in --out; kinds of `plot`.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and their state; run nothing.")

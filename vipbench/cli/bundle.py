@@ -21,7 +21,7 @@ from vipbench.results.predictions import Predictions
 from vipbench.results.privacy import Pseudonyms, holds_patient_data, public_source, scrub
 from vipbench.results.record import Record
 from vipbench.results.store import Store
-from vipbench.spec import SUITE_NAME, RunSpec
+from vipbench.spec import SUITE_NAME, TEXT_FILES, RunSpec
 
 RECORDS = "records.jsonl"
 READ_ME = """# A run of vipbench, to be made again
@@ -131,18 +131,22 @@ def _public_suite(
         public = public_source(source, spec.data_root)
         count = sum(other.startswith(public) for other in renamed.values())
         renamed[source] = f"{public}-{count + 1}" if public != source and count else public
-    symptoms: dict[str, Path] = {}
+    texts: dict[str, dict[str, Path]] = {key: {} for key in TEXT_FILES}
     for number, source in enumerate(spec.datasets, 1):
         name = datasets[source]["name"]
-        given = {source, name, "*", Path(source.partition(":")[2]).name} & spec.symptoms.keys()
-        if given and prompts[name]["symptoms"] is not None:
-            file = f"symptoms/dataset-{number}.json"
-            files[file] = _json(prompts[name]["symptoms"])
-            symptoms[renamed[source]] = Path(file)
+        places = {source, name, "*", Path(source.partition(":")[2]).name}
+        # A file of --symptoms may say that it holds descriptions.
+        if not any(places & getattr(spec, key).keys() for key in TEXT_FILES):
+            continue
+        for key in TEXT_FILES:
+            if prompts[name][key] is not None:
+                file = f"{key}/dataset-{number}.json"
+                files[file] = _json(prompts[name][key])
+                texts[key][renamed[source]] = Path(file)
     update: dict[str, Any] = {
         "datasets": tuple(renamed.values()),
         "backbones": tuple(_public_backbone(b) for b in spec.backbones),
-        "symptoms": symptoms,
+        **texts,
         "data_root": None,
         "plugins_dir": Path("plugins") if sources else None,
         "out": Path("results"),
@@ -241,13 +245,14 @@ def _spec(
             )
     update: dict[str, Any] = {
         "datasets": tuple(own.get(d, d) for d in spec.datasets),
-        "symptoms": {own.get(d, d): file for d, file in spec.symptoms.items()},
         "data_root": data_root,
         "out": out,
     }
+    for key in TEXT_FILES:
+        update[key] = {own.get(d, d): file for d, file in getattr(spec, key).items()}
     # A bundle is not to be trusted with where code comes from.
     update["plugins_dir"] = inside / "plugins" if (inside / "plugins").is_dir() else None
-    for file in spec.symptoms.values():
+    for file in (file for key in TEXT_FILES for file in getattr(spec, key).values()):
         if not file.resolve().is_relative_to(inside.resolve()):
             raise UsageError(f"the bundle's suite names a file outside of it: {file}")
     return spec.model_copy(update=update)

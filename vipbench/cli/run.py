@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from vipbench import __version__
 from vipbench.cli import FAILED, OK
 from vipbench.cli.estimate import estimate_lines
+from vipbench.cli.outputs import save_outputs
 from vipbench.cli.progress import Reporter, reporter
 from vipbench.cli.table import save_tables
 from vipbench.cli.text import clean, columns, listed, plural, ranges, shots_text
@@ -111,7 +112,8 @@ def _finish(spec: RunSpec, screen: Screen, outcome: Outcome) -> int:
         print(f"Nothing to do: {plural(done, 'cell')} {_are(done)} done.")
     try:
         print(f"\n{save_tables(spec.out, spec.title)}\n")
-        print(f"Saved in {spec.out}: table.md, table.tex, results.csv, {SUITE_NAME}")
+        made = ["table.md", "table.tex", "results.csv", *save_outputs(spec), SUITE_NAME]
+        print(f"Saved in {spec.out}: {', '.join(made)}")
     except TableError as error:
         print(f"vipbench: the records cannot stand in one table: {error}", file=sys.stderr)
     if left:
@@ -169,6 +171,10 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
         rows.append(("data root", spec.data_root))
     if spec.symptoms:
         rows.append(("symptoms", listed(f"{k}={v}" for k, v in spec.symptoms.items())))
+    if spec.descriptions:
+        rows.append(("named texts", listed(f"{k}={v}" for k, v in spec.descriptions.items())))
+    if spec.score_on != "test":
+        rows.append(("scored on", f"{spec.score_on}, not the test split"))
     if spec.plugins_dir is not None:
         rows.append(("plugins", spec.plugins_dir))
     rows.append(("cells", _counts(plan)))

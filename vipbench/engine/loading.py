@@ -12,11 +12,13 @@ from typing import Any
 from vipbench.api import SPLITS, DataError, Dataset, ImageBackbone, ImageError, Split
 from vipbench.engine.audit import kept_summary
 from vipbench.engine.groups import group_overlap
+from vipbench.engine.owntexts import own_texts
+from vipbench.engine.scoredsplit import on_validation
 from vipbench.errors import UsageError
 from vipbench.plugins import Plugin, Registry
 from vipbench.results.privacy import public_source
 from vipbench.spec import RunSpec
-from vipbench.symptoms import load_symptoms, replace_knowledge
+from vipbench.symptoms import replace_knowledge
 
 Bound = tuple[tuple[str, ...], ...]
 
@@ -88,6 +90,8 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
                 f"groups cross splits: {overlap}; a model would be tested on patients that it has "
                 "seen. Mend the split, or give --allow-group-overlap to run it all the same"
             )
+        if spec.score_on != "test":
+            splits = on_validation(splits, spec, dataset.name, dataset.class_names)
         fingerprint = dataset.fingerprint(splits)
     except (DataError, ImageError) as error:
         raise UsageError(f"dataset '{source}': {error}") from error
@@ -103,23 +107,9 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
     leaks = kept_summary(fingerprint)
     if leaks:
         notices.append(f"{dataset.name}: `vipbench audit` found {leaks}")
-    symptoms: Mapping[str, Any] | None = dataset.symptoms
-    file = spec.symptoms.get(source, spec.symptoms.get(dataset.name, spec.symptoms.get("*")))
-    descriptions, seen = dataset.descriptions, {}
-    if file is not None:
-        try:
-            loaded = load_symptoms(file, dataset.class_names)
-        except DataError as error:
-            raise UsageError(str(error)) from error
-        if loaded.kind == "descriptions":
-            descriptions = loaded.symptoms
-        else:
-            symptoms = loaded.symptoms
-        if loaded.images_seen:
-            seen[loaded.kind] = loaded.images_seen
-        notices += [f"symptoms of '{dataset.name}': {w}" for w in loaded.warnings]
     names = dataset.class_names
-    bound = _bind(symptoms, names)
+    texts = own_texts(spec, source, dataset.name, names, dataset.symptoms, dataset.descriptions)
+    bound = _bind(texts.symptoms, names)
     return LoadedDataset(
         dataset,
         plugin,
@@ -127,10 +117,10 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         fingerprint,
         bound,
         None if bound is None else sha(bound),
-        tuple(notices),
-        _bind(descriptions, names),
+        (*notices, *texts.notices),
+        _bind(texts.descriptions, names),
         public_source(source, spec.data_root),
-        images_seen=seen,
+        images_seen=texts.images_seen,
     )
 
 

@@ -37,6 +37,7 @@ class Row:
     method: type[Method]
     plugin: Plugin
     hparams: HParams
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Protocol:
     selection: str
     precision: str
     shots_unit: ShotsUnit
+    score_on: str = "test"
 
     @classmethod
     def of(cls, spec: RunSpec, method: type[Method]) -> Protocol:
@@ -57,7 +59,10 @@ class Protocol:
         if spec.profile == "published":
             validation = method.published.validation
             selection = method.published.selection
-        return cls(spec.views, spec.sampler, validation, selection, spec.precision, spec.shots_unit)
+        return cls(
+            spec.views, spec.sampler, validation, selection, spec.precision, spec.shots_unit,
+            spec.score_on,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ def make_rows(registry: Registry, specs: tuple[MethodSpec, ...]) -> list[Row]:
     rows = []
     for spec in specs:
         method, plugin = registry.method(spec.name)
-        rows.append(Row(spec.label, method, plugin, make_hparams(method, spec.hparams)))
+        hparams = make_hparams(method, spec.hparams)
+        rows.append(Row(spec.label, method, plugin, hparams, spec.note))
     return rows
 
 
@@ -158,6 +164,13 @@ def _plan_cell(
         notes = (*notes, f"its texts were written from {saw} labelled training images a class")
     if spec.profile == "quick" and hparams != (quick := hparams.quick(info)):
         hparams, notes = quick, (*notes, "profile quick: unpublished settings")
+    if spec.score_on != "test":
+        notes = (
+            *notes,
+            f"scored on {len(data.splits['test'])} validation images, none of the test split",
+        )
+    if row.note:
+        notes = (*notes, row.note)
     parts = key_parts(protocol, row, hparams, data, towers, shots, seed)
     return PlanCell(
         sha(parts), row, data, backbone, shots, seed, hparams, info, protocol, notes, reason,
@@ -178,7 +191,11 @@ def impossible_pair(
         name = data.dataset.name
         return f"'{method.name}' needs symptoms and '{name}' has none; give --symptoms {name}=FILE"
     if "descriptions" in needs and data.descriptions is None:
-        return f"'{method.name}' needs descriptions and '{data.dataset.name}' has none"
+        name = data.dataset.name
+        return (
+            f"'{method.name}' needs descriptions and '{name}' has none; give --descriptions "
+            f"{name}=FILE"
+        )
     return None
 
 

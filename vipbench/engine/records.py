@@ -35,7 +35,12 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
         },
         "hparams": dataclasses.asdict(cell.hparams),
         "recipe": None if recipe is None else dataclasses.asdict(recipe),
-        "protocol": dataclasses.asdict(cell.protocol),
+        "protocol": {
+            k: v
+            for k, v in dataclasses.asdict(cell.protocol).items()
+            # As older records have it: said where it is not the test split.
+            if (k, v) != ("score_on", "test")
+        },
         "data": {
             "class_names": list(data.dataset.class_names),
             "train_counts": data.counts("train"),

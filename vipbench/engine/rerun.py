@@ -17,7 +17,7 @@ from vipbench.results.predictions import Predictions
 from vipbench.results.privacy import public_source
 from vipbench.results.record import Record
 from vipbench.results.store import Store
-from vipbench.spec import MethodSpec, RunSpec
+from vipbench.spec import TEXT_FILES, MethodSpec, RunSpec
 
 # Of the largest stored score: other devices and libraries sum in other orders, and training
 # lets the differences grow.
@@ -106,7 +106,7 @@ def _fit(a: RunSpec, b: RunSpec, with_support: bool) -> bool:
     return same and all(labels.get(method.label, method) == method for method in b.methods)
 
 
-GRID = ("methods", "datasets", "backbones", "shots", "seeds", "knowledge", "symptoms")
+GRID = ("methods", "datasets", "backbones", "shots", "seeds", "knowledge", *TEXT_FILES)
 OF_SUPPORT = ("views", "sampler", "validation", "selection", "shots_unit")
 
 
@@ -115,7 +115,9 @@ def _union(a: RunSpec, b: RunSpec) -> RunSpec:
     for name in ("methods", "datasets", "backbones", "shots", "seeds", "knowledge"):
         mine = getattr(a, name)
         found[name] = (*mine, *(value for value in getattr(b, name) if value not in mine))
-    return a.model_copy(update=found | {"symptoms": {**b.symptoms, **a.symptoms}})
+    for name in TEXT_FILES:
+        found[name] = {**getattr(b, name), **getattr(a, name)}
+    return a.model_copy(update=found)
 
 
 def compare(
@@ -170,18 +172,20 @@ def spec_of(record: Record, suite: RunSpec, out: Path) -> RunSpec:
         **{k: getattr(p, k) for k in ("precision", "shots_unit")},
         "knowledge": [knowledge(record)],
         "profile": "quick" if is_quick(record) else "matched",
+        "score_on": getattr(p, "score_on", "test"),
     }
     if c.shots != 0:
         values |= {k: getattr(p, k) for k in ("views", "sampler", "validation", "selection")}
-    symptoms = {
-        name: file for name, file in suite.symptoms.items() if name in ("*", c.dataset, *datasets)
+    texts = {
+        key: {k: v for k, v in getattr(suite, key).items() if k in ("*", c.dataset, *datasets)}
+        for key in TEXT_FILES
     }
     kept: dict[str, Any] = {
         key: getattr(suite, key)
         for key in ("data_root", "plugins_dir", "device", "cell_timeout", "allow_group_overlap")
         if key in suite.model_fields_set
     }
-    return RunSpec.parse({**kept, **values, "symptoms": symptoms, "out": out})
+    return RunSpec.parse({**kept, **values, **texts, "out": out})
 
 
 def _backbones(record: Record, suite: RunSpec) -> list[str]:

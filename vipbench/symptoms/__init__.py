@@ -6,6 +6,7 @@ authors; users bring their own as JSON files.
 
 from __future__ import annotations
 
+from vipbench.symptoms.descriptions import load_descriptions
 from vipbench.symptoms.form import SymptomError
 from vipbench.symptoms.knowledge import KNOWLEDGE, replace_knowledge
 from vipbench.symptoms.load import (
@@ -20,6 +21,7 @@ __all__ = [
     "KNOWLEDGE",
     "SymptomError",
     "SymptomSet",
+    "load_descriptions",
     "load_symptoms",
     "parse_symptoms",
     "replace_knowledge",

@@ -26,11 +26,12 @@ class SymptomError(UsageError):
 
 
 def opened(
-    document: dict[str, Any], what: str
+    document: dict[str, Any], what: str, plain: str = "symptoms"
 ) -> tuple[dict[str, Any], str, Mapping[str, Any], str | None]:
-    """Classes, kind, source and stated digest of either form. Raises SymptomError."""
+    """Classes, kind, source and stated digest of either form; `plain`: the kind of the form that
+    does not say it. Raises SymptomError."""
     if document.get("format") != FORMAT:
-        return document, "symptoms", {}, None
+        return document, plain, {}, None
     version = document.get("version")
     if version != VERSION:
         raise SymptomError(f"{what} has version {version!r}; this vipbench reads version {VERSION}")

@@ -52,14 +52,16 @@ class SymptomSet:
         return max((n for n in counts if type(n) is int), default=0)
 
 
-def load_symptoms(path: str | PathLike[str], class_names: Sequence[str]) -> SymptomSet:
+def load_symptoms(
+    path: str | PathLike[str], class_names: Sequence[str], plain: str = "symptoms"
+) -> SymptomSet:
     """Read the JSON file `path` for a dataset with these classes.
 
-    Class names are compared without regard to case, underscores and white space. Raises
-    SymptomError.
+    plain: of which kind a file in the plain form is, "symptoms" or "descriptions". Class names are
+    compared without regard to case, underscores and white space. Raises SymptomError.
     """
     path = Path(path)
-    what = f"symptom file '{path}'"
+    what = f"{'symptom' if plain == 'symptoms' else 'description'} file '{path}'"
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -75,12 +77,15 @@ def load_symptoms(path: str | PathLike[str], class_names: Sequence[str]) -> Symp
         raise SymptomError(
             f"{what} is not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from None
-    return parse_symptoms(text, class_names, what)
+    return parse_symptoms(text, class_names, what, plain)
 
 
-def parse_symptoms(text: str, class_names: Sequence[str], what: str = "symptoms") -> SymptomSet:
-    """Read the JSON document `text`; `what` names it in messages. Raises SymptomError."""
-    document, kind, source, stated = opened(_parse(text, what), what)
+def parse_symptoms(
+    text: str, class_names: Sequence[str], what: str = "symptoms", plain: str = "symptoms"
+) -> SymptomSet:
+    """Read the JSON document `text`; `what` names it in messages. plain: see load_symptoms.
+    Raises SymptomError."""
+    document, kind, source, stated = opened(_parse(text, what), what, plain)
     bound = _bind(document, class_names, what)
     symptoms = {name: _check_class(name, bound[name], what) for name in class_names}
     warnings = []
