@@ -117,7 +117,12 @@ def run(
     ] = None,
     plugins_dir: PluginsDir = None,
     device: Annotated[
-        str | None, _text("--device", "auto|cpu|cuda", "Where to compute. [auto]")
+        str | None,
+        _text("--device", "auto|cpu|cuda", "Where to compute; also cuda:0,cuda:2. [auto]"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        _text("--workers", "N", "Processes that run cells at once. [1, or one a CUDA device]"),
     ] = None,
     precision: Annotated[
         str | None, _text("--precision", "fp32|bf16", "Of the training text pass. [fp32]")
@@ -180,10 +185,10 @@ def run(
     ] = None,
     tables: Annotated[
         str | None,
-        _text("--tables", "PRESET,…", "Further tables to leave in --out; presets of `table`."),
+        _text("--tables", "A,B", "Further tables to leave in --out: presets of `table`."),
     ] = None,
     figures: Annotated[
-        str | None, _text("--figures", "KIND,…", "Figures to leave in --out; kinds of `plot`.")
+        str | None, _text("--figures", "A,B", "Figures to leave in --out: kinds of `plot`.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and their state; run nothing.")
