@@ -92,7 +92,7 @@ def _n(claim: Claim) -> str:
     if interval.n_datasets > 1:
         parts.append(f"{interval.n_datasets} datasets")
     if claim.seeds == (0,):
-        parts.append("one run each, as neither method has seeds")
+        parts.append("one run each (neither method has seeds)")
     else:
         parts.append(f"{len(claim.seeds)} seed{'s' * (len(claim.seeds) != 1)}")
     images = f"{claim.n_images:,} test images"

@@ -23,6 +23,8 @@ from vipbench.spec import KNOWLEDGE
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++", "----")
 LONGEST_NAME = 22
 WIDTH = 0.8
+# Behind numbers, which lines may cross.
+PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4}
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def bars(table: Table, groups: Sequence[Group], lines: Sequence[str] = ()) -> Fi
     backbones = {backbone for _, backbone in panels}
     majority = [row.label for row in table.rows if row.kind == "majority"]
     for axis, ((dataset, backbone), at) in zip(axes, found.items(), strict=True):
-        _panel(axis, table, groups, kinds, at, [*lines, *majority])
+        inches = figure.get_size_inches()[0] / min(2, len(panels))
+        _panel(axis, table, groups, kinds, at, [*lines, *majority], inches)
         axis.set_title(text(dataset if len(backbones) == 1 else f"{dataset}, {backbone}", 40))
     metric = table.metrics()[0]
     unit = " (%)" if metric_scale(metric) == 100 else ""
@@ -107,6 +110,7 @@ def _panel(
     kinds: Sequence[str],
     at: Mapping[str, Entry],
     lines: Sequence[str],
+    inches: float,
 ) -> None:
     scale, width = metric_scale(table.metrics()[0]), WIDTH / len(kinds)
     top = 0.0
@@ -137,7 +141,10 @@ def _panel(
                           marker="_", markersize=4)  # fmt: skip
                 end = max(high, height)
             told = f"{height:.{table.decimals}f}" + ("" if entry.saw is None else "†")
-            axis.text(x, end, told, ha="center", va="bottom", fontsize=5.5)
+            axis.annotate(
+                told, (x, end), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
+                fontsize=5.5, bbox=PAPER, zorder=2.5,
+            )  # fmt: skip
             top = max(top, end)
     for n, label in enumerate(lines):
         value = at[label].mean
@@ -148,7 +155,7 @@ def _panel(
     if kinds == [""]:
         marks = [table.marks(next(iter(group.bars.values()))) for group in groups]
         names = [f"{name}{mark}" for name, mark in zip(names, marks, strict=True)]
-    slanted = sum(map(len, names)) > 40
+    slanted = max(map(len, names)) * 0.06 > (inches - 0.6) / len(groups)
     axis.set_xticks(
         range(len(groups)), names, rotation=30 if slanted else 0,
         ha="right" if slanted else "center", rotation_mode="anchor",
@@ -192,5 +199,8 @@ def _light(colour: str) -> tuple[float, float, float]:
 
 def _told(table: Table) -> str:
     bounds = (entry_bounds(table, e) for line in table.entries for e in line)
-    known = table.spread in BAND and any(b is not None for b in bounds)
-    return f"black: {BAND[table.spread]}" if known else ""
+    if table.spread not in BAND or all(b is None for b in bounds):
+        return ""
+    # Nothing trained: there is no support set to draw anew.
+    seedless = table.spread == "ci-both" and all(c.shots == 0 for c in table.columns)
+    return f"black: {BAND['ci-images' if seedless else table.spread]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -32,8 +33,8 @@ KINDS = {
     "bars": "a bar a method, with its interval, at the most shots",
     "knowledge": "for each method a bar a kind of knowledge, with its interval",
 }
-# The interval that each kind shows where nothing else is asked for.
-AGGREGATES = {"bars": "ci-both", "knowledge": "ci-both"}
+# The intervals that each kind shows where nothing else is asked for: the first that the runs carry.
+AGGREGATES = {"bars": ("ci-both", "ci-images"), "knowledge": ("ci-both", "ci-images")}
 SUFFIXES = (".pdf", ".svg", ".png")
 
 
@@ -49,20 +50,20 @@ def draw(
 
     kind: of KINDS. load: a record's predictions by key. metric: for all but confusion and
     reliability. aggregate: the band of fewshot and the interval of bars, of table.SPREADS; None
-    takes that of AGGREGATES, or "ci-seeds". Raises UsageError for unknown names, TableError or
+    takes one of AGGREGATES, or "ci-seeds". Raises UsageError for unknown names, TableError or
     StatsError where the cells cannot carry the figure.
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     find_metric(metric)
-    aggregate = aggregate or AGGREGATES.get(kind, "ci-seeds")
+    spreads = (aggregate,) if aggregate else AGGREGATES.get(kind, ("ci-seeds",))
     with mpl.rc_context(RC):
         if kind == "fewshot":
-            layout = Layout(metrics=(metric,), aggregate=aggregate, highlight="none", title=title)
+            layout = Layout(metrics=(metric,), aggregate=spreads[0], highlight="none", title=title)
             table = lay_out(cells, layout, load)
             return curves(table), " ".join([table.caption, *table.notes])
         if kind in ("bars", "knowledge"):
-            return _bars(kind, cells, load, metric, aggregate, title)
+            return _bars(kind, cells, load, metric, spreads, title)
         if kind == "cd":
             return _ranks(cells, load, metric)
         return _panels(kind, cells, load)
@@ -92,7 +93,7 @@ def save(figure: Figure, file: str | os.PathLike[str]) -> Path:
 
 
 def _bars(
-    kind: str, cells: Cells, load: Load, metric: str, aggregate: str, title: str | None
+    kind: str, cells: Cells, load: Load, metric: str, spreads: Sequence[str], title: str | None
 ) -> tuple[Figure, str]:
     cells = most_shots(cells)
     groups = knowledge_groups(cells) if kind == "knowledge" else method_groups(cells)
@@ -105,8 +106,14 @@ def _bars(
         ))[:2]  # fmt: skip
         shown = {label for group in groups for label in group.bars.values()}
         cells = select(cells, methods=[*lines, *(m for m in _methods(cells) if m in shown)])
-    layout = Layout(metrics=(metric,), aggregate=aggregate, highlight="none", title=title)
-    table = lay_out(cells, layout, load)
+    for spread in spreads:
+        layout = Layout(metrics=(metric,), aggregate=spread, highlight="none", title=title)
+        try:
+            table = lay_out(cells, layout, load)
+            break
+        except TableError:
+            if spread == spreads[-1]:
+                raise
     return bars(table, groups, lines), " ".join([table.caption, *table.notes])
 
 
