@@ -6,10 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vipbench.results.parts import HARMONIC, PLACE_FIELDS, derived, split_part
-from vipbench.results.protocolwords import protocol_sentences
 from vipbench.results.settings import protocol, spread, versions
-from vipbench.results.table import Column, Row, Table, metric_scale, metric_title
+from vipbench.results.table import AVERAGE, Column, Row, Table, metric_scale, metric_title
 
 if TYPE_CHECKING:
     from vipbench.results.comparison import Cells
@@ -49,7 +47,6 @@ def _caption(table: Table, cells: Cells, title: str | None) -> str:
         f"{and_(backbones)}"
     )
     sentences += [_seeds(table, cells), _shots(table, cells)]
-    sentences += protocol_sentences([record for _, record in done])
     told = _protocol(cells)
     if told:
         sentences.append(f"Protocol: {told}")
@@ -124,9 +121,8 @@ def _shots(table: Table, cells: Cells) -> str:
         else:
             names = dict.fromkeys(c.method for c in cells.possible() if c.shots == 0)
             told.append(f"no training image for {and_(list(names))}: one run without seed")
-    for name in dict.fromkeys(part.dataset for part in parts):
-        if name is not None and derived(name) and split_part(name)[1] != HARMONIC:
-            told.append(f"{name}: the unweighted mean of their means")
+    if any(part.dataset == AVERAGE for part in parts):
+        told.append(f"{AVERAGE}: the unweighted mean of their means")
     text = "; ".join(told)
     return text[:1].upper() + text[1:]
 
@@ -135,8 +131,6 @@ def _protocol(cells: Cells) -> str:
     found: dict[str, list[str]] = {}
     for _, record in cells.done():
         for name, value in protocol(record).items():
-            if name in PLACE_FIELDS:
-                continue
             values = found.setdefault(name, [])
             if str(value) not in values:
                 values.append(str(value))
@@ -241,11 +235,7 @@ def _unequal_seeds(cells: Cells) -> Iterable[str]:
 
 def _mixed(cells: Cells) -> Iterable[str]:
     done = cells.done()
-    settings = (
-        (cell.method, {k: v for k, v in protocol(record).items() if k not in PLACE_FIELDS})
-        for cell, record in done
-    )
-    for name, values in spread(settings).items():
+    for name, values in spread((cell.method, protocol(record)) for cell, record in done).items():
         yield f"Settings differ in {_PROTOCOL.get(name, name)}: {_by_value(values)}."
     symptoms = (
         (cell.method, {f"symptoms of {cell.dataset}": record.data.symptoms_sha256})
