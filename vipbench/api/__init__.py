@@ -14,7 +14,7 @@ from vipbench.api.backbone import (
 )
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split, fingerprint_splits
 from vipbench.api.method import Batch, Labelled, Method, Support, has_own_fit
-from vipbench.api.recipe import CellInfo, HParams, Published, Recipe, Views
+from vipbench.api.recipe import CellInfo, Choice, HParams, Published, Range, Recipe, Views
 from vipbench.api.task import Task
 from vipbench.hookspecs import hookimpl
 from vipbench.images import ImageError, ImageLike, open_image
@@ -24,6 +24,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "CellInfo",
+    "Choice",
     "DataError",
     "Dataset",
     "HParams",
@@ -35,6 +36,7 @@ __all__ = [
     "NoTap",
     "Prompts",
     "Published",
+    "Range",
     "Recipe",
     "Split",
     "Support",

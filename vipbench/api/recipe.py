@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,47 @@ class CellInfo:
 
 
 @dataclass(frozen=True)
+class Range:
+    """Where `vipbench tune` looks for the number `name`: `low` to `high`, both included; `log`:
+    evenly in its logarithm. An int field gets whole numbers."""
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"a Range goes from low to a higher high, got {self}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a Range in logarithms starts above 0, got {self}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `vipbench tune` chooses `name` from: one of `values`."""
+
+    name: str
+    values: tuple[str | int | float | bool | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 2:
+            raise ValueError(f"a Choice needs two values or more, got {self.values}")
+
+
+@dataclass(frozen=True)
 class HParams:
     """A method's hyperparameters, with the paper's values as defaults.
 
     Subclass it as a frozen dataclass named `HParams` inside the method. Field types are str,
     int, float, bool, their unions with None, or Literal: the command line sets them by name.
+
+    tunes: where `vipbench tune` looks for which of them; what is not named keeps its value. Where
+    nothing is, a field `lr` with a number as its default is looked for from a tenth to ten times
+    of that.
     """
+
+    tunes: ClassVar[tuple[Range | Choice, ...]] = ()
 
     def for_cell(self, info: CellInfo) -> HParams:
         """These hyperparameters with what the paper makes depend on the cell filled in."""

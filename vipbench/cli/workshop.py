@@ -15,7 +15,10 @@ def register(app: typer.Typer, run: Callable[..., int], not_of_the_suite: tuple[
     """Add the commands to the command line. run: `vipbench run`, whose selection flags `debug`
     takes over; not_of_the_suite: its parameters that are no field of a RunSpec."""
     app.command()(show)
-    debug = _with_flags_of(run, not_of_the_suite)
+    debug = _debug(run, not_of_the_suite)
+    app.command(short_help="Choose hyperparameters on validation images.")(
+        _tune(run, not_of_the_suite)
+    )
     app.command()(check)
     app.command()(new)
     app.add_typer(dataset_app, name="dataset")
@@ -81,20 +84,29 @@ def new(
     return new_command(kind, name, folder)
 
 
-def _with_flags_of(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., int]:
-    """`vipbench debug`, with the flags of `run` that choose cells, and `--pdb`."""
+def _with_flags_of(
+    command: Callable[..., int], run: Callable[..., int], own: tuple[str, ...], **more: Any
+) -> Callable[..., int]:
+    """`command` with the flags of `run` that choose cells; more: flag -> (default, annotation)."""
     hints = get_type_hints(run, include_extras=True)
     kept = [
         p.replace(annotation=hints[name])
         for name, p in inspect.signature(run).parameters.items()
         if name in ("context", "file", "suite", "settings") or name not in own
     ]
-    pdb: Any = Annotated[
-        bool, typer.Option("--pdb", help="Where it fails, stay there in the debugger.")
+    kept += [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+        for name, (default, annotation) in more.items()
     ]
-    kept.append(
-        inspect.Parameter("pdb", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=pdb)
-    )
+    vars(command)["__signature__"] = inspect.Signature(kept, return_annotation=int)
+    command.__annotations__ = {p.name: p.annotation for p in kept}
+    return command
+
+
+def _debug(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., int]:
+    """`vipbench debug`."""
 
     def debug(context: typer.Context, **values: Any) -> int:
         """Run one cell alone in this process, where print and pdb work, and keep nothing.
@@ -107,9 +119,56 @@ def _with_flags_of(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..
         post_mortem = values.pop("pdb")
         return debug_command(spec_of_flags(context, values), post_mortem)
 
-    vars(debug)["__signature__"] = inspect.Signature(kept, return_annotation=int)
-    debug.__annotations__ = {p.name: p.annotation for p in kept}
-    return debug
+    pdb = typer.Option("--pdb", help="Where it fails, stay there in the debugger.")
+    return _with_flags_of(debug, run, own, pdb=(False, Annotated[bool, pdb]))
+
+
+def _tune(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., int]:
+    """`vipbench tune`."""
+
+    def tune(context: typer.Context, **values: Any) -> int:
+        """Try as many settings of every method, and save the best of each as a suite.
+
+        Trials are scored on validation images; the test split is not read. The first trial is the
+        settings as given. A trial that is done is not run again. --out is the trials' folder.
+        """
+        names = ("trials", "output", "metric", "search_seed", "range", "dry_run")
+        mine = {name: values.pop(name) for name in names}
+        from vipbench.cli.suites import spec_of_flags
+
+        spec = spec_of_flags(context, values)
+        from vipbench.cli.tune import options, trials_spec, tune_command
+
+        return tune_command(trials_spec(spec, values["out"] is not None), options(mine))
+
+    def option(kind: Any, *flags: str, metavar: str | None, help: str) -> Any:
+        return Annotated[kind, typer.Option(*flags, metavar=metavar, help=help)]
+
+    return _with_flags_of(
+        tune,
+        run,
+        (*own, "score_on", "selection", "protocol", "tables", "figures"),
+        trials=(10, option(int, "--trials", metavar="N", help="Of each method.")),
+        output=(
+            Path("tuned.yaml"),
+            option(Path, "-o", "--output", metavar="FILE", help="The suite to write."),
+        ),
+        metric=("accuracy", option(str, "--metric", metavar="NAME", help="What is to be highest.")),
+        range=(
+            None,
+            option(
+                list[str] | None,
+                "--range",
+                metavar="METHOD.HPARAM=LOW..HIGH",
+                help="Where to look, or METHOD.HPARAM=A|B|C; repeatable.",
+            ),
+        ),
+        search_seed=(1, option(int, "--search-seed", metavar="N", help="Other settings to try.")),
+        dry_run=(
+            False,
+            option(bool, "--dry-run", metavar=None, help="List the trials; run nothing."),
+        ),
+    )
 
 
 dataset_app = typer.Typer(help="Prepare data.", add_completion=False, rich_markup_mode=None)

@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from vipbench.api import HParams, Method
+from vipbench.api import Choice, HParams, Method, Range
 from vipbench.errors import UsageError, unknown
 
 
@@ -33,6 +33,37 @@ def hparam_types(method: type[Method]) -> dict[str, Any]:
     """Hyperparameter -> its type."""
     hints = get_type_hints(method.HParams)
     return {f.name: hints[f.name] for f in dataclasses.fields(method.HParams) if f.init}
+
+
+def search_space(method: type[Method]) -> dict[str, dict[str, Any]]:
+    """Hyperparameter -> where `vipbench tune` looks for it, as JSON: {"low", "high", "log",
+    "whole"} or {"values"}. Raises UsageError for a range of what the method has not, or of values
+    that it does not take."""
+    kinds, ranges = hparam_types(method), method.HParams.tunes
+    rate = getattr(method.HParams(), "lr", None)
+    if not ranges and isinstance(rate, float) and rate > 0:
+        ranges = (Range("lr", float(f"{rate / 10:.3g}"), float(f"{rate * 10:.3g}"), log=True),)
+    space: dict[str, dict[str, Any]] = {}
+    for found in ranges:
+        if not isinstance(found, Range | Choice):
+            raise UsageError(
+                f"method '{method.name}': HParams.tunes holds {found!r}; expected api.Range or "
+                "api.Choice, each with a name"
+            )
+        if found.name not in kinds:
+            raise unknown(f"hyperparameter of '{method.name}'", found.name, kinds, "(tunes)")
+        if isinstance(found, Choice):
+            for value in found.values:
+                make_hparams(method, {found.name: value})
+            space[found.name] = {"values": list(found.values)}
+            continue
+        whole = float not in (kinds[found.name], *get_args(kinds[found.name]))
+        for end in (found.low, found.high):
+            make_hparams(method, {found.name: int(end) if whole else end})
+        space[found.name] = {
+            "low": found.low, "high": found.high, "log": found.log, "whole": whole
+        }  # fmt: skip
+    return space
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:

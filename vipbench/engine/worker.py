@@ -25,7 +25,7 @@ from vipbench.engine.cells import Finished, GroupRunner
 from vipbench.engine.counting import trainable_counts
 from vipbench.engine.estimating import Estimator
 from vipbench.engine.features import Features
-from vipbench.engine.hparams import hparam_types
+from vipbench.engine.hparams import hparam_types, search_space
 from vipbench.engine.lifeline import Commands
 from vipbench.engine.loading import (
     LoadedBackbone,
@@ -231,6 +231,7 @@ def _describe_methods(registry: Registry) -> Iterable[dict[str, Any]]:
                 "hparams": {
                     k: {"type": t, "default": getattr(default, k)} for k, t in types.items()
                 },
+                "tunes": search_space(method),
                 **provenance(found.plugin),
             },
         }

@@ -53,6 +53,11 @@ class BayesCoOp(api.Method):
         batch_size: int = 1
         epochs: int = 50
 
+        tunes = (
+            api.Range("lr", 1e-4, 1e-2, log=True),
+            api.Range("kl", 1e-4, 1e-1, log=True),
+        )
+
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """Prompt SGD."""
             return api.Recipe(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)

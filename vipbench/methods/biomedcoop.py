@@ -59,6 +59,12 @@ class BiomedCoOp(api.Method):
         batch_size: int = 4
         epochs: int = 100
 
+        tunes = (
+            api.Range("lr", 2.5e-4, 2.5e-2, log=True),
+            api.Range("consistency", 0.05, 20.0, log=True),
+            api.Range("distillation", 0.05, 20.0, log=True),
+        )
+
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """Prompt SGD without flips."""
             return api.Recipe(

@@ -49,6 +49,11 @@ class CLAP(api.Method):
         batch_size: int = 256
         epochs: int = 300
 
+        tunes = (
+            api.Range("lr", 1e-2, 1.0, log=True),
+            api.Range("penalty", 0.1, 10.0, log=True),
+        )
+
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """SGD without decay, batches from all passes together."""
             return api.Recipe(

@@ -45,6 +45,11 @@ class CLIPAdapter(api.Method):
         batch_size: int = 32
         epochs: int | None = None
 
+        tunes = (
+            api.Range("ratio", 0.1, 0.9),
+            api.Range("lr", 1e-5, 1e-1, log=True),
+        )
+
         def for_cell(self, info: api.CellInfo) -> CLIPAdapter.HParams:
             """Epochs by shots."""
             by_shots = 50 if info.shots in (None, 1) else 100 if info.shots <= 4 else 200

@@ -67,6 +67,11 @@ class CLIPLoRA(api.Method):
         template: str = ""
         compat: Literal["paper", "official"] = "paper"
 
+        tunes = (
+            api.Range("lr", 2e-5, 2e-3, log=True),
+            api.Choice("rank", (2, 4, 8)),
+        )
+
         def __post_init__(self) -> None:
             at_least(1, rank=self.rank, iterations_per_shot=self.iterations_per_shot)
             at_least(1, max_iterations=self.max_iterations)

@@ -47,6 +47,11 @@ class CoOp(api.Method):
         batch_size: int = 32
         epochs: int | None = None
 
+        tunes = (
+            api.Range("lr", 2e-4, 2e-2, log=True),
+            api.Choice("n_ctx", (4, 8, 16)),
+        )
+
         def for_cell(self, info: api.CellInfo) -> CoOp.HParams:
             """Epochs by shots."""
             by_shots = 50 if info.shots in (None, 1) else 100 if info.shots <= 4 else 200

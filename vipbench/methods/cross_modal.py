@@ -64,6 +64,11 @@ class CrossModal(api.Method):
         logit_scale: float = 100.0
         templates: Templates = "all"
 
+        tunes = (
+            api.Range("lr", 1e-4, 1e-2, log=True),
+            api.Range("weight_decay", 1e-5, 1e-1, log=True),
+        )
+
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
         self.weight = unit_texts(task, hparams.templates)  # (C,D)

@@ -51,6 +51,8 @@ class GDA(api.Method):
         logit_scale: float = 100.0
         templates: Templates = "first"
 
+        tunes = (api.Range("alpha", 1e-4, 100.0, log=True),)
+
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """Nothing is trained; the views are asked for."""
             return api.Recipe(epochs=0, views=api.Views(count=self.passes, scale=(0.5, 1.0)))

@@ -50,6 +50,8 @@ class IVLP(api.Method):
         batch_size: int = 4
         epochs: int = 5
 
+        tunes = (api.Range("lr", 3.5e-4, 3.5e-2, log=True),)
+
         def __post_init__(self) -> None:
             at_least(
                 1,

@@ -45,6 +45,11 @@ class KgCoOp(api.Method):
         batch_size: int = 128
         epochs: int = 100
 
+        tunes = (
+            api.Range("lr", 2e-4, 2e-2, log=True),
+            api.Range("weight", 0.5, 32.0, log=True),
+        )
+
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """Prompt SGD."""
             return api.Recipe(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)

@@ -58,6 +58,8 @@ class LinearProbe(api.Method):
         max_iter: int = 1000
         normalise: bool = False
 
+        tunes = (api.Range("C", 1e-3, 1e3, log=True),)
+
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
         dim, classes = task.image_backbone.dim, task.n_classes

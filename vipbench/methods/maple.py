@@ -48,6 +48,11 @@ class MaPLe(api.Method):
         batch_size: int = 4
         epochs: int = 5
 
+        tunes = (
+            api.Range("lr", 3.5e-4, 3.5e-2, log=True),
+            api.Choice("depth", (1, 3, 6, 9)),
+        )
+
         def __post_init__(self) -> None:
             at_least(1, n_ctx=self.n_ctx, depth=self.depth)
 

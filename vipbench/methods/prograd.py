@@ -48,6 +48,11 @@ class ProGrad(api.Method):
         batch_size: int = 32
         epochs: int | None = None
 
+        tunes = (
+            api.Range("lr", 2e-4, 2e-2, log=True),
+            api.Range("strength", 0.1, 1.0),
+        )
+
         def for_cell(self, info: api.CellInfo) -> ProGrad.HParams:
             """Epochs by shots."""
             by_shots = 50 if info.shots in (None, 1) else 100 if info.shots <= 4 else 200

@@ -92,6 +92,12 @@ class PromptSRC(api.Method):
         batch_size: int = 4
         epochs: int | None = None
 
+        tunes = (
+            api.Range("lr", 2.5e-4, 2.5e-2, log=True),
+            api.Range("text_weight", 1.0, 50.0, log=True),
+            api.Range("image_weight", 1.0, 50.0, log=True),
+        )
+
         def __post_init__(self) -> None:
             at_least(1, n_ctx_text=self.n_ctx_text, n_ctx_vision=self.n_ctx_vision)
             at_least(1, depth_text=self.depth_text, depth_vision=self.depth_vision)

@@ -46,6 +46,8 @@ class SSTextPlus(api.Method):
         normalise: bool = False
         templates: Templates = "first"
 
+        tunes = (api.Range("tau", 1e-3, 1.0, log=True),)
+
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
         self.prototypes = raw_texts(task, hparams.templates)  # (C,D)

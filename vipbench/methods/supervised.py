@@ -47,6 +47,11 @@ class Supervised(api.Method):
         batch_size: int = 32
         epochs: int = 50
 
+        tunes = (
+            api.Range("lr", 1e-5, 1e-2, log=True),
+            api.Range("weight_decay", 1e-4, 1e-1, log=True),
+        )
+
         def __post_init__(self) -> None:
             at_least(1, image_size=self.image_size)
             if self.train == "head" and not self.pretrained:

@@ -45,6 +45,11 @@ class TaskRes(api.Method):
         batch_size: int = 256
         epochs: int | None = None
 
+        tunes = (
+            api.Range("alpha", 0.1, 2.0, log=True),
+            api.Range("lr", 2e-4, 2e-2, log=True),
+        )
+
         def for_cell(self, info: api.CellInfo) -> TaskRes.HParams:
             """Epochs by shots."""
             few = info.shots is not None and info.shots <= 4

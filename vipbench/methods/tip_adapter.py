@@ -53,6 +53,11 @@ class TipAdapter(api.Method):
         logit_scale: float = 100.0
         templates: Templates = "first"
 
+        tunes = (
+            api.Range("alpha", 0.1, 10.0, log=True),
+            api.Range("beta", 0.1, 20.0, log=True),
+        )
+
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """Nothing is trained; the views are asked for."""
             views = api.Views(count=self.passes, scale=(0.5, 1.0))

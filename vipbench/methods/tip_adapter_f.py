@@ -56,6 +56,12 @@ class TipAdapterF(api.Method):
         epochs: int = 20
         batch_size: int = 256
 
+        tunes = (
+            api.Range("alpha", 0.1, 10.0, log=True),
+            api.Range("beta", 0.1, 20.0, log=True),
+            api.Range("lr", 1e-4, 1e-2, log=True),
+        )
+
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """AdamW; a view for every epoch, and others for the keys."""
             return api.Recipe(

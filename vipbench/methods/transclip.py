@@ -50,6 +50,8 @@ class TransCLIP(api.Method):
         logit_scale: float = 100.0
         templates: Templates = "first"
 
+        tunes = (api.Range("text_weight", 0.1, 2.0),)
+
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
         self.text = unit_texts(task, hparams.templates)  # (C,D)

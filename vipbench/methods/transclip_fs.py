@@ -58,6 +58,11 @@ class TransCLIPFS(api.Method):
         templates: Templates = "first"
         compat: Literal["paper", "official"] = "paper"
 
+        tunes = (
+            api.Range("text_weight", 0.1, 2.0),
+            api.Range("gamma", 2e-3, 0.2, log=True),
+        )
+
         def __post_init__(self) -> None:
             if not self.values:
                 raise ValueError(f"gammas is {self.gammas!r}; expected numbers with commas")

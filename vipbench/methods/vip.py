@@ -53,6 +53,11 @@ class ViP(api.Method):
         batch_size: int | None = None
         epochs: int = 50
 
+        tunes = (
+            api.Range("lr", 2e-4, 2e-2, log=True),
+            api.Choice("n_ctx", (2, 4, 8, 16)),
+        )
+
         def for_cell(self, info: api.CellInfo) -> ViP.HParams:
             """Rate and batch size by backbone."""
             lr, batch = 2e-3, 32

@@ -49,6 +49,11 @@ class VPT(api.Method):
         batch_size: int = 4
         epochs: int = 5
 
+        tunes = (
+            api.Range("lr", 2.5e-4, 2.5e-2, log=True),
+            api.Choice("n_ctx", (2, 4, 8, 16)),
+        )
+
         def __post_init__(self) -> None:
             at_least(1, n_ctx=self.n_ctx)
             at_least(1, depth=self.depth if isinstance(self.depth, int) else None)
