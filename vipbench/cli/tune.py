@@ -3,13 +3,9 @@ settings that won."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from vipbench.cli import FAILED, OK
 from vipbench.cli.progress import reporter
 from vipbench.cli.run import Screen
 from vipbench.cli.text import columns, listed, plural
+from vipbench.cli.tunesuite import MARK, Asked, images_of, save_suite, save_trials
 from vipbench.engine import driver
 from vipbench.engine.driver import Plan
 from vipbench.engine.tuning import Searched, Tuned, judged, searched, with_ranges
@@ -24,24 +21,10 @@ from vipbench.errors import UsageError, unknown
 from vipbench.results import Record
 from vipbench.results.metrics import METRICS
 from vipbench.results.store import Store
-from vipbench.spec import TEXT_FILES, MethodSpec, RunSpec
+from vipbench.spec import MethodSpec, RunSpec
 from vipbench.yamlio import format_scalar
 
 TRIALS_FOLDER = Path("vipbench-tuning")
-MARK = "# Chosen by `vipbench tune`"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What `vipbench tune` was told beside the run. trials: of each method. output: the suite to
-    write. metric: what is highest in the best trial. seed: of the draws. ranges: --range flags."""
-
-    trials: int
-    output: Path
-    metric: str
-    seed: int
-    ranges: Sequence[str]
-    dry_run: bool
 
 
 def tune_command(spec: RunSpec, asked: Asked) -> int:
@@ -73,8 +56,8 @@ def tune_command(spec: RunSpec, asked: Asked) -> int:
     tuned = [judged(row, keys, found, asked.metric) for row in rows]
     for line in _result_lines(tuned, asked):
         print(line)
-    _save_trials(spec.out, tuned, asked)
-    _save_suite(spec, asked, tuned)
+    save_trials(spec.out, tuned, asked)
+    save_suite(spec, asked, tuned)
     print(f"\nSaved: {asked.output} (vipbench run {asked.output}), {spec.out / 'trials.csv'}")
     return FAILED if failed else OK
 
@@ -140,7 +123,7 @@ def _runs(spec: RunSpec, rows: Sequence[Searched]) -> list[RunSpec]:
             "out": out,
             "validation": "none",
             "score_on": f"val:{spec.validation}",
-            "title": f"Trials of settings; {_images(spec)} in the test split's place",
+            "title": f"Trials of settings; {images_of(spec)} in the test split's place",
         }
         runs.append(spec.model_copy(update=update))
     return runs
@@ -175,16 +158,6 @@ def _gather(plan: Plan, out: Path, keys: dict[str, list[str]], found: dict[str, 
                 found[cell.key] = record
 
 
-def _images(spec: RunSpec) -> str:
-    if spec.validation == "full":
-        return "the whole validation split"
-    (k,) = spec.shots if len(spec.shots) == 1 else ("many",)
-    count = str(spec.validation)
-    if isinstance(k, int):
-        count = str(k if spec.validation == "k" else min(k, 4))
-    return f"{count} validation image{'' if count == '1' else 's'} a class"
-
-
 def _ranges(row: Searched) -> str:
     parts = []
     for name, where in row.space.items():
@@ -198,7 +171,7 @@ def _ranges(row: Searched) -> str:
 
 def _plan_lines(spec: RunSpec, asked: Asked, rows: Sequence[Searched]) -> list[str]:
     lines = [
-        f"{asked.trials} trials of each method, scored on {_images(spec)}, the same for all; the "
+        f"{asked.trials} trials of each method, scored on {images_of(spec)}, the same for all; the "
         "test split is not read"
     ]
     for row in rows:
@@ -230,71 +203,6 @@ def _result_lines(tuned: Sequence[Tuned], asked: Asked) -> list[str]:
         lines += ["", f"{one.searched.row.label} (mean ± sd over seeds; *: chosen)"]
         lines += [f"  {line}" for line in columns(rows)]
     return lines
-
-
-def _save_trials(out: Path, tuned: Sequence[Tuned], asked: Asked) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "trial", "chosen", "metric", "mean", "sd", "cells", "settings"])
-    for one in tuned:
-        for score in one.scores:
-            trial = score.trial
-            writer.writerow(
-                [one.searched.row.label, trial.number, int(score is one.best), asked.metric,
-                 score.mean, score.sd, score.cells, json.dumps({**trial.spec.hparams})]
-            )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "trials.csv").write_text(text.getvalue(), encoding="utf-8")
-
-
-def _chosen(one: Tuned, spec: RunSpec, metric: str) -> MethodSpec:
-    """The row of the suite, and what tables say of it."""
-    row = one.searched.row
-    if not one.scores:
-        return row.model_copy(update={"note": "nothing to tune: settings as given"})
-    if one.best is None:
-        return row.model_copy(update={"note": "tuning gave no number: settings as given"})
-    note = (
-        f"settings tuned: {plural(len(one.scores), 'trial')}, validation alone ({metric} on "
-        f"{_images(spec)})"
-    )
-    if not one.best.trial.changes:
-        note += "; the settings as given won"
-    hparams = one.best.trial.spec.hparams
-    return MethodSpec(name=row.name, hparams=hparams, label=f"{row.label} (tuned)", note=note)
-
-
-def _save_suite(spec: RunSpec, asked: Asked, tuned: Sequence[Tuned]) -> None:
-    output = asked.output
-    folder = output.parent
-    title = f"{spec.title.rstrip('.')}; settings" if spec.title else "Settings"
-    update: dict[str, Any] = {
-        "methods": tuple(_chosen(one, spec, asked.metric) for one in tuned),
-        "title": f"{title} tuned by {asked.trials} trials a method on {_images(spec)} alone",
-        "validation": "none",
-        "out": Path(f"{output.stem}-results"),
-    }
-    for key in ("data_root", "plugins_dir"):
-        if getattr(spec, key) is not None:
-            update[key] = _beside(getattr(spec, key), folder)
-    for key in TEXT_FILES:
-        update[key] = {k: _beside(v, folder) for k, v in getattr(spec, key).items()}
-    head = [
-        f"{MARK}: {asked.trials} trials a method, the highest {asked.metric} over",
-        f"# seeds {listed(spec.seeds)} on {_images(spec)}; draw {asked.seed}.",
-        "# No test image was read. validation is none, as it was inside the trials: what a method",
-        "# would search on validation images by itself, it takes from its settings.",
-    ]
-    text = "\n".join([*head, spec.model_copy(update=update).to_yaml()])
-    folder.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f"{output.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(output)
-
-
-def _beside(path: Path, folder: Path) -> Path:
-    """`path` as seen from the suite's folder."""
-    return Path(os.path.relpath(str(path), str(folder)))
 
 
 def options(values: Mapping[str, Any]) -> Asked:
