@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from vipbench import specmachine
 from vipbench import specparse as words
 from vipbench.errors import UsageError, unknown
 from vipbench.specerrors import usage_error
@@ -47,6 +48,8 @@ class RunSpec(BaseModel):
         key "*" is every dataset. descriptions: the same for texts that hold the class name.
         knowledge: what stands in the symptoms' place, a row each
         for methods that read symptoms. out: the results folder. plugins_dir: single-file plugins.
+    device: "auto", "cpu", "cuda", or CUDA devices such as "cuda:0,cuda:1". workers: processes that
+        run groups of cells at once; None is one for each CUDA device, or one.
     views: training views of the support images: "per-epoch", how many, or "none".
     sampler: how support sets are drawn. validation: validation images a class, in terms of the
         shots k. selection: which epoch is scored. profile: one protocol for every row, each
@@ -74,7 +77,8 @@ class RunSpec(BaseModel):
     knowledge: Annotated[tuple[str, ...], BeforeValidator(_knowledge)] = ("symptoms",)
     out: Annotated[Path, BeforeValidator(words.required_path)] = Path("vipbench-results")
     plugins_dir: Annotated[Path | None, BeforeValidator(words.path)] = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[str, BeforeValidator(specmachine.device)] = "auto"
+    workers: Annotated[int | None, BeforeValidator(specmachine.workers)] = None
     precision: Literal["fp32", "bf16"] = "fp32"
     views: Annotated[int | Literal["per-epoch", "none"], BeforeValidator(words.views)] = "per-epoch"
     sampler: Literal["nested", "coop"] = "nested"

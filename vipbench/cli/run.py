@@ -59,7 +59,7 @@ class Screen(Observer):
         self.plan = Plan([])
         self.done = self.failed = 0
         self._waiting: dict[str, set[str]] = {}  # group -> its cells that are not yet done
-        self._now = ""
+        self._shares: dict[str, tuple[str, float]] = {}  # group in work -> its row, how far it is
 
     def planned(self, plan: Plan) -> None:
         """The settings, what cannot be run and why, and the bar."""
@@ -79,18 +79,28 @@ class Screen(Observer):
 
     def cell_done(self, cell: PlannedCell, record: Record) -> None:
         """Count it; a failure gets a line."""
-        self._waiting.get(cell.group, set()).discard(cell.key)
+        waiting = self._waiting.get(cell.group, set())
+        waiting.discard(cell.key)
+        self._shares[cell.group] = (cell.method, 0.0)
         self.done += 1
-        self._now = cell.method
         if record.error is not None:
             self.failed += 1
             self.shown.line(f"failed: {_name(cell)}: {_why(record)}")
-        self.shown.update(self.done, 0.0, self.failed, self._now)
+        self._show()
+        if not waiting:
+            del self._shares[cell.group]
 
-    def progress(self, label: str, share: float) -> None:
-        """Part of the group in work is done."""
-        waiting = next((len(keys) for keys in self._waiting.values() if keys), 0)
-        self.shown.update(self.done, share * waiting, self.failed, clean(label))
+    def progress(self, cell: PlannedCell, share: float) -> None:
+        """Part of a group in work is done."""
+        self._shares[cell.group] = (cell.method, share)
+        self._show()
+
+    def _show(self) -> None:
+        begun = sum(
+            share * len(self._waiting.get(group, ())) for group, (_, share) in self._shares.items()
+        )
+        now = listed(dict.fromkeys(clean(row) for row, _ in self._shares.values()))
+        self.shown.update(self.done, begun, self.failed, now)
 
     def note(self, text: str) -> None:
         """A line."""
@@ -163,6 +173,7 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
         ("selection", spec.selection),
         ("precision", spec.precision),
         ("device", plan.info.get("device", spec.device)),
+        ("workers", plan.info.get("workers", spec.workers)),
         ("output", spec.out),
     ]
     if spec.allow_group_overlap:

@@ -3,8 +3,9 @@
 A shelf holds the features of one (backbone, dataset, split, kind of view, seed, precision,
 library versions) in blocks: safetensors files named by the SHA-256 of their content, written
 whole or not at all. So a block that was cut short or altered is known by its name and encoded
-again, and two runs that fill the same shelf at once only write a block twice. A cache that cannot
-be written is used as far as it goes: it makes a run slower, never wrong.
+again. Of several processes that would fill the same shelf at once one does, and the others wait for
+what it makes; where a file system keeps no locks, a block is only written twice. A cache that
+cannot be written is used as far as it goes: it makes a run slower, never wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,10 @@ CACHE_VARIABLE = "VIPBENCH_CACHE"
 LIMIT_VARIABLE = "VIPBENCH_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0
 MARK = "shelf.json"
+FILLING = "filling.lock"
+# Who fills a shelf shows a sign of life with every batch. After so many seconds without one nobody
+# waits for it any longer.
+PATIENCE = 600.0
 Item = tuple[int, int]
 
 
@@ -51,6 +57,7 @@ class Shelf:
     parts: Mapping[str, Any]
     problems: list[str] = field(default_factory=list)
     _rows: dict[Item, tuple[Tensor, int]] = field(default_factory=dict)
+    _seen: set[str] = field(default_factory=set)
     _opened: bool = False
     _writable: bool = True
 
@@ -73,6 +80,32 @@ class Shelf:
         for row, item in enumerate(items):
             self._rows[item] = features, row
 
+    @contextmanager
+    def filling(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """In the block no other process fills this shelf, and `get` finds what others have put
+        there. waiting: called several times a second while another one is at it."""
+        lock = None
+        with contextlib.suppress(OSError):  # where it cannot be written `put` will say so
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / FILLING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if lock is not None:
+                while not _taken(lock) and time.time() - os.fstat(lock).st_mtime < PATIENCE:
+                    waiting()
+                    time.sleep(0.05)
+                self.alive()
+                self._open()
+            yield
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def alive(self) -> None:
+        """The sign of life of who fills the shelf; also keeps it from being evicted."""
+        for name in (FILLING, MARK):
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / name)
+
     def _write(self, items: Sequence[Item], features: Tensor) -> None:
         block = save({"items": torch.tensor(items, dtype=torch.int64), "features": features})
         name = hashlib.sha256(block).hexdigest()
@@ -82,6 +115,7 @@ class Shelf:
             self._mark()
             part.write_bytes(block)
             part.replace(self.folder / f"{name}.safetensors")
+            self._seen.add(f"{name}.safetensors")
         except OSError as error:
             self._writable = False
             with contextlib.suppress(OSError):
@@ -89,9 +123,13 @@ class Shelf:
             self.problems.append(f"the feature cache cannot be written ({error}); going on without")
 
     def _open(self) -> None:
+        """Find the blocks that are there and were not before."""
         self._opened = True
         try:
-            blocks = sorted(self.folder.glob("*.safetensors"))
+            blocks = sorted(
+                block for block in self.folder.glob("*.safetensors") if block.name not in self._seen
+            )
+            self._seen.update(block.name for block in blocks)
             if blocks:
                 # The time of last use decides what is evicted first.
                 os.utime(self.folder / MARK)
@@ -125,6 +163,19 @@ class Shelf:
         mark = self.folder / MARK
         if not mark.exists():
             mark.write_text(json.dumps(self.parts, sort_keys=True, default=str), encoding="utf-8")
+
+
+def _taken(lock: int) -> bool:
+    """Whether this process has the lock now, or there are no locks here."""
+    try:
+        import fcntl
+
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):
+        return True
+    return True
 
 
 def open_shelf(parts: Mapping[str, Any], folder: Path | None = None) -> Shelf:

@@ -22,7 +22,7 @@ from vipbench.api import (
 from vipbench.engine.features import Features
 from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError, own_randomness
 from vipbench.engine.learned import Versions, learned, versions
-from vipbench.engine.machine import free_memory, threads
+from vipbench.engine.machine import Share, free_memory, threads
 from vipbench.engine.planning import PlanCell
 from vipbench.engine.records import base_record, error_record
 from vipbench.engine.scoring import checked_scores
@@ -65,9 +65,12 @@ class _Ready:
 class GroupRunner:
     """Runs groups of cells of one backbone and dataset, sharing features and frozen texts."""
 
-    def __init__(self, features: Features, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, features: Features, note: Callable[[str], None], share: Share | None = None
+    ) -> None:
         self.features = features
         self.note = note
+        self.share = share or Share()
         self.texts = FrozenTexts()
         self.guard = Guard(features.backbone, self.texts)
         features.before_encoding = self.guard.check
@@ -77,8 +80,8 @@ class GroupRunner:
     def run(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
         """All cells of one group (same row, dataset and backbone); a failure is a record."""
         left = {cell.key: cell for cell in cells}
+        self._set_up(cells[0])
         try:
-            self._set_up(cells)
             for start in range(0, len(cells), MOST_STACKED):
                 for finished in self._run_some(cells[start : start + MOST_STACKED]):
                     del left[finished.record.key]
@@ -90,17 +93,16 @@ class GroupRunner:
 
     def run_alone(self, cell: PlanCell) -> Finished:
         """One cell by itself; whatever it raises comes through."""
-        self._set_up([cell])
+        self._set_up(cell)
         return self._execute([cell])[0]
 
-    def _set_up(self, cells: Sequence[PlanCell]) -> None:
+    def _set_up(self, cell: PlanCell) -> None:
         backbone = self.features.backbone
-        torch.set_num_threads(threads(backbone))
+        torch.set_num_threads(threads(backbone, self.share.workers))
         if isinstance(backbone, Backbone):
-            backbone.memory_budget = free_memory(backbone.device) // 4
-            if cells[0].protocol.precision == "bf16":
+            backbone.memory_budget = free_memory(backbone.device) // (4 * self.share.on_device)
+            if cell.protocol.precision == "bf16":
                 backbone.training_precision = "bf16"
-        encode_views(self.features, cells)
 
     def try_build(self, cell: PlanCell) -> Method:
         """A cell's method, not to be run for numbers; raises what its constructor raises."""
@@ -169,6 +171,7 @@ class GroupRunner:
             return self._watched(cells)
 
     def _watched(self, cells: Sequence[PlanCell]) -> list[Finished]:
+        encode_views(self.features, cells)
         started = time.perf_counter()
         ready = [self._prepare(cell) for cell in cells]
         prepared = time.perf_counter()

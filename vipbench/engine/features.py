@@ -125,6 +125,22 @@ class Features:
             yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
         rest = [item for item in items if item not in found]
         if rest:
+            # Another worker may be encoding them just now.
+            with shelf.filling(lambda: self.progress(0.0)):
+                yield from self._add(shelf, split, rest, views)
+        for problem in shelf.problems:
+            self.note(problem)
+        shelf.problems.clear()
+
+    def _add(
+        self, shelf: Shelf, split: str, items: Sequence[Item], views: tuple[Views, int] | None
+    ) -> Iterator[tuple[Sequence[Item], Tensor]]:
+        """Features (n,D) of `items`, n at a time: from others' blocks, else encoded and kept."""
+        found = shelf.get(items)
+        if found:
+            yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
+        rest = [item for item in items if item not in found]
+        if rest:
             self.before_encoding()
         kept: list[tuple[Sequence[Item], Tensor]] = []
         for start in range(0, len(rest), ENCODE_BATCH):
@@ -135,10 +151,8 @@ class Features:
                 shelf.put([i for p, _ in kept for i in p], torch.cat([f for _, f in kept]))
                 kept.clear()
             self.progress(start / len(rest))
+            shelf.alive()
             yield part, features
-        for problem in shelf.problems:
-            self.note(problem)
-        shelf.problems.clear()
 
     @torch.no_grad()
     def encode(self, split: str, part: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:

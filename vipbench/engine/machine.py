@@ -1,23 +1,76 @@
-"""What the machine offers: threads and free memory."""
+"""What the machine offers, and a worker's share of it: devices, threads, free memory."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 
 from vipbench.api import ImageBackbone
+from vipbench.errors import UsageError
+from vipbench.spec import RunSpec
+from vipbench.specmachine import cuda_numbers
 
 # Below this width D of a backbone its operations are too small to be shared by threads.
 SMALL_DIM = 256
 
 
-def threads(backbone: ImageBackbone) -> int:
-    """Threads of one operation: a tower this small only loses by more than one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+@dataclass(frozen=True)
+class Share:
+    """How a run's workers share the machine. devices: CUDA devices by number, () for the CPU."""
+
+    workers: int = 1
+    devices: tuple[int, ...] = ()
+
+    def device(self, number: int) -> torch.device:
+        """Where worker `number` computes; its process's CUDA calls go there, too."""
+        if not self.devices:
+            return torch.device("cpu")
+        chosen = self.devices[number % len(self.devices)]
+        torch.cuda.set_device(chosen)
+        return torch.device("cuda", chosen)
+
+    @property
+    def on_device(self) -> int:
+        """The most workers of one device."""
+        return -(-self.workers // max(1, len(self.devices)))
+
+    @property
+    def told(self) -> str:
+        """The devices in use."""
+        used = self.devices[: self.workers]
+        return ",".join(f"cuda:{number}" for number in used) or "cpu"
+
+
+def share(spec: RunSpec) -> Share:
+    """The devices of a run and the number of its workers. Raises UsageError."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return _share(spec.device, spec.workers, there)
+
+
+def _share(device: str, workers: int | None, there: int) -> Share:
+    named = cuda_numbers(device)
+    if (device == "cuda" or named is not None) and there == 0:
+        raise UsageError(
+            f"--device {device}: no CUDA device is available; use --device cpu or auto"
+        )
+    for number in named or ():
+        if number >= there:
+            has = "cuda:0 alone" if there == 1 else f"cuda:0 to cuda:{there - 1}"
+            raise UsageError(f"--device {device}: there is no cuda:{number}; there is {has}")
+    devices = () if device == "cpu" else tuple(range(there) if named is None else named)
+    return Share(workers or max(1, len(devices)), devices)
+
+
+def threads(backbone: ImageBackbone, workers: int = 1) -> int:
+    """Threads of one operation, where so many workers share the cores: a tower this small only
+    loses by more than one."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = max(1, (found or 1) // workers)
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(wanted) if wanted.isdigit() and int(wanted) > 0 else cores or 1
+    most = min(int(wanted), cores) if wanted.isdigit() and int(wanted) > 0 else cores
     return 1 if backbone.dim < SMALL_DIM else most
 
 

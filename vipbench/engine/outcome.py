@@ -40,8 +40,8 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a run, in table order. notices: lines that a person should see. info: device
-    and versions that the worker found."""
+    """All cells of a run, in table order. notices: lines that a person should see. info: device,
+    number of workers and versions, as the worker found them."""
 
     cells: list[PlannedCell]
     notices: list[str] = field(default_factory=list)
@@ -110,8 +110,9 @@ class Observer:
     def cell_done(self, cell: PlannedCell, record: Record) -> None:
         """A cell's record is on the disk."""
 
-    def progress(self, label: str, share: float) -> None:
-        """How far the group of cells in work is: share in [0,1]."""
+    def progress(self, cell: PlannedCell, share: float) -> None:
+        """How far the group of this cell is: share in [0,1] of its cells that have no record yet.
+        Several groups may be in work."""
 
     def note(self, text: str) -> None:
         """One line worth reading."""

@@ -1,48 +1,40 @@
-"""The worker process as its driver sees it. No torch here."""
+"""A worker process as its driver sees it. No torch here.
+
+Its events come through a pipe that is read when something has arrived (`receive`), so that one
+thread can watch any number of workers (see `crew`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import queue
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import vipbench
+from vipbench.errors import UsageError
 
 START = "from vipbench.engine.lifeline import main; main()"
 # What a plugin may print before its worker's output is cut.
 LOG_LIMIT = 8 * 1024 * 1024
 # Seconds between a worker's hanging up and its end.
 GRACE = 5.0
-
-
-MEMORY_VARIABLE = "VIPBENCH_WORKER_GB"
-
-
-def memory_limit() -> float:
-    """The most bytes of memory that a worker may take: `VIPBENCH_WORKER_GB`, or 90 % of what the
-    machine has."""
-    named = os.environ.get(MEMORY_VARIABLE)
-    if named:
-        return float(named) * 1e9
-    return 0.9 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+# Seconds between two looks at a signal that may have come.
+BEAT = 0.2
+# What is read of one worker at a time: the others wait meanwhile.
+CHUNK, CHUNKS = 1 << 16, 64
 
 
 class WorkerDiedError(RuntimeError):
     """The worker ended by itself; the message says how, and the last that it printed."""
-
-
-class WorkerTimeoutError(RuntimeError):
-    """The worker showed no progress for longer than a cell may take; it was killed."""
 
 
 class Stopped(BaseException):
@@ -52,16 +44,21 @@ class Stopped(BaseException):
 class Worker:
     """One worker process; commands go in, events come out.
 
-    stop: asked several times a second while waiting; True raises Stopped.
+    ready: whether it waits for a command. last: when it gave its last sign of life, by
+    `time.monotonic`. planned: whether it knows the run's cells; its owner's to set.
     """
 
-    def __init__(self, stop: Callable[[], bool] = lambda: False) -> None:
-        self._stop = stop
+    def __init__(self) -> None:
+        self.ready = False
+        self.planned = False
+        self.last = time.monotonic()
+        self._buffer = bytearray()
+        self._ended = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         root = str(Path(vipbench.__file__).parents[1])
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
         # -P: no module of the working directory may stand in for an installed one.
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-P", "-c", START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -69,11 +66,11 @@ class Worker:
             start_new_session=True,  # Ctrl-C goes to the driver alone, which decides.
             # Threads that wait by spinning starve each other on a busy machine.
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path},
-            text=True,
-            encoding="utf-8",
         )
-        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process, self._in, self._out = process, process.stdin, process.stdout
+        os.set_blocking(self._out.fileno(), False)
 
     def __enter__(self) -> Self:
         return self
@@ -81,73 +78,83 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            try:
-                self._events.put(json.loads(line))
-            except ValueError:
-                # The worker was killed in the middle of a line, or something else wrote to its
-                # pipe: nothing that follows can be trusted.
-                self._kill_group()
-                break
-        self._events.put(None)
-
-    def ask(
-        self, do: str, limit: float | None = None, **arguments: Any
-    ) -> Iterator[dict[str, Any]]:
-        """Send a command and yield its events until the worker is ready again.
-
-        limit: seconds without any event. Raises WorkerDiedError, WorkerTimeoutError, Stopped.
-        """
-        self.send(do, **arguments)
-        return self.answers(limit)
+    def fileno(self) -> int:
+        """What `select` waits for."""
+        return self._out.fileno()
 
     def send(self, do: str, **arguments: Any) -> None:
-        """Send a command whose `answers` are taken later. Raises WorkerDiedError."""
-        assert self._process.stdin is not None
+        """Give a command. Raises WorkerDiedError."""
+        self.ready = False
+        self.last = time.monotonic()
         try:
-            self._process.stdin.write(json.dumps({"do": do, "with": arguments}) + "\n")
-            self._process.stdin.flush()
+            self._in.write(json.dumps({"do": do, "with": arguments}).encode() + b"\n")
+            self._in.flush()
         except OSError:
             raise WorkerDiedError(self._obituary()) from None
 
-    def answers(
-        self, limit: float | None = None, late: Callable[[], None] = lambda: None
-    ) -> Iterator[dict[str, Any]]:
-        """The events of the command that was sent; see `ask`. late: called again and again while
-        the limit is half a minute, or half of it, away."""
-        last = time.monotonic()
-        while True:
-            if self._stop():
-                raise Stopped
+    def receive(self) -> list[dict[str, Any]]:
+        """The events that have arrived, maybe none. Raises WorkerDiedError when the worker has
+        ended and all that it sent was given out."""
+        if self._ended:
+            raise WorkerDiedError(self._obituary())
+        for _ in range(CHUNKS):
             try:
-                event = self._events.get(timeout=0.2)
-            except queue.Empty:
-                self._bound_log()
-                self._bound_memory()
-                idle = time.monotonic() - last
-                if limit is not None and idle > max(limit / 2, limit - 30):
-                    late()
-                if limit is not None and idle > limit:
-                    self.kill()
-                    raise WorkerTimeoutError(f"no progress in {limit:g} s") from None
-                continue
-            last = time.monotonic()
-            if event is None:
-                raise WorkerDiedError(self._obituary())
-            if event["event"] == "ready":
-                return
-            yield event
-
-    def pending(self) -> list[dict[str, Any]]:
-        """Events that have arrived and that nobody has taken."""
+                chunk = os.read(self._out.fileno(), CHUNK)
+            except BlockingIOError:
+                break
+            if not chunk:
+                self._ended = True
+                break
+            self._buffer += chunk
         events = []
-        while not self._events.empty():
-            event = self._events.get()
-            if event is not None:
+        *lines, rest = bytes(self._buffer).split(b"\n") if b"\n" in self._buffer else (b"",)
+        if lines:
+            self._buffer = bytearray(rest)
+        for line in lines:
+            self.last = time.monotonic()
+            try:
+                event = json.loads(line)
+                self.ready = event["event"] == "ready"
+            except (ValueError, TypeError, KeyError):
+                # Something else wrote to its pipe: nothing that follows can be trusted.
+                self._kill_group()
+                self._ended = True
+                break
+            if not self.ready:
                 events.append(event)
+        if self._ended and not events:
+            raise WorkerDiedError(self._obituary())
         return events
+
+    def ask(
+        self, do: str, stop: Callable[[], bool] = lambda: False, **arguments: Any
+    ) -> dict[str, Any]:
+        """Give a command, wait until it is done, and return its last event.
+
+        stop: asked several times a second; True raises Stopped. Raises WorkerDiedError, and
+        UsageError where the worker answers with one.
+        """
+        self.send(do, **arguments)
+        answer: dict[str, Any] = {}
+        while not self.ready:
+            if stop():
+                raise Stopped
+            if not select.select([self], [], [], BEAT)[0]:
+                self.bound_log()
+                continue
+            for event in self.receive():
+                if event["event"] == "usage_error":
+                    raise UsageError(event["message"])
+                answer = event
+        return answer
+
+    def memory(self) -> int:
+        """Bytes of memory that it takes; 0 where that cannot be told."""
+        try:
+            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def kill(self) -> None:
         """End the worker and whatever it started, at once."""
@@ -160,20 +167,6 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _bound_memory(self) -> None:
-        # Before the system ends a process of its own choice, which might be the driver.
-        try:
-            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
-        except (OSError, ValueError, IndexError):
-            return
-        used, most = pages * os.sysconf("SC_PAGE_SIZE"), memory_limit()
-        if used > most:
-            self.kill()
-            raise WorkerDiedError(
-                f"the worker process took {used / 1e9:.1f} GB of memory and was ended; it may take "
-                f"{most / 1e9:.1f} GB ({MEMORY_VARIABLE} changes that)"
-            )
-
     def _last_words(self) -> int:
         """Its exit status; what it started goes with it, and so does one that only hung up."""
         if self._process.returncode is None:
@@ -185,15 +178,15 @@ class Worker:
         return self._process.wait()
 
     def close(self) -> None:
-        """End the worker and free what it held."""
+        """End the worker and free what it held. Closing twice is no error."""
         self.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        for stream in (self._in, self._out):
+            with contextlib.suppress(OSError):
+                stream.close()
         self._log.close()
 
-    def _bound_log(self) -> None:
+    def bound_log(self) -> None:
+        """Forget what it printed where that is too much."""
         if os.fstat(self._log.fileno()).st_size > LOG_LIMIT:
             self._log.truncate(0)
 

@@ -33,6 +33,7 @@ from vipbench.engine.loading import (
     load_backbone,
     load_dataset,
 )
+from vipbench.engine.machine import Share, share
 from vipbench.engine.planning import PlanCell, make_rows, plan_cells
 from vipbench.engine.records import base_record
 from vipbench.errors import UsageError
@@ -75,10 +76,14 @@ class Session:
                 )
         self.send({"event": "catalogue", "entries": entries})
 
-    def do_plan(self, suite: str) -> None:
-        """Expand a RunSpec into cells, loading every dataset and backbone of it."""
+    def do_plan(self, suite: str, number: int = 0) -> None:
+        """Expand a RunSpec into cells, loading every dataset and backbone of it.
+
+        number: which of the run's workers this is; it decides the device.
+        """
         self.spec = run = RunSpec.from_yaml_text(suite)
-        device = _device(run)
+        machine = share(run)
+        device = machine.device(number)
         registry = load_registry(run.plugins_dir)
         rows = make_rows(registry, run.methods)
         # Names first: a misspelled backbone must not wait for the hashing of a dataset.
@@ -94,7 +99,9 @@ class Session:
         for backbone in backbones:
             backbone.backbone.to(device)
             for data in datasets:
-                self.runners[backbone.source, data.dataset.name] = self._runner(run, backbone, data)
+                self.runners[backbone.source, data.dataset.name] = self._runner(
+                    machine, backbone, data
+                )
                 for row in rows:
                     planned = plan_cells(run, row, data, backbone)
                     reason = _cannot_build(
@@ -108,13 +115,19 @@ class Session:
         notices += [
             f"{b.backbone.name}: licence of the weights: {b.backbone.licence}" for b in backbones
         ]
-        info = {"device": str(device), "torch": torch.__version__}
+        info = {
+            "device": machine.told,
+            "workers": str(machine.workers),
+            "torch": torch.__version__,
+        }
         self.send({"event": "plan", "cells": cells, "notices": notices, "info": info})
 
     def do_run(self, keys: list[str]) -> None:
         """Run one group: cells of the same row, dataset and backbone."""
         cells = [self.cells[key] for key in keys]
         runner = self.runners[cells[0].backbone.source, cells[0].data.dataset.name]
+        # Should this process end, its driver can write down what it was at.
+        self.send({"event": "begun", "records": [base_record(cell) for cell in cells]})
         for finished in runner.run(cells):
             self.send({"event": "done", **_finished(finished)})
         evict()
@@ -134,18 +147,13 @@ class Session:
         runner = self.runners[cell.backbone.source, cell.data.dataset.name]
         return runner.run_alone(cell)
 
-    def do_base(self, keys: list[str]) -> None:
-        """The records' common parts, for cells that the driver must write off itself."""
-        bases = [base_record(self.cells[key]) for key in keys]
-        self.send({"event": "base", "records": bases})
-
-    def _runner(self, spec: RunSpec, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
+    def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
         def note(text: str) -> None:
             self.send({"event": "note", "text": text})
 
         ticker = _Ticker(self.send)
         features = Features(backbone.backbone, data.splits, data.fingerprint, ticker, note)
-        return GroupRunner(features, note)
+        return GroupRunner(features, note, machine)
 
 
 class _Ticker:
@@ -243,13 +251,6 @@ def _check_names(names: list[str], what: str) -> None:
         raise UsageError(
             f"two of the {what} are both named '{twice[0]}' in tables; rename one file or folder"
         )
-
-
-def _device(spec: RunSpec) -> torch.device:
-    cuda = torch.cuda.is_available()
-    if spec.device == "cuda" and not cuda:
-        raise UsageError("--device cuda: no CUDA device is available; use --device cpu or auto")
-    return torch.device("cuda" if spec.device != "cpu" and cuda else "cpu")
 
 
 def serve(commands: Commands) -> None:
