@@ -15,7 +15,7 @@ PACKAGE = REPO / "vipbench"
 
 # Rooms of one layer may import each other as long as no circle comes of it; nobody imports up.
 LAYERS = (
-    {"errors", "images", "yamlio", "specparse", "specerrors", "specmethods", "spectexts"}
+    {"errors", "fetching", "images", "yamlio", "specparse", "specerrors", "specmethods", "spectexts"}
     | {"specmachine", "specoutput", "spec"}
     | {"results"},
     {"vipbench", "api", "hookspecs"},  # "vipbench" is __init__.py: the hook marker and version

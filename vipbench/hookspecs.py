@@ -11,13 +11,14 @@ A plugin is a module with functions marked `@vipbench.hookimpl`:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 
 if TYPE_CHECKING:
     from vipbench.api import Dataset, ImageBackbone, Method
+    from vipbench.fetching import Needed
 
 hookspec = pluggy.HookspecMarker("vipbench")
 hookimpl = pluggy.HookimplMarker("vipbench")
@@ -32,18 +33,34 @@ class RegisterMethod(Protocol):
 
 class RegisterBackbone(Protocol):
     """Takes a name and a factory. `name:ARG` on the command line calls `factory("ARG")`, a bare
-    `name` calls `factory(None)`. `help` is one line for `vipbench list`."""
+    `name` calls `factory(None)`. `help` is one line for `vipbench list`.
+
+    files: what `vipbench fetch name:ARG` brings, and `vipbench doctor` looks for, one after
+    another; the next is asked for once the one before is there. known: sources (`name` or
+    `name:ARG`) that `vipbench doctor` looks for unasked."""
 
     def __call__(
-        self, name: str, factory: Callable[[str | None], ImageBackbone], help: str = ""
+        self,
+        name: str,
+        factory: Callable[[str | None], ImageBackbone],
+        help: str = "",
+        files: Callable[[str | None], Iterable[Needed]] | None = None,
+        known: Sequence[str] = (),
     ) -> None:
         """Register `factory` as `name`."""
 
 
 class RegisterDataset(Protocol):
-    """Takes a name and a factory, as RegisterBackbone does."""
+    """Takes a name and a factory, as RegisterBackbone does; what is fetched says the dataset
+    itself (`Dataset.files`, `Dataset.locate`)."""
 
-    def __call__(self, name: str, factory: Callable[[str | None], Dataset], help: str = "") -> None:
+    def __call__(
+        self,
+        name: str,
+        factory: Callable[[str | None], Dataset],
+        help: str = "",
+        known: Sequence[str] = (),
+    ) -> None:
         """Register `factory` as `name`."""
 
 

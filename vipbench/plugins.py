@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -17,6 +17,7 @@ import pluggy
 from vipbench import __version__, hookspecs
 from vipbench.api import Dataset, HParams, ImageBackbone, Method
 from vipbench.errors import UsageError, unknown
+from vipbench.fetching import Needed
 from vipbench.pluginfiles import (
     Plugin,
     describe,
@@ -38,13 +39,16 @@ Kind = Literal["method", "backbone", "dataset"]
 
 @dataclass(frozen=True)
 class Registered:
-    """A registered thing: a Method class, or a factory of backbones or datasets."""
+    """A registered thing: a Method class, or a factory of backbones or datasets; files, known: see
+    hookspecs.RegisterBackbone."""
 
     kind: Kind
     name: str
     plugin: Plugin
     target: Any
     help: str = ""
+    files: Callable[[str | None], Iterable[Needed]] | None = None
+    known: tuple[str, ...] = ()
 
 
 @dataclass
@@ -80,6 +84,13 @@ class Registry:
         """The backbone of `NAME[:ARG]`, its weights loaded; raises UsageError."""
         return self._make("backbone", source, ImageBackbone)
 
+    def files(self, source: str) -> Iterable[Needed]:
+        """What the backbone `NAME[:ARG]` needs on the disk, one after another; raises UsageError,
+        also while it is gone through."""
+        name, colon, argument = source.partition(":")
+        found = self.get("backbone", name)
+        return () if found.files is None else found.files(argument if colon else None)
+
     def _make(self, kind: Kind, source: str, base: type[Any]) -> tuple[Any, Plugin]:
         name, colon, argument = source.partition(":")
         found = self.get(kind, name)
@@ -110,11 +121,14 @@ def builtin_modules() -> list[str]:
     return found
 
 
-def load_registry(plugins_dir: Path | None = None) -> Registry:
+def load_registry(
+    plugins_dir: Path | None = None, failed: list[UsageError] | None = None
+) -> Registry:
     """Load built-ins, entry points and the files of `plugins_dir`, and let each register.
 
     Raises UsageError naming plugin and file for a failing import, a misspelled hook, a second
-    use of a name, or something that is not what its hook registers.
+    use of a name, or something that is not what its hook registers; where `failed` is given, it
+    takes these, and the others are loaded.
     """
     manager = pluggy.PluginManager("vipbench")
     manager.add_hookspecs(hookspecs)
@@ -122,15 +136,21 @@ def load_registry(plugins_dir: Path | None = None) -> Registry:
     for module_name in builtin_modules():
         module = importlib.import_module(module_name)
         _add(manager, registry, module, describe("vipbench", __version__, module, builtin=True))
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        module = load_entry_point(point)
-        version = point.dist.version if point.dist else None
-        name = point.dist.name if point.dist else point.name
-        _add(manager, registry, module, describe(name, version, module))
-    if plugins_dir is not None:
-        for file in plugin_files(plugins_dir):
-            module = load_file(file)
-            _add(manager, registry, module, describe(file.stem, None, module))
+    files = [] if plugins_dir is None else plugin_files(plugins_dir)
+    for one in (*entry_points(group=ENTRY_POINT_GROUP), *files):
+        try:
+            if isinstance(one, Path):
+                module = load_file(one)
+                plugin = describe(one.stem, None, module)
+            else:
+                module = load_entry_point(one)
+                version = one.dist.version if one.dist else None
+                plugin = describe(one.dist.name if one.dist else one.name, version, module)
+            _add(manager, registry, module, plugin)
+        except UsageError as error:
+            if failed is None:
+                raise
+            failed.append(error)
     return registry
 
 
@@ -185,10 +205,12 @@ def _register_factory(
     name: str,
     factory: Callable[[str | None], Any],
     help: str = "",
+    files: Callable[[str | None], Iterable[Needed]] | None = None,
+    known: Sequence[str] = (),
 ) -> None:
     if not callable(factory):
         raise UsageError(f"{plugin}: hook register_{kind}s: the factory of '{name}' is no callable")
-    _store(registry, Registered(kind, name, plugin, factory, help))
+    _store(registry, Registered(kind, name, plugin, factory, help, files, tuple(known)))
 
 
 def _store(registry: Registry, new: Registered) -> None:

@@ -63,7 +63,7 @@ def same(ours: Backbone, theirs: Backbone) -> bool:
 def test_registered_names() -> None:
     texts = {}
 
-    def register(name: str, factory: Any, help: str = "") -> None:
+    def register(name: str, factory: Any, help: str = "", **more: Any) -> None:
         assert callable(factory)
         texts[name] = help
 

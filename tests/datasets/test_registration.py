@@ -23,7 +23,7 @@ DATASETS = {
 def test_each_module_registers_its_dataset(module, tmp_path):
     registered = {}
 
-    def register(name, factory, help=""):
+    def register(name, factory, help="", known=()):
         registered[name] = factory, help
 
     import_module(f"vipbench.datasets.{module}").register_datasets(register)

@@ -16,6 +16,7 @@ from vipbench.api.dataset import SPLITS, DataError, Dataset, Split, fingerprint_
 from vipbench.api.method import Batch, Labelled, Method, Support, has_own_fit
 from vipbench.api.recipe import CellInfo, Choice, HParams, Published, Range, Recipe, Views
 from vipbench.api.task import Task
+from vipbench.fetching import HubFile, Needed, WebFile
 from vipbench.hookspecs import hookimpl
 from vipbench.images import ImageError, ImageLike, open_image
 
@@ -28,11 +29,13 @@ __all__ = [
     "DataError",
     "Dataset",
     "HParams",
+    "HubFile",
     "ImageBackbone",
     "ImageError",
     "ImageLike",
     "Labelled",
     "Method",
+    "Needed",
     "NoTap",
     "Prompts",
     "Published",
@@ -48,6 +51,7 @@ __all__ = [
     "Tower",
     "UnsupportedError",
     "Views",
+    "WebFile",
     "fingerprint_splits",
     "has_own_fit",
     "hookimpl",

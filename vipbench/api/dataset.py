@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vipbench.fetching import Needed
 from vipbench.images import ImageLike, digest_image, open_image
 
 SPLITS = ("train", "val", "test")
@@ -92,6 +93,27 @@ class Dataset(ABC):
         root: the user's data folder (`--data-root`), or None.
         Raises DataError naming file, row and what to do.
         """
+
+    def files(self, root: Path | None) -> Iterable[Needed]:
+        """The files that `vipbench fetch` can bring; none for data that are bundled, one's own, or
+        behind a login."""
+        return ()
+
+    def locate(self, root: Path | None) -> Path | None:
+        """Where the data lie, without reading them; None where they need no file.
+
+        Raises DataError saying what was looked for, where, and how to get it.
+        """
+        found: Path | None = None
+        for needed in self.files(root):
+            path = needed.find()
+            if path is None:
+                raise DataError(
+                    f"{needed.what} is not there; looked for {', '.join(needed.places())}. "
+                    "`vipbench fetch` brings it"
+                )
+            found = found or path
+        return found
 
     def fingerprint(self, splits: Mapping[str, Split]) -> str:
         """A digest of content, labels, splits and groups; never of paths."""

@@ -2,61 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-from vipbench.errors import UsageError
+from vipbench.fetching import HubFile, Needed
 
-
-def fetch(repo: str, names: tuple[str, ...], bring: str) -> Path:
-    """The first of the files `names` that `repo` (ORG/NAME) has.
-
-    bring: the end of the error message: how to bring the weights without a connection.
-    Raises UsageError saying what was tried.
-    """
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-
-    try:
-        for name in names:
-            cached = try_to_load_from_cache(repo, name)
-            if isinstance(cached, str):
-                return Path(cached)
-    except HFValidationError as error:
-        raise UsageError(f"'{repo}' is not a name of the Hugging Face Hub: {error}") from error
-    wanted = " or ".join(names)
-    tried = f"{wanted} of '{repo}' is not in the Hugging Face cache ({constants.HF_HUB_CACHE})"
-    if constants.HF_HUB_OFFLINE:
-        raise UsageError(f"{tried}, and HF_HUB_OFFLINE forbids to fetch it. {bring}")
-    if (trouble := _unreachable(constants.ENDPOINT)) is not None:
-        raise UsageError(f"{tried}, and there is no connection to fetch it: {trouble}. {bring}")
-    for name in names:
-        try:
-            return Path(hf_hub_download(repo, name))
-        except EntryNotFoundError:
-            continue
-        except Exception as error:  # the Hub's client raises its own, its HTTP library's, OSError
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UsageError(
-                f"{tried}, and {constants.ENDPOINT} did not give it: {reason[0]}. {bring}"
-            ) from error
-    raise UsageError(f"{tried}, and {constants.ENDPOINT} has no such file there. {bring}")
+# Any of these holds a tokenizer's vocabulary; the others go with it.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+BESIDE_TOKENIZERS = (
+    *TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "config.json",
+)
 
 
-def _unreachable(endpoint: str) -> str | None:
-    """Why `endpoint` cannot be connected to; None if it can. The Hub's own client would try for
-    the better part of a minute before it says so."""
-    url = urlsplit(endpoint)
-    proxy = getproxies().get(url.scheme)
-    if proxy and not proxy_bypass(url.hostname or ""):
-        url = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    port = url.port or (80 if url.scheme == "http" else 443)
-    try:
-        seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", "10"))
-        socket.create_connection((url.hostname or "", port), timeout=seconds).close()
-    except (OSError, ValueError) as error:
-        return f"{url.hostname}:{port}: {error}"
-    return None
+def bring(source: str, repo: str, otherwise: str) -> str:
+    """The end of an error message: how to bring the files of a source where there is no
+    connection. otherwise: what else can be done."""
+    return (
+        f"On a connected machine, `vipbench fetch {source}` (or `hf download {repo}`) fills the "
+        f"cache, which can be copied; {otherwise}"
+    )
+
+
+def tokenizer_files(repo: str, hint: str = "") -> HubFile:
+    """The tokenizer in `repo`."""
+    return HubFile(repo, TOKENIZER_FILES, BESIDE_TOKENIZERS, bring=hint)
+
+
+def shards(index: Path, repo: str, licence: str, hint: str) -> Iterator[Needed]:
+    """The parts of weights that an index divides into several files."""
+    names = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()
+    for name in dict.fromkeys(map(str, names)):
+        yield HubFile(repo, (name,), licence=licence, bring=hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,12 @@ from vipbench.api import UnsupportedError
 from vipbench.backbones import _hub
 from vipbench.backbones._clip import ClipBackbone
 from vipbench.backbones._dual import DualBackbone
-from vipbench.backbones._openclip_dual import bert_folder, dual_of_openclip, needs_dual
-from vipbench.backbones._tokenizers import openclip_wordpieces
+from vipbench.backbones._openclip_dual import bert_files, bert_folder, dual_of_openclip, needs_dual
+from vipbench.backbones._tokenizers import openclip_tokenizer, openclip_wordpieces
 from vipbench.backbones._weights import load_into, read_json, read_weights, safetensors_metadata
 from vipbench.backbones.open_clip import FORMS
 from vipbench.errors import UsageError, unknown
+from vipbench.fetching import HubFile, Needed
 
 _HUB = "hf-hub:"
 _FOLDER = "local-dir:"
@@ -48,6 +49,11 @@ class _Source:
     folder: Path | None = None
     bring: str = field(default="", repr=False)
 
+    @property
+    def weights(self) -> HubFile:
+        """The weights on the Hub."""
+        return HubFile(self.repo or "", self.files, licence=self.licence, bring=self.bring)
+
 
 def load_openclip(argument: str) -> ClipBackbone | DualBackbone:
     """The backbone `openclip:argument`.
@@ -55,15 +61,8 @@ def load_openclip(argument: str) -> ClipBackbone | DualBackbone:
     Raises UsageError for an unknown architecture or tag, before any weights are needed; for
     weights that cannot be had; and for a checkpoint that is refused or does not fit.
     """
-    if argument.startswith(_HUB):
-        source = _from_hub(argument)
-    elif argument.startswith(_FOLDER):
-        source = _from_folder(argument)
-    elif "@" in argument:
-        source = _from_path(argument)
-    else:
-        source = _from_tag(argument)
-    path = source.path or _hub.fetch(source.repo or "", source.files, source.bring)
+    source = _source(argument)
+    path = source.path or source.weights.ensure()
     weights = read_weights(path)
     text_config = bert_folder(source.config, source.folder)
     model = build(source.config, text_config)
@@ -86,6 +85,28 @@ def load_openclip(argument: str) -> ClipBackbone | DualBackbone:
         # Tables tell local checkpoints apart by content, and never show a path.
         backbone.name = f"{source.name}@{backbone.weights_sha256[:8]}"
     return backbone
+
+
+def openclip_files(argument: str) -> Iterator[Needed]:
+    """The files that `load_openclip` needs and that are not the user's own, one after another: a
+    later one may only be known once the earlier is there. Raises UsageError."""
+    if argument.startswith(_HUB):
+        yield _hub_config(argument)
+    source = _source(argument)
+    if source.path is None:
+        yield source.weights
+    yield from bert_files(source.config, source.folder, source.bring)
+    tokenizer = openclip_tokenizer(source.config, source.folder, source.bring)
+    if isinstance(tokenizer, HubFile):
+        yield tokenizer
+
+
+def _source(argument: str) -> _Source:
+    if argument.startswith(_HUB):
+        return _from_hub(argument)
+    if argument.startswith(_FOLDER):
+        return _from_folder(argument)
+    return _from_path(argument) if "@" in argument else _from_tag(argument)
 
 
 def build(config: Mapping[str, Any], text_config: str | None = None) -> nn.Module:
@@ -129,24 +150,32 @@ def _from_tag(argument: str) -> _Source:
         repo=repo,
         files=files,
         licence="MIT" if tag == "openai" else f"see huggingface.co/{repo}",
-        bring=(
-            f"On a connected machine, `hf download {repo}` fills the cache, which can be copied; "
-            f"or give the file itself: openclip:{arch}/{tag}@PATH"
+        bring=_hub.bring(
+            f"openclip:{argument}",
+            repo,
+            f"or give the file itself: openclip:{arch}/{tag}@PATH",
         ),
     )
 
 
-def _from_hub(argument: str) -> _Source:
+def _hub_config(argument: str) -> HubFile:
     repo = argument.removeprefix(_HUB)
     org, slash, name = repo.partition("/")
     if not (org and slash and name):
         raise UsageError(f"openclip:{argument}: expected openclip:hf-hub:ORG/NAME")
-    bring = (
-        f"On a connected machine, `hf download {repo}` fills the cache, which can be copied; or "
-        "give the weights as a file: openclip:ARCH+quickgelu@PATH or openclip:ARCH+gelu@PATH"
+    bring = _hub.bring(
+        f"openclip:{argument}",
+        repo,
+        "or give the weights as a file: openclip:ARCH+quickgelu@PATH or openclip:ARCH+gelu@PATH",
     )
-    path = _hub.fetch(repo, ("open_clip_config.json",), bring)
-    config, preprocess = _config_file(path)
+    licence = f"see huggingface.co/{repo}"
+    return HubFile(repo, ("open_clip_config.json",), licence=licence, bring=bring)
+
+
+def _from_hub(argument: str) -> _Source:
+    wanted = _hub_config(argument)
+    repo, bring = wanted.repo, wanted.bring
+    config, preprocess = _config_file(wanted.ensure())
     return _Source(
         name=f"openclip:{argument}",
         config={**config, "quick_gelu": bool(config.get("quick_gelu", False))},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from vipbench.api import UnsupportedError
-from vipbench.backbones import _hub
 from vipbench.backbones._dual import DualBackbone
 from vipbench.backbones._images import side_of_openclip
 from vipbench.backbones._texts import Wordpieces
 from vipbench.backbones._textsides import BertSide, CocaSide, TextSide, first_row, mean_row
+from vipbench.fetching import HubFile
 
 
 def needs_dual(config: Mapping[str, Any]) -> bool:
@@ -26,17 +26,31 @@ def needs_dual(config: Mapping[str, Any]) -> bool:
 def bert_folder(config: Mapping[str, Any], folder: Path | None) -> str | None:
     """The folder with the configuration of the text tower that `config` names, None where it
     names none. Raises UsageError where it cannot be had."""
-    name = config["text_cfg"].get("hf_model_name")
-    if not name:
-        return None
-    for place in (Path(name), *([] if folder is None else [folder / name])):
+    for place in _bert_places(config, folder):
         if (place / "config.json").is_file():
             return str(place)
-    bring = (
-        f"The text tower is built by that file: on a connected machine, `hf download {name} "
-        "config.json` fills the cache, which can be copied"
-    )
-    return str(_hub.fetch(name, ("config.json",), bring).parent)
+    return next((str(one.ensure().parent) for one in bert_files(config, folder)), None)
+
+
+def bert_files(
+    config: Mapping[str, Any], folder: Path | None, bring: str = ""
+) -> Iterator[HubFile]:
+    """The configuration of that text tower, where it has to come from the Hub."""
+    places = _bert_places(config, folder)
+    if places and not any((place / "config.json").is_file() for place in places):
+        name = config["text_cfg"]["hf_model_name"]
+        hint = bring or (
+            f"The text tower is built by that file: on a connected machine, `hf download {name} "
+            "config.json` fills the cache, which can be copied"
+        )
+        yield HubFile(name, ("config.json",), bring=hint)
+
+
+def _bert_places(config: Mapping[str, Any], folder: Path | None) -> list[Path]:
+    name = config["text_cfg"].get("hf_model_name")
+    if not name:
+        return []
+    return [Path(name), *([] if folder is None else [folder / name])]
 
 
 def dual_of_openclip(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from vipbench.backbones._clip import digest_weights
 from vipbench.backbones._images import side_of_timm
 from vipbench.backbones._weights import read_weights
 from vipbench.errors import UsageError, unknown
+from vipbench.fetching import HubFile, Needed
 from vipbench.images import to_rgb
 
 _RANDOM = "+random"
@@ -97,11 +98,7 @@ def load_timm(argument: str) -> TimmBackbone:
     random = named.endswith(_RANDOM)
     named = named.removesuffix(_RANDOM)
     arch, _, tag = named.partition(".")
-    if not timm.is_model(arch):
-        raise unknown("timm model", arch, timm.list_models())
-    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{arch}.*")]
-    if tag and tag not in tags:
-        raise unknown(f"weights of '{arch}'", tag, tags)
+    _check_name(arch, tag)
     if at and not given:
         raise UsageError(f"timm:{argument} names no file behind '@'")
     if at and random:
@@ -116,7 +113,7 @@ def load_timm(argument: str) -> TimmBackbone:
     licence = "unknown"
     if not random:
         config = model.pretrained_cfg
-        path = Path(given).expanduser() if at else _fetch(named, config)
+        path = Path(given).expanduser() if at else _weights(named, config).ensure()
         _load(model, read_weights(path), config, f"timm:{argument}")
         licence = "unknown" if at else str(config.get("license") or "see its model card")
     name = f"timm:{named}{_RANDOM if random else ''}"
@@ -127,19 +124,40 @@ def load_timm(argument: str) -> TimmBackbone:
     return backbone
 
 
-def _fetch(named: str, config: Mapping[str, Any]) -> Path:
+def timm_files(argument: str) -> Iterator[Needed]:
+    """The weights that `load_timm` needs and that are not the user's own. Raises UsageError."""
+    named, at, _ = argument.partition("@")
+    if at or named.endswith(_RANDOM):
+        return
+    arch, _, tag = named.partition(".")
+    _check_name(arch, tag)
+    config: Any = timm.get_pretrained_cfg(named)
+    yield _weights(named, config.to_dict())
+
+
+def _weights(named: str, config: Mapping[str, Any]) -> HubFile:
     repo = config.get("hf_hub_id")
     if not repo:
         raise UsageError(
             f"timm has no weights for '{named}' on the Hub; give a file, timm:{named}@PATH, or "
             f"timm:{named}{_RANDOM} to train it from scratch"
         )
-    bring = (
-        f"On a connected machine, `hf download {repo} model.safetensors` fills the cache, which "
-        f"can be copied; or give the file itself: timm:{named}@PATH; or timm:{named}{_RANDOM} to "
-        "train it from scratch"
+    hint = _hub.bring(
+        f"timm:{named}",
+        f"{repo} model.safetensors",
+        f"or give the file itself: timm:{named}@PATH; or timm:{named}{_RANDOM} to train it from "
+        "scratch",
     )
-    return _hub.fetch(str(repo), ("model.safetensors",), bring)
+    licence = str(config.get("license") or "see its model card")
+    return HubFile(str(repo), ("model.safetensors",), licence=licence, bring=hint)
+
+
+def _check_name(arch: str, tag: str) -> None:
+    if not timm.is_model(arch):
+        raise unknown("timm model", arch, timm.list_models())
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{arch}.*")]
+    if tag and tag not in tags:
+        raise unknown(f"weights of '{arch}'", tag, tags)
 
 
 def _load(model: Any, weights: dict[str, Tensor], config: Mapping[str, Any], source: str) -> None:

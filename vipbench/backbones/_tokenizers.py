@@ -12,10 +12,10 @@ import open_clip
 
 from vipbench.api import UnsupportedError
 from vipbench.backbones._clip import clip_wordpieces
+from vipbench.backbones._hub import TOKENIZER_FILES, tokenizer_files
 from vipbench.backbones._texts import Wordpieces
 from vipbench.errors import UsageError
-
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+from vipbench.fetching import HubFile
 
 
 def openclip_wordpieces(
@@ -33,11 +33,10 @@ def openclip_wordpieces(
         options.pop("reduction_mask", None)  # how to shorten long texts; they are refused
         tokenizer = open_clip.tokenizer.SimpleTokenizer(**options)
         return clip_wordpieces(tokenizer, json.dumps(options, sort_keys=True))
-    source = hub_name
-    if folder is not None and any((folder / file).is_file() for file in TOKENIZER_FILES):
-        source = str(folder)
     try:
-        tokenizer = open_clip.tokenizer.HFTokenizer(source, **options)
+        source = openclip_tokenizer(config, folder, bring)
+        place = source.ensure().parent if isinstance(source, HubFile) else source
+        tokenizer = open_clip.tokenizer.HFTokenizer(str(place), **options)
     except Exception as error:  # transformers raises many kinds
         raise UsageError(
             f"the tokenizer '{hub_name}' of {name} cannot be had: "
@@ -45,6 +44,20 @@ def openclip_wordpieces(
         ) from error
     strip = bool(options.get("strip_sep_token"))
     return framed_wordpieces(tokenizer.tokenizer, tokenizer.clean_fn, strip)
+
+
+def openclip_tokenizer(
+    config: Mapping[str, Any], folder: Path | None, bring: str
+) -> HubFile | Path | None:
+    """Where the tokenizer is that an open_clip configuration names: in a folder, on the Hub, or
+    nowhere, since it is CLIP's own."""
+    name = config["text_cfg"].get("hf_tokenizer_name")
+    if not name:
+        return None
+    for place in (folder, Path(name)):
+        if place is not None and any((place / file).is_file() for file in TOKENIZER_FILES):
+            return place
+    return tokenizer_files(name, bring)
 
 
 def framed_wordpieces(

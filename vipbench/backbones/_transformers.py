@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from vipbench.backbones import _hub
 from vipbench.backbones._clip import digest_weights
 from vipbench.backbones._pairs import PAIRS, build_pair
 from vipbench.backbones._preprocess import read_preprocess
-from vipbench.backbones._tokenizers import TOKENIZER_FILES, framed_wordpieces
+from vipbench.backbones._tokenizers import framed_wordpieces
 from vipbench.backbones._weights import read_json
 from vipbench.errors import UsageError
+from vipbench.fetching import HubFile, HubModules, Needed
 
 _REMOTE = "+remote-code"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-# Everything that may be needed beside the weights; pickles are not among it.
-_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.model", "*.py")
+_PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
 
 
 def load_transformers(argument: str) -> Backbone:
@@ -34,7 +34,7 @@ def load_transformers(argument: str) -> Backbone:
     remote = argument.endswith(_REMOTE)
     where = f"transformers:{source}"
     local = Path(source).expanduser()
-    folder = local if local.is_dir() else _from_hub(source)
+    folder = local if local.is_dir() else _from_hub(argument)
     config = read_json(folder / "config.json")
     kind = str(config.get("model_type", ""))
     if kind not in PAIRS and not remote:
@@ -72,33 +72,43 @@ def _refusal(where: str, kind: str, config: dict[str, Any]) -> str:
     )
 
 
-def _from_hub(repo: str) -> Path:
-    """The folder in the Hub's cache that holds `repo`."""
+def transformers_files(argument: str) -> Iterator[Needed]:
+    """The files that `load_transformers` needs and that are not the user's own, one after another:
+    a later one may only be known once the earlier is there. Raises UsageError."""
+    repo = argument.removesuffix(_REMOTE)
+    if Path(repo).expanduser().is_dir():
+        return
     org, slash, name = repo.partition("/")
     if not (org and slash and name) or "/" in name:
         raise UsageError(
             f"transformers:{repo}: no such folder, and not of the form ORG/NAME either"
         )
-    bring = (
-        f"On a connected machine, `hf download {repo}` fills the cache, which can be copied; or "
-        "give the folder itself: transformers:FOLDER"
+    hint = _hub.bring(
+        f"transformers:{argument}", repo, "or give the folder itself: transformers:FOLDER"
     )
-    config = _hub.fetch(repo, ("config.json",), bring)
-    only = f"Only safetensors are read, since pickles can run code. {bring}"
-    weights = _hub.fetch(repo, _WEIGHTS, only)
-    if os.environ.get("HF_HUB_OFFLINE") or (weights.parent == config.parent and _has_words(config)):
-        return config.parent
-    from huggingface_hub import snapshot_download
+    licence = f"see huggingface.co/{repo}"
+    yield HubFile(repo, ("config.json",), _PREPROCESSING, licence, hint)
+    only = f"Only safetensors are read, since pickles can run code. {hint}"
+    weights = HubFile(repo, _WEIGHTS, (), licence, only)
+    yield weights
+    path = weights.find()
+    if path is not None and path.name == _WEIGHTS[1]:
+        yield from _hub.shards(path, repo, licence, only)
+    yield _hub.tokenizer_files(repo, hint)
+    if argument.endswith(_REMOTE):
+        yield HubModules(repo, licence, hint)
 
-    try:
-        return Path(snapshot_download(repo, allow_patterns=list(_PATTERNS)))
-    except Exception as error:  # the Hub's client raises its own, its HTTP library's, OSError
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"'{repo}' could not be fetched in full: {reason[0]}. {bring}") from error
 
-
-def _has_words(config: Path) -> bool:
-    return any((config.parent / name).is_file() for name in TOKENIZER_FILES)
+def _from_hub(argument: str) -> Path:
+    """The folder in the Hub's cache that holds all of it."""
+    folder = Path()
+    for _ in range(2):
+        # Twice, should the repository have changed since some of it was fetched.
+        folders = [(one.find() or one.fetch()).parent for one in transformers_files(argument)]
+        folder = folders[-1]
+        if set(folders) == {folder}:
+            break
+    return folder
 
 
 def _check_weights(folder: Path, where: str) -> None:

@@ -6,15 +6,17 @@ before one is asked for. docs/backbones.md is the page to read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from vipbench.errors import UsageError
+from vipbench.fetching import HubFile
 from vipbench.hookspecs import RegisterBackbone, hookimpl
 
 if TYPE_CHECKING:
-    from vipbench.api import Backbone
+    from vipbench.api import Backbone, Needed
 
 CARD = "see the model card"
 _REMOTE = "+remote-code"
@@ -128,7 +130,13 @@ def register_backbones(register: RegisterBackbone) -> None:
         gate = "; terms to accept on the Hub" if entry.gated else ""
         where = f"{entry.repo}, licence: {entry.licence}{gate}"
         what = "" if entry.library else "; not readable by vipbench itself"
-        register(entry.name, partial(load, entry), help=f"{entry.field}: {where}{what}")
+        register(
+            entry.name,
+            partial(load, entry),
+            help=f"{entry.field}: {where}{what}",
+            files=partial(files, entry),
+            known=[entry.name] if entry.library else [],
+        )
 
 
 def load(entry: Entry, argument: str | None) -> Backbone:
@@ -137,11 +145,7 @@ def load(entry: Entry, argument: str | None) -> Backbone:
 
     Raises UsageError with what to do where it cannot be had.
     """
-    if entry.library is None:
-        raise UsageError(
-            f"'{entry.name}' ({entry.repo}; licence: {entry.licence}) cannot be read by vipbench "
-            f"itself. {entry.hint}"
-        )
+    _check_readable(entry)
     folder = (argument or "").removesuffix(_REMOTE)
     remote = _REMOTE if (argument or "").endswith(_REMOTE) else ""
     try:
@@ -161,6 +165,33 @@ def load(entry: Entry, argument: str | None) -> Backbone:
     backbone.name = f"{entry.name}@{digest}" if folder else entry.name
     backbone.licence, backbone.citation = entry.licence, entry.reference
     return backbone
+
+
+def files(entry: Entry, argument: str | None) -> Iterator[Needed]:
+    """What `load` needs on the disk, under the entry's licence. Raises UsageError."""
+    _check_readable(entry)
+    folder = (argument or "").removesuffix(_REMOTE)
+    if entry.library == "openclip":
+        from vipbench.backbones._loading import openclip_files
+
+        found = openclip_files(f"local-dir:{folder}" if folder else f"hf-hub:{entry.repo}")
+    else:
+        from vipbench.backbones._transformers import transformers_files
+
+        remote = _REMOTE if (argument or "").endswith(_REMOTE) else ""
+        found = transformers_files(f"{folder or entry.repo}{remote}")
+    for needed in found:
+        if isinstance(needed, HubFile) and needed.repo == entry.repo:
+            needed = replace(needed, licence=entry.licence)
+        yield needed
+
+
+def _check_readable(entry: Entry) -> None:
+    if entry.library is None:
+        raise UsageError(
+            f"'{entry.name}' ({entry.repo}; licence: {entry.licence}) cannot be read by vipbench "
+            f"itself. {entry.hint}"
+        )
 
 
 def _from_library(entry: Entry, folder: str, remote: str) -> Backbone:

@@ -5,13 +5,14 @@ Nothing heavy is imported before a factory is called.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterBackbone, hookimpl
 
 if TYPE_CHECKING:
-    from vipbench.api import Backbone
+    from vipbench.api import Backbone, Needed
 
 FORMS = (
     "openclip:ARCH/TAG (weights that open_clip knows, such as openclip:ViT-B-16/openai), "
@@ -29,7 +30,13 @@ def register_backbones(register: RegisterBackbone) -> None:
         tiny_clip,
         help="a tiny CLIP that comes with vipbench, trained on synthetic pictures",
     )
-    register("openclip", openclip, help=f"CLIP models of open_clip: {FORMS}")
+    register(
+        "openclip",
+        openclip,
+        help=f"CLIP models of open_clip: {FORMS}",
+        files=openclip_files,
+        known=[f"openclip:{name}/openai" for name in ("ViT-B-16", "ViT-L-14-336", "RN50x64")],
+    )
 
 
 def tiny_clip(argument: str | None) -> Backbone:
@@ -49,6 +56,7 @@ def tiny_clip(argument: str | None) -> Backbone:
         wordpieces=clip_wordpieces(),
         preprocess=facts["preprocess"],
         licence="Apache-2.0",
+        trained_tokens=facts["token_ids"],
     )
 
 
@@ -62,3 +70,12 @@ def openclip(argument: str | None) -> Backbone:
     from vipbench.backbones._loading import load_openclip
 
     return load_openclip(argument)
+
+
+def openclip_files(argument: str | None) -> Iterable[Needed]:
+    """What `openclip` needs on the disk. Raises UsageError."""
+    if not argument:
+        raise UsageError(f"the backbone 'openclip' needs to know which model: {FORMS}")
+    from vipbench.backbones import _loading
+
+    return _loading.openclip_files(argument)

@@ -5,13 +5,14 @@ Nothing heavy is imported before the factory is called.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterBackbone, hookimpl
 
 if TYPE_CHECKING:
-    from vipbench.api import ImageBackbone
+    from vipbench.api import ImageBackbone, Needed
 
 FORMS = (
     "timm:NAME or timm:NAME.TAG (weights that timm knows, such as timm:resnet50), timm:NAME@PATH "
@@ -22,7 +23,12 @@ FORMS = (
 @hookimpl
 def register_backbones(register: RegisterBackbone) -> None:
     """ResNets, vision transformers and all else that timm builds."""
-    register("timm", timm, help=f"image towers of timm, without a text side: {FORMS}")
+    register(
+        "timm",
+        timm,
+        help=f"image towers of timm, without a text side: {FORMS}",
+        files=timm_files,
+    )
 
 
 def timm(argument: str | None) -> ImageBackbone:
@@ -35,3 +41,12 @@ def timm(argument: str | None) -> ImageBackbone:
     from vipbench.backbones._timm import load_timm
 
     return load_timm(argument)
+
+
+def timm_files(argument: str | None) -> Iterable[Needed]:
+    """What `timm` needs on the disk. Raises UsageError."""
+    if not argument:
+        raise UsageError(f"the backbone 'timm' needs to know which model: {FORMS}")
+    from vipbench.backbones import _timm
+
+    return _timm.timm_files(argument)

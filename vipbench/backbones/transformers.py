@@ -5,13 +5,14 @@ Nothing heavy is imported before the factory is called.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterBackbone, hookimpl
 
 if TYPE_CHECKING:
-    from vipbench.api import Backbone
+    from vipbench.api import Backbone, Needed
 
 FORMS = (
     "transformers:ORG/NAME (from the Hub or its cache), transformers:FOLDER (what save_pretrained "
@@ -26,6 +27,7 @@ def register_backbones(register: RegisterBackbone) -> None:
         "transformers",
         transformers,
         help=f"CLIP, SigLIP and CLIP-like pairs of the transformers library: {FORMS}",
+        files=transformers_files,
     )
 
 
@@ -39,3 +41,12 @@ def transformers(argument: str | None) -> Backbone:
     from vipbench.backbones._transformers import load_transformers
 
     return load_transformers(argument)
+
+
+def transformers_files(argument: str | None) -> Iterable[Needed]:
+    """What `transformers` needs on the disk. Raises UsageError."""
+    if not argument:
+        raise UsageError(f"the backbone 'transformers' needs to know which model: {FORMS}")
+    from vipbench.backbones import _transformers
+
+    return _transformers.transformers_files(argument)

@@ -26,10 +26,12 @@ def _run(args: Sequence[str]) -> int:
 
     from vipbench.cli.app import app
     from vipbench.errors import UsageError
+    from vipbench.fetching import offline
 
     # The base of all that the parser of the arguments complains about.
     complaint = typer.BadParameter.__mro__[2]
     try:
+        offline.obey()
         status = app(args=list(args) or ["--help"], prog_name="vipbench", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else OK

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from vipbench import __version__
-from vipbench.cli import audit, explaining, papers, sharing, workshop
+from vipbench.cli import audit, explaining, papers, ready, sharing, workshop
 from vipbench.cli.cache import cache_app
+from vipbench.cli.ready import Offline
 from vipbench.cli.symptoms import symptoms_app
+from vipbench.fetching import offline as connections
 
 app = typer.Typer(
     name="vipbench",
@@ -26,7 +28,16 @@ app = typer.Typer(
 )
 
 # What `vipbench run` takes and a suite does not hold under that name.
-NOT_OF_THE_SUITE = ("context", "file", "suite", "settings", "dry_run", "estimate", "no_retry")
+NOT_OF_THE_SUITE = (
+    "context",
+    "file",
+    "suite",
+    "settings",
+    "dry_run",
+    "estimate",
+    "no_retry",
+    "offline",
+)
 
 PluginsDir = Annotated[
     Path | None,
@@ -199,6 +210,7 @@ def run(
     no_retry: Annotated[
         bool, typer.Option("--no-retry", help="Leave cells that failed before as they are.")
     ] = False,
+    offline: Offline = False,
 ) -> int:
     """Run a grid of methods, datasets, backbones, shots and seeds, and print its table.
 
@@ -206,6 +218,8 @@ def run(
     the bundled demo.
     """
     values = locals()
+    if offline:
+        connections.forbid()
     from vipbench.cli.suites import spec_of_flags
 
     kept = ("file", "suite", "settings")
@@ -250,3 +264,4 @@ app.add_typer(cache_app, name="cache")
 app.add_typer(symptoms_app, name="symptoms")
 explaining.register(app)
 workshop.register(app, run, NOT_OF_THE_SUITE)
+ready.register(app)

@@ -49,9 +49,13 @@ class CsvDataset(Dataset):
         self.argument = argument
         self.name = Path(argument).stem
 
+    def locate(self, root: Path | None) -> Path:
+        """See Dataset."""
+        return find_source(self.argument, root, "manifest")
+
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """Read the manifest and find its images. Raises DataError naming file and row."""
-        path = find_source(self.argument, root, "manifest")
+        path = self.locate(root)
         card = card_of(path)
         entries = read_manifest(path, card.columns)
         if entries[0].split is None:

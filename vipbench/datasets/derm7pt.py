@@ -90,18 +90,33 @@ class Derm7ptDataset(Dataset):
 
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """Read the layout that is there. Raises DataError naming file and row."""
+        base = self.locate(root)
+        if (base / "meta").is_dir():
+            rows = self._official(base)
+        elif base.is_file():
+            base, rows = self._split_file(base)
+        else:
+            rows = ordered(read_class_folders(base, {"melanoma": 0, "nevus": 1}))
+        splits = make_splits(base, rows)
+        self.caption = counts_note(splits, self.published)
+        return splits
+
+    def locate(self, root: Path | None) -> Path:
+        """The official release's folder, else a split file, else the folder with train/."""
         folder = data_folder(root)
         places = [folder / name for name in ("derm7pt", "Derm7pt", "derm7pt_vip", "skin", "")]
         official = first_with([*(p / "release_v0" for p in places), *places], "meta/meta.csv")
         if official is not None:
-            base, rows = official, self._official(official)
-        elif self.name == "derm7pt":
-            base, rows = self._binary(places)
-        else:
-            raise DataError(self._missing(places))
-        splits = make_splits(base, rows)
-        self.caption = counts_note(splits, self.published)
-        return splits
+            return official
+        if self.name == "derm7pt":
+            for place in places:
+                for name in SPLIT_FILES:
+                    if (place / name).is_file():
+                        return place / name
+            found = first_with([*(p / "image" for p in places), *places], "train/melanoma")
+            if found is not None:
+                return found
+        raise DataError(self._missing(places))
 
     def _official(self, release: Path) -> dict[str, list[Row]]:
         meta = release / "meta" / "meta.csv"
@@ -124,17 +139,6 @@ class Derm7ptDataset(Dataset):
                 if label is not None:
                     rows[split].append(Row(f"images/{derm}", label, at))
         return ordered(rows)
-
-    def _binary(self, places: Sequence[Path]) -> tuple[Path, dict[str, list[Row]]]:
-        for place in places:
-            for name in SPLIT_FILES:
-                if (place / name).is_file():
-                    return self._split_file(place / name)
-        for place in [*(p / "image" for p in places), *places]:
-            if (place / "train" / "melanoma").is_dir():
-                folders = {"melanoma": 0, "nevus": 1}
-                return place, ordered(read_class_folders(place, folders))
-        raise DataError(self._missing(places))
 
     def _split_file(self, path: Path) -> tuple[Path, dict[str, list[Row]]]:
         names, rows = read_split_json(path)
@@ -194,4 +198,9 @@ def _index(text: str, where: str, n: int) -> int:
 @vipbench.hookimpl
 def register_datasets(register: RegisterDataset) -> None:
     """Register `derm7pt`."""
-    register("derm7pt", Derm7ptDataset, help="derm7pt[:5-way], dermoscopy (after registration)")
+    register(
+        "derm7pt",
+        Derm7ptDataset,
+        help="derm7pt[:5-way], dermoscopy (after registration)",
+        known=["derm7pt", "derm7pt:5-way"],
+    )

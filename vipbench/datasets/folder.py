@@ -49,9 +49,13 @@ class FolderDataset(Dataset):
         self.argument = argument
         self.name = Path(argument).expanduser().resolve().name or "folder"
 
+    def locate(self, root: Path | None) -> Path:
+        """See Dataset."""
+        return find_source(self.argument, root, "folder")
+
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """List the images. Raises DataError naming folder and class."""
-        return self.read(find_source(self.argument, root, "folder"))
+        return self.read(self.locate(root))
 
     def read(self, path: Path) -> Mapping[str, Split]:
         """List the images in the folder `path`. Raises DataError."""

@@ -6,7 +6,7 @@ The file is looked for in the data folder, in its folder `medmnist/`, and where 
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +16,10 @@ from vipbench.datasets import _medmnist
 from vipbench.datasets._files import data_folder, listed
 from vipbench.datasets.npz import NpzDataset
 from vipbench.errors import UsageError, unknown
+from vipbench.fetching import WebFile
 from vipbench.hookspecs import RegisterDataset
+
+URL_VARIABLE = "VIPBENCH_MEDMNIST_URL"
 
 
 class MedMnistDataset(NpzDataset):
@@ -36,34 +39,58 @@ class MedMnistDataset(NpzDataset):
 
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """Find the file, check it, and read it. Raises DataError."""
-        assert self.fact is not None  # set in __init__ for every flag that is not refused
-        folder = data_folder(root)
-        places = [folder, folder / "medmnist", Path.home() / ".medmnist"]
-        path = next((p / self.argument for p in places if (p / self.argument).is_file()), None)
-        if path is None:
+        path = self.locate(root)
+        [file] = self.files(root)
+        if told := file.damage():
             raise DataError(
-                f"'{self.argument}' is not there; looked in {listed(map(str, places))}. Download "
-                f"it from {_medmnist.HOME} ({self.fact.licence}); --data-root names the folder of "
-                "your data"
-            )
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, _md5).hexdigest()
-        published = self.fact.md5[_medmnist.SIZES.index(self.size)]
-        if found != published:
-            raise DataError(
-                f"'{path}' is not the published file: its MD5 is {found}, not {published}. "
-                f"Download it again from {_medmnist.HOME}, or read it as it is: npz:{path}"
+                f"'{path}' is not the published file: {told}. `vipbench fetch {self.source}` "
+                f"brings it again from {_medmnist.HOME}; or read it as it is: npz:{path}"
             )
         return self.read(path)
 
+    @property
+    def source(self) -> str:
+        """How a run asks for it."""
+        return f"medmnist:{Path(self.argument).stem}"
 
-def _md5() -> hashlib._Hash:
-    return hashlib.md5(usedforsecurity=False)
+    def files(self, root: Path | None) -> tuple[WebFile]:
+        """The published file, in `medmnist/` of the data folder; `VIPBENCH_MEDMNIST_URL` names
+        another server that has the same files."""
+        assert self.fact is not None
+        folder = data_folder(root)
+        base = os.environ.get(URL_VARIABLE, f"{_medmnist.HOME}/files").rstrip("/")
+        md5 = self.fact.md5[_medmnist.SIZES.index(self.size)]
+        file = WebFile(
+            f"{base}/{self.argument}",
+            folder / "medmnist" / self.argument,
+            f"md5:{md5}",
+            self.fact.licence,
+            (folder / self.argument, Path.home() / ".medmnist" / self.argument),
+            f"It can also be downloaded by hand from {_medmnist.HOME}, into {folder / 'medmnist'}",
+        )
+        return (file,)
+
+    def locate(self, root: Path | None) -> Path:
+        """See Dataset."""
+        assert self.fact is not None
+        [file] = self.files(root)
+        path = file.find()
+        if path is None:
+            raise DataError(
+                f"'{self.argument}' is not there; looked for {listed(file.places())}. "
+                f"`vipbench fetch {self.source}` brings it, or download it from {_medmnist.HOME} "
+                f"({self.fact.licence}); --data-root names the folder of your data"
+            )
+        return path
 
 
 @vipbench.hookimpl
 def register_datasets(register: RegisterDataset) -> None:
     """Register `medmnist:FLAG`."""
+    sizes = ("", *(f"_{size}" for size in _medmnist.SIZES[1:]))
     register(
-        "medmnist", MedMnistDataset, help="medmnist:FLAG[_64|_128|_224], a published MedMNIST file"
+        "medmnist",
+        MedMnistDataset,
+        help="medmnist:FLAG[_64|_128|_224], a published MedMNIST file",
+        known=[f"medmnist:{flag}{size}" for flag in _medmnist.MEDMNIST for size in sizes],
     )

@@ -41,9 +41,13 @@ class NpzDataset(Dataset):
         self.fact = _medmnist.MEDMNIST.get(flag or "")
         self.class_names = () if self.fact is None else self.fact.class_names
 
+    def locate(self, root: Path | None) -> Path:
+        """See Dataset."""
+        return find_source(self.argument, root, "file")
+
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """Read headers and labels; images are read when they are asked for."""
-        return self.read(find_source(self.argument, root, "file"))
+        return self.read(self.locate(root))
 
     def read(self, path: Path) -> Mapping[str, Split]:
         """Read the file `path`. Raises DataError."""

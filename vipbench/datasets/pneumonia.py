@@ -47,9 +47,11 @@ class PneumoniaDataset(Dataset):
 
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """Read the layout that is there. Raises DataError naming file and row."""
-        folder = data_folder(root)
-        names = ("pneumonia", "Pneumonia", "chest_xray", "chest-xray-pneumonia", "")
-        base, rows = self._find([folder / name for name in names])
+        base = self.locate(root)
+        if base.is_file():
+            base, rows = self._split_file(base)
+        else:
+            rows = read_class_folders(base, FOLDERS)
         rows = with_groups(rows, _patients(rows))
         notes = []
         if not rows["val"]:
@@ -59,14 +61,18 @@ class PneumoniaDataset(Dataset):
         self.caption = " ".join([*notes, counts_note(splits, (4710, 522, 624))]).strip()
         return splits
 
-    def _find(self, places: Sequence[Path]) -> tuple[Path, dict[str, list[Row]]]:
+    def locate(self, root: Path | None) -> Path:
+        """The split file, else the folder with train/ and test/."""
+        folder = data_folder(root)
+        names = ("pneumonia", "Pneumonia", "chest_xray", "chest-xray-pneumonia", "")
+        places = [folder / name for name in names]
         for place in places:
             if (place / SPLIT_FILE).is_file():
-                return self._split_file(place / SPLIT_FILE)
+                return place / SPLIT_FILE
         for place in places:
             for base in (place / "image", place / "chest_xray", place):
                 if (base / "train").is_dir() and (base / "test").is_dir():
-                    return base, read_class_folders(base, FOLDERS)
+                    return base
         raise DataError(
             f"pneumonia is not there; looked for {SPLIT_FILE} with its images, and for the folders "
             f"train/ and test/ (also in chest_xray/ and image/), in {listed(map(str, places))}. "
@@ -107,4 +113,9 @@ def _patients(rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
 @vipbench.hookimpl
 def register_datasets(register: RegisterDataset) -> None:
     """Register `pneumonia`."""
-    register("pneumonia", PneumoniaDataset, help="pneumonia, chest X-rays of children (Mendeley)")
+    register(
+        "pneumonia",
+        PneumoniaDataset,
+        help="pneumonia, chest X-rays of children (Mendeley)",
+        known=["pneumonia"],
+    )

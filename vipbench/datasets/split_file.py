@@ -31,9 +31,13 @@ class SplitFileDataset(Dataset):
         self.argument = argument
         self.name = Path(argument).stem.removeprefix("split_") or "split"
 
+    def locate(self, root: Path | None) -> Path:
+        """See Dataset."""
+        return find_source(self.argument, root, "split file")
+
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """Read the file and find its images. Raises DataError naming file and row."""
-        path = find_source(self.argument, root, "split file")
+        path = self.locate(root)
         if path.is_dir():
             raise DataError(f"'{path}' is a folder; expected a split file (folder:PATH reads one)")
         card = find_card(path.with_suffix(".yaml"), path.with_suffix(".yml")) or Card(path)

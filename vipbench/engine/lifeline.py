@@ -10,6 +10,8 @@ import sys
 import threading
 from typing import Any, TextIO
 
+from vipbench.fetching import offline
+
 Commands = queue.Queue[dict[str, Any]]
 
 
@@ -29,6 +31,7 @@ def _read(stream: TextIO, commands: Commands) -> None:
 
 def main() -> None:
     """Serve commands until standard input ends."""
+    offline.obey()
     commands = listen(sys.stdin)
     from vipbench.engine.worker import serve
 
