@@ -16,7 +16,7 @@ PACKAGE = REPO / "vipbench"
 # Rooms of one layer may import each other as long as no circle comes of it; nobody imports up.
 LAYERS = (
     {"errors", "fetching", "images", "yamlio", "specparse", "specerrors", "specmethods", "spectexts"}
-    | {"specmachine", "specoutput", "spec"}
+    | {"specmachine", "specoutput", "specprotocol", "spec"}
     | {"results"},
     {"vipbench", "api", "hookspecs"},  # "vipbench" is __init__.py: the hook marker and version
     {"backbones", "methods", "datasets", "symptoms"},

@@ -18,6 +18,7 @@ from vipbench.specerrors import usage_error
 from vipbench.specmethods import MethodSpec as MethodSpec
 from vipbench.specmethods import methods_of, with_settings
 from vipbench.specoutput import FigureOutput, TableOutput, figure_outputs, table_outputs
+from vipbench.specprotocol import ProtocolSpec, check_together, protocol_of
 from vipbench.spectexts import dataset_keys, text_file_flags, text_files
 from vipbench.yamlio import Document, dump_yaml, parse_yaml, read_yaml
 
@@ -50,6 +51,7 @@ class RunSpec(BaseModel):
         for methods that read symptoms. out: the results folder. plugins_dir: single-file plugins.
     device: "auto", "cpu", "cuda", or CUDA devices such as "cuda:0,cuda:1". workers: processes that
         run groups of cells at once; None is one for each CUDA device, or one.
+    protocol: what is trained, and on what it is tested; see `ProtocolSpec`.
     views: training views of the support images: "per-epoch", how many, or "none".
     sampler: how support sets are drawn. validation: validation images a class, in terms of the
         shots k. selection: which epoch is scored. profile: one protocol for every row, each
@@ -69,7 +71,10 @@ class RunSpec(BaseModel):
     backbones: Annotated[tuple[str, ...], BeforeValidator(words.names)] = Field(
         default_factory=lambda known: (TINY if known.get("datasets") == DATASETS else REAL,)
     )
-    shots: Annotated[tuple[Shots, ...], BeforeValidator(words.shots)] = (1, 2, 4, 8, 16)
+    protocol: Annotated[ProtocolSpec, BeforeValidator(protocol_of)] = ProtocolSpec()
+    shots: Annotated[tuple[Shots, ...], BeforeValidator(words.shots)] = Field(
+        default_factory=lambda known: known["protocol"].default_shots
+    )
     seeds: Annotated[tuple[int, ...], BeforeValidator(words.seeds)] = (1, 2, 3)
     data_root: Annotated[Path | None, BeforeValidator(words.path)] = None
     symptoms: Annotated[dict[str, Path], BeforeValidator(text_files)] = {}
@@ -82,7 +87,9 @@ class RunSpec(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     views: Annotated[int | Literal["per-epoch", "none"], BeforeValidator(words.views)] = "per-epoch"
     sampler: Literal["nested", "coop"] = "nested"
-    validation: Literal["none", "k", "min(k,4)", "full"] = "min(k,4)"
+    validation: Literal["none", "k", "min(k,4)", "full"] = Field(
+        default_factory=lambda known: known["protocol"].default_validation
+    )
     selection: Literal["last", "best_val"] = "last"
     score_on: Literal["test", "val:k", "val:min(k,4)", "val:full"] = "test"
     profile: Literal["matched", "published", "quick"] = "matched"
@@ -95,6 +102,7 @@ class RunSpec(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        check_together(self.protocol, self)
         if self.selection == "best_val" and self.validation == "none":
             raise UsageError(
                 "selection: 'best_val' needs validation images, and validation is 'none'; "
@@ -162,6 +170,7 @@ class RunSpec(BaseModel):
         values = {key: getattr(self, key) for key in type(self).model_fields}
         for key in ("methods", "tables", "figures"):
             values[key] = [one.as_yaml() for one in values[key]]
+        values["protocol"] = self.protocol.as_yaml()
         for key in TEXT_FILES:
             values[key] = {name: str(file) for name, file in values[key].items()}
         for key, value in values.items():

@@ -15,7 +15,7 @@ from vipbench.errors import UsageError, unknown
 from vipbench.specerrors import PlacedError, sentence
 
 # As vipbench.results has them, whose modules are slow to import; a test holds them together.
-PRESETS = ("comparison", "ablation", "fewshot", "knowledge")
+PRESETS = ("comparison", "ablation", "fewshot", "base-to-new", "transfer", "knowledge")
 KINDS = ("fewshot", "confusion", "reliability", "cd", "bars", "knowledge")
 SPREADS = ("sd", "ci-seeds", "ci-images", "ci-both", "none")
 HIGHLIGHTS = ("best", "significant", "none")

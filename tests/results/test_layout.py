@@ -330,7 +330,8 @@ def test_hostile_names_in_html() -> None:
 
 def test_every_preset_compiles(four: Path, tmp_path: Path) -> None:
     program = shutil.which("pdflatex") or pytest.skip("no LaTeX is installed")
-    tables = [render(made(four, name), "latex") for name in PRESETS]
+    own = ("base-to-new", "transfer")  # of runs under a protocol of that kind
+    tables = [render(made(four, name), "latex") for name in PRESETS if name not in own]
     tables.append(render(made(four, "comparison", highlight="significant"), "latex"))
     tables.append(render(made(four, "comparison", aggregate="ci-both"), "latex"))
     head = r"\documentclass{article}\usepackage[margin=2cm]{geometry}\usepackage{booktabs}"

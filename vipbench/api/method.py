@@ -81,8 +81,9 @@ class Method(nn.Module, ABC):
     prompts, FT fine-tuning. bibtex: the paper's entry. cost: what a cell takes on one GPU of the
     day. needs: of "text" (a text tower; the default), "symptoms", "descriptions" (see
     Task.description_texts), "val", "test_images" (transductive), "vit" (a vision transformer).
-    uses_support: False for zero-shot methods, which run once, at 0 shots. A plain tensor attribute
-    becomes a buffer by itself.
+    uses_support: False for zero-shot methods, which run once, at 0 shots. transfers: whether what
+    it learned serves classes that it was not trained on (base-to-new, cross-dataset): None lets the
+    engine find out, see docs/protocols.md. A plain tensor attribute becomes a buffer by itself.
     """
 
     name: ClassVar[str]
@@ -95,6 +96,7 @@ class Method(nn.Module, ABC):
     inputs: ClassVar[Literal["features", "images"]] = "features"
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     uses_support: ClassVar[bool] = True
+    transfers: ClassVar[bool | None] = None
     stackable: ClassVar[bool] = True
     trains_towers: ClassVar[bool] = False
     published: ClassVar[Published] = Published()

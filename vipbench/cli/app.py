@@ -146,6 +146,15 @@ def run(
             "Augmented views of a training image: a new one each epoch, none, V. [per-epoch]",
         ),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        _text(
+            "--protocol",
+            "NAME[source=DATASET]",
+            "few-shot, full, base-to-new, cross-dataset, domain-shift, imbalanced or "
+            "validation-free. [few-shot]",
+        ),
+    ] = None,
     sampler: Annotated[
         str | None,
         _text("--sampler", "nested|coop", "How support sets are drawn. [nested]"),

@@ -50,7 +50,7 @@ def table(
         str | None,
         _text(
             "--preset",
-            "comparison|ablation|fewshot|knowledge",
+            "comparison|ablation|fewshot|base-to-new|transfer|knowledge",
             "The shape of a table in a paper; other flags change it.",
         ),
     ] = None,

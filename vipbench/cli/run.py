@@ -164,7 +164,8 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
         ("methods", listed(methods)),
         ("datasets", listed(spec.datasets)),
         ("backbones", listed(spec.backbones)),
-        ("shots", f"{listed(spec.shots)} ({spec.shots_unit}s of each class)"),
+        *([("protocol", spec.protocol.as_text())] if spec.protocol.name != "few-shot" else []),
+        ("shots", f"{listed(spec.shots)} ({_unit(spec)})"),
         ("seeds", ranges(spec.seeds)),
         ("profile", spec.profile),
         ("views", spec.views),
@@ -193,6 +194,12 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
     return [*head, *(f"  {name:<11} {clean(str(value))}" for name, value in rows)]
 
 
+def _unit(spec: RunSpec) -> str:
+    if spec.protocol.name == "imbalanced":
+        return "images a class on average"
+    return f"{spec.shots_unit}s of each class"
+
+
 def _counts(plan: Plan) -> str:
     counts = {status: len(plan.of(status)) for status in WORDS}
     shown = listed(f"{counts[s]:,} {WORDS[s]}" for s in WORDS if counts[s] or s == "todo")
@@ -204,13 +211,14 @@ def _notices(plan: Plan) -> list[str]:
 
 
 def _grouped(cells: Iterable[PlannedCell]) -> list[str]:
-    """Impossible cells, one line for those that share row, data, backbone and reason."""
+    """Impossible cells, one line for those that share row, backbone and reason."""
     groups: dict[tuple[str, ...], list[PlannedCell]] = {}
     for cell in cells:
-        key = (cell.method, cell.dataset, cell.backbone, cell.reason or "")
+        key = (cell.method, cell.backbone, cell.reason or "")
         groups.setdefault(key, []).append(cell)
     lines = []
-    for (method, dataset, backbone, reason), members in groups.items():
+    for (method, backbone, reason), members in groups.items():
+        dataset = listed(dict.fromkeys(cell.dataset for cell in members))
         shots = listed(dict.fromkeys(shots_text(cell.shots) for cell in members))
         lines.append(
             f"impossible: {method} on {dataset} with {backbone}, {shots} "

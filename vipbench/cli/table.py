@@ -10,10 +10,11 @@ from vipbench.cli import OK
 from vipbench.cli.disputes import tell_disputes
 from vipbench.cli.selection import Selection, labels, opened
 from vipbench.errors import UsageError, unknown
+from vipbench.results.comparison import Cells, cells_of
 from vipbench.results.layout import Layout, lay_out
 from vipbench.results.presets import PRESETS, preset
 from vipbench.results.store import Store
-from vipbench.results.tables import FORMATS, Table, TableError, comparison, render
+from vipbench.results.tables import FORMATS, Table, TableError, render
 from vipbench.spec import SUITE_NAME, RunSpec
 
 FILES = {"table.md": "github", "table.tex": "latex"}
@@ -71,9 +72,13 @@ def _folder_table(store: Store, title: str | None) -> Table:
     the last run asked for."""
     records = store.records()
     try:
-        return comparison(records, store.plan(), title=title)
+        return _default_table(cells_of(records, store.plan()), title)
     except TableError:
-        return comparison(records, store.plan(latest=True), title=title)
+        return _default_table(cells_of(records, store.plan(latest=True)), title)
+
+
+def _default_table(cells: Cells, title: str | None) -> Table:
+    return lay_out(cells, Layout(title=title))
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,62 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from vipbench.api import (
-    Backbone,
-    Method,
-    Recipe,
-    Support,
-    Task,
-    has_own_fit,
-)
+from vipbench.api import Backbone, Method, Task, has_own_fit
 from vipbench.engine.features import Features
+from vipbench.engine.finishing import Finished, Ready, Test, finished, trainings
 from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError, own_randomness
-from vipbench.engine.learned import Versions, learned, versions
+from vipbench.engine.learned import versions
+from vipbench.engine.loading import LoadedDataset
 from vipbench.engine.machine import Share, free_memory, threads
 from vipbench.engine.planning import PlanCell
-from vipbench.engine.records import base_record, error_record
+from vipbench.engine.protocols import home, test_rows
+from vipbench.engine.records import error_record
 from vipbench.engine.scoring import checked_scores
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.stacking import TrainCell, partition
 from vipbench.engine.support import encode_views, image_batches, make_support, test_inputs
 from vipbench.engine.training import train
-from vipbench.results import Predictions, Record
-from vipbench.results.metrics import compute_metrics
+from vipbench.engine.transfer import cannot_transfer, transferred
 
 # At most so many cells at once: more gain little, and cost memory.
 MOST_STACKED = 64
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A cell's record, with its predictions where it has numbers, and what was learned, as a
-    safetensors file, where that is small."""
-
-    record: Record
-    predictions: Predictions | None
-    parameters: bytes | None = None
-
-
-@dataclass
-class _Ready:
-    """A cell whose method is built and prepared."""
-
-    cell: PlanCell
-    method: Method
-    recipe: Recipe | None
-    support: Support | None
-    generator: Callable[[str], torch.Generator]
-    history: list[dict[str, float]]
-    built: Versions
-    stacked: int = 1
 
 
 class GroupRunner:
@@ -74,6 +45,8 @@ class GroupRunner:
         self.texts = FrozenTexts()
         self.guard = Guard(features.backbone, self.texts)
         features.before_encoding = self.guard.check
+        # Of a dataset's name its features: what is trained here may be tested on others.
+        self.features_of: Callable[[str], Features] = lambda name: self.features
         # Whether a method changed what other cells use: this process is then of no more use.
         self.spoilt = False
 
@@ -82,10 +55,11 @@ class GroupRunner:
         left = {cell.key: cell for cell in cells}
         self._set_up(cells[0])
         try:
-            for start in range(0, len(cells), MOST_STACKED):
-                for finished in self._run_some(cells[start : start + MOST_STACKED]):
-                    del left[finished.record.key]
-                    yield finished
+            every = trainings(cells)
+            for start in range(0, len(every), MOST_STACKED):
+                for done in self._run_some(every[start : start + MOST_STACKED]):
+                    del left[done.record.key]
+                    yield done
         except SpoiltError as error:
             self.spoilt = True
             for cell in left.values():
@@ -105,12 +79,27 @@ class GroupRunner:
                 backbone.training_precision = "bf16"
 
     def try_build(self, cell: PlanCell) -> Method:
-        """A cell's method, not to be run for numbers; raises what its constructor raises."""
+        """A cell's method for the classes that it tests, not to be run for numbers; raises what its
+        constructor raises."""
         with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
-            task = self._task(cell)
-            with self._randomness(cell, task.generator, draws=True):
-                method = cell.row.method(task, cell.hparams).to(task.device)
+            return self._make(cell, self._task(cell, cell.tested if cell.rebound else cell.data))
+
+    def try_transfer(self, cell: PlanCell) -> str | None:
+        """Why what the cell's method learns serves no other classes, or None."""
+        with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
+            return cannot_transfer(
+                cell.row.method, cell.hparams, cell.info, self._task(cell, cell.data),
+                lambda task: self._make(cell, task),
+            )  # fmt: skip
+
+    def _make(self, cell: PlanCell, task: Task) -> Method:
+        with self._randomness(cell, task.generator, draws=True):
+            return self._construct(cell, task)
+
+    def _construct(self, cell: PlanCell, task: Task) -> Method:
+        method = cell.row.method(task, cell.hparams).to(task.device)
         for name, shape in method.noise().items():
+            # Before training, so that all stacked cells have the buffers.
             setattr(method, name, torch.zeros(shape, device=task.device))
         return method
 
@@ -120,111 +109,120 @@ class GroupRunner:
         seed = generator("global").initial_seed()
         return own_randomness(seed, _who(cell), self.features.backbone.device, draws)
 
-    def _run_some(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
-        reason = ""
-        if len(cells) > 1:
+    def _run_some(self, every: Sequence[list[PlanCell]]) -> Iterator[Finished]:
+        """every: trainings, as `trainings` gives them."""
+        reason, label = "", every[0][0].row.label
+        if len(every) > 1:
             try:
-                yield from self._execute(cells)
+                yield from self._execute([*chain(*every)])
                 return
             except OUT_OF_MEMORY:
-                half = len(cells) // 2
-                self.note(f"'{cells[0].row.label}': out of memory with {len(cells)} cells at once")
+                half = len(every) // 2
+                self.note(f"'{label}': out of memory with {len(every)} cells at once")
             except SpoiltError:
                 raise
             except Exception as error:
                 reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             if not reason:
-                yield from self._run_some(cells[:half])
-                yield from self._run_some(cells[half:])
+                yield from self._run_some(every[:half])
+                yield from self._run_some(every[half:])
                 return
         failed = False
-        for cell in cells:
+        for cells in every:
             try:
-                yield from self._execute_alone(cell)
+                yield from self._execute_alone(cells)
             except SpoiltError:
                 raise
             except Exception as error:
                 failed = True
-                yield Finished(error_record(cell, error), None)
+                if len(cells) > 1:
+                    # One of what it is tested on may be at fault; the others must not suffer.
+                    yield from chain(*(self._run_some([[cell]]) for cell in cells))
+                else:
+                    yield Finished(error_record(cells[0], error), None)
         if reason and not failed:
-            name = cells[0].row.label
             self.note(
-                f"'{name}' could not train its cells together and trained one by one ({reason})"
+                f"'{label}' could not train its cells together and trained one by one ({reason})"
             )
 
-    def _execute_alone(self, cell: PlanCell) -> list[Finished]:
+    def _execute_alone(self, cells: Sequence[PlanCell]) -> list[Finished]:
         try:
-            return self._execute([cell])
+            return self._execute(cells)
         except OUT_OF_MEMORY:
             backbone = self.features.backbone
             if not isinstance(backbone, Backbone):
                 raise
         # Same numbers: beyond its budget a pass only computes again what it did not keep.
         backbone.memory_budget //= 2
-        again = dataclasses.replace(
-            cell, notes=(*cell.notes, "out of memory; done again with half the memory budget")
-        )
-        return self._execute([again])
+        told = "out of memory; done again with half the memory budget"
+        return self._execute([dataclasses.replace(c, notes=(*c.notes, told)) for c in cells])
 
     def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
         with self.guard.watch(_who(cells[0])):
             return self._watched(cells)
 
     def _watched(self, cells: Sequence[PlanCell]) -> list[Finished]:
-        encode_views(self.features, cells)
+        every = trainings(cells)
+        firsts = [own[0] for own in every]
+        encode_views(self.features, firsts)
         started = time.perf_counter()
-        ready = [self._prepare(cell) for cell in cells]
+        ready = [self._prepare(cell) for cell in firsts]
         prepared = time.perf_counter()
         self._fit(ready)
         trained = time.perf_counter()
-        seconds = dict.fromkeys(range(len(ready)), 0.0)
-        parts: list[list[Tensor]] = [[] for _ in ready]
-        for test in test_inputs(self.features, cells[0].row.method):
-            for i, item in enumerate(ready):
-                begin = time.perf_counter()
-                parts[i].append(self._score(item, test))
-                seconds[i] += time.perf_counter() - begin
-        done = []
-        for i, item in enumerate(ready):
-            timing = {
-                "prepare": (prepared - started) / len(ready),
-                "train": (trained - prepared) / len(ready),
-                "score": seconds[i],
-            }
-            done.append(self._finished(item, torch.cat(parts[i]), timing))
-        return done
+        tests: dict[str, list[Test]] = {}
+        for item, own in zip(ready, every, strict=True):
+            item.prepare = (prepared - started) / len(ready)
+            item.train = (trained - prepared) / len(ready)
+            for cell in own:
+                test = Test(cell, item, self._bound(cell, item))
+                tests.setdefault(cell.tested.dataset.name, []).append(test)
+        for some in tests.values():
+            self._test(some)
+        # In the order of the trainings, whatever each was tested on.
+        scored = {test.cell.key: test for some in tests.values() for test in some}
+        return [finished(scored[c.key], len(own)) for own in every for c in own]
 
-    def _task(self, cell: PlanCell) -> Task:
-        data = cell.data
+    def _test(self, tests: Sequence[Test]) -> None:
+        """Score cells on the same images."""
+        data, method = tests[0].cell.tested, tests[0].cell.row.method
+        for x in test_inputs(self.features_of(home(data)), method, test_rows(data)):
+            for test in tests:
+                begin = time.perf_counter()
+                test.scores.append(self._score(test, x))
+                test.seconds += time.perf_counter() - begin
+
+    def _task(self, cell: PlanCell, data: LoadedDataset) -> Task:
+        names = data.dataset.class_names
         return Task(
             image_backbone=self.features.backbone,
-            class_names=data.dataset.class_names,
+            class_names=names,
             templates=data.dataset.templates,
             symptoms=data.symptoms,
             descriptions=data.descriptions,
-            info=cell.info,
-            generator=cell_generator(data.fingerprint, cell.shots, cell.seed),
+            info=dataclasses.replace(cell.info, n_classes=len(names), dataset=home(data)),
+            generator=cell_generator(cell.data.fingerprint, cell.shots, cell.seed),
             _frozen=self.texts,
         )
 
-    def _prepare(self, cell: PlanCell) -> _Ready:
-        task = self._task(cell)
+    def _bound(self, cell: PlanCell, item: Ready) -> Method:
+        """What was trained, for the classes that the cell tests."""
+        if not cell.rebound:
+            return item.method
+        task = self._task(cell, cell.tested)
+        return transferred(item.method, item.built, task, lambda task: self._make(cell, task))
+
+    def _prepare(self, cell: PlanCell) -> Ready:
+        task, recipe = self._task(cell, cell.data), cell.hparams.recipe(cell.info)
         with self._randomness(cell, task.generator, draws=True):
-            return self._build(cell, task)
+            method = self._construct(cell, task)
+            built = versions(method)
+            support = make_support(self.features, cell, recipe)
+            if support is not None:
+                method.prepare(support)
+        return Ready(cell, method, recipe, support, task.generator, [], built)
 
-    def _build(self, cell: PlanCell, task: Task) -> _Ready:
-        method = cell.row.method(task, cell.hparams).to(task.device)
-        for name, shape in method.noise().items():
-            # Before training, so that all stacked cells have the buffers.
-            setattr(method, name, torch.zeros(shape, device=task.device))
-        built = versions(method)
-        recipe = cell.hparams.recipe(cell.info)
-        support = make_support(self.features, cell, recipe)
-        if support is not None:
-            method.prepare(support)
-        return _Ready(cell, method, recipe, support, method.task.generator, [], built)
-
-    def _fit(self, ready: Sequence[_Ready]) -> None:
+    def _fit(self, ready: Sequence[Ready]) -> None:
         method = type(ready[0].method)
         train_cells = []
         for item in ready:
@@ -263,35 +261,13 @@ class GroupRunner:
                     item.method.finish(item.support)
 
     @torch.no_grad()
-    def _score(self, item: _Ready, test: Tensor) -> Tensor:
-        version = test._version
-        with self._randomness(item.cell, item.generator):
-            scores = item.method.predict(test)
-        if test._version != version:
-            raise ValueError(f"{_who(item.cell)} changed the test images' features in place")
-        return checked_scores(scores, item.method.name, (len(test), item.cell.info.n_classes))
-
-    def _finished(self, item: _Ready, scores: Tensor, timing: Mapping[str, float]) -> Finished:
-        test = item.cell.data.splits["test"]
-        predictions = Predictions(
-            ids=list(test.ids),
-            groups=None if test.groups is None else list(test.groups),
-            labels=test.labels,
-            scores=scores.numpy(),
-        )
-        names = item.cell.data.dataset.class_names
-        metrics = compute_metrics(test.labels, scores.numpy(), list(names))
-        record = base_record(item.cell) | {
-            "status": "ok",
-            "metrics": metrics,
-            "timing": {name: round(value, 4) for name, value in timing.items()},
-            "history": item.history,
-        }
-        record["provenance"]["stacked_cells"] = item.stacked
-        parameters, told = learned(item.method, item.built)
-        if told:
-            record["provenance"]["parameters"] = told
-        return Finished(Record.of(record), predictions, parameters)
+    def _score(self, test: Test, x: Tensor) -> Tensor:
+        version, method = x._version, test.method
+        with self._randomness(test.cell, test.item.generator):
+            scores = method.predict(x)
+        if x._version != version:
+            raise ValueError(f"{_who(test.cell)} changed the test images' features in place")
+        return checked_scores(scores, method.name, (len(x), method.task.info.n_classes))
 
 
 def _who(cell: PlanCell) -> str:

@@ -7,6 +7,7 @@ from vipbench.engine.cells import GroupRunner
 from vipbench.engine.features import Features
 from vipbench.engine.loading import load_backbone, load_dataset
 from vipbench.engine.planning import make_rows, plan_cells
+from vipbench.engine.protocols import Scene
 from vipbench.plugins import Registry
 from vipbench.spec import MethodSpec, RunSpec
 
@@ -31,7 +32,7 @@ def trainable_counts(registry: Registry) -> dict[str, int | None]:
     counts: dict[str, int | None] = {}
     for name in registry.methods:
         [row] = make_rows(registry, (MethodSpec(name=name),))
-        [cell] = plan_cells(spec, row, data, backbone)
+        [cell] = plan_cells(spec, row, Scene(data), backbone)
         if cell.impossible is not None:
             counts[name] = None
             continue

@@ -10,7 +10,8 @@ from typing import Any
 from vipbench.api import Split
 from vipbench.engine.loading import LoadedDataset, load_dataset
 from vipbench.engine.planning import Protocol, make_rows
-from vipbench.engine.sampling import SamplingError, draw_support
+from vipbench.engine.protocols import arrange, draw, home
+from vipbench.engine.sampling import SamplingError
 from vipbench.pluginfiles import Plugin, local_modules
 from vipbench.plugins import Registry, load_registry
 from vipbench.results.privacy import Pseudonyms
@@ -35,11 +36,15 @@ def describe(spec: RunSpec, names: Pseudonyms | None) -> Description:
     registry = load_registry(spec.plugins_dir)
     rows = make_rows(registry, spec.methods)
     loaded = {source: load_dataset(registry, spec, source) for source in spec.datasets}
+    trained = {home(scene.data): scene.data for scene in arrange(spec, [*loaded.values()])}
     protocols = {str(p): p for row in rows for p in [Protocol.of(spec, row.method)]}
     plugins = [row.plugin for row in rows] + [data.plugin for data in loaded.values()]
     plugins += [registry.get("backbone", b.partition(":")[0]).plugin for b in spec.backbones]
     return Description(
-        {d.dataset.name: _splits(spec, d, protocols, names) for d in loaded.values()},
+        {
+            d.dataset.name: _splits(spec, d, trained.get(d.dataset.name), protocols, names)
+            for d in loaded.values()
+        },
         {d.dataset.name: _prompts(d) for d in loaded.values()},
         {
             source: {
@@ -57,14 +62,17 @@ def describe(spec: RunSpec, names: Pseudonyms | None) -> Description:
 def _splits(
     spec: RunSpec,
     data: LoadedDataset,
+    trained: LoadedDataset | None,
     protocols: Mapping[str, Protocol],
     names: Pseudonyms | None,
 ) -> dict[str, Any]:
+    """trained: what of `data` is trained on; None where it is only tested."""
     supports = []
-    for protocol in protocols.values():
+    for protocol in protocols.values() if trained is not None else ():
         for shots in spec.shots:
             for seed in spec.seeds:
-                supports.append(_support(data, protocol, shots, seed))
+                assert trained is not None
+                supports.append(_support(spec, trained, protocol, shots, seed))
     splits = {name: _split(data, split, names) for name, split in data.splits.items()}
     return {"fingerprint": data.fingerprint, **splits, "supports": supports}
 
@@ -78,10 +86,9 @@ def _split(data: LoadedDataset, split: Split, names: Pseudonyms | None) -> dict[
 
 
 def _support(
-    data: LoadedDataset, protocol: Protocol, shots: int | str, seed: int
+    spec: RunSpec, data: LoadedDataset, protocol: Protocol, shots: int | str, seed: int
 ) -> dict[str, Any]:
     """Places of the drawn images within the splits `train` and `val`."""
-    classes = data.dataset.class_names
     told: dict[str, Any] = {
         "shots": shots,
         "seed": seed,
@@ -90,10 +97,9 @@ def _support(
         "shots_unit": protocol.shots_unit,
     }
     try:
-        drawn = draw_support(
-            data.splits["train"], data.splits["val"], len(classes), classes,
-            None if shots == "full" else int(shots), seed,
-            protocol.sampler, protocol.validation, data.fingerprint, protocol.shots_unit,
+        drawn = draw(
+            spec.protocol.name, data, None if shots == "full" else int(shots), seed,
+            protocol.sampler, protocol.validation, protocol.shots_unit,
         )  # fmt: skip
     except SamplingError as error:
         return told | {"impossible": str(error)}

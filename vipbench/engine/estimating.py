@@ -18,8 +18,10 @@ from torch import Tensor
 from vipbench.api import Labelled, Method, Recipe, Support, Views, has_own_fit
 from vipbench.engine.cells import MOST_STACKED, GroupRunner
 from vipbench.engine.features import ENCODE_BATCH, Features
+from vipbench.engine.finishing import trainings
 from vipbench.engine.optim import total_steps
 from vipbench.engine.planning import PlanCell
+from vipbench.engine.protocols import home, test_rows
 from vipbench.engine.stacking import TrainCell, partition
 from vipbench.engine.support import count_views
 from vipbench.engine.training import train
@@ -44,6 +46,10 @@ class Estimator:
         try:
             encode, open_image = self._paces(features)
             missing = self._missing(features, cells)
+            others = {c.part.data.dataset.name: c.part.data for c in cells if c.part is not None}
+            for data in others.values():
+                if home(data) != home(cells[0].data):
+                    missing += self._untested(runner.features_of(home(data)), cells[0])
             n_test, dim = len(features.splits["test"]), features.backbone.dim
             classes = cells[0].info.n_classes
             work, learned = _work(runner, cells, open_image)
@@ -74,6 +80,13 @@ class Estimator:
             self._pace[id(features)] = (time.perf_counter() - begin) / n, opened / n
         return self._pace[id(features)]
 
+    def _untested(self, features: Features, cell: PlanCell) -> int:
+        """How many test images of another dataset are to be encoded, and were for none before."""
+        if cell.row.method.inputs != "features":
+            return 0
+        wanted: Wanted = {("test", None, i, 0) for i in range(len(features.splits["test"]))}
+        return self._new(features, wanted)
+
     def _missing(self, features: Features, cells: Sequence[PlanCell]) -> int:
         """How many images and views are to be encoded for these cells, and were for none before."""
         if cells[0].row.method.inputs != "features":
@@ -91,6 +104,9 @@ class Estimator:
                 kind: tuple[Views, int] | None = (recipe.views, cell.seed)
                 count = count_views(cell, recipe)
                 wanted |= {("train", kind, i, v) for i in rows for v in range(count)}
+        return self._new(features, wanted)
+
+    def _new(self, features: Features, wanted: Wanted) -> int:
         before = self._wanted.setdefault(id(features), set())
         new = wanted - before
         before |= new
@@ -106,13 +122,14 @@ def _work(
     """Seconds to train and score all cells, and bytes that one of them learns."""
     seconds, learned = 0.0, 0
     method_class, images = cells[0].row.method, cells[0].row.method.inputs == "images"
-    for start in range(0, len(cells), MOST_STACKED):
+    every = trainings(cells)
+    for start in range(0, len(every), MOST_STACKED):
         trained = []
-        for cell in cells[start : start + MOST_STACKED]:
+        for cell in (own[0] for own in every[start : start + MOST_STACKED]):
             begin = time.perf_counter()
             recipe = cell.hparams.recipe(cell.info)
             support = _made_up(runner.features, cell)
-            method = runner.try_build(cell)
+            method = runner.try_build(dataclasses.replace(cell, part=None))
             if support is not None:
                 method.prepare(support)
             seconds += time.perf_counter() - begin
@@ -133,8 +150,10 @@ def _work(
         longest = {id(t): total_steps(t.recipe, c.info.n_support) for c, t in trained}
         for part in partition([t for _, t in trained]):
             seconds += _step(part) * max(longest[id(t)] for t in part)
-        seconds += _scoring(runner, method, open_image if images else 0.0) * min(
-            MOST_STACKED, len(cells) - start
+        seconds += _scoring(runner, method, open_image if images else 0.0) * sum(
+            len(test_rows(cell.tested)) / len(runner.features.splits["test"])
+            for own in every[start : start + MOST_STACKED]
+            for cell in own
         )
     return seconds, learned if learned <= 5_000_000 else 0
 

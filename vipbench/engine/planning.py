@@ -11,13 +11,13 @@ from vipbench.api import Backbone, CellInfo, HParams, ImageBackbone, Method
 from vipbench.engine import sampling
 from vipbench.engine.hparams import make_hparams
 from vipbench.engine.loading import LoadedBackbone, LoadedDataset, sha
+from vipbench.engine.protocols import Part, Scene, draw, home, key_of
 from vipbench.engine.sampling import (
     Sampler,
     SamplingError,
     ShotsUnit,
     SupportIndices,
     Validation,
-    draw_support,
 )
 from vipbench.plugins import Plugin, Registry
 from vipbench.results.metrics import METRICS
@@ -59,6 +59,8 @@ class Protocol:
         if spec.profile == "published":
             validation = method.published.validation
             selection = method.published.selection
+        if spec.protocol.name == "validation-free":
+            validation, selection = "none", "last"
         return cls(
             spec.views, spec.sampler, validation, selection, spec.precision, spec.shots_unit,
             spec.score_on,
@@ -70,7 +72,8 @@ class PlanCell:
     """One number in a table, or the reason why it cannot be.
 
     shots: None is the full training set, 0 with seed 0 a zero-shot cell. parts: of what the key is
-    made, see `key_parts`.
+    made, see `key_parts`. data: what is trained on. part: what is tested, where that is not the
+    test split of `data`. told: what the record says of its protocol, nothing of few-shot.
     """
 
     key: str
@@ -86,6 +89,23 @@ class PlanCell:
     impossible: str | None = None
     support: SupportIndices | None = field(default=None, repr=False)
     parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    part: Part | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tested(self) -> LoadedDataset:
+        """What is tested, named as tables name it."""
+        return self.data if self.part is None else self.part.data
+
+    @property
+    def rebound(self) -> bool:
+        """Whether what is trained is bound to other classes before it is tested."""
+        return self.part is not None and self.part.columns is None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The backbone and the dataset whose images are trained on."""
+        return self.backbone.source, home(self.data)
 
     @property
     def group(self) -> tuple[str, str, str]:
@@ -103,48 +123,64 @@ def make_rows(registry: Registry, specs: tuple[MethodSpec, ...]) -> list[Row]:
     return rows
 
 
-def plan_cells(
-    spec: RunSpec, row: Row, data: LoadedDataset, backbone: LoadedBackbone
-) -> list[PlanCell]:
-    """All cells of one row on one dataset and backbone; of a method that reads symptoms, those of
-    every kind of knowledge, labelled with it."""
+def plan_cells(spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone) -> list[PlanCell]:
+    """All cells of one row in one scene and on one backbone; of a method that reads symptoms, those
+    of every kind of knowledge, labelled with it."""
     if "symptoms" not in row.method.needs:
-        return _plan_row(spec, row, data, backbone)
+        return _plan_row(spec, row, scene, backbone)
     found = []
     for kind in spec.knowledge:
         label = row.label if kind == "symptoms" else f"{row.label} ({kind} knowledge)"
         named = dataclasses.replace(row, label=label)
-        found += _plan_row(spec, named, data.with_knowledge(kind), backbone)
+        parts = tuple(part and part.with_knowledge(kind) for part in scene.parts)
+        other = dataclasses.replace(scene, data=scene.data.with_knowledge(kind), parts=parts)
+        found += _plan_row(spec, named, other, backbone)
     return found
 
 
-def _plan_row(
-    spec: RunSpec, row: Row, data: LoadedDataset, backbone: LoadedBackbone
-) -> list[PlanCell]:
-    grid: list[tuple[int | None, int]] = [(0, 0)]
+def _plan_row(spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone) -> list[PlanCell]:
     if row.method.uses_support:
         shots = [None if k == "full" else k for k in spec.shots]
-        grid = [(k, seed) for k in shots for seed in spec.seeds]
-    return [_plan_cell(spec, row, data, backbone, shots, seed) for shots, seed in grid]
+        return [
+            _plan_cell(spec, row, scene, part, backbone, k, seed)
+            for k in shots
+            for seed in spec.seeds
+            for part in scene.parts
+        ]
+    found = []
+    for part in scene.parts:
+        if part is not None and part.columns is None:
+            # Nothing is trained: what is tested is all that there is.
+            own = Scene(part.data, told=part.told, reason=scene.reason)
+            found.append(_plan_cell(spec, row, own, None, backbone, 0, 0))
+        else:
+            found.append(_plan_cell(spec, row, scene, part, backbone, 0, 0))
+    return found
 
 
 def _plan_cell(
     spec: RunSpec,
     row: Row,
-    data: LoadedDataset,
+    scene: Scene,
+    part: Part | None,
     backbone: LoadedBackbone,
     shots: int | None,
     seed: int,
 ) -> PlanCell:
+    data, told = scene.data, scene.told if part is None else part.told
     protocol = Protocol.of(spec, row.method)
-    reason = impossible_pair(row.method, backbone.backbone, data)
+    reason = scene.reason or impossible_pair(row.method, backbone.backbone, data)
+    if reason is None and part is not None and part.columns is None:
+        reason = impossible_pair(row.method, backbone.backbone, part.data)
+    if reason is None and "val" in row.method.needs and protocol.validation == "none":
+        reason = f"'{row.method.name}' needs validation images and the run gives none"
     support = None
     names = data.dataset.class_names
     if shots != 0 and reason is None:
         try:
-            support = draw_support(
-                data.splits["train"], data.splits["val"], len(names), names, shots, seed,
-                protocol.sampler, protocol.validation, data.fingerprint, protocol.shots_unit,
+            support = draw(
+                spec.protocol.name, data, shots, seed,
+                protocol.sampler, protocol.validation, protocol.shots_unit,
             )  # fmt: skip
         except SamplingError as error:
             reason = str(error)
@@ -156,7 +192,7 @@ def _plan_cell(
         backbone=towers.name,
         dim=towers.dim,
         width=towers.width if isinstance(towers, Backbone) else 0,
-        dataset=data.dataset.name,
+        dataset=home(data),
     )
     hparams = row.hparams.for_cell(info)
     notes = hparams.notes(info)
@@ -172,9 +208,14 @@ def _plan_cell(
     if row.note:
         notes = (*notes, row.note)
     parts = key_parts(protocol, row, hparams, data, towers, shots, seed)
+    if told:
+        parts["protocol"] = key_of(told)
+    if part is not None:
+        parts["tested"] = part.key(row.method.needs)
+        notes = (*notes, *part.notes)
     return PlanCell(
         sha(parts), row, data, backbone, shots, seed, hparams, info, protocol, notes, reason,
-        support, parts,
+        support, parts, part, told,
     )  # fmt: skip
 
 
@@ -212,8 +253,7 @@ def key_parts(
     this, and its record keeps it, so that a later run can say what changed.
 
     Built-in methods raise `revision` when their numbers change; of a user's plugin the code
-    itself counts. A metric is named from its second revision on, so that a new metric changes
-    no key.
+    itself counts. Metrics do not: they are computed anew from the scores that are kept.
     """
     method, needs = row.method, row.method.needs
     parts: dict[str, Any] = {
@@ -239,9 +279,6 @@ def key_parts(
         parts["sampler.revision"] = sampling.REVISION
         for name in ("views", "sampler", "validation", "selection", "shots_unit"):
             parts[name] = getattr(protocol, name)
-    changed = {name: r for name, r in metric_revisions().items() if r != 1}
-    if changed:
-        parts["metrics"] = changed
     return parts
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 
 from vipbench import __version__
@@ -20,7 +21,7 @@ from vipbench.results import Record
 
 def base_record(cell: PlanCell) -> dict[str, Any]:
     """What a record says whether the cell succeeded or not."""
-    data, row, backbone = cell.data, cell.row, cell.backbone
+    data, row, backbone = cell.tested, cell.row, cell.backbone
     recipe = cell.hparams.recipe(cell.info) if cell.support is not None else None
     support = cell.support
     return {
@@ -40,7 +41,8 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
             for k, v in dataclasses.asdict(cell.protocol).items()
             # As older records have it: said where it is not the test split.
             if (k, v) != ("score_on", "test")
-        },
+        }
+        | dict(cell.told),
         "data": {
             "class_names": list(data.dataset.class_names),
             "train_counts": data.counts("train"),
@@ -48,6 +50,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
             "test_counts": data.counts("test"),
             "n_support": 0 if support is None else len(support.train),
             "n_val": 0 if support is None or support.val is None else len(support.val),
+            **_support_counts(cell),
             "fingerprint": data.fingerprint,
             "licence": data.dataset.licence,
             "caption": data.dataset.caption,
@@ -82,11 +85,39 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
                 "source": data.source,
                 "citation": data.dataset.citation,
             },
+            **_trained_on(cell),
             "metric_revisions": metric_revisions(),
             "key_parts": dict(cell.parts),
         },
         "notes": list(cell.notes),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _support_counts(cell: PlanCell) -> dict[str, Any]:
+    """Of other protocols than few-shot: the drawn images of each class that is trained on."""
+    if not cell.told or cell.support is None:
+        return {}
+    labels = cell.data.splits["train"].labels[cell.support.train]
+    counts = np.bincount(labels, minlength=cell.info.n_classes)
+    return {"support_counts": [int(n) for n in counts]}
+
+
+def _trained_on(cell: PlanCell) -> dict[str, Any]:
+    """Where that is another dataset, or other classes, than what is tested."""
+    if cell.part is None:
+        return {}
+    data = cell.data
+    return {
+        "trained_on": {
+            **provenance(data.plugin),
+            "dataset": data.dataset.name,
+            "source": data.source,
+            "class_names": list(data.dataset.class_names),
+            "fingerprint": data.fingerprint,
+            "licence": data.dataset.licence,
+            "citation": data.dataset.citation,
+        }
     }
 
 

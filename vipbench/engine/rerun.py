@@ -13,6 +13,7 @@ from vipbench.engine import driver
 from vipbench.engine.outcome import Observer, Plan, PlannedCell
 from vipbench.errors import UsageError
 from vipbench.results.commands import is_quick, knowledge, own_label, scalars
+from vipbench.results.parts import place_of
 from vipbench.results.predictions import Predictions
 from vipbench.results.privacy import public_source
 from vipbench.results.record import Record
@@ -162,13 +163,15 @@ def spec_of(record: Record, suite: RunSpec, out: Path) -> RunSpec:
     if method is None or method.name != c.method_name:
         hparams = {} if label == c.method_name else scalars(record.hparams)
         method = MethodSpec(name=c.method_name, hparams=hparams, label=label)
-    datasets = _datasets(record, suite)
+    protocol = _protocol(record, suite)
+    datasets = protocol.pop("datasets", None) or _datasets(record, suite)
     values: dict[str, Any] = {
         "methods": [method],
         "datasets": datasets,
         "backbones": _backbones(record, suite),
         "shots": [c.shots] if c.shots != 0 else [1],
         "seeds": [c.seed] if c.shots != 0 else [1],
+        **protocol,
         **{k: getattr(p, k) for k in ("precision", "shots_unit")},
         "knowledge": [knowledge(record)],
         "profile": "quick" if is_quick(record) else "matched",
@@ -195,6 +198,22 @@ def _backbones(record: Record, suite: RunSpec) -> list[str]:
     if name in suite.backbones or "@" not in name:
         return [name]
     return [b for b in suite.backbones if b.startswith(name.partition("@")[0])] or [name]
+
+
+def _protocol(record: Record, suite: RunSpec) -> dict[str, Any]:
+    """The record's protocol and, where it is trained on one dataset and tested on another, both."""
+    told = place_of(record)
+    if not told or "target" not in told:
+        return {"protocol": told["name"]} if told else {}
+    if suite.protocol.name == told["name"]:
+        return {"protocol": suite.protocol, "datasets": list(suite.datasets)}
+    given = str(told.get("source_given") or told["source"])
+    fitting = [d for d in suite.datasets if public_source(d, suite.data_root) == given]
+    source, targets = (fitting or [given])[0], _datasets(record, suite)
+    protocol: dict[str, Any] = {"name": told["name"], "source": source}
+    if told.get("classes"):
+        protocol["classes"] = {target: told["classes"] for target in targets if target != source}
+    return {"protocol": protocol, "datasets": list(dict.fromkeys([source, *targets]))}
 
 
 def _datasets(record: Record, suite: RunSpec) -> list[str]:

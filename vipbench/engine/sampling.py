@@ -75,7 +75,7 @@ def draw_support(
     if sampler not in ("nested", "coop"):
         raise SamplingError(f"unknown sampler '{sampler}'; known: nested, coop")
     _check_unit(train, shots_unit, sampler)
-    val_shots = _val_shots(validation, shots)
+    val_shots = images_per_class(validation, shots)
     _check_train(train, class_names, shots, shots_unit)
     if validation != "none":
         val = _check_val(val, class_names, validation)
@@ -166,7 +166,7 @@ def _all(split: Split) -> Indices:
     return np.arange(len(split), dtype=np.int64)
 
 
-def _val_shots(validation: Validation, shots: int | None) -> int | None:
+def images_per_class(validation: Validation, shots: int | None) -> int | None:
     """Validation images per class; None: the whole split."""
     if validation in ("none", "full"):
         return None

@@ -60,10 +60,11 @@ def on_validation(
     rows: list[int] = []
     for label in range(len(class_names)):
         rows += nested_order(val, label, ("scored", name, label))[:most].tolist()
-    return {"train": splits["train"], "val": val, "test": _subset(val, sorted(rows))}
+    return {"train": splits["train"], "val": val, "test": subset(val, sorted(rows))}
 
 
-def _subset(split: Split, rows: Sequence[int]) -> Split:
+def subset(split: Split, rows: Sequence[int]) -> Split:
+    """Some images of a split, in the order of `rows`."""
     if len(rows) == len(split):
         return split
     labels: npt.NDArray[np.int64] = split.labels[list(rows)]

@@ -123,14 +123,16 @@ def _inputs(features: Features, split: str, rows: Sequence[int], images: bool) -
     return features.plain(split, rows)
 
 
-def test_inputs(features: Features, method: type[Method]) -> Iterator[Tensor]:
-    """Features (N,D) of the test images, or the images (n,3,H,H) some at a time, as the method
-    takes them; a transductive method gets all at once."""
-    n = len(features.splits["test"])
+def test_inputs(
+    features: Features, method: type[Method], rows: Sequence[int]
+) -> Iterator[Tensor]:
+    """Features (N,D) of the test images `rows`, or the images (n,3,H,H) some at a time, as the
+    method takes them; a transductive method gets all at once."""
+    n = len(rows)
     images = method.inputs == "images"
     some = TEST_IMAGES if images and "test_images" not in method.needs else n
     for start in range(0, n, some):
-        yield _inputs(features, "test", range(start, min(start + some, n)), images)
+        yield _inputs(features, "test", rows[start : start + some], images)
 
 
 def _labels(split: Split, rows: Sequence[int]) -> Tensor:

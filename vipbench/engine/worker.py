@@ -21,10 +21,11 @@ import torch
 
 from vipbench.api import TextError, UnsupportedError
 from vipbench.engine.cache import evict
-from vipbench.engine.cells import Finished, GroupRunner
+from vipbench.engine.cells import GroupRunner
 from vipbench.engine.counting import trainable_counts
 from vipbench.engine.estimating import Estimator
 from vipbench.engine.features import Features
+from vipbench.engine.finishing import Finished
 from vipbench.engine.hparams import hparam_types, search_space
 from vipbench.engine.lifeline import Commands
 from vipbench.engine.loading import (
@@ -35,12 +36,14 @@ from vipbench.engine.loading import (
 )
 from vipbench.engine.machine import Share, share
 from vipbench.engine.planning import PlanCell, make_rows, plan_cells
+from vipbench.engine.protocols import arrange
 from vipbench.engine.records import base_record
 from vipbench.errors import UsageError
 from vipbench.plugins import Registry, load_registry, provenance
 from vipbench.spec import RunSpec
 
 Send = Callable[[dict[str, Any]], None]
+Runners = dict[tuple[str, str], GroupRunner]
 
 
 class Session:
@@ -50,7 +53,7 @@ class Session:
         self.send = send
         self.spec: RunSpec | None = None
         self.cells: dict[str, PlanCell] = {}
-        self.runners: dict[tuple[str, str], GroupRunner] = {}
+        self.runners: Runners = {}
         self.estimator = Estimator()
 
     def handle(self, command: dict[str, Any]) -> None:
@@ -95,6 +98,7 @@ class Session:
         datasets = [load_dataset(registry, run, source) for source in run.datasets]
         _check_names([d.dataset.name for d in datasets], "datasets")
         _check_names([b.backbone.name for b in backbones], "backbones")
+        scenes = arrange(run, datasets)
         self.cells, cells = {}, []
         for backbone in backbones:
             backbone.backbone.to(device)
@@ -102,14 +106,14 @@ class Session:
                 self.runners[backbone.source, data.dataset.name] = self._runner(
                     machine, backbone, data
                 )
+            for scene in scenes:
                 for row in rows:
-                    planned = plan_cells(run, row, data, backbone)
-                    reason = _cannot_build(
-                        self.runners[backbone.source, data.dataset.name], planned
-                    )
+                    planned = plan_cells(run, row, scene, backbone)
+                    reasons = _cannot_build(self.runners, planned)
                     for cell in planned:
                         self.cells[cell.key] = cell
-                        cells.append(_planned(cell, cell.impossible or reason))
+                        reason = cell.impossible or reasons.get(cell.tested.dataset.name)
+                        cells.append(_planned(cell, reason))
         notices = [notice for data in datasets for notice in data.notices]
         notices += [f"{d.dataset.name}: {d.dataset.caption}" for d in datasets if d.dataset.caption]
         notices += [
@@ -125,7 +129,7 @@ class Session:
     def do_run(self, keys: list[str]) -> None:
         """Run one group: cells of the same row, dataset and backbone."""
         cells = [self.cells[key] for key in keys]
-        runner = self.runners[cells[0].backbone.source, cells[0].data.dataset.name]
+        runner = self.runners[cells[0].place]
         # Should this process end, its driver can write down what it was at.
         self.send({"event": "begun", "records": [base_record(cell) for cell in cells]})
         for finished in runner.run(cells):
@@ -137,14 +141,14 @@ class Session:
     def do_estimate(self, keys: list[str]) -> None:
         """What one group will take."""
         cells = [self.cells[key] for key in keys]
-        runner = self.runners[cells[0].backbone.source, cells[0].data.dataset.name]
+        runner = self.runners[cells[0].place]
         found = self.estimator.group(runner, cells)
         self.send({"event": "estimate", "group": cells[0].row.label, **found})
 
     def run_alone(self, key: str) -> Finished:
         """One planned cell by itself; whatever it raises comes through."""
         cell = self.cells[key]
-        runner = self.runners[cell.backbone.source, cell.data.dataset.name]
+        runner = self.runners[cell.place]
         return runner.run_alone(cell)
 
     def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
@@ -153,7 +157,9 @@ class Session:
 
         ticker = _Ticker(self.send)
         features = Features(backbone.backbone, data.splits, data.fingerprint, ticker, note)
-        return GroupRunner(features, note, machine)
+        runner = GroupRunner(features, note, machine)
+        runner.features_of = lambda name: self.runners[backbone.source, name].features
+        return runner
 
 
 class _Ticker:
@@ -171,26 +177,40 @@ class _Ticker:
             self._send({"event": "tick", "share": share})
 
 
-def _cannot_build(runner: GroupRunner, cells: list[PlanCell]) -> str | None:
-    """Why a method cannot be built on this backbone, where it says so itself; tried once."""
-    possible = [cell for cell in cells if cell.impossible is None]
-    if not possible:
-        return None
+def _cannot_build(runners: Runners, cells: list[PlanCell]) -> dict[str, str]:
+    """What is tested -> why it cannot be: the method cannot be built on this backbone, where it
+    says so itself, or serves no other classes than those that it is trained on. Tried once for each
+    of what is tested; cells are of one row."""
+    firsts: dict[str, PlanCell] = {}
+    for cell in cells:
+        if cell.impossible is None:
+            firsts.setdefault(cell.tested.dataset.name, cell)
+    found: dict[str, str] = {}
+    rebound = next((c for c in firsts.values() if c.rebound), None)
+    if rebound is not None and (reason := _asked(runners[rebound.place].try_transfer, rebound)):
+        return dict.fromkeys(firsts, reason)
+    for name, cell in firsts.items():
+        if reason := _asked(runners[cell.place].try_build, cell):
+            found[name] = reason
+    return found
+
+
+def _asked(attempt: Callable[[PlanCell], Any], cell: PlanCell) -> str | None:
     try:
-        runner.try_build(possible[0])
+        answer = attempt(cell)
     except (UnsupportedError, TextError) as error:
         return str(error)
     except Exception:
         # Any other failure is the cell's own, and becomes its record.
         return None
-    return None
+    return answer if isinstance(answer, str) else None
 
 
 def _planned(cell: PlanCell, reason: str | None) -> dict[str, Any]:
     return {
         "key": cell.key,
         "backbone": cell.backbone.backbone.name,
-        "dataset": cell.data.dataset.name,
+        "dataset": cell.tested.dataset.name,
         "method": cell.row.label,
         "shots": "full" if cell.shots is None else cell.shots,
         "seed": cell.seed,
@@ -235,6 +255,8 @@ def _describe_methods(registry: Registry) -> Iterable[dict[str, Any]]:
                 "bibtex": method.bibtex,
                 "cost": method.cost,
                 "needs": sorted(method.needs),
+                "inputs": method.inputs,
+                "published_validation": method.published.validation,
                 "uses_support": method.uses_support,
                 "hparams": {
                     k: {"type": t, "default": getattr(default, k)} for k, t in types.items()

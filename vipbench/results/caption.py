@@ -6,19 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vipbench.results.parts import HARMONIC, PLACE_FIELDS, derived, split_part
+from vipbench.results.protocolwords import SETTINGS, protocol_sentences, settings_told
 from vipbench.results.settings import protocol, spread, versions
-from vipbench.results.table import AVERAGE, Column, Row, Table, metric_scale, metric_title
+from vipbench.results.table import Column, Row, Table, metric_scale, metric_title
 
 if TYPE_CHECKING:
     from vipbench.results.comparison import Cells
 
-_PROTOCOL = {
-    "views": "training views",
-    "sampler": "support sampler",
-    "validation": "validation images per class",
-    "selection": "model selection",
-    "precision": "precision",
-}
 _MOST_NAMED = 4
 
 
@@ -47,7 +42,8 @@ def _caption(table: Table, cells: Cells, title: str | None) -> str:
         f"{and_(backbones)}"
     )
     sentences += [_seeds(table, cells), _shots(table, cells)]
-    told = _protocol(cells)
+    sentences += protocol_sentences([record for _, record in done])
+    told = settings_told([record for _, record in done])
     if told:
         sentences.append(f"Protocol: {told}")
     if "majority" in table.kinds():
@@ -121,29 +117,11 @@ def _shots(table: Table, cells: Cells) -> str:
         else:
             names = dict.fromkeys(c.method for c in cells.possible() if c.shots == 0)
             told.append(f"no training image for {and_(list(names))}: one run without seed")
-    if any(part.dataset == AVERAGE for part in parts):
-        told.append(f"{AVERAGE}: the unweighted mean of their means")
+    for name in dict.fromkeys(part.dataset for part in parts):
+        if name is not None and derived(name) and split_part(name)[1] != HARMONIC:
+            told.append(f"{name}: the unweighted mean of their means")
     text = "; ".join(told)
     return text[:1].upper() + text[1:]
-
-
-def _protocol(cells: Cells) -> str:
-    found: dict[str, list[str]] = {}
-    for _, record in cells.done():
-        for name, value in protocol(record).items():
-            values = found.setdefault(name, [])
-            if str(value) not in values:
-                values.append(str(value))
-    # "image" is what shots are counted in unless the record says otherwise, and the shots' own
-    # sentence says so.
-    if found.get("shots_unit") == ["image"]:
-        del found["shots_unit"]
-    order = [name for name in _PROTOCOL if name in found]
-    order += [name for name in found if name not in _PROTOCOL]
-    return ", ".join(
-        f"{_PROTOCOL.get(name, name)} {found[name][0] if len(found[name]) == 1 else 'mixed'}"
-        for name in order
-    )
 
 
 def _notes(table: Table, cells: Cells) -> list[str]:
@@ -235,8 +213,12 @@ def _unequal_seeds(cells: Cells) -> Iterable[str]:
 
 def _mixed(cells: Cells) -> Iterable[str]:
     done = cells.done()
-    for name, values in spread((cell.method, protocol(record)) for cell, record in done).items():
-        yield f"Settings differ in {_PROTOCOL.get(name, name)}: {_by_value(values)}."
+    settings = (
+        (cell.method, {k: v for k, v in protocol(record).items() if k not in PLACE_FIELDS})
+        for cell, record in done
+    )
+    for name, values in spread(settings).items():
+        yield f"Settings differ in {SETTINGS.get(name, name)}: {_by_value(values)}."
     symptoms = (
         (cell.method, {f"symptoms of {cell.dataset}": record.data.symptoms_sha256})
         for cell, record in done

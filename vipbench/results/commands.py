@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vipbench.results.jsonvalues import dump
+from vipbench.results.parts import place_of
 from vipbench.results.record import Record
 from vipbench.specparse import default_label
 from vipbench.yamlio import Scalar
@@ -27,7 +29,10 @@ def row_command(record: Record) -> str:
     """`run_command` before its shots and seeds."""
     c = record.cell
     words = ["vipbench", "run", "--methods", method_words(record)]
-    words += ["--datasets", _source(record), "--backbones", c.backbone]
+    words += ["--datasets", ",".join(_sources(record)), "--backbones", c.backbone]
+    told = place_of(record)
+    if told:
+        words += ["--protocol", _protocol(record, told)]
     if c.shots != 0:
         for name in ("views", "sampler", "validation", "selection"):
             words += [f"--{name}", str(getattr(record.protocol, name))]
@@ -79,6 +84,20 @@ def is_file_plugin(record: Record) -> bool:
     if not isinstance(method, dict):
         return False
     return method.get("plugin") != "vipbench" and method.get("version") is None
+
+
+def _sources(record: Record) -> list[str]:
+    """The dataset of the record, after that which was trained on where it is another."""
+    source = place_of(record).get("source_given")
+    return [source, _source(record)] if isinstance(source, str) else [_source(record)]
+
+
+def _protocol(record: Record, told: Mapping[str, Any]) -> str:
+    """What --protocol takes."""
+    name = str(told["name"])
+    if not told.get("classes"):
+        return name
+    return dump({"name": name, "classes": {_source(record): told["classes"]}})
 
 
 def _source(record: Record) -> str:

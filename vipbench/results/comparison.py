@@ -12,6 +12,7 @@ import numpy as np
 
 from vipbench.results import caption
 from vipbench.results.baseline import majority_metrics
+from vipbench.results.derived import with_parts
 from vipbench.results.metrics import find_metric, metric_value
 from vipbench.results.plan import PlanCell, plan_cell
 from vipbench.results.record import Record
@@ -74,7 +75,9 @@ def comparison(
     were made under different settings, or those of a column on different images or weights.
     """
     cells = cells_of(list(records), planned)
-    return caption.with_words(ranked(plain_table(cells, metrics, decimals)), cells, title)
+    return caption.with_words(
+        ranked(with_parts(plain_table(cells, metrics, decimals))), cells, title
+    )
 
 
 def plain_table(cells: Cells, metrics: Sequence[str], decimals: int = 1) -> Table:

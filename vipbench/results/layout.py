@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from vipbench.errors import UsageError, unknown
 from vipbench.results.caption import with_words
 from vipbench.results.comparison import MAJORITY, Cells, plain_table
+from vipbench.results.derived import with_average, with_parts
 from vipbench.results.pairing import Load
+from vipbench.results.parts import ALL_CLASSES, BASE, NEW, split_part
 from vipbench.results.spreads import with_intervals
 from vipbench.results.table import (
-    AVERAGE,
     BLANK,
     LEVELS,
     SPREADS,
     Column,
     Entry,
+    Place,
     Row,
     Table,
     TableError,
@@ -72,6 +72,11 @@ class Layout:
             raise unknown("highlight", self.highlight, HIGHLIGHTS)
 
 
+def base_to_new(cells: Cells) -> bool:
+    """Whether all cells are of base and new classes."""
+    return all(split_part(cell.dataset)[1] in (BASE, NEW) for cell in cells.planned)
+
+
 def lay_out(cells: Cells, layout: Layout, load: Load | None = None) -> Table:
     """The table of `cells` in a layout.
 
@@ -81,10 +86,14 @@ def lay_out(cells: Cells, layout: Layout, load: Load | None = None) -> Table:
     """
     from vipbench.results.significance import with_significance
 
+    if base_to_new(cells) and (layout.rows, layout.cols) == (Layout.rows, Layout.cols):
+        # Beside each other they are what a reader compares.
+        layout = replace(layout, cols=(*layout.cols, "part"))
     table = plain_table(cells, layout.metrics, layout.decimals)
     table, notes = with_intervals(table, cells, layout.aggregate, load)
     if layout.average:
-        table = _with_average(table)
+        table = with_average(table)
+    table = with_parts(table)
     table = _with_base(_pivot(table, layout), layout)
     if layout.highlight == "best":
         table = ranked(table)
@@ -95,34 +104,6 @@ def lay_out(cells: Cells, layout: Layout, load: Load | None = None) -> Table:
     if any(entry.gain is not None for line in table.entries for entry in line):
         notes.append(f"In brackets, with its sign: the difference {_bases(layout)}.")
     return replace(table, notes=(*table.notes, *notes))
-
-
-def _with_average(table: Table) -> Table:
-    """With, for each backbone, metric and shots that every dataset has, the mean over datasets."""
-    datasets = dict.fromkeys(column.dataset for column in table.columns)
-    if len(datasets) < 2:
-        return table
-    groups: dict[Column, list[int]] = {}
-    for j, column in enumerate(table.columns):
-        groups.setdefault(replace(column, dataset=AVERAGE), []).append(j)
-    columns, entries = list(table.columns), [list(line) for line in table.entries]
-    for column, own in groups.items():
-        if len(own) < len(datasets):
-            continue
-        columns.append(column)
-        for line in entries:
-            line.append(_mean([line[j] for j in own]))
-    return replace(table, columns=tuple(columns), entries=tuple(map(tuple, entries)))
-
-
-def _mean(entries: Sequence[Entry]) -> Entry:
-    if all(e.state == "blank" for e in entries):
-        return BLANK
-    means = [e.mean for e in entries if e.mean is not None]
-    if len(means) < len(entries):
-        return Entry("unfinished", n=len(means), n_expected=len(entries))
-    saw = max((e.saw for e in entries if e.saw is not None), default=None)
-    return Entry("done", float(np.mean(means)), None, len(means), len(means), saw=saw)
 
 
 def _pivot(table: Table, layout: Layout) -> Table:
@@ -136,7 +117,7 @@ def _pivot(table: Table, layout: Layout) -> Table:
             entry = table.entries[i][j]
             if entry.state == "blank":
                 continue
-            at = vars(table.place(i, j))
+            at = _levels(table.place(i, j), layout)
             down = tuple(at[level] for level in layout.rows)
             across = tuple(at[level] for level in layout.cols)
             # Zero-shot and trained rows share a column; a method has only one of the two, and the
@@ -149,7 +130,8 @@ def _pivot(table: Table, layout: Layout) -> Table:
     columns = tuple(_column(layout, across, kinds) for across in acrosses)
     entries = tuple(tuple(found.get((d, a), BLANK) for a in acrosses) for d in downs)
     left = [v for v in ("dataset", "backbone", "metric") if v not in (*layout.rows, *layout.cols)]
-    fixed = tuple((level, getattr(table.columns[0], level)) for level in left if table.columns)
+    first = _levels(table.place(0, 0), layout) if table.rows and table.columns else {}
+    fixed = tuple((level, first[level]) for level in left if first)
     return replace(
         table,
         rows=rows,
@@ -161,6 +143,14 @@ def _pivot(table: Table, layout: Layout) -> Table:
     )
 
 
+def _levels(place: Place, layout: Layout) -> dict[str, Any]:
+    """level -> value of an entry's place; `part` is empty where it is no level of the layout."""
+    found = {**vars(place), "part": ""}
+    if "part" in (*layout.rows, *layout.cols):
+        found["dataset"], found["part"] = split_part(place.dataset or "")
+    return found
+
+
 def _at(levels: Sequence[str], key: Key, level: str) -> Any:
     return key[levels.index(level)] if level in levels else None
 
@@ -168,12 +158,12 @@ def _at(levels: Sequence[str], key: Key, level: str) -> Any:
 def _order(table: Table, layout: Layout) -> Any:
     """A sort key for rows and columns; TableError where entries would share a place."""
     places = [
-        table.place(i, j)
+        _levels(table.place(i, j), layout)
         for i in range(len(table.rows))
         for j in range(len(table.columns))
         if table.entries[i][j].state != "blank" and table.rows[i].kind != "majority"
     ]
-    values = {level: list(dict.fromkeys(getattr(p, level) for p in places)) for level in LEVELS}
+    values = {level: list(dict.fromkeys(p[level] for p in places)) for level in LEVELS}
     values["method"] = list(dict.fromkeys([MAJORITY, *(row.label for row in table.rows)]))
     for level in LEVELS:
         if level in (*layout.rows, *layout.cols):
@@ -189,10 +179,10 @@ def _order(table: Table, layout: Layout) -> Any:
             )
     values["shots"].sort(key=lambda k: float("inf") if isinstance(k, str) else k)
     rank = {level: {v: n for n, v in enumerate(found)} for level, found in values.items()}
-    for level in ("dataset", "backbone", "metric", "shots"):
+    for level in ("dataset", "backbone", "metric", "shots", "part"):
         # The majority row alone may have some.
-        for column in table.columns:
-            rank[level].setdefault(getattr(column, level), len(rank[level]))
+        for j in range(len(table.columns)):
+            rank[level].setdefault(_levels(table.place(0, j), layout)[level], len(rank[level]))
 
     def place(levels: Sequence[str], key: Key) -> list[int]:
         return [rank[level][value] for level, value in zip(levels, key, strict=True)]
@@ -201,12 +191,12 @@ def _order(table: Table, layout: Layout) -> Any:
 
 
 def _column(layout: Layout, key: Key, kinds: Mapping[str, Row]) -> Column:
-    dataset, backbone, metric, shots, method = (
+    dataset, backbone, metric, shots, method, part = (
         _at(layout.cols, key, level)
-        for level in ("dataset", "backbone", "metric", "shots", "method")
+        for level in ("dataset", "backbone", "metric", "shots", "method", "part")
     )
     kind = kinds[method].kind if method is not None else None
-    return Column(dataset, backbone, metric, shots, method, kind)
+    return Column(dataset, backbone, metric, shots, method, kind, part)
 
 
 def _heads(layout: Layout) -> tuple[str, ...]:
@@ -223,9 +213,12 @@ def _row(layout: Layout, key: Key, kinds: Mapping[str, Row]) -> Row:
             cells += layout.cells.get(value, (value,) + ("",) * (len(layout.heads) - 1))
         elif level == "metric":
             cells.append(Column("", "", value, 0).title)
+        elif level == "part":
+            cells.append(value or ALL_CLASSES)
         else:
             cells.append(str(value))
-    own = {level: _at(layout.rows, key, level) for level in ("dataset", "backbone", "metric")}
+    names = ("dataset", "backbone", "metric", "part")
+    own = {level: _at(layout.rows, key, level) for level in names}
     shots = _at(layout.rows, key, "shots")
     if "method" in layout.rows:
         source = kinds[_at(layout.rows, key, "method")]

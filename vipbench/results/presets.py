@@ -9,8 +9,9 @@ from dataclasses import replace
 from vipbench.errors import unknown
 from vipbench.results.commands import knowledge, own_label
 from vipbench.results.comparison import Cells
-from vipbench.results.layout import Layout
+from vipbench.results.layout import Layout, base_to_new
 from vipbench.results.pairing import select
+from vipbench.results.parts import split_part, targets_name
 from vipbench.results.record import Record
 from vipbench.results.table import TableError
 
@@ -18,6 +19,8 @@ PRESETS = {
     "comparison": "methods down, metrics within datasets across, at the most shots",
     "ablation": "one method's variants down, a column for each hyperparameter that varies",
     "fewshot": "methods down, shots across, datasets below each other with their average",
+    "base-to-new": "methods down; base and new classes and their harmonic mean across",
+    "transfer": "methods down; the source, its targets and their average across",
     "knowledge": "what the texts know down: class names, symptoms, other texts, and its worth",
 }
 
@@ -28,9 +31,13 @@ def preset(name: str, cells: Cells, layout: Layout, given: Sequence[str]) -> tup
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     several = len({cell.backbone for cell in cells.planned}) > 1
-    made = {"comparison": _comparison, "ablation": _ablation, "fewshot": _fewshot}.get(
-        name, _knowledge
-    )
+    made = {
+        "comparison": _comparison,
+        "ablation": _ablation,
+        "fewshot": _fewshot,
+        "base-to-new": _base_to_new,
+        "transfer": _transfer,
+    }.get(name, _knowledge)
     cells, found = made(cells, layout)
     if several and "backbone" not in (*found.rows, *found.cols):
         found = replace(found, rows=("backbone", *found.rows))
@@ -48,6 +55,31 @@ def most_shots(cells: Cells) -> Cells:
 
 def _comparison(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
     return most_shots(cells), replace(layout, rows=("method",), cols=("dataset", "metric"))
+
+
+def _base_to_new(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
+    """Table 3 of CoCoOp: datasets below each other, at the most shots."""
+    names = dict.fromkeys(split_part(cell.dataset)[0] for cell in cells.planned)
+    if not base_to_new(cells):
+        raise TableError(
+            "a table of base and new classes needs a run under --protocol base-to-new alone; "
+            "--datasets chooses its parts"
+        )
+    rows = ("dataset", "method") if len(names) > 1 else ("method",)
+    return most_shots(cells), replace(
+        layout, rows=rows, cols=("part",), metrics=layout.metrics[:1], average=len(names) > 1
+    )
+
+
+def _transfer(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
+    """Table 4 of CoCoOp: the source and its targets beside each other, at the most shots."""
+    if all(targets_name(cell.dataset) is None for cell in cells.planned):
+        raise TableError(
+            "a table of transfers needs a run under --protocol cross-dataset or domain-shift"
+        )
+    return most_shots(cells), replace(
+        layout, rows=("method",), cols=("dataset",), metrics=layout.metrics[:1]
+    )
 
 
 def _fewshot(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:

@@ -41,13 +41,7 @@ def _github(table: Table) -> str:
     levels = table.levels()
 
     def heading(j: int) -> str:
-        parts = []
-        for level in levels:
-            text = table.heading(j, level)
-            if level == "shots" and text != "full":
-                text += " shot" if text == "1" else " shots"
-            parts.append(escape.markdown(text))
-        return ", ".join(parts)
+        return ", ".join(escape.markdown(_with_unit(table, j, level)) for level in levels)
 
     columns = range(len(table.columns))
     lines = [[*map(escape.markdown, table.heads), *map(heading, columns)]]
@@ -59,6 +53,14 @@ def _github(table: Table) -> str:
     body = [_line(cells, widths, heads) for cells in (lines[0], rule, *lines[1:])]
     words = [table.caption, *table.notes, *legend(table, "Bold", "underlined")]
     return "\n".join([*body, "", *(f"{escape.markdown(word)}  " for word in words)]) + "\n"
+
+
+def _with_unit(table: Table, j: int, level: str) -> str:
+    """What the header says of a column at a level; a number of shots says what it is."""
+    text = table.heading(j, level)
+    if level == "shots" and text != "full":
+        text += " shot" if text == "1" else " shots"
+    return text
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], heads: int) -> str:
@@ -108,7 +110,7 @@ def _text(table: Table) -> str:
     blocks = []
     for start, size in spans(table, levels[:-1]):
         columns = range(start, start + size)
-        names = ", ".join(escape.plain(table.heading(start, level)) for level in levels[:-1])
+        names = ", ".join(escape.plain(_with_unit(table, start, level)) for level in levels[:-1])
         percent = all(table.columns[j].scale == 100 for j in columns)
         unit = " (%)" if "metric" in levels[:-1] and percent else ""
         lines = [[*heads, *(escape.plain(table.heading(j, levels[-1])) for j in columns)]]

@@ -12,8 +12,9 @@ from vipbench.results import stats
 from vipbench.results.comparison import Cells
 from vipbench.results.metrics import find_metric
 from vipbench.results.pairing import Load, Pairing, Where
+from vipbench.results.parts import derived
 from vipbench.results.stats import LEVEL, StatsError
-from vipbench.results.table import AVERAGE, Place, Table, TableError, rank_groups
+from vipbench.results.table import Place, Table, TableError, rank_groups
 
 
 def with_significance(table: Table, cells: Cells, load: Load | None) -> tuple[Table, list[str]]:
@@ -30,7 +31,7 @@ def with_significance(table: Table, cells: Cells, load: Load | None) -> tuple[Ta
         if len(group) < 2:
             continue
         at = table.place(*group[0])
-        if at.dataset == AVERAGE:
+        if derived(at.dataset):
             continue
         methods = [table.place(i, j).method for i, j in group]
         try:

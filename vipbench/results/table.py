@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vipbench.results.metrics import find_metric
+from vipbench.results.parts import ALL_CLASSES, derived, part_name
+from vipbench.results.parts import AVERAGE as AVERAGE
 
 
 class TableError(ValueError):
@@ -14,7 +16,7 @@ class TableError(ValueError):
 
 
 Shots = int | str
-LEVELS = ("method", "dataset", "backbone", "shots", "metric")
+LEVELS = ("method", "dataset", "backbone", "shots", "metric", "part")
 # What an entry says beside its mean, as intervals.POPULATIONS and the sample standard deviation.
 SPREADS = ("sd", "ci-seeds", "ci-images", "ci-both", "none")
 
@@ -22,7 +24,8 @@ SPREADS = ("sd", "ci-seeds", "ci-images", "ci-both", "none")
 @dataclass(frozen=True)
 class Column:
     """One column: a metric on a dataset with a backbone, at `shots` images per class. None: the
-    rows say that; `method` and its `kind` are None unless the columns are methods."""
+    rows say that; `method` and its `kind` are None unless the columns are methods. part: of the
+    dataset, where that is a level of its own."""
 
     dataset: str | None
     backbone: str | None
@@ -30,6 +33,7 @@ class Column:
     shots: Shots | None
     method: str | None = None
     kind: str | None = None
+    part: str | None = None
 
     @property
     def title(self) -> str:
@@ -95,6 +99,7 @@ class Row:
     backbone: str | None = None
     metric: str | None = None
     shots: Shots | None = None
+    part: str | None = None
 
     def __post_init__(self) -> None:
         if not self.cells:
@@ -152,6 +157,7 @@ class Table:
         """What the header says of a column at one of `levels`, as plain text."""
         found = self.columns[column]
         text = found.title if level == "metric" else str(getattr(found, level))
+        text = text or ALL_CLASSES
         return text + self.marks(found.method) if level == "method" and found.method else text
 
     def marks(self, method: str) -> str:
@@ -187,7 +193,7 @@ class Table:
     def place(self, row: int, column: int) -> Place:
         """Which number an entry is."""
         r, c, one = self.rows[row], self.columns[column], dict(self.fixed)
-        kind = c.kind or r.kind
+        kind, part = c.kind or r.kind, r.part or c.part
 
         def of(level: str) -> str | None:
             return getattr(r, level) or getattr(c, level) or one.get(level)
@@ -195,7 +201,7 @@ class Table:
         return Place(
             c.method or r.label,
             kind if kind != "method" or self.entries[row][column].saw is None else "informed",
-            of("dataset"),
+            part_name(of("dataset") or "", part) if part else of("dataset"),
             of("backbone"),
             of("metric") or "accuracy",
             c.shots if r.shots is None else r.shots,
@@ -214,7 +220,7 @@ class Table:
         usual = 1 if single else self.usual_n
         if entry.state != "done" or place.kind == "majority" or entry.n == usual:
             return None
-        return None if place.dataset == AVERAGE else entry.n
+        return None if derived(place.dataset) else entry.n
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; numbers are the records' fractions, not rounded."""
@@ -236,15 +242,11 @@ class Table:
         }
 
     def _of_row(self, row: Row) -> dict[str, Any]:
-        names = ("dataset", "backbone", "metric", "shots")
+        names = ("dataset", "backbone", "metric", "shots", "part")
         found = {k: v for k in names if (v := getattr(row, k)) is not None}
         if self.heads != ("method",):
             found["cells"] = dict(zip(self.heads, row.cells, strict=True))
         return found
-
-
-# The dataset of a column that is the mean over the datasets.
-AVERAGE = "average over datasets"
 
 
 def metric_title(name: str) -> str:
