@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+from vipbench.results import Store
+
+REPO = Path(__file__).resolve().parents[2]
 Cli = Callable[..., "CompletedProcess[str]"]
 
 MOODY = '''
@@ -53,3 +58,44 @@ def test_failed_and_changed_cells(cli: Cli, toy: Path, tmp_path: Path) -> None:
     done = cli(*run)
     assert done.returncode == 0
     assert "1 record of the same cells under earlier settings is not shown." in done.stdout
+
+
+# Another version of vipbench: ECE is twice what it was, and its revision raised.
+NEWER = """
+import dataclasses
+import vipbench.results.metrics as m
+
+first = m._ece
+m._ece = lambda y, s: 2 * first(y, s)
+m.METRICS["ece"] = dataclasses.replace(m.METRICS["ece"], revision=2)
+"""
+
+
+def test_a_metric_that_changed_trains_nothing_again(cli: Cli, toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = [
+        *("run", "--methods", "linear-probe", "--datasets", f"npz:{toy / 'toy.npz'}"),
+        *("--backbones", "tiny-clip", "--views", "none", "--shots", "2", "--out", out),
+    ]
+    assert cli(*run, "--seeds", "1").returncode == 0
+    with Store(out, readonly=True) as store:
+        [old] = store.records()
+        kept = store.predictions(old.key)
+    assert kept is not None
+    (tmp_path / "sitecustomize.py").write_text(NEWER)
+    newer = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)])}
+    done = cli(*run, "--seeds", "1,2", env=newer)
+    assert done.returncode == 0, done.stderr
+    assert "2: 1 to do, 1 done" in done.stdout
+    # Old and new stand in one table of the new metric: computed from the kept scores.
+    table = cli("table", out, "--metric", "ece", "--format", "json", env=newer)
+    assert table.returncode == 0, table.stderr
+    shown = json.loads(cli("show", old.key, out, "--format", "json", env=newer).stdout)
+    assert shown["provenance"]["metric_revisions"]["ece"] == 2
+    assert shown["provenance"]["rescored"]["from"]["ece"] == 1
+    assert shown["metrics"]["ece"] == 2 * old.metrics["ece"]
+    assert shown["metrics"]["accuracy"] == old.metrics["accuracy"]
+    with Store(out, readonly=True) as store:
+        again = store.record(old.key)
+    assert again is not None
+    assert again.metrics == old.metrics

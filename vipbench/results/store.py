@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vipbench.results import database, export, packing
+from vipbench.results import database, export, packing, rescoring
 from vipbench.results import parameters as learned
 from vipbench.results.database import damaged, explained, get_meta, put_meta, transaction
 from vipbench.results.lock import StoreError, WriterLock, take_lock
@@ -154,15 +154,15 @@ class Store:
         }
 
     def records(self, history: bool = True) -> list[Record]:
-        """Every record, in the order of their adding. Without `history` theirs is empty: it is
-        most of a record's size and no table needs it. Of disputed keys there is none."""
+        """Every record, in the order of adding, with metrics as defined now. Without `history`
+        theirs is empty, most of their size. Of disputed keys there is none."""
         rows = self._rows()
         rows = [row for row in rows if self._ids[row.key] == row.id]
         if not history:
-            return [self._parse(row, None) for row in rows]
+            return [self._current(row, None) for row in rows]
         with explained(self.path):
             kept = dict(self._open_db().execute("SELECT id, json FROM histories").fetchall())
-        return [self._parse(row, kept.get(row.id, "")) for row in rows]
+        return [self._current(row, kept.get(row.id, "")) for row in rows]
 
     def record(self, key: str) -> Record | None:
         """The record under `key`. Raises StoreError where it is disputed."""
@@ -170,7 +170,7 @@ class Store:
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
             row = self._select(db, number)
             kept = db.execute("SELECT json FROM histories WHERE id = ?", (number,)).fetchone()
-        return None if row is None else self._parse(row, kept[0] if kept else "")
+        return None if row is None else self._current(row, kept[0] if kept else "")
 
     def plan(self, latest: bool = False) -> list[PlanCell]:
         """The cells that the folder's runs asked for, in table order; `latest`: the last run's."""
@@ -180,11 +180,8 @@ class Store:
         return [c for c in cells if c.run == kept["runs"]] if latest else cells
 
     def predictions(self, key: str, number: int | None = None) -> Predictions | None:
-        """What the cell said of every test image; None where the store has none of it.
-
-        number: of one submission, where there are several; without it StoreError is raised for a
-        disputed key.
-        """
+        """What the cell said of every test image; None where the store has none of it. number: of
+        one submission of several; without it StoreError is raised for a disputed key."""
         return self._unpack(self._number(key) if number is None else number, key)
 
     def parameters(self, key: str, number: int | None = None) -> bytes | None:
@@ -277,6 +274,9 @@ class Store:
             whole = False
         if not whole:
             raise damaged(self.path, f"record {row.key} was altered")
+
+    def _current(self, row: Row, history: str | None) -> Record:
+        return rescoring.current(self._parse(row, history), lambda: self._unpack(row.id, row.key))
 
     def _parse(self, row: Row, history: str | None) -> Record:
         told = history if isinstance(history, str) else ""
