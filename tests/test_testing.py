@@ -20,11 +20,9 @@ from vipbench.testing import ConformanceError, check_backbone, check_dataset, ch
 Cli = Callable[..., "CompletedProcess[str]"]
 REGISTRY = load_registry()
 TOWER = REGISTRY.backbone("tiny-clip")[0]
-# Of these methods a training is long whatever is asked for, or two are twice as long.
-SLOW = {"cross-modal"}
 
 
-@pytest.mark.parametrize("name", sorted(set(REGISTRY.methods) - SLOW))
+@pytest.mark.parametrize("name", sorted(REGISTRY.methods))
 def test_every_method_keeps_the_rules(name: str) -> None:
     check_method(REGISTRY.methods[name].target, TOWER, epochs=2)
 

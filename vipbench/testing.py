@@ -190,6 +190,8 @@ def _trained(
             tower, CLASSES, ("a photo of a {}.",), SYMPTOMS, info, generator, {}, DESCRIPTIONS
         )
         hparams = method.HParams().for_cell(info)
+        if has_own_fit(method):  # whose length no recipe tells
+            hparams = hparams.quick(info)
         made = method(task, hparams).to(task.device)
         for name, shape in made.noise().items():
             setattr(made, name, torch.zeros(shape, device=task.device))

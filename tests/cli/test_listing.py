@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.conftest import Cli
 
 
@@ -9,9 +11,26 @@ def test_verbose_tells_what_a_method_trains_and_needs(cli: Cli) -> None:
     told = cli("list", "methods", "--verbose")
     assert told.returncode == 0, told.stderr
     rows = {line.split()[0]: line for line in told.stdout.splitlines() if line.startswith("  ")}
-    assert rows["name"].split() == ["name", "kind", "year", "trainable", "needs", "cost", "paper"]
+    heads = ["name", "kind", "year", "trainable", "needs", "validation", "cost", "paper"]
+    assert rows["name"].split() == heads
     # 16 context vectors of tiny-clip's text width 64; TaskRes: a residual a class, width 128.
     assert rows["coop"].split()[1:4] == ["TP", "2022", "1024"]
     assert rows["taskres"].split()[1:4] == ["AD", "2023", "768"]
-    assert "symptoms" in rows["vip"]
-    assert "test_images" in rows["transclip"]
+    # 6 classes of width 128, the linear probe's with a bias each.
+    assert rows["cross-modal"].split()[3] == "768"
+    assert rows["linear-probe"].split()[3] == "774"
+    columns = {head: rows["name"].index(f"{head} ") for head in ("needs", "validation", "cost")}
+
+    def field(name: str, head: str) -> str:
+        return re.split(r"  +", rows[name][columns[head] :])[0]
+
+    assert field("vip", "needs") == "text, symptoms"
+    assert field("transclip", "needs") == "text, all test images"
+    assert field("maple", "needs") == "text, images, ViT"
+    assert field("biomedcoop", "needs") == "text, descriptions"
+    assert field("supervised", "needs") == "images"
+    assert field("linear-probe", "needs") == "-"
+    assert field("tip-adapter", "validation") == "full"
+    assert field("lp++", "validation") == "min(k,4)"
+    assert field("coop", "validation") == "-"
+    assert field("bayes-coop", "cost") == "hours"

@@ -20,6 +20,7 @@ from vipbench.api.backbone import (
     Prompts,
     Tap,
     Text,
+    TextError,
     Texts,
     UnsupportedError,
 )
@@ -94,9 +95,21 @@ class Task:
 
     # Texts.
 
-    def embed(self, texts: Texts) -> Prompts:
-        """See Backbone.embed."""
-        return self.backbone.embed(texts)
+    def embed(self, texts: Texts, context: int = 0) -> Prompts:
+        """See Backbone.embed. context: how many learned vectors each text is to take in; raises
+        TextError where one would get too long with them, so that the cell is known to be
+        impossible before anything runs."""
+        prompts = self.backbone.embed(texts)
+        longest = int(prompts.lengths.max())
+        if context and longest + context > self.backbone.context_length:
+            flat = int(prompts.lengths.flatten().argmax())
+            place = [int(i) for i in torch.unravel_index(torch.tensor(flat), prompts.shape)]
+            raise TextError(
+                f"the text '{_text_at(texts, place)}' has {longest} tokens with start and end, and "
+                f"{context} context vectors come in; the text tower of '{self.backbone.name}' "
+                f"takes at most {self.backbone.context_length}: shorten it, or take fewer vectors"
+            )
+        return prompts
 
     def encode_text(
         self, prompts: Prompts, context: Tensor | None = None, tap: Tap | None = None
@@ -165,6 +178,12 @@ class Task:
         if classes.dim() == 2:
             return self.logit_scale * x @ classes.T
         return self.logit_scale * (classes @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def _text_at(texts: Any, place: Sequence[int]) -> str:
+    for i in place:
+        texts = texts[i]
+    return texts if isinstance(texts, str) else " … ".join(piece for piece in texts if piece)
 
 
 def _as_key(texts: Texts) -> Any:

@@ -14,7 +14,27 @@ from vipbench.errors import unknown
 KINDS = ("methods", "backbones", "datasets")
 
 
-VERBOSE = ("name", "kind", "year", "trainable", "needs", "cost", "paper")
+VERBOSE = ("name", "kind", "year", "trainable", "needs", "validation", "cost", "paper")
+# In this order, and in words.
+NEEDS = {
+    "text": "text",
+    "symptoms": "symptoms",
+    "descriptions": "descriptions",
+    "images": "images",
+    "vit": "ViT",
+    "test_images": "all test images",
+    "val": "validation",
+}
+LEGEND = (
+    "kind: TF training-free, TP text prompts, AD adapter on features, MM vision or multimodal "
+    "prompts, FT fine-tuning",
+    "trainable: parameters at 1 shot with tiny-clip on synthderm (6 classes)",
+    "needs: text: a text tower; images: in every step, not encoded once; ViT: a vision "
+    "transformer; -: image features alone",
+    "validation: images a class, of k shots, on which the paper searches constants or picks the "
+    "epoch; without them constants stand in",
+    "cost: of a cell on one GPU of the day",
+)
 
 
 def list_command(
@@ -52,7 +72,7 @@ def _print_kind(kind: str, entries: list[CatalogueEntry], verbose: bool) -> None
     for line in columns(rows):
         print(f"  {line}")
     if kind == "methods" and verbose:
-        print("trainable: parameters at 1 shot with tiny-clip on synthderm (6 classes)")
+        print("\n".join(LEGEND))
 
 
 def _field(entry: CatalogueEntry, head: str) -> str:
@@ -60,6 +80,16 @@ def _field(entry: CatalogueEntry, head: str) -> str:
         return entry.name
     if head == "what":
         return clean(entry.help)
+    if head == "needs":
+        needs = set(entry.detail["needs"])
+        needs |= {"images"} if entry.detail["inputs"] == "images" else set()
+        # Symptoms and descriptions are texts.
+        needs |= {"text"} if "symptoms" in needs else set()
+        known = [word for need, word in NEEDS.items() if need in needs]
+        return clean(", ".join([*known, *sorted(needs - NEEDS.keys())])) or "-"
+    if head == "validation":
+        told = str(entry.detail["published_validation"])
+        return "-" if told == "none" else told
     value = entry.detail.get(head, "")
     if value is None:
         return "-"

@@ -76,12 +76,12 @@ class BayesCoOp(api.Method):
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
-        self.prompts = task.embed([("", f"{name}.") for name in task.names])  # (C,)
         if hparams.context_init:
             context = task.backbone.embed_words(hparams.context_init)
         else:
             context = task.normal("context", hparams.n_ctx, task.info.width)
         self.context = nn.Parameter(context.clone())  # (M,W)
+        self.prompts = task.embed([("", f"{name}.") for name in task.names], len(context))  # (C,)
         self.mean = self._net("mean")
         self.log_variance = self._net("log_variance")
         self.draws = torch.zeros(hparams.samples, task.info.width, device=task.device)

@@ -95,10 +95,11 @@ class BiomedCoOp(api.Method):
         else:
             rest = ""
             context = task.normal("context", *many, hparams.n_ctx, task.info.width)
-        self.prompts = task.embed([("", f"{rest}{name}.") for name in task.names])  # (C,)
+        texts = [("", f"{rest}{name}.") for name in task.names]
+        self.prompts = task.embed(texts, hparams.n_ctx)  # (C,)
         self.context = nn.Parameter(context.clone())  # (M,W) or (C,M,W)
-        texts = task.description_texts(hparams.n_prompts)
-        self.experts = F.normalize(task.text_features(texts), dim=-1)  # (C,K,D)
+        known = task.description_texts(hparams.n_prompts)
+        self.experts = F.normalize(task.text_features(known), dim=-1)  # (C,K,D)
         self.centre = F.normalize(self.experts.mean(1), dim=-1)  # (C,D)
 
     def forward(self, x: Tensor) -> Tensor:

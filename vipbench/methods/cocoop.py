@@ -50,12 +50,12 @@ class CoCoOp(api.Method):
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
         dim, width = task.info.dim, task.info.width
-        self.prompts = task.embed([("", f"{name}.") for name in task.names])  # (C,)
         if hparams.context_init:
             context = task.backbone.embed_words(hparams.context_init)
         else:
             context = task.normal("context", hparams.n_ctx, width)
         self.context = nn.Parameter(context.clone())  # (M,W)
+        self.prompts = task.embed([("", f"{name}.") for name in task.names], len(context))  # (C,)
         self.linear1 = task.linear("meta_net.linear1", dim, dim // 16)
         self.linear2 = task.linear("meta_net.linear2", dim // 16, width)
 

@@ -68,11 +68,11 @@ class CoOp(api.Method):
             "middle": [("", name, ".") for name in task.names],
             "front": [(name, ".") for name in task.names],
         }
-        self.prompts = task.embed(pieces[hparams.position])  # (C,)
         if hparams.context_init:
             context = task.backbone.embed_words(hparams.context_init)  # (M,W)
         else:
             context = task.normal("context", hparams.n_ctx, task.info.width)
+        self.prompts = task.embed(pieces[hparams.position], len(context))  # (C,)
         if hparams.class_specific:
             shape = (task.n_classes, *context.shape)
             given = bool(hparams.context_init)

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import vipbench
 from vipbench import api
@@ -69,9 +69,13 @@ class CrossModal(api.Method):
             api.Range("weight_decay", 1e-5, 1e-1, log=True),
         )
 
+        def quick(self, info: api.CellInfo) -> CrossModal.HParams:
+            """At most 1000 iterations."""
+            return replace(self, iterations=min(1000, self.iterations))
+
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
-        self.weight = unit_texts(task, hparams.templates)  # (C,D)
+        self.weight = nn.Parameter(unit_texts(task, hparams.templates).clone())  # (C,D)
         chosen = task.templates if hparams.templates == "all" else task.templates[:1]
         texts = [task.text_features(task.class_texts(t)) for t in chosen]
         self.texts = F.normalize(torch.cat(texts), dim=-1)  # (T*C,D)
@@ -118,7 +122,8 @@ class CrossModal(api.Method):
                     best, kept = int(right.max()), (weight, int(right.argmax()))
         if val is None:
             kept = weight, 0
-        self.weight, self.chosen = kept[0][kept[1]].clone(), grid[kept[1]].clone()
+        self.weight.copy_(kept[0][kept[1]])
+        self.chosen = grid[kept[1]].clone()
 
     def _rate(self, step: int, rate: Tensor) -> Tensor:
         hp: CrossModal.HParams = self.hparams

@@ -72,7 +72,8 @@ class IVLP(api.Method):
         more = min(hparams.depth_text, tower.text_layers) - 1
         layers = min(hparams.depth_vision, tower.vision_layers)
         context, rest = starting_words(task, hparams.context_init, m)
-        self.prompts = task.embed([("", f"{rest} {name}.".lstrip()) for name in task.names])  # (C,)
+        texts = [("", f"{rest} {name}.".lstrip()) for name in task.names]
+        self.prompts = task.embed(texts, m)  # (C,)
         self.first = first_row(self.prompts)
         self.context = nn.Parameter(context)  # (M,W)
         self.deep = nn.Parameter(task.normal("deep", more, m, tower.width))  # (d-1,M,W)

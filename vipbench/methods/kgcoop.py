@@ -56,7 +56,6 @@ class KgCoOp(api.Method):
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
-        self.prompts = task.embed([("", f"{name}.") for name in task.names])  # (C,)
         if hparams.context_init:
             context = task.backbone.embed_words(hparams.context_init)  # (M,W)
             if hparams.class_specific:
@@ -65,6 +64,8 @@ class KgCoOp(api.Method):
             many = (task.n_classes,) if hparams.class_specific else ()
             context = task.normal("context", *many, hparams.n_ctx, task.info.width)
         self.context = nn.Parameter(context.clone())  # (M,W) or (C,M,W)
+        texts = [("", f"{name}.") for name in task.names]
+        self.prompts = task.embed(texts, context.shape[-2])  # (C,)
         self.teacher = task.class_features(task.templates[:1])  # (C,D)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from torch import Tensor, nn
 
 import vipbench
 from vipbench import api
@@ -63,10 +63,11 @@ class LinearProbe(api.Method):
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
         dim, classes = task.image_backbone.dim, task.n_classes
-        self.weight = torch.zeros(classes, dim, device=task.device)  # (C,D)
-        self.bias = torch.zeros(classes, device=task.device)  # (C,)
+        self.weight = nn.Parameter(torch.zeros(classes, dim, device=task.device))  # (C,D)
+        self.bias = nn.Parameter(torch.zeros(classes, device=task.device))  # (C,)
         self.chosen_c = torch.tensor(hparams.C)
 
+    @torch.no_grad()
     def fit(self, support: api.Support) -> None:
         """Search C where validation is allowed, then fit."""
         x, y = self._numpy(support.plain), support.labels.cpu().numpy()

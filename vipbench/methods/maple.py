@@ -67,7 +67,8 @@ class MaPLe(api.Method):
         assert vision is not None
         more = min(hparams.depth, tower.text_layers, tower.vision_layers) - 1  # J-1
         context, rest = starting_words(task, hparams.context_init, hparams.n_ctx)
-        self.prompts = task.embed([("", f"{rest} {name}.".lstrip()) for name in task.names])  # (C,)
+        texts = [("", f"{rest} {name}.".lstrip()) for name in task.names]
+        self.prompts = task.embed(texts, hparams.n_ctx)  # (C,)
         self.first = first_row(self.prompts)
         self.context = nn.Parameter(context)  # (M,W)
         self.deep = nn.Parameter(task.normal("deep", more, hparams.n_ctx, text))  # (J-1,M,W)

@@ -64,7 +64,8 @@ class ProGrad(api.Method):
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
-        self.prompts = task.embed([("", f"{name}.") for name in task.names])  # (C,)
+        texts = [("", f"{name}.") for name in task.names]
+        self.prompts = task.embed(texts, hparams.n_ctx)  # (C,)
         many = (task.n_classes,) if hparams.class_specific else ()
         if hparams.context_init:
             words = task.backbone.embed_words(hparams.context_init)[-hparams.n_ctx :]  # (n,W)

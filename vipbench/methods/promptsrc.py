@@ -151,7 +151,8 @@ class PromptSRC(api.Method):
         more = min(hparams.depth_text, tower.text_layers) - 1
         layers = min(hparams.depth_vision, tower.vision_layers)
         context, rest = starting_words(task, hparams.context_init, m)
-        self.prompts = task.embed([("", f"{rest} {name}.".lstrip()) for name in task.names])  # (C,)
+        texts = [("", f"{rest} {name}.".lstrip()) for name in task.names]
+        self.prompts = task.embed(texts, m)  # (C,)
         self.first = first_row(self.prompts)
         self.context = nn.Parameter(context)  # (M,W)
         self.deep = nn.Parameter(task.normal("deep", more, m, tower.width))  # (d-1,M,W)
@@ -159,9 +160,9 @@ class PromptSRC(api.Method):
             task.normal("vision", layers, hparams.n_ctx_vision, tower.vision_width)
         )  # (d,M,V)
         chosen = imagenet_templates() if hparams.templates == "imagenet" else task.templates
-        texts = [task.class_texts(template) for template in chosen]
+        known = [task.class_texts(template) for template in chosen]
         # The mean is one of features as the tower gives them.
-        self.teacher = F.normalize(task.text_features(texts).mean(0), dim=-1)  # (C,D)
+        self.teacher = F.normalize(task.text_features(known).mean(0), dim=-1)  # (C,D)
 
     def features(self, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(N,3,H,H) -> normalised features of images (N,D) and classes (C,D)."""

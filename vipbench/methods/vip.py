@@ -78,7 +78,7 @@ class ViP(api.Method):
         super().__init__(task, hparams)
         dim, width, classes = task.info.dim, task.info.width, task.n_classes
         symptoms = [[_text(s, hparams) for s in row] for row in task.symptom_texts()]
-        self.prompts = task.embed(symptoms)  # (C,K)
+        self.prompts = task.embed(symptoms, hparams.n_ctx if hparams.context else 0)  # (C,K)
         self.mask = self.prompts.mask
         if hparams.context:
             shape = (classes, 1, hparams.n_ctx, width) if hparams.class_specific else None
