@@ -88,6 +88,7 @@ def test_the_choice_is_saved_resumes_runs_and_does_not_know_the_test_split(
         (["--trials", "1"], "the first trial is the settings as given; 2 or more"),
         (["--validation", "none"], "leaves nothing to choose by"),
         (["--profile", "published"], "tuned settings are not the papers'"),
+        (["--knowledge", "symptoms,useless"], "tune takes one kind at a time"),
         (["--metric", "ece"], "the highest value cannot be chosen by it"),
         (["-o", "mine.yaml"], "exists and was not written by tune"),
     ],

@@ -88,6 +88,11 @@ def _check(spec: RunSpec, asked: Asked) -> None:
         )
     if len(spec.knowledge) > 1:
         raise UsageError(f"knowledge: {listed(spec.knowledge)}; tune takes one kind at a time")
+    if spec.protocol.name != "few-shot":
+        raise UsageError(
+            f"protocol {spec.protocol.name}: settings are tuned under few-shot (--shots full for "
+            "all training images), and then run under others"
+        )
     if spec.profile == "published":
         raise UsageError("--profile published: tuned settings are not the papers'; leave it out")
     output = asked.output

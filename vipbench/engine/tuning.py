@@ -112,7 +112,7 @@ def _value(where: Mapping[str, Any], u: float) -> Scalar:
     if "values" in where:
         values: Sequence[Scalar] = where["values"]
         return values[min(int(u * len(values)), len(values) - 1)]
-    low, high = where["low"], where["high"]
+    low, high = float(where["low"]), float(where["high"])
     if where["whole"]:
         high = high + 1  # both ends are included
     if where["log"]:
