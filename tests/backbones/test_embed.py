@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.backbones.clips import random_backbone
 from vipbench.api import TextError
+from vipbench.backbones.open_clip import tiny_clip
 
 BACKBONE = random_backbone()
 
@@ -109,3 +110,19 @@ def test_words_to_start_a_context_from() -> None:
     assert BACKBONE.embed_words("a photo of a").abs().sum() > 0
     with pytest.raises(TextError, match="the words '  ' hold no token"):
         BACKBONE.embed_words("  ")
+
+
+def test_the_vocabulary_is_every_readable_token_that_training_saw() -> None:
+    tokens, vectors = BACKBONE.vocabulary()
+    assert len(tokens) == len(set(tokens)) == len(vectors) > 30_000
+    assert all(token.isprintable() and any(map(str.isalpha, token)) for token in tokens)
+    assert "<|endoftext|>" not in "".join(tokens)
+    # A word of one token has the vector that a context starts from.
+    for word in ("photo", "dark", "border"):
+        (row,) = BACKBONE.embed_words(word)
+        assert torch.equal(row, vectors[tokens.index(word)])
+    few, rows = tiny_clip(None).vocabulary()
+    assert "border" in few
+    assert "photo" in few
+    assert "pneumonia" not in few
+    assert rows.shape == (len(few), 64)

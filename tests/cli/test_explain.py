@@ -3,64 +3,247 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import NamedTuple
 
 import numpy as np
+import pytest
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from vipbench.cli import main
 
 Cli = Callable[..., "CompletedProcess[str]"]
 
 
-def test_run_explain_prompts_predict_evaluate(cli: Cli, toy: Path, tmp_path: Path) -> None:
-    symptoms = tmp_path / "s.json"
+class Told(NamedTuple):
+    """What a command said and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Say = Callable[..., Told]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
+    """The command line in this process, which has imported torch once."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*args: object) -> Told:
+        with pytest.raises(SystemExit) as ended:
+            main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Told(ended.value.code, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy data with two test images under the wrong label: nobody gets these right."""
+    arrays = dict(np.load(toy / "toy.npz"))
+    arrays["test_labels"][:2] = 1 - arrays["test_labels"][:2]
+    folder = tmp_path_factory.mktemp("mixed")
+    np.savez(folder / "mixed.npz", **arrays)
+    (folder / "mixed.yaml").write_text("class_names: [dark, bright]\n")
+    return folder / "mixed.npz"
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three methods on data whose licence is unknown."""
+    folder = tmp_path_factory.mktemp("explain")
+    symptoms = folder / "s.json"
     symptoms.write_text(
         json.dumps({"dark": ["a black <b>field</b>", "low light"], "bright": ["a white field"]})
     )
-    run = tmp_path / "run"
-    done = cli(
-        "run", "--methods", "vip[epochs=2]", "--datasets", f"npz:{toy / 'toy.npz'}",
-        "--backbones", "tiny-clip", "--shots", "2", "--seeds", "1", "--symptoms", symptoms,
-        "--out", run,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    with pytest.raises(SystemExit) as ended:
+        main([
+            "run", "--methods",
+            "vip[epochs=2],vip[merge=mean,epochs=2],coop[epochs=2],taskres[epochs=2]",
+            "--datasets", f"npz:{data}", "--backbones", "tiny-clip", "--shots", "2",
+            "--seeds", "1", "--views", "none", "--symptoms", str(symptoms), "--out",
+            str(folder / "run"),
+        ])  # fmt: skip
+    assert ended.value.code == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def prompts(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A row's label, without the epochs -> its prompt file."""
+    out = tmp_path_factory.mktemp("prompts")
+    with pytest.raises(SystemExit) as ended:
+        main(["prompts", str(run), "-o", str(out)])
+    assert ended.value.code == 0
+    found = {}
+    for path in out.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            row = json.loads(file.metadata()["vipbench"])["row"]
+        found[row.replace("[epochs=2]", "").replace(",epochs=2", "")] = path
+    return found
+
+
+def test_a_page_loads_runs_and_shows_nothing_it_may_not(
+    say: Say, run: Path, tmp_path: Path
+) -> None:
     page = tmp_path / "p.html"
-    done = cli("explain", run, "--errors", "2", "-o", page)
-    assert done.returncode == 0, done.stderr
+    done = say("explain", run, "--errors", "2", "-o", page)
+    assert done.status == 0, done.err
+    assert "their licence is not known to allow it" in done.err
     text = page.read_text()
-    assert "not embedded" in text or "data:image" not in text  # no licence says that it may be
+    assert text.count("<div class=case>") == 2
+    assert text.count("image not embedded") == 2
+    assert "data:image" not in text
     assert "<b>field" not in text
     assert "&lt;b&gt;field" in text
-    assert "<script" not in text
-    assert "http" not in text
-    Image.fromarray(np.full((28, 28), 230, np.uint8)).save(tmp_path / "own.png")
-    done = cli(
-        "explain", run, "-o", page, "--embed-images", "--images",
-        tmp_path / "own.png", tmp_path / "own.png",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert page.read_text().count("data:image/png") == 2
-    done = cli("prompts", run, "-o", tmp_path / "prompts")
-    assert done.returncode == 0, done.stderr
-    (prompt,) = (tmp_path / "prompts").glob("*.safetensors")
-    with safe_open(prompt, framework="np") as file:
+    for word in ("<script", "http:", "https:", "<link", "url("):
+        assert word not in text
+    assert "default-src 'none'" in text
+    assert "They seldom mean anything" in text
+    assert "Searched among 148 tokens of the backbone's vocabulary" in text
+    assert "Research only, not for clinical use" in text
+    # The user sees which images these are; whom the page is given to does not.
+    assert "i-" in done.out
+    assert "(test/" in done.out
+    assert "test/" not in text
+    done = say("explain", run, "--errors", "2", "-o", page, "--include-paths")
+    assert "test/" in page.read_text()
+
+
+def test_own_images_are_shown_where_they_are_asked_for(say: Say, run: Path, tmp_path: Path) -> None:
+    names = [f"smith_john_{i}.png" for i in range(3)]
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((28, 28), 40 + 95 * i, np.uint8)).save(tmp_path / name)
+    page = tmp_path / "own.html"
+    files = [tmp_path / name for name in names]
+    done = say("explain", run, "-o", page, "--embed-images", "--images", *files)
+    assert done.status == 0, done.err
+    text = page.read_text()
+    assert text.count("data:image/png") == 3
+    assert "smith" not in text
+    assert [f"image {i} ({name})" in done.out for i, name in enumerate(names, 1)] == [True] * 3
+    done = say("explain", run, "-o", page, "--images", tmp_path / "none.png")
+    assert done.status == 2
+    assert "none.png" in done.err
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf"])
+def test_figures(say: Say, run: Path, tmp_path: Path, suffix: str) -> None:
+    own = []
+    for level in (10, 120, 240):
+        own.append(tmp_path / f"{level}.jpg")
+        Image.fromarray(np.full((20, 30), level, np.uint8)).save(own[-1])
+    files = []
+    for name in "ab":
+        out = tmp_path / f"{name}{suffix}"
+        done = say("explain", run, "-o", out, "--embed-images", "--images", *own)
+        assert done.status == 0, done.err
+        files.append(out.read_bytes())
+    assert files[0] == files[1]  # no date, user or path in it
+    if suffix == ".png":
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.width == 1500
+            assert image.height > 1200  # three images below each other
+            assert set(image.info) <= {"Software", "dpi"}
+    else:
+        assert len(re.findall(rb"/Type /Page\b", files[0])) == 3
+        assert b"/Subtype /Type3" not in files[0]
+    assert not list(tmp_path.glob("*.part"))
+    none = tmp_path / f"none{suffix}"
+    done = say("explain", run, "--errors", "0", "-o", none)
+    assert done.status == 0, done.err
+    assert none.read_bytes()[:4] == files[0][:4]
+
+
+def test_what_explain_refuses(say: Say, run: Path, tmp_path: Path) -> None:
+    for words, says in (
+        (("-o", tmp_path / "x.svg"), "ends in .html, .png or .pdf"),
+        (("--cell", "ffff", "-o", tmp_path / "x.html"), "whose key begins with 'ffff'"),
+        (("surplus.png",), "unexpected extra argument surplus.png"),
+    ):
+        done = say("explain", run, *words)
+        assert done.status == 2
+        assert says in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_file_says_what_it_is_and_scores_alike(
+    say: Say, prompts: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    with safe_open(prompts["vip"], framework="np") as file:
         card = json.loads(file.metadata()["vipbench"])
         assert "context" in file.keys()  # noqa: SIM118
     assert card["class_names"] == ["dark", "bright"]
-    assert "Research only" in prompt.with_suffix(".md").read_text()
-    done = cli("evaluate", prompt, "--dataset", f"npz:{toy / 'toy.npz'}")
-    assert done.returncode == 0, done.stderr
-    assert f"accuracy: {card['test_accuracy']:.4f}" in done.stdout
-    done = cli("predict", prompt, tmp_path / "own.png")
-    assert "not for clinical use" in done.stdout
-    assert "own.png" in done.stdout
-    done = cli("evaluate", prompt, "--dataset", "synthderm")
-    assert done.returncode == 2
-    assert "matched by name" in done.stderr
+    assert "Research only" in prompts["vip"].with_suffix(".md").read_text()
+    done = say("evaluate", prompts["vip"], "--dataset", f"npz:{data}")
+    assert done.status == 0, done.err
+    assert f"accuracy: {card['test_accuracy']:.4f}" in done.out
+    assert "no cross-dataset figure" in done.out
+    Image.fromarray(np.full((28, 28), 230, np.uint8)).save(tmp_path / "own.png")
+    done = say("predict", prompts["vip"], tmp_path / "own.png")
+    assert "not for clinical use" in done.out
+    assert "own.png" in done.out
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"no")
-    done = cli("predict", bad, tmp_path / "own.png")
-    assert done.returncode == 2
-    assert "is no prompt file" in done.stderr
+    done = say("predict", bad, tmp_path / "own.png")
+    assert done.status == 2
+    assert "is no prompt file" in done.err
+
+
+def test_a_prompt_file_on_other_classes(
+    say: Say, prompts: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    arrays = dict(np.load(data))
+    np.savez(tmp_path / "other.npz", **arrays)
+    (tmp_path / "other.yaml").write_text("class_names: [night, day]\n")
+    other = f"npz:{tmp_path / 'other.npz'}"
+    # The same images under other names: what the names say decides.
+    done = say("evaluate", prompts["coop"], "--dataset", other)
+    assert done.status == 0, done.err
+    assert "coop trained on mixed, scored on other (10 test images)" in done.out
+    assert "Its classes are others than those trained on" in done.out
+    context = load_file(prompts["coop"])["context"]
+    assert f"accuracy: {by_hand(context, ['night', 'day'], arrays):.4f}" in done.out
+    # ViP reads symptoms, which these data lack; with some it can be asked.
+    mean = prompts["vip[merge=mean]"]
+    done = say("evaluate", mean, "--dataset", other)
+    assert done.status == 2
+    assert "'vip' needs symptoms and 'other' has none" in done.err
+    texts = tmp_path / "other.json"
+    texts.write_text(json.dumps({"night": ["no light"], "day": ["much light", "a pale sky"]}))
+    done = say("evaluate", mean, "--dataset", other, "--symptoms", texts)
+    assert done.status == 0, done.err
+    # What belongs to the classes is never put on others, though its shape would fit.
+    for row, learned in (("taskres", "residual"), ("vip", "query")):
+        done = say("evaluate", prompts[row], "--dataset", other, "--symptoms", texts)
+        assert done.status == 2
+        assert "are not those of the prompt file (dark, bright)" in done.err
+        assert f"learns '{learned}' for each class that it is trained on" in done.err
+
+
+def by_hand(context: np.ndarray, names: list[str], arrays: dict[str, np.ndarray]) -> float:
+    """CoOp's accuracy on the test images, from its context and the class names alone."""
+    import torch
+    import torch.nn.functional as F
+
+    from vipbench.backbones.open_clip import tiny_clip
+
+    towers = tiny_clip(None)
+    with torch.no_grad():
+        texts = towers.encode_text(
+            towers.embed([("", f"{name}.") for name in names]), torch.from_numpy(context)
+        )
+        images = torch.stack(
+            [towers.preprocess(Image.fromarray(image)) for image in arrays["test_images"]]
+        )
+        cosines = F.normalize(towers.encode_image(images), dim=-1) @ F.normalize(texts, dim=-1).T
+    return float((cosines.argmax(1).numpy() == arrays["test_labels"].ravel()).mean())

@@ -170,6 +170,12 @@ class Backbone(ImageBackbone):
     def embed_words(self, words: str) -> Tensor:
         """Token embeddings (n, W) of `words`, without start and end: to start a context from."""
 
+    def vocabulary(self) -> tuple[list[str], Tensor]:
+        """The tokens that are words or parts of words, as they read, and their embeddings (V, W):
+        those alone that training saw. ([], (0, W)) where a backbone does not tell. Explanations
+        read it to name what lies near a learned context vector."""
+        return [], torch.empty(0, self.width)
+
     @abstractmethod
     def encode_text(
         self, prompts: Prompts, context: Tensor | None = None, tap: Tap | None = None

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import open_clip
@@ -26,7 +26,7 @@ from vipbench.backbones._context import context_tokens
 from vipbench.backbones._images import side_of_openclip
 from vipbench.backbones._layout import lay_out
 from vipbench.backbones._packing import Packed, pack
-from vipbench.backbones._texts import Wordpieces, embed_texts
+from vipbench.backbones._texts import Wordpieces, embed_texts, readable_tokens
 from vipbench.backbones._towers import TextTower, take_rows
 from vipbench.images import to_rgb
 
@@ -36,7 +36,8 @@ class ClipBackbone(Backbone):
 
     model: fp32 weights. config: the model's configuration as open_clip keeps it (`embed_dim`,
     `vision_cfg`, `text_cfg`, `quick_gelu`). preprocess: fields of `open_clip.PreprocessCfg`
-    that differ from the defaults; the size is the model's own.
+    that differ from the defaults; the size is the model's own. trained_tokens: those that
+    training saw, where not all.
     Raises UnsupportedError for a text tower that cannot take a learned context.
 
     weights_sha256: digest of all weights, the same whatever file they came from.
@@ -52,10 +53,11 @@ class ClipBackbone(Backbone):
         preprocess: Mapping[str, Any] | None = None,
         licence: str = "unknown",
         citation: str = "",
+        trained_tokens: Sequence[int] | None = None,
     ) -> None:
         self._model = cast(Any, model.eval().requires_grad_(False))
         self._config = copy.deepcopy(dict(config))
-        self._wordpieces = wordpieces
+        self._wordpieces, self._trained_tokens = wordpieces, trained_tokens
         self._text = TextTower(model)
         self._vision = side_of_openclip(self._model.visual)
         self._preprocess = open_clip.transform.PreprocessCfg(
@@ -125,6 +127,10 @@ class ClipBackbone(Backbone):
         if not ids:
             raise TextError(f"the words '{words}' hold no token to start a context from")
         return self._text.words.weight[torch.tensor(ids, device=self.device)].clone()
+
+    def vocabulary(self) -> tuple[list[str], Tensor]:
+        """See `Backbone.vocabulary`."""
+        return readable_tokens(self._wordpieces, self._text.words.weight, self._trained_tokens)
 
     def encode_text(
         self, prompts: Prompts, context: Tensor | None = None, tap: Tap | None = None

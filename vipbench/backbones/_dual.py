@@ -24,7 +24,7 @@ from vipbench.backbones._context import context_tokens
 from vipbench.backbones._fold import folded
 from vipbench.backbones._images import ImageSide
 from vipbench.backbones._layout import lay_out
-from vipbench.backbones._texts import Wordpieces, embed_texts
+from vipbench.backbones._texts import Wordpieces, embed_texts, readable_tokens
 from vipbench.backbones._textsides import TextSide
 from vipbench.backbones._towers import take_rows
 from vipbench.images import to_rgb
@@ -111,6 +111,10 @@ class DualBackbone(Backbone):
         if not ids:
             raise TextError(f"the words '{words}' hold no token to start a context from")
         return self._texts.words.weight[torch.tensor(ids, device=self.device)].clone()
+
+    def vocabulary(self) -> tuple[list[str], Tensor]:
+        """See `Backbone.vocabulary`."""
+        return readable_tokens(self._wordpieces, self._texts.words.weight)
 
     def encode_text(
         self, prompts: Prompts, context: Tensor | None = None, tap: Tap | None = None

@@ -91,6 +91,26 @@ def _tokenise(text: Text, wordpieces: Wordpieces, context_length: int) -> _Token
     return _Tokens(tuple(ids), tuple(gaps))
 
 
+def readable_tokens(
+    wordpieces: Wordpieces, vectors: torch.Tensor, ids: Sequence[int] | None = None
+) -> tuple[list[str], torch.Tensor]:
+    """Tokens that read as something with a letter, and their rows of `vectors` (V, W).
+
+    ids: the tokens to look at, by default all. Special tokens read as nothing; of tokens that read
+    alike (at a word's end and within one) that is kept which the word by itself is made of.
+    """
+    found: dict[str, int] = {}
+    special = {*wordpieces.start, *wordpieces.end, wordpieces.pad}
+    for token in range(len(vectors)) if ids is None else ids:
+        text = "" if token in special else wordpieces.decode([token]).strip()
+        if text.isprintable() and any(char.isalpha() for char in text):
+            if text in found and wordpieces.encode(text) != [token]:
+                continue
+            found[text] = token
+    rows = torch.tensor(list(found.values()), dtype=torch.int64, device=vectors.device)
+    return list(found), vectors[rows]
+
+
 def is_text(texts: Texts) -> bool:
     """Whether this is one text: a str, or a tuple of str (pieces). Lists hold several texts."""
     return isinstance(texts, str) or (

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from vipbench.cli import OK
 from vipbench.cli.text import clean, columns
+from vipbench.engine.elsewhere import elsewhere
 from vipbench.engine.explain import explain
 from vipbench.engine.explainpage import write
 from vipbench.engine.features import Features
@@ -25,13 +24,19 @@ CAUTION = "Research only, not for clinical use."
 
 
 def explain_command(
-    run: Path, paths: Sequence[Path], errors: int, out: Path, key: str | None, embed: bool
+    run: Path,
+    paths: Sequence[Path],
+    errors: int,
+    out: Path,
+    key: str | None,
+    embed: bool,
+    include_paths: bool = False,
 ) -> int:
     """Write the page or figure, and print what decides."""
     if out.suffix.lower() not in (".html", ".htm", ".png", ".pdf"):
         raise UsageError(f"-o takes a name that ends in .html, .png or .pdf, got '{out.name}'")
     try:
-        made = explain(run, paths, errors, key)
+        made = explain(run, paths, errors, key, include_paths)
     except ImageError as error:
         raise UsageError(str(error)) from None
     write(made, out, bool(paths), embed)
@@ -39,7 +44,8 @@ def explain_command(
     for one in made.images:
         first, second = one.order[:2]
         truth = "" if one.label is None else f", true {names[one.label]}"
-        print(f"{clean(one.name)}: {names[first]}, runner-up {names[second]}{truth}")
+        called = clean(one.name) if one.name == one.shown else f"{one.shown} ({clean(one.name)})"
+        print(f"{called}: {names[first]}, runner-up {names[second]}{truth}")
     rows = [("class", "symptom", "decides for", "of these right")]
     for name, some in zip(names, made.deciding, strict=True):
         rows += [(name, clean(text), str(n), str(right)) for text, n, right in some]
@@ -50,7 +56,10 @@ def explain_command(
     )
     if made.words:
         said = "; ".join(", ".join(f"{w} {d:.3f}" for w, d in row) for row in made.words)
-        print(f"Nearest words of the context vectors (they seldom mean anything): {said}")
+        print(
+            f"Nearest of {made.n_words:,} tokens to the context vectors, with distances (they "
+            f"seldom mean anything): {said}"
+        )
     if not made.embeddable(bool(paths), embed):
         print("Images are not in the page: their licence is not known to allow it", file=sys.stderr)
     print(f"Wrote {out}. {CAUTION}")
@@ -84,14 +93,24 @@ def predict_command(prompt: Path, images: Sequence[Path], plugins_dir: Path | No
 
 
 def evaluate_command(
-    prompt: Path, dataset: str, root: Path | None, plugins_dir: Path | None
+    prompt: Path,
+    dataset: str,
+    root: Path | None,
+    plugins_dir: Path | None,
+    symptoms: Sequence[str] = (),
 ) -> int:
-    """Print the metrics on a test split."""
+    """Print the metrics on a test split. symptoms: files in the place of the dataset's own, read
+    where its classes are others than those that were trained on."""
     registry = load_registry(plugins_dir)
     trained = unpack(prompt, registry)
-    spec = RunSpec(datasets=(dataset,), data_root=root)
+    given = {"datasets": (dataset,), "data_root": root, "symptoms": symptoms or None}
+    spec = RunSpec().merge(given)
     data = load_dataset(registry, spec, dataset)
-    order = _same_classes(trained, data.dataset.class_names, dataset)
+    order = _same_classes(trained, data.dataset.class_names)
+    if order is None:
+        trained = elsewhere(trained, data)
+        order = list(range(len(trained.class_names)))
+        print("Its classes are others than those trained on; the texts are those of this dataset.")
     features = Features(trained.backbone.backbone, data.splits, data.fingerprint)
     scores = trained.score(split_inputs(trained, features, "test"))[:, order].numpy()
     labels = data.splits["test"].labels
@@ -110,13 +129,8 @@ def evaluate_command(
     return OK
 
 
-def _same_classes(trained: Trained, wanted: Sequence[str], source: str) -> list[int]:
-    """Of each class of the dataset its column in the scores."""
+def _same_classes(trained: Trained, wanted: Sequence[str]) -> list[int] | None:
+    """Of each class of the dataset its column in the scores; None where the classes are others."""
     place = {name.casefold().replace("_", " "): i for i, name in enumerate(trained.class_names)}
     found = [place.get(name.casefold().replace("_", " "), -1) for name in wanted]
-    if -1 in found or len(wanted) != len(place):
-        raise UsageError(
-            f"the classes of '{source}' ({', '.join(wanted)}) are not those of the prompt file "
-            f"({', '.join(trained.class_names)}); classes are matched by name"
-        )
-    return [int(i) for i in np.asarray(found)]
+    return None if -1 in found or len(wanted) != len(place) else found

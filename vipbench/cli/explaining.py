@@ -49,6 +49,9 @@ def explain(
         bool,
         typer.Option("--embed-images", help="Put images into the page though no licence says so."),
     ] = False,
+    include_paths: Annotated[
+        bool, typer.Option("--include-paths", help="Names of files and images as they are.")
+    ] = False,
 ) -> int:
     """Show for images the score of every symptom, the merge attention, decision and runner-up; and
     across the test set which symptoms decide, and which images names get wrong."""
@@ -57,7 +60,7 @@ def explain(
     paths = [*(images or []), *(map(Path, context.args) if images else ())]
     if context.args and not images:
         raise typer.BadParameter(f"unexpected extra argument {context.args[0]}", context)
-    return explain_command(run, paths, errors, out, cell, embed)
+    return explain_command(run, paths, errors, out, cell, embed, include_paths)
 
 
 def prompts(
@@ -89,9 +92,14 @@ def evaluate(
     data_root: Annotated[
         Path | None, _text("--data-root", "DIR", "Where it is looked for.")
     ] = None,
+    symptoms: Annotated[
+        list[str] | None,
+        _text("--symptoms", "FILE", "Its symptoms, where its classes are others."),
+    ] = None,
     plugins_dir: Plugins = None,
 ) -> int:
-    """Score a prompt file on the test split of a dataset with the same classes."""
+    """Score a prompt file on the test split of a dataset. Where its classes are others than those
+    trained on, what was learned is put on their names and texts, if it belongs to no class."""
     from vipbench.cli.explain import evaluate_command
 
-    return evaluate_command(prompt, dataset, data_root, plugins_dir)
+    return evaluate_command(prompt, dataset, data_root, plugins_dir, symptoms or ())

@@ -14,8 +14,10 @@ from PIL import Image
 
 from vipbench.api import Backbone, open_image
 from vipbench.engine.planning import PlanCell
+from vipbench.engine.protocols import test_rows, test_split
 from vipbench.engine.trained import Trained, open_run, restore, runner_of
 from vipbench.errors import UsageError
+from vipbench.results.privacy import Pseudonyms
 from vipbench.results.store import Store
 
 Array = npt.NDArray[np.float64]
@@ -25,9 +27,11 @@ NEVER_EMBEDDED = ("derm7pt",)
 @dataclass(frozen=True)
 class Explained:
     """One image. scores (C,): the method's. cosines (C,K): image and symptom, NaN for padding.
-    label: None for an image that is in no test set."""
+    label: None for an image that is in no test set. name: its file's or its id in the data, for
+    the user alone; shown: what pages and figures call it, which others may see."""
 
     name: str
+    shown: str
     label: int | None
     scores: Array
     cosines: Array
@@ -43,7 +47,8 @@ class Explained:
 class Explanation:
     """weights (C,K): the merge attention. deciding: per class, symptom -> (images for which it
     decided, of these right). rescued: images right here and wrong by names. lost: the other way.
-    words: of each learned context vector its nearest words with their Euclidean distances."""
+    words: of each learned context vector its nearest words with their Euclidean distances;
+    n_words: among how many tokens of the backbone's vocabulary they were looked for."""
 
     cell: PlanCell
     weights: Array
@@ -53,6 +58,7 @@ class Explanation:
     rescued: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     words: list[list[tuple[str, float]]] = field(default_factory=list)
+    n_words: int = 0
     n_test: int = 0
 
     def embeddable(self, own_files: bool, asked: bool) -> bool:
@@ -64,15 +70,24 @@ class Explanation:
 
 
 def explain(
-    folder: Path, paths: Sequence[Path], errors: int, key: str | None = None
+    folder: Path,
+    paths: Sequence[Path],
+    errors: int,
+    key: str | None = None,
+    include_paths: bool = False,
 ) -> Explanation:
     """Explain image files, or the `errors` most confidently wrong test images, with one cell of a
-    results folder: that of `key`, or the one that merges symptoms with the most shots. Raises
-    UsageError."""
+    results folder: that of `key`, or the one that merges symptoms with the most shots.
+
+    include_paths: names of files and images as they are, else pseudonyms under the folder's salt,
+    unless the data may be shared anyway. Raises UsageError.
+    """
     session = open_run(folder)
     with Store(folder, readonly=True) as store:
         done = [k for k, status in store.status().items() if status == "ok" and k in session.cells]
         cells = [session.cells[k] for k in done if "symptoms" in session.cells[k].row.method.needs]
+        # Parameters lie beside the cell of the classes that were trained on.
+        cells = [c for c in cells if c.part is None]
         cells = [c for c in cells if key is None or c.key.startswith(key.lower())]
         cells.sort(key=lambda c: -(10**9 if c.shots is None else c.shots))
         found = None
@@ -92,8 +107,8 @@ def explain(
         cell, trained, (features, weights) = found
         kept = store.predictions(cell.key)
     runner = runner_of(session, cell)
-    test = cell.data.splits["test"]
-    x = runner.features.plain("test", range(len(test)))
+    test = test_split(cell.data)
+    x = runner.features.plain("test", test_rows(cell.data))
     scores = trained.score(x).double().numpy()
     if kept is not None and not np.allclose(kept.scores, scores, rtol=1e-3, atol=1e-3):
         raise UsageError(
@@ -103,19 +118,30 @@ def explain(
     cosines = _cosines(x, features, weights)
     made = Explanation(cell, weights.double().cpu().numpy(), cosines.mean(0), n_test=len(test))
     labels = test.labels
-    _across(made, trained, x, scores, cosines, labels, test.ids)
-    made.words = nearest_words(trained, cell)
+    shown_ids: Sequence[str] = test.ids
+    if not include_paths and cell.data.dataset.sharing != "allowed":
+        names = Pseudonyms.of_folder(folder)
+        shown_ids = names.many("image", cell.data.fingerprint, test.ids)
+    _across(made, trained, x, scores, cosines, labels, shown_ids)
+    made.words, made.n_words = nearest_words(trained)
     if paths:
         own = trained.inputs(paths)
-        pairs = zip(paths, trained.score(own).double().numpy(),
-                    _cosines(own, features, weights), strict=True)  # fmt: skip
-        made.images = [Explained(p.name, None, s, c, open_image(p, str(p))) for p, s, c in pairs]
+        found_scores = trained.score(own).double().numpy()
+        found_cosines = _cosines(own, features, weights)
+        for n, path in enumerate(paths):
+            shown = path.name if include_paths else f"image {n + 1}"
+            image = open_image(path, str(path))
+            made.images.append(
+                Explained(path.name, shown, None, found_scores[n], found_cosines[n], image)
+            )
     else:
         wrong = np.flatnonzero(scores.argmax(1) != labels)
         margin = scores.max(1) - scores[np.arange(len(labels)), labels]
         for i in wrong[np.argsort(-margin[wrong], kind="stable")][:errors].tolist():
             made.images.append(
-                Explained(test.ids[i], int(labels[i]), scores[i], cosines[i], test.open(i))
+                Explained(
+                    test.ids[i], shown_ids[i], int(labels[i]), scores[i], cosines[i], test.open(i)
+                )
             )
     return made
 
@@ -151,33 +177,22 @@ def _across(
     made.lost = [ids[i] for i in np.flatnonzero(~right & names_right).tolist()]
 
 
-def nearest_words(
-    trained: Trained, cell: PlanCell, count: int = 3
-) -> list[list[tuple[str, float]]]:
+def nearest_words(trained: Trained, count: int = 3) -> tuple[list[list[tuple[str, float]]], int]:
     """Of each learned context vector (parameter `context`, the first class's where each has its
-    own) the nearest words among those of the dataset's texts, by Euclidean distance."""
+    own) the nearest tokens of the backbone's vocabulary by Euclidean distance; and how many tokens
+    were looked at."""
     context = dict(trained.method.named_parameters()).get("context")
     towers = trained.backbone.backbone
     if context is None or not isinstance(towers, Backbone):
-        return []
-    dataset = cell.data.dataset
-    texts = [*dataset.class_names, *dataset.templates]
-    for bound in (cell.data.symptoms, cell.data.descriptions):
-        texts += [text for row in bound or () for text in row]
-    words = sorted({w for text in texts for w in "".join(
-        c if c.isalpha() else " " for c in text.lower()).split()})  # fmt: skip
-    rows = {}
-    for word in words:
-        embedded = towers.embed_words(word)
-        if len(embedded) == 1:  # a word of one token; of longer ones there is no single vector
-            rows[word] = embedded[0]
-    if not rows:
-        return []
-    known = list(rows)
+        return [], 0
+    known, rows = towers.vocabulary()
+    if not known:
+        return [], 0
     vectors = context.detach().reshape(-1, context.shape[-1])[: context.shape[-2]]
-    distances = torch.cdist(vectors, torch.stack([rows[w] for w in known]))
+    distances = torch.cdist(vectors, rows.to(vectors), compute_mode="donot_use_mm_for_euclid_dist")
     best = distances.topk(min(count, len(known)), largest=False)
-    return [
+    found = [
         [(known[j], float(d)) for j, d in zip(index, values, strict=True)]
         for index, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
+    return found, len(known)

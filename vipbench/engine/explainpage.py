@@ -7,7 +7,6 @@ import html
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,10 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .bar{display:inline-block;height:.8rem;background:#2b6cb0}.second .bar{background:#c05621}
 .bars table{table-layout:fixed}.bars td:first-child{width:18rem}
 .bars td.n,.bars th.n{width:3.6rem}td.b{width:8rem}.wrong{color:#a01818}
+@media(max-width:44rem){.bars{min-width:100%}.bars table{table-layout:auto}
+.bars col{width:auto!important}
+.bars table{width:100%}.bars td:first-child,.bars td.n,.bars th.n{width:auto}td.b{width:3rem}
+body{overflow-wrap:anywhere;margin:1rem auto}}
 """
 COLUMNS = (
     "<colgroup><col><col style='width:8rem'><col style='width:4.2rem'><col style='width:4.2rem'>"
@@ -47,7 +50,9 @@ def write(made: Explanation, out: Path, own_files: bool, embed: bool) -> None:
     if kind in (".html", ".htm"):
         out.write_text("\n".join(_page(made, images)) + "\n", encoding="utf-8")
     elif kind in (".png", ".pdf"):
-        _figure(made, out, images)
+        from vipbench.engine.explainfigure import save_figure
+
+        save_figure(made, out, images, _title(made), f"{credit(made)} {LIMITS}")
     else:
         raise UsageError(f"-o takes a name that ends in .html, .png or .pdf, got '{out.name}'")
 
@@ -67,15 +72,17 @@ def credit(made: Explanation) -> str:
     url = (
         " (https://creativecommons.org/licenses/by/4.0/)" if dataset.licence == "CC BY 4.0" else ""
     )
-    return " ".join(
-        f"Images: {dataset.citation} Licence: {dataset.licence}{url}. Changes: shown enlarged, "
-        f"converted to RGB PNG; bars and texts are vipbench's. {dataset.caption}".split()
-    )
+    source = f"Images: {dataset.citation.rstrip('.')}. Licence: {dataset.licence}{url}."
+    changes = "Changes: scaled for display, converted to RGB PNG; bars and texts are vipbench's."
+    return " ".join(f"{source} {changes} {dataset.caption}".split())
 
 
 def _page(made: Explanation, images: bool) -> Iterator[str]:
     e = html.escape
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    # A page that is passed on can load nothing and run nothing.
+    allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    yield f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'
     yield '<meta name="viewport" content="width=device-width,initial-scale=1">'
     yield f"<title>{e(_title(made))}</title><style>{STYLE}</style></head><body>"
     yield f"<h1>{e(_title(made))}</h1><p class=note>{e(LIMITS)}</p><p>{e(credit(made))}</p>"
@@ -107,8 +114,9 @@ def _page(made: Explanation, images: bool) -> Iterator[str]:
         yield "<h2>Words nearest to the learned context vectors</h2>"
         yield (
             "<p class=note>They seldom mean anything: nearness to a word's embedding does not make "
-            "a vector read like the word. Searched among the words of the dataset's texts.</p>"
-            "<table>"
+            "a vector read like the word. "
+            f"Searched among {made.n_words:,} tokens of the backbone's vocabulary, by Euclidean "
+            "distance between embeddings.</p><table>"
         )
         for i, words in enumerate(made.words, 1):
             said = ", ".join(f"{e(word)} ({distance:.3f})" for word, distance in words)
@@ -126,7 +134,7 @@ def _case(made: Explanation, one: Explained, images: bool) -> Iterator[str]:
         fresh.thumbnail((256, 256))
         fresh.save(stream, format="PNG")
         data = base64.b64encode(stream.getvalue()).decode()
-        picture = f'<img alt="{e(one.name)}" src="data:image/png;base64,{data}">'
+        picture = f'<img alt="{e(one.shown)}" src="data:image/png;base64,{data}">'
     else:
         picture = "<div class=none>image not embedded (licence)</div>"
     first, second = one.order[:2]
@@ -135,7 +143,7 @@ def _case(made: Explanation, one: Explained, images: bool) -> Iterator[str]:
         mark = "" if one.label == first else " class=wrong"
         truth = f"<br>true class: <b{mark}>{e(names[one.label])}</b>"
     yield (
-        f"<div class=case><figure>{picture}<figcaption>{e(one.name)}{truth}<br>decision: "
+        f"<div class=case><figure>{picture}<figcaption>{e(one.shown)}{truth}<br>decision: "
         f"<b>{e(names[first])}</b> ({one.scores[first]:.2f})<br>runner-up: {e(names[second])} "
         f"({one.scores[second]:.2f})</figcaption></figure><div class=bars>"
     )
@@ -166,41 +174,3 @@ def _bars(made: Explanation, one: Explained, c: int) -> Iterator[str]:
             f"</span><td class=n>{value:.3f}<td class=n>{above:+.3f}<td class=n>"
             f"{made.weights[c, k]:.2f}</tr>"
         )
-
-
-def _figure(made: Explanation, out: Path, images: bool) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(
-            "figures need matplotlib: pip install matplotlib; or give -o a name in .html"
-        ) from None
-    names, symptoms = made.cell.data.dataset.class_names, made.cell.data.symptoms or ()
-    rows = max(1, len(made.images))
-    figure = Figure(figsize=(10, 2.9 * rows + 0.8), layout="constrained")
-    axes: Any = figure.subplots(rows, 2, width_ratios=[1, 3], squeeze=False)
-    for (left, right), one in zip(axes, made.images, strict=False):
-        first, second = one.order[:2]
-        if images:
-            left.imshow(np.asarray(one.image), interpolation="nearest")
-        else:
-            left.text(0.5, 0.5, "image not embedded\n(licence)", ha="center", va="center")
-        truth = "" if one.label is None else f"\ntrue: {names[one.label]}"
-        left.set_title(f"{one.name}{truth}", fontsize=8, parse_math=False)
-        left.set_axis_off()
-        texts, values, colours = [], [], []
-        for c, colour in ((second, "#c05621"), (first, "#2b6cb0")):
-            for k in reversed(range(len(symptoms[c]))):
-                texts.append(f"{symptoms[c][k]}  ({made.weights[c, k]:.2f})")
-                values.append(float(one.cosines[c, k]))
-                colours.append(colour)
-        right.barh(range(len(values)), values, color=colours)
-        right.set_yticks(range(len(values)), texts, fontsize=7, parse_math=False)
-        right.set_title(
-            f"decision: {names[first]} ({one.scores[first]:.2f}), blue; runner-up: "
-            f"{names[second]} ({one.scores[second]:.2f}), orange", fontsize=8, parse_math=False,
-        )  # fmt: skip
-        right.set_xlabel("cosine (weight in brackets)", fontsize=7)
-    figure.suptitle(_title(made), fontsize=10, parse_math=False)
-    figure.text(0.0, -0.01, f"{credit(made)}\n{LIMITS}", fontsize=5, va="top", parse_math=False)
-    figure.savefig(out, dpi=130, bbox_inches="tight")

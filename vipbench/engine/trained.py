@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from vipbench import __version__
 from vipbench.api import CellInfo, Method, Task, open_image
 from vipbench.engine.cells import GroupRunner
 from vipbench.engine.features import Features
 from vipbench.engine.hparams import make_hparams
+from vipbench.engine.learned import fill
 from vipbench.engine.loading import LoadedBackbone, load_backbone
 from vipbench.engine.planning import PlanCell
 from vipbench.engine.seeding import cell_generator
@@ -37,12 +38,14 @@ FORMAT = "vipbench-prompt"
 
 @dataclass(frozen=True)
 class Trained:
-    """A method with what it learned, for the images of its backbone."""
+    """A method with what it learned, for the images of its backbone. tensors: what a prompt file
+    holds of it."""
 
     method: Method
     backbone: LoadedBackbone
     class_names: tuple[str, ...]
     card: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @torch.no_grad()
     def score(self, x: Tensor) -> Tensor:
@@ -71,7 +74,7 @@ def open_run(folder: Path) -> Session:
 
 def runner_of(session: Session, cell: PlanCell) -> GroupRunner:
     """What ran the cell."""
-    return session.runners[cell.backbone.source, cell.data.dataset.name]
+    return session.runners[cell.place]
 
 
 def restore(session: Session, cell: PlanCell, parameters: bytes | None) -> Trained:
@@ -82,27 +85,8 @@ def restore(session: Session, cell: PlanCell, parameters: bytes | None) -> Train
             f"the store has no learned parameters of {cell.row.label} ({cell.key[:12]}); they were "
             "too large to keep, or the record is older than the keeping"
         )
-    _fill(method, {} if parameters is None else load(parameters))
+    fill(method, {} if parameters is None else load(parameters))
     return Trained(method, cell.backbone, cell.data.dataset.class_names, {})
-
-
-def _fill(method: Method, tensors: Mapping[str, Tensor]) -> None:
-    device = method.task.device
-    parameters, buffers = dict(method.named_parameters()), dict(method.named_buffers())
-    for name, value in tensors.items():
-        value = value.to(device)
-        held = parameters.get(name, buffers.get(name))
-        if held is not None and held.shape == value.shape:
-            with torch.no_grad():
-                held.copy_(value)
-        elif "." in name:
-            raise UsageError(f"'{method.name}' has no '{name}' of shape {tuple(value.shape)}")
-        else:  # made while preparing on a support set
-            setattr(method, name, nn.Parameter(value) if name in parameters else value)
-    for name, shape in method.noise().items():
-        noise = torch.randn(*shape, generator=method.task.generator(f"noise-eval/{name}"))
-        setattr(method, name, noise.to(device))
-    method.eval()
 
 
 def pack(cell: PlanCell, parameters: bytes, metrics: Mapping[str, Any]) -> bytes:
@@ -169,8 +153,8 @@ def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -
         descriptions=texts["descriptions"],
     )  # fmt: skip
     built = method(task, make_hparams(method, hparams)).to(task.device)
-    _fill(built, tensors)
-    return Trained(built, backbone, names, card)
+    fill(built, tensors)
+    return Trained(built, backbone, names, card, tensors)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
