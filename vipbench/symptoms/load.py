@@ -86,6 +86,8 @@ def parse_symptoms(
     """Read the JSON document `text`; `what` names it in messages. plain: see load_symptoms.
     Raises SymptomError."""
     document, kind, source, stated = opened(_parse(text, what), what, plain)
+    if plain == "descriptions" and kind != plain:
+        raise SymptomError(f"{what} says that it holds {kind}; give it by --symptoms")
     bound = _bind(document, class_names, what)
     symptoms = {name: _check_class(name, bound[name], what) for name in class_names}
     warnings = []
