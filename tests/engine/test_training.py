@@ -92,6 +92,9 @@ def test_stacked_equals_alone(data: st.DataObject) -> None:
         torch.testing.assert_close(mine.method.weight, other.method.weight, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(mine.losses, other.losses, rtol=1e-5, atol=1e-6)
         assert [h["epoch"] for h in mine.history] == [h["epoch"] for h in other.history]
+        for name in ("support_accuracy", "gradient_norm", "loss"):
+            mine_told, other_told = ([h[name] for h in c.history] for c in (mine, other))
+            torch.testing.assert_close(mine_told, other_told, rtol=1e-4, atol=1e-5)
 
 
 def test_alone_equals_a_plain_torch_loop() -> None:
@@ -102,12 +105,13 @@ def test_alone_equals_a_plain_torch_loop() -> None:
     method, support, plan = plain.method, plain.support, schedule(plain)
     noise = plain.generator("noise/shake")
     optimizer = torch.optim.SGD(method.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
-    losses = []
+    losses, right = [], [0] * 3
     for step, lr in enumerate(plan.lr):
         rows = plan.rows[step][plan.weight[step] > 0]
         method.shake = torch.randn(CLASSES, DIM, generator=noise)
         x = support.view(plan.view[step])[rows]
         ce, pull = method.loss(api.Batch(x, support.labels[rows], torch.ones(len(rows))))
+        right[step // plan.per_epoch] += int((method(x).argmax(1) == support.labels[rows]).sum())
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad()
         (ce + 2 * pull).backward()
@@ -115,6 +119,35 @@ def test_alone_equals_a_plain_torch_loop() -> None:
         losses.append(float((ce + pull).detach()))
     torch.testing.assert_close(ours.method.weight, method.weight, rtol=1e-5, atol=1e-6)
     assert ours.losses == pytest.approx(losses, rel=1e-5)
+    # Every epoch sees each of the 10 images once, under its view, before the step's update.
+    assert [h["support_accuracy"] for h in ours.history] == [n / 10 for n in right]
+
+
+def test_validation_is_scored_ten_times_or_where_it_selects_every_epoch() -> None:
+    recipe = api.Recipe(epochs=40)
+    for best_val, times in ((False, 10), (True, 40)):
+        one = cell(1, 6, recipe, best_val=best_val)
+        train([one])
+        assert sum("val_accuracy" in h for h in one.history) == times
+        assert all("support_accuracy" in h for h in one.history)
+        assert "val_accuracy" in one.history[-1]
+
+
+class Silent(Toy):
+    """Its loss does not call forward."""
+
+    def loss(self, batch: api.Batch) -> tuple[Tensor, ...]:
+        return (batch.mean((batch.x @ self.weight.T).square().mean(1)),)
+
+    def combine(self, grads: tuple[Tensor, ...]) -> Tensor:
+        return grads[0]
+
+
+def test_what_is_not_seen_is_not_told() -> None:
+    one = cell(1, 6, api.Recipe(epochs=2))
+    one.method = Silent(one.generator("init"), Toy.HParams())
+    train([one])
+    assert all("loss" in h and "support_accuracy" not in h for h in one.history)
 
 
 def test_every_image_once_an_epoch() -> None:

@@ -22,8 +22,9 @@ class TrainCell:
     """One cell to train.
 
     best_val: keep the epoch with the best validation accuracy (the first of ties) instead of the
-    last. generator: purpose -> Generator of this cell. losses, norms: filled with each step's
-    loss, before its update, and gradient norm. history: filled with one entry an epoch.
+    last. generator: purpose -> Generator of this cell. losses, norms, right: filled with each
+    step's loss, before its update, gradient norm, and images that it had right.
+    history: filled with one entry an epoch.
     take: support images (n,3,H,H) by row and view (None: the evaluation view), where the method
     takes images: they are made when a batch needs them, never all at once.
     """
@@ -36,6 +37,7 @@ class TrainCell:
     history: list[dict[str, float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    right: list[float] = field(default_factory=list)
     take: Callable[[Sequence[int], int | None], Tensor] | None = None
 
 

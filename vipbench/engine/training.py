@@ -8,7 +8,7 @@ and a cell leaves the stack when its last step is done.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from vipbench.api import Batch, Method
 from vipbench.engine.optim import Optimizer, Tensors
 from vipbench.engine.stacking import Schedule, TrainCell, pooled, schedule
 
-# Support and validation accuracy enter a history so many times in a training.
+# Validation accuracy enters a history so many times in a training: it is a forward pass more.
 LOOKS = 10
 
 
@@ -46,9 +46,22 @@ class _Loss(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, x: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        loss = self.method.loss(Batch(x, labels, weight))
-        return loss if isinstance(loss, tuple) else (loss,)
+    def forward(
+        self, x: Tensor, labels: Tensor, weight: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The losses, and how many images of the batch the method's own forward had right: NaN
+        where its loss does not call it on them."""
+        seen: list[Tensor] = []
+        hook = self.method.register_forward_hook(lambda _, __, logits: seen.append(logits))
+        try:
+            loss = self.method.loss(Batch(x, labels, weight))
+        finally:
+            hook.remove()
+        right = torch.full_like(weight.sum(), math.nan)
+        # The first call: some losses then ask for others, of other images or texts.
+        if seen and seen[0].dim() == 2 and len(seen[0]) == len(labels):
+            right = ((seen[0].detach().argmax(-1) == labels) & (weight > 0)).sum().to(right)
+        return (loss if isinstance(loss, tuple) else (loss,)), right
 
 
 class _Images:
@@ -102,19 +115,6 @@ def _padded(table: Tensor, width: int, repeat: bool = False) -> Tensor:
     return torch.cat([table, rest + table[:, :1] if repeat else rest], dim=1)
 
 
-def _evaluation(cell: TrainCell) -> Iterator[Tensor]:
-    """Unaugmented support images, then validation images, some at a time."""
-    support = cell.support
-    if cell.take is None:
-        yield from support.plain.split(256)
-    else:
-        rows = range(len(support.labels))
-        for start in range(0, len(rows), 256):
-            yield cell.take(rows[start : start + 256], None)
-    if support.val is not None:
-        yield from support.val.x.split(256)
-
-
 class _Stack:
     """The cells still in training, and their stacked state."""
 
@@ -137,7 +137,7 @@ class _Stack:
         self.noise = [
             {name: cell.generator(f"noise/{name}") for name in self.noise_shapes} for cell in cells
         ]
-        self.every: list[Tensor] = []  # (2, cells): loss and gradient norm of each step
+        self.every: list[Tensor] = []  # (3, cells): loss, gradient norm, right of each step
         self.gradients = self._gradients(vectorised=len(cells) > 1)
         self.images = _Images(self.cells, self.plans, 0)
 
@@ -145,12 +145,14 @@ class _Stack:
         """One step of every live cell; cells whose last it was leave with their parameters."""
         x, labels, weight, rates = self.images.batch(self.done)
         self._refill()
-        values, grads = self.gradients(self.params, self.fixed, self.buffers, x, labels, weight)
+        values, grads, right = self.gradients(
+            self.params, self.fixed, self.buffers, x, labels, weight
+        )
         self.done += 1
         self.params = self.optimizer.step(self.params, grads, rates, self.done)
         squares = [g.flatten(1).square().sum(1) for g in grads.values()]
         norm = torch.stack(squares).sum(0).sqrt()
-        self.every.append(torch.stack([values.detach().float(), norm.float()]))
+        self.every.append(torch.stack([values.detach().float(), norm.float(), right.float()]))
         ending = [i for i, plan in enumerate(self.plans) if _ends_epoch(plan, self.done)]
         if ending:
             self._epoch_ends(ending)
@@ -158,19 +160,19 @@ class _Stack:
         if finished:
             self._retire(finished)
 
-    def _gradients(self, vectorised: bool) -> Callable[..., tuple[Tensor, Tensors]]:
+    def _gradients(self, vectorised: bool) -> Callable[..., tuple[Tensor, Tensors, Tensor]]:
         method = self.cells[0].method
 
         def one(
             params: Tensors, fixed: Tensors, buffers: Tensors, x: Tensor, y: Tensor, w: Tensor
-        ) -> tuple[Tensor, Tensors]:
-            def losses(trained: Tensors) -> tuple[Tensor, ...]:
+        ) -> tuple[Tensor, Tensors, Tensor]:
+            def losses(trained: Tensors) -> tuple[tuple[Tensor, ...], Tensor]:
                 state = {**fixed, **buffers, **trained}
-                out: tuple[Tensor, ...] = functional_call(self.loss, state, (x, y, w))
-                return out
+                out: Any = functional_call(self.loss, state, (x, y, w))
+                return out[0], out[1]
 
-            linear: Any = vjp(losses, params)
-            values, pull = linear
+            linear: Any = vjp(losses, params, has_aux=True)
+            values, pull, right = linear
             ones = torch.ones_like(values[0])
             each: list[Tensors] = []
             for i in range(len(values)):
@@ -179,19 +181,19 @@ class _Stack:
                 )
                 each.append(pull(chosen, retain_graph=i + 1 < len(values))[0])
             if len(each) == 1:
-                return values[0], each[0]
+                return values[0], each[0], right
             combined = {k: method.combine(tuple(g[k] for g in each)) for k in params}
-            return torch.stack(values).sum(), combined
+            return torch.stack(values).sum(), combined, right
 
         if vectorised:
             return vmap(one, randomness="error")
 
         def alone(
             params: Tensors, fixed: Tensors, buffers: Tensors, x: Tensor, y: Tensor, w: Tensor
-        ) -> tuple[Tensor, Tensors]:
+        ) -> tuple[Tensor, Tensors, Tensor]:
             p, f, b = ({k: v[0] for k, v in part.items()} for part in (params, fixed, buffers))
-            value, grads = one(p, f, b, x[0], y[0], w[0])
-            return value[None], {k: v[None] for k, v in grads.items()}
+            value, grads, right = one(p, f, b, x[0], y[0], w[0])
+            return value[None], {k: v[None] for k, v in grads.items()}, right[None]
 
         return alone
 
@@ -209,8 +211,8 @@ class _Stack:
             epochs = math.ceil(len(plan.lr) / plan.per_epoch)
             look = (epoch + 1) * LOOKS // epochs != epoch * LOOKS // epochs
             entry = {"epoch": float(epoch)}
-            if selects or look:
-                entry |= self._accuracy(i)
+            if cell.support.val is not None and (selects or look):
+                entry["val_accuracy"] = self._val_accuracy(i)
             if selects and entry["val_accuracy"] > self.best_accuracy[i]:
                 self.best_accuracy[i] = entry["val_accuracy"]
                 self.best[i] = self._state_of(i)
@@ -231,33 +233,25 @@ class _Stack:
             state |= {name: value[index].clone() for name, value in self.buffers.items()}
         return state
 
-    def _accuracy(self, index: int) -> dict[str, float]:
-        """Accuracy on the support images, unaugmented, and on validation, in one pass."""
-        cell = self.cells[index]
-        method, support = cell.method, cell.support
-        labels = support.labels
-        if support.val is not None:
-            labels = torch.cat([labels, support.val.labels])
+    def _val_accuracy(self, index: int) -> float:
+        method, val = self.cells[index].method, self.cells[index].support.val
+        assert val is not None
         parts = (self.fixed, self.buffers, self.params)
         state = {k.removeprefix("method."): v[index] for part in parts for k, v in part.items()}
         method.eval()
         with torch.no_grad():
-            logits = torch.cat([functional_call(method, state, (x,)) for x in _evaluation(cell)])
+            logits = torch.cat([functional_call(method, state, (x,)) for x in val.x.split(256)])
         method.train()
-        right = (logits.argmax(-1) == labels).float()
-        n = len(support.labels)
-        found = {"support_accuracy": float(right[:n].mean())}
-        if support.val is not None:
-            found["val_accuracy"] = float(right[n:].mean())
-        return found
+        return float((logits.argmax(-1) == val.labels).float().mean())
 
     def _retire(self, finished: Sequence[int]) -> None:
         """Give finished cells their parameters; go on with the rest."""
-        every = torch.stack(self.every, dim=1).tolist()  # (2, steps, cells)
+        every = torch.stack(self.every, dim=1).tolist()  # (3, steps, cells)
         self.every.clear()
         for i, cell in enumerate(self.cells):
             cell.losses += [values[i] for values in every[0]]
             cell.norms += [values[i] for values in every[1]]
+            cell.right += [values[i] for values in every[2]]
         for i in finished:
             self._write_back(i)
         live = [i for i in range(len(self.cells)) if i not in finished]
@@ -287,6 +281,10 @@ class _Stack:
             for name, values in (("loss", cell.losses), ("gradient_norm", cell.norms)):
                 part = values[first : first + plan.per_epoch]
                 entry[name] = math.fsum(part) / len(part)
+            steps = slice(first, first + plan.per_epoch)
+            right = math.fsum(cell.right[steps])
+            if not math.isnan(right):
+                entry["support_accuracy"] = right / float((plan.weight[steps] > 0).sum())
 
 
 def _ends_epoch(plan: Schedule, done: int) -> bool:
