@@ -78,6 +78,10 @@ def test_hostile_replies_never_reach_a_file_and_are_named_in_the_report() -> Non
     texts = ("an irregular, ragged border", "several colours side by side")
     assert set(found.symptoms.values()) == {texts}
     page = report(done)
+    for line in LINES:
+        # Each by its own words: what a terminal or Markdown would act on is written out.
+        shown = json.dumps(line.splitlines()[0][:100])[1:-1].replace("`", "\u02cb")
+        assert shown.strip() in page, line
     # A line break inside a reply may make two lines of one.
     assert page.count("- dropped (text query)") >= 2 * len(LINES)
     assert "<script>" not in page.replace("`", "").split("## ")[0]
