@@ -123,9 +123,7 @@ def _inputs(features: Features, split: str, rows: Sequence[int], images: bool) -
     return features.plain(split, rows)
 
 
-def test_inputs(
-    features: Features, method: type[Method], rows: Sequence[int]
-) -> Iterator[Tensor]:
+def test_inputs(features: Features, method: type[Method], rows: Sequence[int]) -> Iterator[Tensor]:
     """Features (N,D) of the test images `rows`, or the images (n,3,H,H) some at a time, as the
     method takes them; a transductive method gets all at once."""
     n = len(rows)

@@ -1,0 +1,88 @@
+"""How a run's protocol is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vipbench.cli.suites import make_spec
+from vipbench.errors import UsageError
+from vipbench.spec import RunSpec
+
+PAIR = "synthderm,npz:data/other.npz"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "few-shot",
+        "base-to-new",
+        {"name": "cross-dataset", "source": "other"},
+        {"name": "cross-dataset", "source": "npz:data/other.npz"},
+        {"name": "domain-shift", "classes": {"other": {"x": "a, b", "y": ["c", "d"]}}},
+    ],
+)
+def test_a_protocol_comes_back_as_it_was(value: Any) -> None:
+    spec = RunSpec.parse({"protocol": value, "datasets": PAIR})
+    assert RunSpec.from_yaml_text(spec.to_yaml()) == spec
+    flags = {"protocol": spec.protocol.as_text(), "datasets": PAIR}
+    assert RunSpec().merge(flags).protocol == spec.protocol
+
+
+def test_what_a_protocol_takes_for_granted() -> None:
+    assert RunSpec().protocol.name == "few-shot"
+    assert RunSpec.parse({"protocol": "full"}).shots == ("full",)
+    free = RunSpec.parse({"protocol": "validation-free"})
+    assert (free.validation, free.selection) == ("none", "last")
+    # A saved suite says all of its settings, and reads back.
+    assert RunSpec.from_yaml_text(free.to_yaml()) == free
+    spec = RunSpec.parse({"protocol": "cross-dataset", "datasets": PAIR})
+    assert spec.protocol.trained_on(spec.datasets) == "synthderm"
+    spec = RunSpec.parse({"protocol": "cross-dataset[source=other]", "datasets": PAIR})
+    assert spec.protocol.trained_on(spec.datasets) == "npz:data/other.npz"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("protocol: base-to-old", "line 1: protocol: unknown protocol 'base-to-old'; did you mean"),
+        ("protocol: 3", "protocol: expected one of few-shot, full"),
+        ("protocol: {source: a}", "protocol: expected one of few-shot, full"),
+        ("protocol: {name: full, sauce: a}", "protocol: unknown key of protocol 'sauce'; did you"),
+        ("protocol: cross-dataset", "protocol: 'cross-dataset' trains on one dataset and tests on"),
+        ("protocol: base-to-new[source=synthderm]", "protocol: 'source' belongs to cross-dataset"),
+        ("protocol: full\nshots: [1, 2]", "shots: the protocol 'full' goes with 'full' alone"),
+        ("protocol: validation-free\nvalidation: k", "validation: the protocol 'validation-free'"),
+        ("protocol: validation-free\nselection: best_val", "selection: the protocol"),
+        ("protocol: imbalanced\nsampler: coop", "sampler: the protocol 'imbalanced' goes with"),
+        ("protocol: imbalanced\nshots_unit: group", "shots_unit: the protocol 'imbalanced'"),
+        (
+            f"protocol: cross-dataset[source=synth]\ndatasets: [{PAIR}]",
+            "protocol: unknown dataset 'synth'; did you mean 'synthderm'",
+        ),
+        (
+            f"protocol: {{name: domain-shift, classes: {{other: [a]}}}}\ndatasets: [{PAIR}]",
+            "protocol: of 'other' expected 'its class: class of the source' lines",
+        ),
+        (
+            f"protocol: {{name: domain-shift, classes: {{synthderm: {{a: b}}}}}}\n"
+            f"datasets: [{PAIR}]",
+            "protocol: classes: 'synthderm' is the source",
+        ),
+        (
+            f"protocol: {{name: cross-dataset, classes: {{other: {{a: b}}}}}}\ndatasets: [{PAIR}]",
+            "protocol: 'classes' belongs to domain-shift",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, told: str) -> None:
+    with pytest.raises(UsageError) as error:
+        RunSpec.from_yaml_text(text)
+    assert told in str(error.value)
+
+
+def test_a_flag_overrides_a_suite(tmp_path: Any) -> None:
+    file = RunSpec.parse({"protocol": "base-to-new", "out": tmp_path}).save()
+    assert make_spec(file, {}).protocol.name == "base-to-new"
+    assert make_spec(file, {"protocol": "imbalanced"}).protocol.name == "imbalanced"
