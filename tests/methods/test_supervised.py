@@ -96,6 +96,10 @@ def test_the_best_epochs_statistics_come_with_its_weights() -> None:
 def test_sizes() -> None:
     vit = make(Supervised, random_backbone(), image_size=16)
     assert vit.side is None
+    clips = {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64, "patch_size": None}
+    one_size = make(Supervised, random_backbone(vision_cfg=clips), image_size=32)
+    assert one_size.side is None
+    assert one_size(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
     resnet = timm("test_resnet+random")
     assert make(Supervised, resnet, pretrained=False, image_size=4096).side is None
     seen = []

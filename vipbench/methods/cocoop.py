@@ -56,8 +56,9 @@ class CoCoOp(api.Method):
             context = task.normal("context", hparams.n_ctx, width)
         self.context = nn.Parameter(context.clone())  # (M,W)
         self.prompts = task.embed([("", f"{name}.") for name in task.names], len(context))  # (C,)
-        self.linear1 = task.linear("meta_net.linear1", dim, dim // 16)
-        self.linear2 = task.linear("meta_net.linear2", dim // 16, width)
+        inner = max(1, dim // 16)
+        self.linear1 = task.linear("meta_net.linear1", dim, inner)
+        self.linear2 = task.linear("meta_net.linear2", inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,D) -> (B,C)."""

@@ -37,7 +37,8 @@ class Supervised(api.Method):
     class HParams(api.HParams):
         """train: `all` weights, or a linear `head` on the frozen tower. pretrained: start from
         the backbone's weights, or from random ones. image_size: side of the images where it is
-        below the tower's own; vision transformers keep theirs. lr: None follows the other two."""
+        below the tower's own; towers of one size, vision transformers and CLIP's ResNets, keep
+        theirs. lr: None follows the other two."""
 
         train: Literal["all", "head"] = "all"
         pretrained: bool = True
@@ -102,7 +103,8 @@ class Supervised(api.Method):
         self.side = self._side()
 
     def _side(self) -> int | None:
-        """The side that images are made smaller to; None: they stay as they are."""
+        """The side that images are made smaller to; None: they stay as they are, where that is no
+        smaller, or the tower takes images of one size alone."""
         backbone = self.task.image_backbone
         side: int | None = self.hparams.image_size
         if side is None or backbone.vision_layers or side >= backbone.image_size:
@@ -110,10 +112,8 @@ class Supervised(api.Method):
         try:
             with torch.no_grad():
                 backbone.encode_image(torch.zeros(1, 3, side, side, device=backbone.device))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise api.UnsupportedError(
-                f"'{backbone.name}' does not take images of {side} pixels; leave image_size out"
-            ) from error
+        except (RuntimeError, ValueError, AssertionError):
+            return None
         return side
 
     def forward(self, x: Tensor) -> Tensor:
