@@ -13,6 +13,7 @@ import pytest
 from tests.results.samples import make, planned, record_dict
 from tests.results.simulated import folder
 from vipbench.results.claims import compare
+from vipbench.results.commands import run_command
 from vipbench.results.comparison import Cells, cells_of
 from vipbench.results.figures import draw
 from vipbench.results.gathering import Folders
@@ -71,6 +72,13 @@ def test_what_a_record_says() -> None:
     value["provenance"]["method"]["needs"] = []  # it does not read them
     assert Record.of(value).texts_saw_more is None
     assert make("vip", 4).texts_saw_more is None  # from before it was kept
+
+
+def test_the_command_says_that_the_texts_came_from_a_file() -> None:
+    value = record_dict("vip", 4)
+    assert "FILE" not in run_command(Record.of(value))
+    value["data"]["texts_from_files"] = ["symptoms"]
+    assert "--symptoms FILE" in run_command(Record.of(value))
 
 
 def test_they_are_ranked_among_themselves(seen: Path) -> None:

@@ -29,7 +29,8 @@ class LoadedDataset:
 
     source: how a run asks for it, as records tell it: PATH stands for a path. images_seen: kind of
     texts ("symptoms" or "descriptions") -> how many labelled training images of a class, at most,
-    they were written from; what is not in it was written from none.
+    they were written from; what is not in it was written from none. from_files: kinds of texts
+    that the user's own files gave.
     """
 
     dataset: Dataset
@@ -43,6 +44,7 @@ class LoadedDataset:
     source: str = ""
     knowledge: str = "symptoms"
     images_seen: Mapping[str, int] = field(default_factory=dict)
+    from_files: tuple[str, ...] = ()
 
     def with_knowledge(self, knowledge: str) -> LoadedDataset:
         """This with other texts in the symptoms' place; see vipbench.symptoms.knowledge."""
@@ -121,6 +123,7 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         _bind(texts.descriptions, names),
         public_source(source, spec.data_root),
         images_seen=texts.images_seen,
+        from_files=texts.from_files,
     )
 
 

@@ -18,12 +18,14 @@ Texts: TypeAlias = Mapping[str, Sequence[str]]
 @dataclass(frozen=True)
 class OwnTexts:
     """symptoms, descriptions: class name -> texts, None where there are none. images_seen: of each
-    kind, how many labelled training images of a class, at most, it was written from."""
+    kind, how many labelled training images of a class, at most, it was written from. from_files:
+    the kinds that a file gave."""
 
     symptoms: Texts | None
     descriptions: Texts | None
     images_seen: Mapping[str, int]
     notices: tuple[str, ...]
+    from_files: tuple[str, ...] = ()
 
 
 def own_texts(
@@ -55,4 +57,6 @@ def own_texts(
         if loaded.images_seen:
             seen[loaded.kind] = loaded.images_seen
         notices += [f"{loaded.kind} of '{name}': {warning}" for warning in loaded.warnings]
-    return OwnTexts(found["symptoms"], found["descriptions"], seen, tuple(notices))
+    return OwnTexts(
+        found["symptoms"], found["descriptions"], seen, tuple(notices), tuple(from_file)
+    )

@@ -57,6 +57,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
             "symptoms_sha256": data.symptoms_sha256,
             "knowledge": data.knowledge,
             "symptom_images_seen": data.texts_saw(row.method.needs),
+            "texts_from_files": [kind for kind in data.from_files if kind in row.method.needs],
         },
         "provenance": {
             "vipbench": __version__,

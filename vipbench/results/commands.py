@@ -16,7 +16,7 @@ from vipbench.yamlio import Scalar
 def run_command(record: Record, seeds: Iterable[int] = ()) -> str:
     """`vipbench run …` for the record's row at its shots; seeds: by default the record's own.
 
-    A dataset or plugin that came from a path has PATH or DIR in its place.
+    A dataset, plugin or file of texts that came from a path has PATH, DIR or FILE in its place.
     """
     c = record.cell
     if c.shots == 0:
@@ -40,6 +40,10 @@ def row_command(record: Record) -> str:
         if unit != "image":
             words += ["--shots-unit", unit]
     words += ["--precision", record.protocol.precision]
+    from_files = getattr(record.data, "texts_from_files", None)
+    for kind in from_files if isinstance(from_files, list) else ():
+        if kind in ("symptoms", "descriptions"):
+            words += [f"--{kind}", "FILE"]
     if knowledge(record) != "symptoms":
         words += ["--knowledge", knowledge(record)]
     if is_quick(record):
