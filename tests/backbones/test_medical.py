@@ -45,6 +45,8 @@ def test_without_a_connection_each_says_what_to_do(
     assert said.startswith(f"'{entry.name}' ({entry.repo}; licence: {entry.licence})")
     if entry.library is None:
         assert "as a plugin" in said
+        assert f"Its files are at huggingface.co/{entry.repo}" in said
+        assert ("terms must be accepted first" in said) == entry.gated
         return
     assert f"`hf download {entry.repo}`" in said
     assert ("terms must be accepted first" in said) == entry.gated

@@ -118,7 +118,10 @@ ENTRIES = (
         licence="CC BY-NC-ND 4.0",
         reference="doi 10.1038/s41591-024-02856-4",
         gated=True,
-        hint="It is read by a package of its authors: bring it as a plugin (docs/plugins.md).",
+        hint=(
+            "It is read by its authors' package conch (github.com/mahmoodlab/CONCH): wrap what it "
+            "builds as a plugin (docs/plugins.md)."
+        ),
     ),
 )
 
@@ -188,9 +191,10 @@ def files(entry: Entry, argument: str | None) -> Iterator[Needed]:
 
 def _check_readable(entry: Entry) -> None:
     if entry.library is None:
+        terms = ", where terms must be accepted first" if entry.gated else ""
         raise UsageError(
             f"'{entry.name}' ({entry.repo}; licence: {entry.licence}) cannot be read by vipbench "
-            f"itself. {entry.hint}"
+            f"itself. {entry.hint} Its files are at huggingface.co/{entry.repo}{terms}."
         )
 
 
