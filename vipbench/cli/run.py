@@ -160,6 +160,7 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
         f"{method.label} ({method.plain})" if method.own_label else method.label
         for method in spec.methods
     ]
+    published = spec.profile == "published"
     rows = [
         ("methods", listed(methods)),
         ("datasets", listed(spec.datasets)),
@@ -170,8 +171,8 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
         ("profile", spec.profile),
         ("views", spec.views),
         ("sampler", spec.sampler),
-        ("validation", spec.validation),
-        ("selection", spec.selection),
+        ("validation", "each paper's own" if published else spec.validation),
+        ("selection", "each paper's own" if published else spec.selection),
         ("precision", spec.precision),
         ("device", plan.info.get("device", spec.device)),
         ("workers", plan.info.get("workers", spec.workers)),

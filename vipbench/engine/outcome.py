@@ -11,8 +11,8 @@ from vipbench.results import Record
 @dataclass(frozen=True)
 class PlannedCell:
     """One cell of the grid. shots: images per class, "full", or 0 for zero-shot methods.
-    status: done, todo or impossible; reason: why impossible, or why to be done again. parts: of
-    what the key is made."""
+    status: done, todo or impossible; reason: why impossible, or why to be done again. note: what
+    tables of this run say of the row. parts: of what the key is made."""
 
     key: str
     backbone: str
@@ -25,6 +25,7 @@ class PlannedCell:
     group: str
     plugin: str
     file: str
+    note: str = ""
     parts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -34,7 +35,17 @@ class PlannedCell:
 
     def as_dict(self) -> dict[str, Any]:
         """As the store keeps plans."""
-        names = ("key", "backbone", "dataset", "method", "shots", "seed", "status", "reason")
+        names = (
+            "key",
+            "backbone",
+            "dataset",
+            "method",
+            "shots",
+            "seed",
+            "status",
+            "reason",
+            "note",
+        )
         return {name: getattr(self, name) for name in names}
 
 

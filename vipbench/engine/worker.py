@@ -36,6 +36,7 @@ from vipbench.engine.loading import (
 )
 from vipbench.engine.machine import Share, share
 from vipbench.engine.planning import PlanCell, make_rows, plan_cells
+from vipbench.engine.profiles import profile_note
 from vipbench.engine.protocols import arrange
 from vipbench.engine.records import base_record
 from vipbench.errors import UsageError
@@ -113,7 +114,7 @@ class Session:
                     for cell in planned:
                         self.cells[cell.key] = cell
                         reason = cell.impossible or reasons.get(cell.tested.dataset.name)
-                        cells.append(_planned(cell, reason))
+                        cells.append(_planned(cell, reason, profile_note(run, cell)))
         notices = [notice for data in datasets for notice in data.notices]
         notices += [f"{d.dataset.name}: {d.dataset.caption}" for d in datasets if d.dataset.caption]
         notices += [
@@ -206,7 +207,7 @@ def _asked(attempt: Callable[[PlanCell], Any], cell: PlanCell) -> str | None:
     return answer if isinstance(answer, str) else None
 
 
-def _planned(cell: PlanCell, reason: str | None) -> dict[str, Any]:
+def _planned(cell: PlanCell, reason: str | None, note: str) -> dict[str, Any]:
     return {
         "key": cell.key,
         "backbone": cell.backbone.backbone.name,
@@ -217,6 +218,7 @@ def _planned(cell: PlanCell, reason: str | None) -> dict[str, Any]:
         "group": "\x1f".join(cell.group),
         "status": "todo" if reason is None else "impossible",
         "reason": reason,
+        "note": note,
         "plugin": cell.row.plugin.name,
         "file": cell.row.plugin.file.name,
         "parts": dict(cell.parts),

@@ -146,10 +146,11 @@ def _notes(table: Table, cells: Cells) -> list[str]:
 
 
 def _told(cells: Cells) -> Iterable[str]:
-    """What records say of their own settings, once for all methods that say it."""
+    """What records say of their own settings, and the run of its rows, once for all methods of
+    which it is said."""
     told: dict[str, dict[str, None]] = {}
     for cell, record in cells.done():
-        for note in record.notes:
+        for note in (*record.notes, *([cell.note] if cell.note else [])):
             told.setdefault(note, {})[cell.method] = None
     for note, labels in told.items():
         yield f"{and_(list(labels))}: {note.rstrip('.')}."

@@ -14,7 +14,7 @@ class PlanCell:
     """One cell of a run's grid. `method` is the row's label; shots: images per class, "full", or 0
     for methods that see no support set; status: "todo", "done" or "impossible", with the reason.
     key: the record's key, None where an impossible cell has none. run: which of the folder's runs
-    asked for it last, from 1."""
+    asked for it last, from 1. note: what that run's tables say of the row."""
 
     key: str | None
     backbone: str
@@ -25,6 +25,7 @@ class PlanCell:
     status: str = "todo"
     reason: str | None = None
     run: int = 1
+    note: str = ""
 
     def __post_init__(self) -> None:
         texts = (self.backbone, self.dataset, self.method)
