@@ -59,7 +59,9 @@ class CsvDataset(Dataset):
         card = card_of(path)
         entries = read_manifest(path, card.columns)
         if entries[0].split is None:
-            raise UsageError(no_split(f"csv:{self.argument}", entries[0].group is not None))
+            column = card.columns.get("group", "group") if entries[0].group is not None else None
+            elsewhere = None if Path(self.argument).expanduser().exists() else root
+            raise UsageError(no_split(f"csv:{self.argument}", column, elsewhere))
         found = classes_of(entries)
         self.class_names = card.display_names(found)
         rows: dict[str, list[Row]] = {name: [] for name in SPLITS}
@@ -89,15 +91,21 @@ def classes_of(entries: Sequence[Entry]) -> list[str]:
     return sorted({entry.label for entry in entries}, key=natural_key)
 
 
-def no_split(source: str, has_groups: bool) -> str:
-    """What to do with data that have no split."""
-    group = " --group group" if has_groups else " --group COLUMN"
+def no_split(source: str, group: str | None, root: Path | None = None) -> str:
+    """What to do with data that have no split. group: the column with patient ids, where there is
+    one; root: the data folder, where the source was found there."""
+    where = "" if root is None else f" --data-root {shlex.quote(str(root))}"
+    hint = ""
+    if group is None:
+        hint = (
+            " (--group names the column with patient ids; leave it out where each image is of a "
+            "patient of its own)"
+        )
     return (
         f"dataset '{source}' has no split. Draw one and write it down: vipbench dataset split "
-        f"{shlex.quote(source)}{group} --ratios 6/1/3 --seed 1"
-        + ("" if has_groups else " (--group names the column with patient ids; leave it out where "
-           "each image is of a patient of its own)")
-    )  # fmt: skip
+        f"{shlex.quote(source)} --group {shlex.quote(group or 'COLUMN')} --ratios 6/1/3 --seed 1"
+        f"{where}{hint}"
+    )
 
 
 def read_manifest(path: Path, columns: Mapping[str, str]) -> list[Entry]:
