@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vipbench.results import Record
+from vipbench.results import Predictions, Record
 from vipbench.results.store import Store
 
 REPO = Path(__file__).resolve().parents[2]
@@ -55,6 +55,10 @@ class Steady(api.Method):
         if log:
             with Path(log).open("a") as file:
                 file.write(f"{os.getpid()}\\n")
+            # Until so many workers have begun, none goes on.
+            together, until = int(os.environ.get("STEADY_TOGETHER", "1")), time.monotonic() + 60
+            while len(set(Path(log).read_text().split())) < together and time.monotonic() < until:
+                time.sleep(0.02)
 
     def forward(self, x):
         return x @ self.means.T
@@ -163,16 +167,30 @@ def records(out: Path) -> list[Record]:
         return store.records()
 
 
-def hashes(out: Path) -> dict[str, str]:
-    """key -> SHA-256 of its scores, of all finished cells."""
+def predictions(out: Path) -> dict[str, Predictions]:
+    """key -> what was predicted, of all finished cells."""
     with Store(out, readonly=True) as store:
         found = {}
         for record in store.records(history=False):
             if record.ok:
-                predictions = store.predictions(record.key)
-                assert predictions is not None
-                found[record.key] = hashlib.sha256(predictions.scores.tobytes()).hexdigest()
+                kept = store.predictions(record.key)
+                assert kept is not None
+                assert record.provenance["prediction_hash"] == kept.prediction_hash
+                found[record.key] = kept
         return found
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """key -> prediction hash, of all finished cells."""
+    return {key: found.prediction_hash for key, found in predictions(out).items()}
+
+
+def bits(out: Path) -> dict[str, str]:
+    """key -> SHA-256 of every bit of its scores, of all finished cells."""
+    return {
+        key: hashlib.sha256(found.scores.tobytes()).hexdigest()
+        for key, found in predictions(out).items()
+    }
 
 
 def tables(out: Path) -> dict[str, bytes]:

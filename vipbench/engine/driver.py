@@ -138,10 +138,13 @@ class _Driver:
     def take(self, event: Mapping[str, Any]) -> None:
         """See Desk."""
         if event["event"] == "done":
-            learned = event.get("parameters")
+            learned, predictions = event.get("parameters"), _predictions(event["predictions"])
+            told = event["record"]
+            if predictions is not None:
+                told["provenance"]["prediction_hash"] = predictions.prediction_hash
             self._keep(
-                Record.of(event["record"]),
-                _predictions(event["predictions"]),
+                Record.of(told),
+                predictions,
                 None if learned is None else base64.b64decode(learned),
             )
         elif event["event"] == "note":

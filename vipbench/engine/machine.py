@@ -32,6 +32,22 @@ class Share:
         torch.cuda.set_device(chosen)
         return torch.device("cuda", chosen)
 
+    @classmethod
+    def of(cls, device: str, workers: int | None, there: int) -> Share:
+        """What `device` and `workers` of a RunSpec come to where `there` CUDA devices are. Raises
+        UsageError."""
+        named = cuda_numbers(device)
+        if (device == "cuda" or named is not None) and there == 0:
+            raise UsageError(
+                f"--device {device}: no CUDA device is available; use --device cpu or auto"
+            )
+        for number in named or ():
+            if number >= there:
+                has = "cuda:0 alone" if there == 1 else f"cuda:0 to cuda:{there - 1}"
+                raise UsageError(f"--device {device}: there is no cuda:{number}; there is {has}")
+        devices = () if device == "cpu" else tuple(range(there) if named is None else named)
+        return cls(workers or max(1, len(devices)), devices)
+
     @property
     def on_device(self) -> int:
         """The most workers of one device."""
@@ -47,21 +63,7 @@ class Share:
 def share(spec: RunSpec) -> Share:
     """The devices of a run and the number of its workers. Raises UsageError."""
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return _share(spec.device, spec.workers, there)
-
-
-def _share(device: str, workers: int | None, there: int) -> Share:
-    named = cuda_numbers(device)
-    if (device == "cuda" or named is not None) and there == 0:
-        raise UsageError(
-            f"--device {device}: no CUDA device is available; use --device cpu or auto"
-        )
-    for number in named or ():
-        if number >= there:
-            has = "cuda:0 alone" if there == 1 else f"cuda:0 to cuda:{there - 1}"
-            raise UsageError(f"--device {device}: there is no cuda:{number}; there is {has}")
-    devices = () if device == "cpu" else tuple(range(there) if named is None else named)
-    return Share(workers or max(1, len(devices)), devices)
+    return Share.of(spec.device, spec.workers, there)
 
 
 def threads(backbone: ImageBackbone, workers: int = 1) -> int:

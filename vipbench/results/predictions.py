@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,18 @@ class Predictions:
         object.__setattr__(self, "groups", groups)
         object.__setattr__(self, "labels", labels.astype(np.int64))
         object.__setattr__(self, "scores", small)
+
+    @property
+    def prediction_hash(self) -> str:
+        """SHA-256 over what was predicted: their number, the number of classes, and of each test
+        image, in order, the class with the highest score (the first of equal ones).
+
+        Scores of one cell may differ in their last bits between two runs, see docs/reliability.md;
+        this does not, unless an image's two highest scores are that close.
+        """
+        n, c = self.scores.shape
+        chosen = self.scores.argmax(axis=1).astype("<i8")
+        return hashlib.sha256(f"{n} {c}\n".encode() + chosen.tobytes()).hexdigest()
 
 
 def check_together(record: Record, predictions: Predictions) -> None:
