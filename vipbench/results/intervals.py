@@ -163,14 +163,14 @@ def t_interval(
     Cochran and Cox's too large; k is two thirds of the way to the latter, which keeps the error
     near its 5 % (docs/statistics.md). Where one part is 0 all three are the t distribution's.
     """
-    from scipy import optimize, stats
+    from scipy import optimize, special
 
     total, df = _sum([(of.own, of.own_df), (of.shared, of.shared_df)])
     se, weight = math.sqrt(total), of.own / total if total else 0.0
 
     def k(tail: float) -> float:
         own, shared, both = (
-            float(stats.t.isf(tail, min(v, 1e9))) for v in (of.own_df, of.shared_df, df)
+            -float(special.stdtrit(min(v, 1e9), tail)) for v in (of.own_df, of.shared_df, df)
         )
         return (2 * (weight * own + (1 - weight) * shared) + both) / 3
 

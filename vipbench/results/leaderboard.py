@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,21 +18,26 @@ import numpy as np
 from vipbench.results import settings
 from vipbench.results.gathering import Gathered
 from vipbench.results.metrics import METRICS, metric_value
+from vipbench.results.pairedranks import paired_ranks, stacked
 from vipbench.results.plan import Slot
 from vipbench.results.ranking import Bounds, bounds, image_bounds, ranks
 from vipbench.results.record import Record
 
 Section = Literal["methods", "informed", "transductive", "test-selected"]
 SHOWN = tuple(name for name, metric in METRICS.items() if not metric.per_class)
-# Resampling the test images is the one slow thing here; so many single runs get it.
+# Resampling the test images is the one slow thing here; so many single runs get it, and so many
+# records at most are tested in pairs.
 MOST_RESAMPLED = 60
+MOST_PAIRED = 400
+PAIRED, APART = "paired", "intervals"
 
 
 @dataclass
 class Entry:
     """One line. records: the finished cells, by seed. expected: how many seeds were asked for.
     failed: the failed cells. disputed: results of one key that differ, all of them.
-    bounds, ranks: by metric, where there are any. notes: what has to be said."""
+    bounds, ranks: by metric, where there are any; rules: what a metric's rank rests on, PAIRED
+    tests or intervals that lie APART. notes: what has to be said."""
 
     records: list[Record]
     failed: list[Record] = field(default_factory=list)
@@ -40,6 +45,7 @@ class Entry:
     expected: int = 0
     bounds: dict[str, Bounds] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
+    rules: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -88,8 +94,15 @@ def leaderboard(found: Gathered) -> list[Entry]:
     competitions: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
         competitions.setdefault(entry.competition, []).append(entry)
+    left = MOST_PAIRED
     for rivals in competitions.values():
-        _rank(rivals)
+        able = [entry for entry in rivals if entry.bounds]
+        count = sum(len(entry.records) for entry in able)
+        tested = {}
+        if len(able) > 1 and count <= left:
+            left -= count
+            tested = _tested(able, found)
+        _rank(rivals, tested)
         _note_protocols(rivals)
     for entry in entries:
         entry.notes += _notes(entry)
@@ -148,15 +161,29 @@ def _resample(entry: Entry, found: Gathered) -> bool:
     return True
 
 
-def _rank(rivals: Sequence[Entry]) -> None:
+def _tested(rivals: Sequence[Entry], found: Gathered) -> dict[str, list[int]]:
+    """metric -> ranks of the rivals by paired tests, where their predictions allow it."""
+    stack = stacked([entry.records for entry in rivals], found.predictions)
+    if stack is None:
+        return {}
+    told = paired_ranks(stack, [m for m in SHOWN if all(m in e.bounds for e in rivals)])
+    for metric, places in told.items():
+        for entry, place in zip(rivals, places, strict=True):
+            entry.ranks[metric], entry.rules[metric] = place, PAIRED
+    return told
+
+
+def _rank(rivals: Sequence[Entry], tested: Container[str]) -> None:
     for metric in SHOWN:
+        if metric in tested:
+            continue
         able = [entry for entry in rivals if metric in entry.bounds]
         if len(able) < 2:
             continue
         places = ranks([e.bounds[metric] for e in able], METRICS[metric].higher_better)
         for entry, place in zip(able, places, strict=True):
             if place is not None:
-                entry.ranks[metric] = place
+                entry.ranks[metric], entry.rules[metric] = place, APART
 
 
 def _note_protocols(rivals: Sequence[Entry]) -> None:

@@ -127,18 +127,21 @@ def _line(entry: Entry, pools: dict[str, _Pool]) -> list[Any]:
         pools["commands"].place(row_command(first)),
         entry.expected,
         [pools["notes"].place(scrub(note)) for note in entry.notes],
-        [_bounds(entry.bounds.get(name), entry.ranks.get(name)) for name in SHOWN],
+        [
+            _bounds(entry.bounds.get(name), entry.ranks.get(name), entry.rules.get(name, ""))
+            for name in SHOWN
+        ],
         [_cell(record, pools) for record in entry.records],
         [[r.key, r.cell.seed, r.error.type if r.error else ""] for r in entry.failed],
         [[_cell(record, pools) for record in records] for records in entry.disputed],
     ]
 
 
-def _bounds(found: Bounds | None, rank: int | None) -> list[Any] | int:
+def _bounds(found: Bounds | None, rank: int | None, rule: str) -> list[Any] | int:
     if found is None:
         return 0
     numbers = [_number(v) for v in (found.mean, found.sd, found.low, found.high)]
-    return [*numbers, rank, found.of[:1]]
+    return [*numbers, rank, found.of[:1], rule[:1]]
 
 
 def _number(value: float | None) -> int | None:

@@ -84,12 +84,12 @@ def ranks(entries: Sequence[Bounds], higher_better: bool = True) -> list[int | N
     # How many lower ends lie above an upper end; an entry's own never does.
     places = 1 + len(able) - np.searchsorted(np.sort(low), high, side="right")
     found: list[int | None] = [None] * len(entries)
-    for i, place in zip(able, _monotone(means, places), strict=True):
+    for i, place in zip(able, in_order_of_means(means, places), strict=True):
         found[i] = int(place)
     return found
 
 
-def _monotone(
+def in_order_of_means(
     means: NDArray[np.floating[Any]], places: NDArray[np.integer[Any]]
 ) -> NDArray[np.integer[Any]]:
     """The places, each at least as late as those of better means; equal means share theirs."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vipbench.results import stats
 from vipbench.results.comparison import Cells
@@ -65,29 +66,43 @@ def unbeaten(
     names = list(methods)
     joint = pairing.joint(names, place, metric)
     sign = 1 if find_metric(metric).higher_better else -1
-    pairs = list(itertools.combinations(range(len(names)), 2))
+    seeded = [records[0].cell.shots != 0 for records in joint.records]
+    found = better(sign * joint.values, sign * joint.reps, joint.tests.n_groups, seeded, level)
+    beaten = {b for _, b in found}
+    return {name for m, name in enumerate(names) if m not in beaten}
+
+
+def better(
+    values: NDArray[np.float64],
+    reps: NDArray[np.float64],
+    n_groups: int,
+    seeded: Sequence[bool],
+    level: float = LEVEL,
+) -> set[tuple[int, int]]:
+    """(a, b) of every pair of M methods of which a is significantly better than b: paired tests,
+    Holm-corrected over all pairs.
+
+    values: (M,R), reps: (B,M,R) under resamples of the test images' groups, more is better.
+    seeded: M, whether a method has seeds of its own. Raises StatsError.
+    """
+    pairs = list(itertools.combinations(range(len(values)), 2))
     found = []
     for a, b in pairs:
-        values = sign * (joint.values[a] - joint.values[b])
-        reps = sign * (joint.reps[:, a] - joint.reps[:, b])
-        seeded = any(joint.records[m][0].cell.shots != 0 for m in (a, b))
-        if not seeded:
-            values, reps = values[:1], reps[:, :1]
-        if np.ptp(values) == 0 and np.ptp(reps) == 0 and values[0] == 0:
+        own, drawn = values[a] - values[b], reps[:, a] - reps[:, b]
+        if not (seeded[a] or seeded[b]):
+            own, drawn = own[:1], drawn[:, :1]
+        if np.ptp(own) == 0 and np.ptp(drawn) == 0 and own[0] == 0:
             found.append((0.0, 1.0))
-        elif seeded:
-            one = stats.both_interval(values, reps, joint.tests.n_groups, level)
-            found.append((one.estimate, one.p))
-        else:
-            one = stats.images_interval(values, reps, joint.tests.n_groups, level)
-            found.append((one.estimate, one.p))
-    beaten = set()
-    for (a, b), (estimate, _), p in zip(
-        pairs, found, stats.holm([p for _, p in found]), strict=True
-    ):
-        if p < 1 - level:
-            beaten.add(b if estimate > 0 else a)
-    return {name for m, name in enumerate(names) if m not in beaten}
+            continue
+        test = stats.both_interval if seeded[a] or seeded[b] else stats.images_interval
+        one = test(own, drawn, n_groups, level)
+        found.append((one.estimate, one.p))
+    corrected = stats.holm([p for _, p in found])
+    return {
+        (a, b) if estimate > 0 else (b, a)
+        for (a, b), (estimate, _), p in zip(pairs, found, corrected, strict=True)
+        if p < 1 - level
+    }
 
 
 def _where(at: Place, cells: Cells) -> Where:

@@ -59,6 +59,13 @@ function intervalOf(entry, m) {
   if (!entry.bounds[m] || entry.bounds[m][2] === null) return "";
   return entry.bounds[m][5] === "i" ? "bootstrap over test images" : "t interval over seeds";
 }
+// What an entry's rank rests on.
+function ruleOf(entry, m) {
+  if (rankOf(entry, m) === null) return "no interval, no rank";
+  return entry.bounds[m][6] === "p"
+    ? "rank by paired tests on the same test images and support sets, Holm-corrected"
+    : "rank by intervals that do not overlap: the scores or seeds allow no paired test";
+}
 function scaled(number) { return number === null ? null : number * DATA.unit; }
 
 function shown(value, m) {

@@ -107,7 +107,8 @@ function rowOf(entry, m, before) {
       row.append(head);
     } else {
       const kind = column.number ? `number ${column.id}` : column.id;
-      row.append(make("td", { class: kind }, cells[column.id]));
+      const told = column.id === "rank" ? { title: ruleOf(entry, m) } : {};
+      row.append(make("td", { class: kind, ...told }, cells[column.id]));
     }
   }
   return row;
@@ -128,6 +129,25 @@ function headOf(m) {
   return make("thead", {}, row);
 }
 
+// What the ranks of a table rest on.
+function rulesText(entries, m) {
+  const ranked = entries.filter((e) => rankOf(e, m) !== null);
+  const paired = ranked.filter((e) => e.bounds[m][6] === "p").length;
+  if (!ranked.length) return "No rank: one run tells no difference.";
+  const told = [];
+  if (paired) {
+    told.push("paired tests over seeds and test images (over test images where nothing has seeds) at "
+      + "5 %, Holm-corrected over all pairs of a competition");
+  }
+  if (paired < ranked.length) {
+    told.push("95 % intervals that do not overlap, where scores or seeds allow no paired test");
+  }
+  const counts = paired && paired < ranked.length
+    ? ` (${paired} and ${ranked.length - paired} rows; a rank's title says which)` : "";
+  return `A rank is 1 + the number of significantly better methods, by ${told.join(", or by ")}`
+    + `${counts}; = is a shared rank.`;
+}
+
 function boardOf([id, title, note], entries, m) {
   const section = make("section", { "data-section": id });
   section.append(make("h2", {}, title));
@@ -138,6 +158,7 @@ function boardOf([id, title, note], entries, m) {
   const table = make("table", {}, make("caption", {}, `${title} by ${METRICS[m].title}`), headOf(m),
     body);
   section.append(make("div", { class: "scroll" }, table));
+  section.append(make("p", { class: "note rules" }, rulesText(entries, m)));
   if (entries.length > state.limit) {
     const more = `Show more (${entries.length - state.limit} to go)`;
     section.append(make("button", { type: "button", class: "more" }, more));
