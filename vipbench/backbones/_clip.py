@@ -90,6 +90,7 @@ class ClipBackbone(Backbone):
     def to(self, device: torch.device | str) -> None:
         """Move the towers."""
         self._model.to(device)
+        self._text.read_blocks()
         self.training_precision = self._training_precision
 
     @property

@@ -7,8 +7,9 @@ transform them. Shapes: T rows of a sequence, W width of the tower, H heads.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import open_clip
@@ -20,11 +21,14 @@ from vipbench.api import Tap, Tower, UnsupportedError
 from vipbench.backbones._fold import folded
 from vipbench.backbones._packing import Packed, Packing
 
+Function = Callable[[Tensor], Tensor]
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, seen: Tensor | None) -> Tensor:
     """Multi-head attention: q (n,Q,W) over k, v (n,T,W) -> (n,Q,W).
 
-    seen: bool, (n,Q,T) or (Q,T); False where a row may not look. None: everywhere.
+    seen: (n,Q,T) or (Q,T); bool, False where a row may not look, or what is added to the
+    attention. None: everywhere.
     """
     q, k, v = (t.reshape(*t.shape[:-1], heads, -1).transpose(1, 2) for t in (q, k, v))
     mask = seen.unsqueeze(1) if seen is not None and seen.dim() == 3 else seen
@@ -34,11 +38,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, seen: Tensor | None) -> 
 
 @dataclass(frozen=True)
 class Block:
-    """One residual attention block of open_clip, read-only."""
+    """One residual attention block of open_clip, read-only.
+
+    origin: the block in fp32, where `module` is a copy of it in half precision.
+    """
 
     module: Any
     tower: Tower
     layer: int
+    origin: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, open_clip.transformer.ResidualAttentionBlock):
@@ -56,7 +64,8 @@ class Block:
     def packed(self, x: Tensor, seen: Tensor, rows: Tensor | None = None) -> Tensor:
         """x (n,R,W) -> (n,R,W), or with `rows` (n,E) int64 only those rows: (n,E,W).
 
-        seen (n or 1,R,R): bool, may row i look at row j. Plain tensors only, no torch.func.
+        seen (n or 1,R,R): what is added to row i's attention to row j, 0 or -inf. Plain tensors
+        only, no torch.func.
         """
         m, attn = self.module, self.module.attn
         # Projections may be in half precision; the residual stream and its norms never are.
@@ -71,8 +80,13 @@ class Block:
             q = F.linear(take_rows(h, rows), weight[:width], bias[:width])
             x = take_rows(x, rows)
             seen = take_rows(seen.expand(len(x), -1, -1), rows)
-        x = x + m.ls_1(attn.out_proj(attend(q, k, v, self.heads, seen)))
-        x = x + m.ls_2(m.mlp.c_proj(self._activate(m.mlp.c_fc(m.ln_2(x).to(half)))))
+        if x.device.type == "cpu":
+            # The half-precision attention kernels there are slower than fp32's, not faster.
+            q, k, v = q.float(), k.float(), v.float()
+        mixed = attend(q, k, v, self.heads, seen).to(half)
+        x = x + m.ls_1(attn.out_proj(mixed))
+        first, activate, second = self._network
+        x = x + m.ls_2(second(activate(first(m.ln_2(x).to(half)))))
         return x
 
     def __call__(self, x: Tensor, causal: bool, tap: Tap | None = None) -> Tensor:
@@ -96,13 +110,22 @@ class Block:
         x = x + m.ls_2(self._tapped(tap, "fc2", a, m.mlp.c_proj(a)))
         return x
 
-    def _activate(self, x: Tensor) -> Tensor:
-        gelu = self.module.mlp.gelu
-        if isinstance(gelu, open_clip.transformer.QuickGELU):
-            # x·sigmoid(1.702 x) as one fused operation, which also keeps less for the gradient.
-            return F.silu(x * 1.702) / 1.702
-        activated: Tensor = gelu(x)
-        return activated
+    @cached_property
+    def _network(self) -> tuple[Function, Function, Function]:
+        """The layers of the feed-forward network and the activation between them."""
+        mlp = self.module.mlp
+        if not isinstance(mlp.gelu, open_clip.transformer.QuickGELU):
+            return mlp.c_fc, mlp.gelu, mlp.c_proj
+        # x·sigmoid(1.702 x) = silu(1.702 x) / 1.702: with the constants inside the weights, one
+        # operation of the forward and of the backward pass does what three did.
+        half, exact = mlp.c_fc.weight.dtype, (self.origin or self.module).mlp
+        weight, bias = (t.mul(1.702).to(half) for t in (exact.c_fc.weight, exact.c_fc.bias))
+        behind = exact.c_proj.weight.div(1.702).to(half)
+        return (
+            partial(F.linear, weight=weight, bias=bias),
+            F.silu,
+            partial(F.linear, weight=behind, bias=mlp.c_proj.bias),
+        )
 
     def _tapped(self, tap: Tap | None, name: str, x: Tensor, y: Tensor) -> Tensor:
         return y if tap is None else tap.linear(self.tower, self.layer, name, x, y)
@@ -134,8 +157,8 @@ class TextTower:
             raise UnsupportedError(f"a text tower with '{self.pool}' pooling")
         self._text = text
         self.causal = text.attn_mask is not None
-        self.blocks = [Block(b, "text", i) for i, b in enumerate(text.transformer.resblocks)]
         self._half: list[Block] = []
+        self.read_blocks()
 
     @property
     def positions(self) -> Tensor:
@@ -152,13 +175,21 @@ class TextTower:
         """Whether a text may be cut behind its end token without changing its features."""
         return self.causal and self.pool in ("argmax", "eos")
 
+    def read_blocks(self) -> None:
+        """Read the blocks anew: what they keep of the weights lies where those did."""
+        layers = self._text.transformer.resblocks
+        self.blocks = [Block(module, "text", i) for i, module in enumerate(layers)]
+
     def prepare_half(self) -> None:
         """Copy the blocks with their projections in bf16, for `encode(…, half=True)`."""
         copies = copy.deepcopy([block.module for block in self.blocks])
         for module in copies:
             for part in (module.attn, module.mlp):
                 part.to(torch.bfloat16)
-        self._half = [Block(module, "text", i) for i, module in enumerate(copies)]
+        self._half = [
+            Block(module, "text", block.layer, block.module)
+            for module, block in zip(copies, self.blocks, strict=True)
+        ]
 
     def pooled(self, end: Tensor) -> Tensor:
         """The row that stands for a text whose end token is in row `end` (*N,)."""
@@ -229,7 +260,8 @@ class TextTower:
         n = len(contexts)
         x = x.expand(n, -1, -1).index_add(1, packing.slots, contexts[:, packing.vectors])
         x = x.reshape(n * p, r, -1)
-        seen = packing.seen if p == 1 else packing.seen.repeat(n, 1, 1)
+        seen = torch.zeros_like(packing.seen, dtype=x.dtype).masked_fill_(~packing.seen, -torch.inf)
+        seen = seen if p == 1 else seen.repeat(n, 1, 1)
         ends = packing.ends.repeat(n, 1)
         for block in blocks[:-1]:
             x = block.packed(x, seen)
