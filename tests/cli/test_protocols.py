@@ -62,6 +62,20 @@ class Counted(api.Method):
         return super().loss(batch)
 
 
+class Picky(Counted):
+    """Scores the classes alone that it was trained on."""
+
+    name = "picky"
+
+    def loss(self, batch):
+        return api.Method.loss(self, batch)
+
+    def predict(self, x):
+        if self.task.class_names[0] != "velmorid nevoma":
+            raise ValueError("never seen")
+        return super().predict(x)
+
+
 class Stubborn(Counted):
     """Says that it transfers nothing."""
 
@@ -72,6 +86,7 @@ class Stubborn(Counted):
 @vipbench.hookimpl
 def register_methods(register):
     register(Counted)
+    register(Picky)
     register(Stubborn)
 '''
 
@@ -95,11 +110,17 @@ def test_base_to_new_trains_once_and_tests_both_halves(cli: Cli, tmp_path: Path)
     (plugins / "counted.py").write_text(COUNTED)
     run = (
         *("run", "--protocol", "base-to-new", "--datasets", "synthderm", *TINY, "--shots", "1"),
-        *("--methods", "zero-shot,coop[epochs=4,lr=0.05],counted,stubborn,linear-probe,taskres"),
+        *(
+            "--methods",
+            "zero-shot,coop[epochs=4,lr=0.05],counted,picky,stubborn,linear-probe,taskres",
+        ),
         *("--seeds", "1,2", "--plugins-dir", plugins, "--out", out),
     )
     done = cli(*run, env={"TOY_STEPS": str(steps)})
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
+    # What fails on one half leaves the other its number.
+    assert done.stdout.count("failed: picky on synthderm [new]") == 2
+    assert "failed: picky on synthderm [base]" not in done.stdout
     # One training a seed, whatever it is tested on.
     assert steps.read_text().count("step") == 2
     for method, why in (
@@ -145,7 +166,7 @@ def test_base_to_new_trains_once_and_tests_both_halves(cli: Cli, tmp_path: Path)
     [line] = [li for li in table.stdout.splitlines() if li.startswith("part")]
     assert line.split() == ["part", "base", "new", "H"]
     again = cli(*run, "--dry-run", env={"TOY_STEPS": str(steps)})
-    assert "Cells: 22: 0 to do, 10 done, 12 impossible" in again.stdout
+    assert "Cells: 26: 2 to do, 12 done, 12 impossible" in again.stdout
 
 
 @pytest.fixture(scope="module")
