@@ -109,9 +109,13 @@ def _searched(spec: RunSpec, asked: Asked) -> list[Searched]:
         if row.name not in details:
             raise unknown("method", row.name, details)
         detail = details[row.name]
+        if "val" in detail["needs"]:
+            raise UsageError(
+                f"'{row.name}' needs validation images in its training, and a trial gives none; "
+                "leave it out"
+            )
         defaults = {name: told["default"] for name, told in detail["hparams"].items()}
-        space = detail["tunes"] if detail["uses_support"] or detail["tunes"] else {}
-        rows.append(searched(row, space, defaults, asked.trials, asked.seed))
+        rows.append(searched(row, detail["tunes"], defaults, asked.trials, asked.seed))
     return rows
 
 
