@@ -15,9 +15,8 @@ PACKAGE = REPO / "vipbench"
 
 # Rooms of one layer may import each other as long as no circle comes of it; nobody imports up.
 LAYERS = (
-    {"errors", "fetching", "images", "yamlio", "specparse", "specerrors", "specmethods", "spectexts"}
-    | {"specmachine", "specoutput", "specprotocol", "spec"}
-    | {"results"},
+    {"errors", "fetching", "images", "yamlio", "specparse", "specerrors", "specmethods"}
+    | {"spectexts", "specmachine", "specoutput", "specprotocol", "spec", "results"},
     {"vipbench", "api", "hookspecs"},  # "vipbench" is __init__.py: the hook marker and version
     {"backbones", "methods", "datasets", "symptoms"},
     {"plugins", "pluginfiles"},
