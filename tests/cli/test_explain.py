@@ -68,7 +68,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.raises(SystemExit) as ended:
         main([
             "run", "--methods",
-            "vip[epochs=2],vip[merge=mean,epochs=2],coop[epochs=2],taskres[epochs=2]",
+            "vip[epochs=2],vip[merge=mean,epochs=2],coop[epochs=2],taskres[epochs=2],tip-adapter",
             "--datasets", f"npz:{data}", "--backbones", "tiny-clip", "--shots", "2",
             "--seeds", "1", "--views", "none", "--symptoms", str(symptoms), "--out",
             str(folder / "run"),
@@ -119,6 +119,21 @@ def test_a_page_loads_runs_and_shows_nothing_it_may_not(
     assert "test/" in page.read_text()
 
 
+def test_features_of_single_images_are_handed_on_by_flag_alone(
+    say: Say, run: Path, tmp_path: Path
+) -> None:
+    done = say("prompts", run, "-o", tmp_path / "some")
+    assert done.status == 0, done.err
+    assert "left out, as they may hold features of single images: tip-adapter" in done.err
+    assert not list((tmp_path / "some").glob("tip-adapter*"))
+    done = say("prompts", run, "-o", tmp_path / "all", "--patient-data")
+    assert done.status == 0, done.err
+    (card,) = (tmp_path / "all").glob("tip-adapter*.md")
+    assert "contains-patient-data" in card.read_text()
+    (other,) = (tmp_path / "all").glob("coop*.md")
+    assert "contains-patient-data" not in other.read_text()
+
+
 def test_own_images_are_shown_where_they_are_asked_for(say: Say, run: Path, tmp_path: Path) -> None:
     names = [f"smith_john_{i}.png" for i in range(3)]
     for i, name in enumerate(names):
@@ -130,6 +145,8 @@ def test_own_images_are_shown_where_they_are_asked_for(say: Say, run: Path, tmp_
     text = page.read_text()
     assert text.count("data:image/png") == 3
     assert "smith" not in text
+    assert "contains-patient-data" in text
+    assert "Images: files of whoever made this" in text
     assert [f"image {i} ({name})" in done.out for i, name in enumerate(names, 1)] == [True] * 3
     done = say("explain", run, "-o", page, "--images", tmp_path / "none.png")
     assert done.status == 2

@@ -118,3 +118,15 @@ def test_parameters_that_hold_images_are_seen(
     told["provenance"]["parameters"] = {"sha256": "ab", "tensors": tensors}
     assert holds_patient_data(Record.of(told)) is holds
     assert not holds_patient_data(make(shots=shots))
+
+
+def test_as_many_context_vectors_as_images_are_no_images() -> None:
+    told = record_dict(shots=4)
+    told["hparams"]["n_ctx"] = told["data"]["n_support"] = 12
+    for tensors, holds in (
+        ({"context": [12, 512]}, False),
+        ({"context": [12, 12, 512]}, True),
+        ({"keys": [12, 512]}, True),
+    ):
+        told["provenance"]["parameters"] = {"sha256": "ab", "tensors": tensors}
+        assert holds_patient_data(Record.of(told)) is holds

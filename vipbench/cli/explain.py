@@ -66,10 +66,16 @@ def explain_command(
     return OK
 
 
-def prompts_command(run: Path, out: Path) -> int:
+def prompts_command(run: Path, out: Path, patient_data: bool) -> int:
     """Write the prompt files."""
-    made = export(run, out)
-    if not made:
+    made, left = export(run, out, patient_data)
+    if left:
+        print(
+            f"note: left out, as they may hold features of single images: {clean('; '.join(left))}"
+            " (--patient-data writes them, marked contains-patient-data)",
+            file=sys.stderr,
+        )
+    if not made and not left:
         raise UsageError(f"{run} holds no finished cell with learned parameters")
     print(f"{len(made)} prompt files with cards in {out}. {CAUTION}")
     return OK

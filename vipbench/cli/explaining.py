@@ -68,11 +68,15 @@ def prompts(
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="Where to write them.")
     ] = Path("prompts"),
+    patient_data: Annotated[
+        bool,
+        typer.Option("--patient-data", help="Also what may hold features of single images."),
+    ] = False,
 ) -> int:
     """Write the learned parameters of every finished cell as a safetensors file with a card."""
     from vipbench.cli.explain import prompts_command
 
-    return prompts_command(run, out)
+    return prompts_command(run, out, patient_data)
 
 
 def predict(

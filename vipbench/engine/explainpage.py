@@ -41,18 +41,23 @@ LIMITS = (
     "model's own space; it does not show that the model sees what the words mean."
 )
 
+PRIVATE = "contains-patient-data: it shows images that nobody said may be shared; keep it as such."
+
 
 def write(made: Explanation, out: Path, own_files: bool, embed: bool) -> None:
     """Write `out`: .html, .png or .pdf. own_files: the images are the user's own; embed: the user
     asked for images whose licence is not known to allow it. Raises UsageError."""
     images = made.embeddable(own_files, embed)
+    # Shown because the user asked for it, not because anybody may see them.
+    private = images and not made.embeddable(own_files, False)
     kind = out.suffix.lower()
     if kind in (".html", ".htm"):
-        out.write_text("\n".join(_page(made, images)) + "\n", encoding="utf-8")
+        out.write_text("\n".join(_page(made, images, private, own_files)) + "\n", encoding="utf-8")
     elif kind in (".png", ".pdf"):
         from vipbench.engine.explainfigure import save_figure
 
-        save_figure(made, out, images, _title(made), f"{credit(made)} {LIMITS}")
+        words = f"{PRIVATE} " if private else ""
+        save_figure(made, out, images, _title(made), f"{words}{credit(made, own_files)} {LIMITS}")
     else:
         raise UsageError(f"-o takes a name that ends in .html, .png or .pdf, got '{out.name}'")
 
@@ -66,9 +71,11 @@ def _title(made: Explanation) -> str:
     )
 
 
-def credit(made: Explanation) -> str:
+def credit(made: Explanation, own_files: bool) -> str:
     """Source and licence of the images, and what was changed."""
     dataset = made.cell.data.dataset
+    if own_files:
+        return "Images: files of whoever made this, under the terms that these have."
     url = (
         " (https://creativecommons.org/licenses/by/4.0/)" if dataset.licence == "CC BY 4.0" else ""
     )
@@ -77,7 +84,7 @@ def credit(made: Explanation) -> str:
     return " ".join(f"{source} {changes} {dataset.caption}".split())
 
 
-def _page(made: Explanation, images: bool) -> Iterator[str]:
+def _page(made: Explanation, images: bool, private: bool, own_files: bool) -> Iterator[str]:
     e = html.escape
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     # A page that is passed on can load nothing and run nothing.
@@ -85,7 +92,10 @@ def _page(made: Explanation, images: bool) -> Iterator[str]:
     yield f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'
     yield '<meta name="viewport" content="width=device-width,initial-scale=1">'
     yield f"<title>{e(_title(made))}</title><style>{STYLE}</style></head><body>"
-    yield f"<h1>{e(_title(made))}</h1><p class=note>{e(LIMITS)}</p><p>{e(credit(made))}</p>"
+    yield f"<h1>{e(_title(made))}</h1><p class=note>{e(LIMITS)}</p>"
+    if private:
+        yield f"<p class=note>{e(PRIVATE)}</p>"
+    yield f"<p>{e(credit(made, own_files))}</p>"
     yield (
         "<p>Bars: cosine of image and symptom, from the lowest to the highest of the image. "
         "Δ: cosine above the symptom's mean over the test set. "

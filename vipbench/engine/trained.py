@@ -30,6 +30,7 @@ from vipbench.engine.seeding import cell_generator
 from vipbench.engine.worker import Session
 from vipbench.errors import UsageError
 from vipbench.plugins import Registry
+from vipbench.results.privacy import holds_patient_data
 from vipbench.results.store import Store
 from vipbench.spec import SUITE_NAME, RunSpec
 
@@ -89,8 +90,10 @@ def restore(session: Session, cell: PlanCell, parameters: bytes | None) -> Train
     return Trained(method, cell.backbone, cell.data.dataset.class_names, {})
 
 
-def pack(cell: PlanCell, parameters: bytes, metrics: Mapping[str, Any]) -> bytes:
-    """The prompt file of a finished cell."""
+def pack(
+    cell: PlanCell, parameters: bytes, metrics: Mapping[str, Any], private: bool = False
+) -> bytes:
+    """The prompt file of a finished cell. private: whether it may hold single images' features."""
     data, towers = cell.data, cell.backbone.backbone
     card = {
         "format": FORMAT,
@@ -117,6 +120,7 @@ def pack(cell: PlanCell, parameters: bytes, metrics: Mapping[str, Any]) -> bytes
         "dataset_citation": data.dataset.citation,
         "caption": data.dataset.caption,
         "test_accuracy": metrics.get("accuracy"),
+        "contains_patient_data": private,
     }
     packed: bytes = save(load(parameters), metadata={"vipbench": json.dumps(card)})
     return packed
@@ -173,22 +177,32 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return card, tensors
 
 
-def export(folder: Path, out: Path) -> list[Path]:
-    """Write a prompt file, and a card to read, for every finished cell that kept parameters."""
+def export(folder: Path, out: Path, patient_data: bool = False) -> tuple[list[Path], list[str]]:
+    """Write a prompt file, and a card to read, for every finished cell that kept parameters.
+
+    Parameters that may hold features of single images are left out, unless `patient_data`, of data
+    that may not be shared. Returns the files, and the rows that were left out.
+    """
     session = open_run(folder)
     made: list[Path] = []
+    left: list[str] = []
     with Store(folder, readonly=True) as store:
         for key in store.status():
             record, cell = store.record(key), session.cells.get(key)
             data = store.parameters(key) if record is not None and record.ok else None
             if record is None or cell is None or data is None:
                 continue
+            shared = cell.data.dataset.sharing == "allowed"
+            private = not shared and holds_patient_data(record)
+            if private and not patient_data:
+                left.append(f"{record.cell.method}, {record.cell.shots} shots")
+                continue
             out.mkdir(parents=True, exist_ok=True)
             path = out / f"{cell.row.method.name}-{key[:12]}.safetensors"
-            path.write_bytes(pack(cell, data, record.metrics))
+            path.write_bytes(pack(cell, data, record.metrics, private))
             path.with_suffix(".md").write_text(_card(_read(path)[0]), encoding="utf-8")
             made.append(path)
-    return made
+    return made, list(dict.fromkeys(left))
 
 
 def _card(card: Mapping[str, Any]) -> str:
@@ -203,6 +217,11 @@ def _card(card: Mapping[str, Any]) -> str:
         f"- data: {card['dataset_citation']} Licence: {card['dataset_licence']}. {card['caption']}",
         f"- made with vipbench {card['vipbench']}, record {card['key']}",
     ]  # fmt: skip
+    if card["contains_patient_data"]:
+        lines.append(
+            "- **contains-patient-data**: it may hold features of single images; keep it as you "
+            "keep the images"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -120,7 +120,8 @@ def holds_patient_data(record: Record) -> bool:
     """Whether the learned parameters beside the record may hold single images' features.
 
     That is so where a tensor has as many rows as there were images to learn from, to validate on
-    or to test (Tip-Adapter's keys), and at one shot, where a class's mean is one image.
+    or to test (Tip-Adapter's keys), and at one shot, where a class's mean is one image. Learned
+    context vectors, as many as the hyperparameter `n_ctx` says, are no rows of images.
     """
     told = record.provenance.get("parameters")
     if not isinstance(told, dict):
@@ -128,5 +129,15 @@ def holds_patient_data(record: Record) -> bool:
     d, n = record.data, record.metrics.get("n")
     sizes = {size for size in (d.n_support, d.n_val, n) if size}
     tensors = told.get("tensors")
-    shapes = list(tensors.values()) if isinstance(tensors, dict) else [[*sizes]]
+    shapes = [[*sizes]]
+    if isinstance(tensors, dict):
+        shapes = [_without_context(name, shape, record) for name, shape in tensors.items()]
     return record.cell.shots == 1 or any(set(shape) & sizes for shape in shapes if shape)
+
+
+def _without_context(name: str, shape: Sequence[int], record: Record) -> list[int]:
+    """A tensor's sizes but for the number of its context vectors."""
+    left, count = list(shape), record.hparams.get("n_ctx")
+    if "context" in name and count in left[:-1]:
+        left.remove(count)
+    return left
