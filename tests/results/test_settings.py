@@ -58,6 +58,7 @@ def test_seeds_under_different_settings_are_never_averaged(
         (("created",), "2027-01-02T03:04:05+00:00"),
         (("data", "n_support"), 11),
         (("provenance", "stacked_cells"), 3),
+        (("provenance", "prediction_hash"), "a" * 64),
     ],
 )
 def test_what_makes_no_number_may_differ(path: tuple[str, ...], value: Any) -> None:

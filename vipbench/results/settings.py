@@ -12,7 +12,14 @@ from vipbench.results.record import Record
 from vipbench.results.table import TableError
 
 # Kept out of comparisons of versions: they are settings, or say nothing of how a number was made.
-_NO_VERSION = ("method", "backbone", "dataset", "metric_revisions", "stacked_cells")
+_NO_VERSION = (
+    "method",
+    "backbone",
+    "dataset",
+    "metric_revisions",
+    "stacked_cells",
+    "prediction_hash",
+)
 _OF_SUPPORT = ("views", "sampler", "validation", "selection", "shots_unit")
 
 
