@@ -125,6 +125,8 @@ def rehash(row: dict[str, Any]) -> None:
     ("change", "says"),
     [
         (alter(lambda r: r["record"]["metrics"].update(accuracy=1.0)), "altered"),
+        (alter(lambda r: r.update(accuracy=0.99)), "what it says as accuracy is not"),
+        (alter(lambda r: r.update(shots="16", seed=9)), "what it says as shots, seed is not"),
         (alter(lambda r: r.update(scores=r["scores"][:-8] + "AAAAAAA=")), "altered"),
         (alter(lambda r: r["image_ids"].reverse()), "test set was altered"),
         (alter(lambda r: r.update(image_ids=None)), "none of the rows before it"),

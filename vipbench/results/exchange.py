@@ -13,6 +13,7 @@ from vipbench.errors import UsageError
 from vipbench.results.checking import disagreements
 from vipbench.results.export import RECORD_COLUMNS, record_row
 from vipbench.results.jsonvalues import dump
+from vipbench.results.metrics import METRICS
 from vipbench.results.packing import sha256
 from vipbench.results.predictions import Predictions, check_together
 from vipbench.results.privacy import Pseudonyms, public_record
@@ -31,6 +32,8 @@ OWN_COLUMNS = (
     "sha256",
 )
 COLUMNS = ("export_schema", *RECORD_COLUMNS, "submitter", *OWN_COLUMNS)
+# Columns that people read, and that a record must agree with.
+_REPEATED = ("key", "status", "shots", "seed", "n", *(n for n in METRICS if n in RECORD_COLUMNS))
 # Columns whose values are JSON: text in CSV and Parquet, themselves in JSON lines.
 JSON_COLUMNS = frozenset(
     (
@@ -119,6 +122,7 @@ def _read(row: Row, testsets: dict[str, Any]) -> tuple[Record, Predictions | Non
         raise ValueError("it was altered: its SHA-256 is another one")
     record = Record.from_json(dump(row["record"]))
     if row["testset"] is None:
+        _check_repeated(row, record)
         return record, None
     if row.get("image_ids") is not None:
         testset = (row["image_ids"], row["image_groups"], row["image_labels"])
@@ -135,7 +139,29 @@ def _read(row: Row, testsets: dict[str, Any]) -> tuple[Record, Predictions | Non
     wrong = disagreements(record, predictions)
     if wrong:
         raise ValueError(f"its metrics do not follow from its scores: {'; '.join(wrong)}")
+    _check_repeated(row, record)
     return record, predictions
+
+
+def _check_repeated(row: Row, record: Record) -> None:
+    shown = dict(zip(RECORD_COLUMNS, record_row(record), strict=True))
+    altered = [name for name in _REPEATED if not _alike(row[name], shown[name])]
+    if altered:
+        raise ValueError(
+            f"it was altered: what it says as {', '.join(altered)} is not what its record says"
+        )
+
+
+def _alike(given: Any, shown: Any) -> bool:
+    """Whether a column repeats a number or word, in a form whose fields may all be text."""
+    if given is None or shown is None:
+        return given is shown
+    if not isinstance(shown, int | float):
+        return str(given) == str(shown)
+    try:
+        return float(given) == shown
+    except (TypeError, ValueError):
+        return False
 
 
 def with_local_names(
