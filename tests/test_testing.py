@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vipbench import api
 from vipbench.cli.authoring import KINDS, new_command
@@ -38,6 +39,7 @@ class Plain(api.Method):
     name = "plain"
     kind = "TF"
     needs = frozenset({"text"})
+    uses_support = False
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, : self.task.n_classes]
@@ -65,14 +67,36 @@ class Dice(Plain):
 
 class Deaf(Plain):
     needs = frozenset()
+    uses_support = True
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_tensor([1.0, 0.0, 0.0]).expand(len(x), 3)
 
 
+class DeafPrompts(Plain):
+    """Trains a context that nothing reads."""
+
+    uses_support = True
+
+    @dataclass(frozen=True)
+    class HParams(api.HParams):
+        """The recipe alone."""
+
+        def recipe(self, info: api.CellInfo) -> api.Recipe:
+            return api.Recipe()
+
+    def __init__(self, task: api.Task, hparams: api.HParams) -> None:
+        super().__init__(task, hparams)
+        self.context = nn.Parameter(torch.zeros(4, 8))
+
+    def loss(self, batch: api.Batch) -> Tensor:
+        return super().loss(batch) + 0 * self.context.sum()
+
+
 @pytest.mark.parametrize(
     ("method", "rule"),
     [
+        (DeafPrompts, "learns the toy"),
         (Shape, "shapes"),
         (Nan, "finite"),
         (Mates, "each image's logits are its own"),
