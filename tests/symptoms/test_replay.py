@@ -44,3 +44,9 @@ def test_check_finds_and_refusals_are_one_line(cli: Cli, tmp_path: Path) -> None
     assert nobody.returncode == 2
     assert "--base-url is required" in nobody.stderr
     assert not (tmp_path / "o.json").exists()
+    unseen = cli(
+        "symptoms", "generate", "--dataset", "synthderm", "--modality", "x", "--model", "y",
+        "-o", tmp_path / "o.json", "--base-url", "http://127.0.0.1:9/v1", "--images", "support:4:1",
+    )  # fmt: skip
+    assert unseen.returncode == 2
+    assert "--images support:4:1 goes with --send-images" in unseen.stderr

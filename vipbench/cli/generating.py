@@ -51,6 +51,8 @@ def generate_command(
         host_of(base_url)
     if send_images and kind == "descriptions":
         raise UsageError("descriptions are written from class names alone; drop --send-images")
+    if images != "train" and not send_images:
+        raise UsageError(f"--images {images} goes with --send-images: without it none is shown")
     registry, data = loaded(dataset, data_root)
     names = data.dataset.class_names
     asked: dict[str, Any] = {
