@@ -141,7 +141,7 @@ def test_rows_that_are_wrong_are_named(release, tmp_path, make_images):
     write_release(release, cases, {**fine, "test": [2, 0]})
     bad_release(tmp_path, r"test_indexes\.csv', row 3: index 0 is used already: .*train_indexes")
     write_release(release, [*cases[:2], ("melanom", "a/3.jpg")], fine)
-    bad_release(tmp_path, r"meta\.csv', row 4: diagnosis 'melanom'; did you mean 'melanoma'")
+    bad_release(tmp_path, r"meta\.csv', row 4: unknown diagnosis 'melanom'; did you mean 'mel")
     write_release(release, [*cases[:2], ("", "a/3.jpg")], fine)
     bad_release(tmp_path, r"meta\.csv', row 4 has no diagnosis or derm")
     write_release(release, [("melanoma", "A/1.JPG"), *cases[1:]], fine)

@@ -42,7 +42,7 @@ def fetch(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="SUITE|BACKBONE|DATASET...",
+            metavar="SUITE|BACKBONE|DATASET",
             show_default=False,
             help="A suite's file, or sources as a run names them.",
         ),
@@ -69,7 +69,7 @@ def doctor(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SUITE|BACKBONE|DATASET]...",
+            metavar="SUITE|BACKBONE|DATASET",
             show_default=False,
             help="Look for these alone; by default for all that are known.",
         ),

@@ -134,7 +134,7 @@ class Derm7ptDataset(Dataset):
                 used[index] = where
                 at, (diagnosis, derm) = cases[index]
                 if diagnosis.lower() not in GROUP_OF:
-                    raise DataError(str(unknown(f"{at}: diagnosis", diagnosis, GROUP_OF)))
+                    raise DataError(f"{at}: {unknown('diagnosis', diagnosis, GROUP_OF)}")
                 label = labels.get(GROUP_OF[diagnosis.lower()])
                 if label is not None:
                     rows[split].append(Row(f"images/{derm}", label, at))
