@@ -21,7 +21,7 @@ from vipbench.spec import KNOWLEDGE
 
 # Fillings that stay apart in grey, from solid to empty.
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++", "----")
-LONGEST_NAME = 22
+LONGEST_NAME = 28
 WIDTH = 0.8
 # Behind numbers, which lines may cross.
 PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4}
