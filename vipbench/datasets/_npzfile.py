@@ -22,6 +22,9 @@ from vipbench.api.dataset import DataError
 # Compressed arrays up to this size are held in memory; larger ones are unpacked to a temporary
 # file. Uncompressed ones, of any size, are read from where they lie.
 IN_MEMORY_BYTES = 1024**3
+# Compressed arrays above this size that shrank to less than one part in MOST_SHRUNK hold nothing
+# but repetitions: a decompression bomb. Pictures shrink to a half or a third, masks to a fiftieth.
+BOMB_BYTES, MOST_SHRUNK = 64 * 1024**2, 500
 
 Array = npt.NDArray[Any]
 
@@ -123,6 +126,12 @@ def read_members(path: Path) -> dict[str, Member]:
                 raise DataError(
                     f"'{path}': array '{key}' is damaged: it says {shape} of {dtype} and holds "
                     f"{info.file_size - member.header_bytes} bytes"
+                )
+            if info.file_size > max(BOMB_BYTES, MOST_SHRUNK * info.compress_size):
+                raise DataError(
+                    f"'{path}': array '{key}' would unpack from {info.compress_size:,} to "
+                    f"{info.file_size:,} bytes, like a decompression bomb; if it is none, save it "
+                    "with numpy.savez, uncompressed"
                 )
             members[key] = member
     return members

@@ -49,6 +49,8 @@ class GroupRunner:
         self.features_of: Callable[[str], Features] = lambda name: self.features
         # Whether a method changed what other cells use: this process is then of no more use.
         self.spoilt = False
+        # Of a cell's key what it took to fit it into the memory; its record tells.
+        self._short: dict[str, str] = {}
 
     def run(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
         """All cells of one group (same row, dataset and backbone); a failure is a record."""
@@ -118,7 +120,10 @@ class GroupRunner:
                 return
             except OUT_OF_MEMORY:
                 half = len(every) // 2
-                self.note(f"'{label}': out of memory with {len(every)} cells at once")
+                told = (
+                    f"out of memory with {len(every)} cells at once; done again with half of them"
+                )
+                self._fell_short(label, told, [*chain(*every)])
             except SpoiltError:
                 raise
             except Exception as error:
@@ -155,7 +160,12 @@ class GroupRunner:
         # Same numbers: beyond its budget a pass only computes again what it did not keep.
         backbone.memory_budget //= 2
         told = "out of memory; done again with half the memory budget"
-        return self._execute([dataclasses.replace(c, notes=(*c.notes, told)) for c in cells])
+        self._fell_short(cells[0].row.label, told, cells)
+        return self._execute(cells)
+
+    def _fell_short(self, label: str, told: str, cells: Sequence[PlanCell]) -> None:
+        self.note(f"'{label}': {told}")
+        self._short.update((cell.key, told) for cell in cells)
 
     def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
         with self.guard.watch(_who(cells[0])):
@@ -181,7 +191,8 @@ class GroupRunner:
             self._test(some)
         # In the order of the trainings, whatever each was tested on.
         scored = {test.cell.key: test for some in tests.values() for test in some}
-        return [finished(scored[c.key], len(own)) for own in every for c in own]
+        short = self._short
+        return [finished(scored[c.key], len(own), short.get(c.key)) for own in every for c in own]
 
     def _test(self, tests: Sequence[Test]) -> None:
         """Score cells on the same images."""

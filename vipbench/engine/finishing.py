@@ -65,8 +65,9 @@ def trainings(cells: Sequence[PlanCell]) -> list[list[PlanCell]]:
     return list(found.values())
 
 
-def finished(test: Test, shared: int) -> Finished:
-    """The record of a scored cell. shared: how many cells were scored with its training."""
+def finished(test: Test, shared: int, short: str | None = None) -> Finished:
+    """The record of a scored cell. shared: how many cells were scored with its training. short:
+    what it took to fit it into the memory."""
     cell, item = test.cell, test.item
     scores = torch.cat(test.scores)
     if cell.part is not None and cell.part.columns is not None:
@@ -87,6 +88,8 @@ def finished(test: Test, shared: int) -> Finished:
         "history": item.history,
     }
     record["provenance"]["stacked_cells"] = item.stacked
+    if short:
+        record["provenance"]["out_of_memory"] = short
     if shared > 1:
         record["provenance"]["cells_of_training"] = shared
     # What was learned is kept once, beside the cell of its own classes.

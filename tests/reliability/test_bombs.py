@@ -1,0 +1,141 @@
+"""Small files that would unpack to gigabytes: refused by name, with under 200 MB growth."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.reliability.grid import REPO
+from vipbench.datasets.npz import NpzDataset
+
+GROWTH = 200e6
+# In a process of its own, whose peak is the file's alone.
+PROGRAM = r"""
+import re, sys
+from vipbench.api import DataError, ImageError, open_image
+from vipbench.datasets.npz import NpzDataset
+import numpy, PIL.Image, PIL.TiffImagePlugin, PIL.PngImagePlugin
+
+def peak():
+    # Not getrusage's, which a process inherits from who started it.
+    return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024
+
+before = peak()
+try:
+    if sys.argv[1].endswith("npz"):
+        splits = NpzDataset(sys.argv[1]).load(None)
+        splits["train"].open(0)
+    else:
+        open_image(sys.argv[1])
+except (DataError, ImageError) as error:
+    print(error)
+    print(peak() - before)
+else:
+    print("it was read")
+"""
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
+def zeros(count: int) -> bytes:
+    """`count` zeros, deflated piece by piece."""
+    packer, parts = zlib.compressobj(9), []
+    piece = bytes(1 << 20)
+    for _ in range(count >> 20):
+        parts.append(packer.compress(piece))
+    return b"".join(parts) + packer.compress(bytes(count % (1 << 20))) + packer.flush()
+
+
+def png(path: Path) -> None:
+    """20,000 x 20,000 RGB."""
+    head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    body = zeros(64 << 20)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+def text_png(path: Path) -> None:
+    """1 x 1, with a compressed comment of a gigabyte."""
+    head = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    comment = b"Comment\0\0" + zeros(1 << 30)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"zTXt", comment)
+        + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+def tiff(path: Path, side: int = 30_000) -> None:
+    """side x side greys in one deflated strip."""
+    body = zeros(256 << 20)
+    entries = [
+        *((256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1)),
+        *((273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, side), (279, 4, 1, len(body))),
+    ]
+    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    directory = struct.pack("<H", len(entries)) + table + struct.pack("<I", 0)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(body)) + body + directory)
+
+
+def npz(path: Path, size: int = 900 << 20) -> None:
+    """Images that say truly how large they are: a few hundred kilobytes for 900 MB."""
+    count = size >> 20
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for split in ("train", "val", "test"):
+            few = count if split == "train" else 2
+            with archive.open(f"{split}_images.npy", "w", force_zip64=True) as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (few, 1024, 1024)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for _ in range(few):
+                    file.write(bytes(1 << 20))
+            with archive.open(f"{split}_labels.npy", "w") as file:
+                np.lib.format.write_array(file, (np.arange(few) % 2).astype(np.uint8)[:, None])
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "says"),
+    [
+        (png, "bomb.png", "is 20000x20000, over the limit|over the limit of 67,108,864 pixels"),
+        (text_png, "text.png", "is damaged|too large|not an image"),
+        (tiff, "bomb.tiff", "over the limit"),
+        (npz, "bomb.npz", "'train_images' would unpack from .* like a decompression bomb"),
+    ],
+)
+def test_refused(tmp_path: Path, make: Callable[[Path], None], name: str, says: str) -> None:
+    path = tmp_path / name
+    make(path)
+    assert path.stat().st_size < 2e6
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path)],
+        capture_output=True, text=True, check=True, cwd=REPO, timeout=120,
+    )  # fmt: skip
+    message, growth = done.stdout.splitlines()
+    assert name in message
+    assert re.search(says, message), message
+    assert int(growth) < GROWTH
+    print(f"{name}: {int(growth) / 1e6:.0f} MB")
+
+
+def test_what_shrinks_well_is_no_bomb(tmp_path: Path) -> None:
+    arrays = {}
+    for split, count in (("train", 80), ("val", 2), ("test", 2)):
+        picture = np.zeros((count, 1024, 1024), np.uint8)
+        picture[:, ::8, ::8] = np.random.default_rng(0).integers(0, 255, (count, 128, 128))
+        arrays[f"{split}_images"] = picture
+        arrays[f"{split}_labels"] = (np.arange(count) % 2).astype(np.uint8)[:, None]
+    np.savez_compressed(tmp_path / "good.npz", **arrays)
+    (tmp_path / "good.yaml").write_text("class_names: [a, b]\n")
+    splits = NpzDataset(str(tmp_path / "good.npz")).load(None)
+    assert splits["train"].open(0).size == (1024, 1024)
