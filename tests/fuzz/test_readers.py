@@ -16,12 +16,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.results.samples import scored
 from vipbench.api import DataError
 from vipbench.datasets.csv_manifest import CsvDataset
 from vipbench.datasets.derm7pt import Derm7ptDataset
 from vipbench.datasets.npz import NpzDataset
 from vipbench.datasets.split_file import SplitFileDataset
 from vipbench.errors import UsageError
+from vipbench.results import Record
+from vipbench.results.exchange import COLUMNS, export_rows, read_rows
+from vipbench.results.exchange_files import read_file, write_rows
+from vipbench.results.store import Store
 from vipbench.spec import RunSpec
 from vipbench.symptoms import load_symptoms
 
@@ -146,3 +151,74 @@ def test_suite_yaml(folder: Path, content: bytes) -> None:
         RunSpec.from_yaml(path)
     except UsageError:
         return
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """An export of two records in each format."""
+    out, found = tmp_path_factory.mktemp("exported"), {}
+    with Store(out) as store:
+        for seed in (1, 2):
+            store.add(*scored(seed))
+        for form in ("csv", "jsonl", "parquet"):
+            write_rows(out / f"x.{form}", export_rows(store, None), form)
+            found[form] = (out / f"x.{form}").read_bytes()
+    return found
+
+
+def imported(path: Path) -> list[Record]:
+    """What `vipbench import` would take."""
+    return [record for record, _ in read_rows(read_file(path), path.name)]
+
+
+@fuzz
+@given(form=st.sampled_from(["csv", "jsonl", "parquet"]), places=changes, cut=st.integers(0, 9000))
+@example(form="jsonl", places=[], cut=1)
+@example(form="csv", places=[(0, 0)], cut=0)
+def test_altered_exports(
+    folder: Path, exported: dict[str, bytes], form: str, places: list[tuple[int, int]], cut: int
+) -> None:
+    path = folder / f"altered.{form}"
+    path.write_bytes(altered(exported[form], places, cut))
+    try:
+        found = imported(path)
+    except REFUSED:
+        return
+    # What is taken is what was exported: never another number.
+    good = [scored(seed)[0].metrics for seed in (1, 2)]
+    assert [record.metrics for record in found] == good[: len(found)]
+
+
+@fuzz
+@given(
+    form=st.sampled_from(["csv", "jsonl", "parquet"]),
+    content=st.binary(max_size=200) | st.text().map(lambda t: t.encode("utf-8", "replace")),
+)
+@example(form="jsonl", content=b"[" * 100_000)
+@example(form="jsonl", content=b'{"export_schema": 1' + b"0" * 5000 + b"}")
+@example(form="csv", content=b'"' * 200_000)
+@example(form="parquet", content=b"PAR1" + bytes(20) + b"PAR1")
+def test_any_bytes_as_export(folder: Path, form: str, content: bytes) -> None:
+    path = folder / f"any.{form}"
+    path.write_bytes(content)
+    try:
+        found = imported(path)
+    except REFUSED:
+        return
+    assert found == []
+
+
+@fuzz
+@given(number=st.sampled_from([0, 1]), name=st.sampled_from(COLUMNS), value=values)
+def test_any_value_in_an_export(
+    folder: Path, exported: dict[str, bytes], number: int, name: str, value: object
+) -> None:
+    rows = [json.loads(line) for line in exported["jsonl"].splitlines()]
+    rows[number][name] = value
+    path = folder / "value.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    try:
+        found = imported(path)
+    except REFUSED:
+        return
+    assert [r.metrics for r in found] == [scored(seed)[0].metrics for seed in (1, 2)]

@@ -263,3 +263,50 @@ def test_all_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("VIPBENCH_WORKER_GB", "2.5")
     assert len(BAD) >= 30
     run_beside(grid.write_data(tmp_path), list(BAD))
+
+
+HANGS = """
+import time
+import vipbench
+from vipbench import api
+
+class Hangs(api.Method):
+    '''Never comes back.'''
+    name = "hangs"
+    kind = "TF"
+    needs = frozenset()
+
+    def prepare(self, support):
+        time.sleep(600)
+
+    def forward(self, x):
+        return x[:, :2]
+
+@vipbench.hookimpl
+def register_methods(register):
+    register(Hangs)
+"""
+
+
+def test_the_next_cell_starts_within_five_seconds_of_a_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spare worker is started before the limit, so that the next cell need not wait for it."""
+    data = grid.write_data(tmp_path)
+    (data / "plugins" / "hangs.py").write_text(HANGS, encoding="utf-8")
+    log = tmp_path / "begun"
+    monkeypatch.setenv("STEADY_LOG", str(log))
+    ended: list[float] = []
+
+    class Clock(driver.Observer):
+        def cell_done(self, cell: driver.PlannedCell, record: Record) -> None:
+            if record.error is not None and record.error.type == "Timeout":
+                ended.append(time.time())
+                assert not log.exists()
+
+    limit = spec(data, "out", ["hangs", "steady"]).model_copy(update={"cell_timeout": 12.0})
+    outcome = driver.run(limit, Clock())
+    assert (outcome.done, outcome.failed) == (1, 1)
+    gap = log.stat().st_mtime - ended[0]
+    print(f"the next cell was begun {gap:.1f} s after the limit")
+    assert gap < 5

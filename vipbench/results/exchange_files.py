@@ -59,7 +59,8 @@ def read_file(path: Path) -> Iterator[Row]:
     form = format_of(path, None)
     try:
         yield from {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}[form](path)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, RecursionError) as error:
+    except (ValueError, csv.Error, RecursionError, OverflowError, MemoryError) as error:
+        # No UTF-8, no JSON, endless digits, nesting or fields.
         raise UsageError(f"'{path}' is not a {form} file that vipbench exported: {error}") from None
 
 
@@ -103,7 +104,9 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         for batch in file.iter_batches(500):
             for row in batch.to_pylist():
                 yield {k: _read_json(k, v) for k, v in row.items()}
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's; pyarrow's own, of what a damaged file says, carry no number
         raise UsageError(
             f"'{path}' is not a parquet file that vipbench exported: {error}"
         ) from None
