@@ -28,7 +28,6 @@ def repeat(data: Path, rows: list[str], times: int, seeds: int) -> None:
     rng = random.Random(1)
     whole = ",".join(map(str, range(1, seeds + 1)))
     first = data / "out-0"
-    same = 0
     for turn in range(times):
         order, out = rows[:], data / f"out-{turn}"
         rng.shuffle(order)
@@ -53,7 +52,7 @@ def repeat(data: Path, rows: list[str], times: int, seeds: int) -> None:
             np.testing.assert_allclose(found[key].scores, scores, rtol=0, atol=bound)
         if looped:
             one, other = grid.bits(out), grid.bits(first)
-            same += sum(one[key] == other[key] for key in one)
+            same = sum(one[key] == other[key] for key in one)
             print(f"looped: {same} of {len(one)} cells are the same in every bit")
         else:
             assert grid.bits(out) == grid.bits(first), (turn, workers)

@@ -59,6 +59,8 @@ def read_file(path: Path) -> Iterator[Row]:
     form = format_of(path, None)
     try:
         yield from {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}[form](path)
+    except UsageError:
+        raise
     except (ValueError, csv.Error, RecursionError, OverflowError, MemoryError) as error:
         # No UTF-8, no JSON, endless digits, nesting or fields.
         raise UsageError(f"'{path}' is not a {form} file that vipbench exported: {error}") from None
