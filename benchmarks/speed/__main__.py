@@ -23,8 +23,6 @@ from typing import Any
 
 os.environ.setdefault("VIPBENCH_CACHE", tempfile.mkdtemp(prefix="vipbench-speed-"))
 
-import itertools
-
 import open_clip
 import torch
 
@@ -39,12 +37,13 @@ from benchmarks.speed.grid import (
     peak_memory,
 )
 from benchmarks.speed.plain import Cell, Plain, step
+from benchmarks.speed.text import growth, memory_of_many, read_texts, text_pass
 from vipbench.api import Support
-from vipbench.engine.seeding import cell_generator
 from vipbench.engine.stacking import TrainCell, schedule
 from vipbench.engine.training import train
 
 RESULTS = Path(__file__).parents[1] / "results"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def seconds(function: Callable[[], Any], times: int) -> float:
@@ -54,6 +53,8 @@ def seconds(function: Callable[[], Any], times: int) -> float:
     for _ in range(times):
         start = time.perf_counter()
         function()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
 
@@ -70,7 +71,7 @@ def method_of(grid: Grid, name: str, shots: int, epochs: int) -> tuple[Any, Any,
 
     runner = GroupRunner(grid.features, print)
     hparams = type(cell.hparams)(**{**vars(cell.hparams), "epochs": epochs})
-    task = runner._task(cell)
+    task = runner._task(cell, grid.data)
     return cell.row.method(task, hparams), hparams.recipe(cell.info), task.generator
 
 
@@ -86,7 +87,7 @@ def same_losses(grid: Grid, name: str, epochs: int = 3) -> float:
     method, recipe, generator = method_of(grid, name, 4, epochs)
     rows = next(c for c in grid.cells(name) if c.shots == 4 and c.seed == 1).support.train.tolist()
     x = grid.features.plain("train", rows)
-    labels = torch.tensor(grid.data.splits["train"].labels[rows])
+    labels = torch.tensor(grid.data.splits["train"].labels[rows], device=DEVICE)
     ours = TrainCell(method, recipe, Support(x, labels, 2, 4), generator)
     plan = schedule(ours)
     theirs = plain_cell(grid, name, 4)
@@ -104,16 +105,17 @@ def same_losses(grid: Grid, name: str, epochs: int = 3) -> float:
 def plain_parts(grid: Grid, times: int) -> dict[str, float]:
     """Seconds of what the plain way does: an image, and each method's text step."""
     p = problem(grid)
-    pixels = torch.randn(32, 3, grid.backbone.image_size, grid.backbone.image_size)
+    pixels = torch.randn(32, 3, grid.backbone.image_size, grid.backbone.image_size, device=DEVICE)
     parts = {"image": seconds(lambda: p.images(pixels), max(2, times // 3)) / 32}
     for name in METHODS:
         cell = plain_cell(grid, name, 16)
         optimizer = torch.optim.SGD(cell.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
         batch = 1 if name == "cocoop" else 32
-        x, labels = torch.randn(batch, grid.backbone.dim), torch.arange(batch) % 2
+        x = torch.randn(batch, grid.backbone.dim, device=DEVICE)
+        labels = torch.arange(batch, device=DEVICE) % 2
         parts[name] = seconds(lambda c=cell, o=optimizer, x=x, y=labels: step(c, o, x, y), times)
         with torch.no_grad():
-            many = torch.randn(4 if name == "cocoop" else 32, grid.backbone.dim)
+            many = torch.randn(4 if name == "cocoop" else 32, grid.backbone.dim, device=DEVICE)
             test = seconds(lambda c=cell, m=many: c(m), max(2, times // 3))
         # CoCoOp's test needs a text pass for each image, the others' one a batch.
         parts[f"{name}-test"] = test / len(many)
@@ -131,23 +133,43 @@ def plain_seconds(parts: dict[str, float], name: str, epochs: int) -> tuple[floa
     return images * parts["image"], steps * parts[name] + tests
 
 
-def text_step(grid: Grid, name: str, times: int) -> float:
-    """Seconds a cell of one step of 15 stacked cells on ready features."""
-    cells = []
-    for i in range(15):
-        method, recipe, _ = method_of(grid, name, 16, times + 1)
-        support = Support(torch.randn(32, grid.backbone.dim), torch.arange(32) % 2, 2, 16)
-        cells.append(TrainCell(method, recipe, support, cell_generator("speed", 16, i)))
-    marks: list[float] = []
-    train(cells, lambda share: marks.append(time.perf_counter()))
-    gaps = [b - a for a, b in itertools.pairwise(marks)]
-    return statistics.median(gaps) / 15
+def matmul_peak(half: bool) -> float:
+    """Measured products of large matrices, in 1e9 multiplications and additions a second."""
+    a, b = torch.randn(2048, 2048, device=DEVICE), torch.randn(2048, 2048, device=DEVICE)
+    if half:
+        a, b = a.bfloat16(), b.bfloat16()
+
+    def product() -> None:
+        a @ b
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    product()
+    best = 1e9
+    for _ in range(12):
+        start = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best / 1e9
 
 
-def matmul_peak() -> float:
-    """Measured fp32 matrix products a second, in 1e9 multiply-adds x 2."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    return 2 * 2048**3 / seconds(lambda: a @ b, 8) / 1e9
+def text_passes(grid: Grid, files: list[Path], times: int, peak: float) -> dict[str, Any]:
+    """The text pass alone on our texts and on those of `files`."""
+    own = [text for row in SYMPTOMS.values() for text in row]
+    sets = {"own": own} | {file.stem: read_texts(file) for file in files}
+    found = {}
+    for name, texts in sets.items():
+        found[name] = each = text_pass(grid.backbone, texts, times, peak)  # type: ignore[arg-type]
+        say(f"{grid.precision} text pass, {name}: {each['1 cells']['ratio']:.1f} times less alone, "
+            f"{each['15 cells']['ratio']:.1f} with 15 cells as one; "
+            f"{each['share_of_peak']:.0%} of the products' peak")  # fmt: skip
+    return found
+
+
+def per_epoch_views(epochs: int) -> int:
+    """Images that the whole grid encodes beyond the evaluation view with augmented views of every
+    epoch: 32 images under each seed; all methods and, support sets being nested, shots share."""
+    return len(SEEDS) * 2 * max(SHOTS) * epochs
 
 
 def main() -> None:
@@ -156,6 +178,8 @@ def main() -> None:
     parser.add_argument("--arch", default="ViT-B-16")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--quick", action="store_true", help="ViT-B-32, 4 epochs, fewer timings")
+    parser.add_argument("--symptoms", type=Path, nargs="*", default=[], metavar="FILE",
+                        help="more texts for the text pass: {class: [symptom, ...]}")  # fmt: skip
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("-o", "--out", type=Path, default=None)
     args = parser.parse_args()
@@ -164,13 +188,14 @@ def main() -> None:
     if args.quick:
         arch, epochs, times = "ViT-B-32", 4, 3
     backbone = make_backbone(arch)
+    backbone.to(DEVICE)
     results: dict[str, Any] = {
-        "arch": arch, "epochs": epochs, "threads": args.threads,
-        "device": platform.processor() or platform.machine(), "cpu": cpu_name(),
+        "arch": arch, "epochs": epochs, "threads": args.threads, "device": device_name(),
         "torch": torch.__version__, "open_clip": open_clip.__version__,
     }  # fmt: skip
     grid = Grid(backbone, epochs)
     results["features_s"] = grid.encode()
+    image_s = results["features_s"] / (32 + TEST)
     say(f"vipbench: {32 + TEST} images encoded once in {results['features_s']:.1f} s")
     for name in METHODS:
         results[f"loss_difference_{name}"] = same_losses(grid, name)
@@ -179,35 +204,49 @@ def main() -> None:
     say(f"plain parts: { ({k: round(v, 4) for k, v in parts.items()}) }")
     for precision in ("fp32", "bf16"):
         grid.precision = precision
-        total = plain_total = 0.0
+        spent: dict[str, float] = {}
+        plain_total = 0.0
         for name in METHODS:
-            taken, finished = grid.run(name)
+            spent[name], finished = grid.run(name)
             assert all(f.record.ok for f in finished), finished[0].record.error
             images, rest = plain_seconds(parts, name, epochs)
-            results[f"{precision}/{name}"] = {"vipbench_s": taken, "plain_images_s": images,
+            results[f"{precision}/{name}"] = {"vipbench_s": spent[name], "plain_images_s": images,
                                              "plain_rest_s": rest}  # fmt: skip
-            total, plain_total = total + taken, plain_total + images + rest
-            say(f"{precision} {name}: vipbench {taken:.1f} s, plain {images + rest:.0f} s")
-        total += results["features_s"]
-        results[f"{precision}/grid"] = {"vipbench_s": total, "plain_s": plain_total,
-                                       "ratio": plain_total / total}  # fmt: skip
-        say(f"{precision} whole grid, features included: {plain_total / total:.1f} times less time")
-        for name in ("coop", "vip"):
-            own = text_step(grid, name, times)
-            results[f"{precision}/text-step/{name}"] = ratio = parts[name] / own
-            say(f"{precision} text step of {name}, 15 cells stacked, per cell: {ratio:.1f} times")
-        # The last setting stays until it is taken back.
+            plain_total += images + rest
+            say(f"{precision} {name}: vipbench {spent[name]:.1f} s, plain {images + rest:.0f} s")
+        features = results["features_s"]
+        total = sum(spent.values()) + features
+        views = total + per_epoch_views(epochs) * image_s
+        results[f"{precision}/grid"] = {
+            "vipbench_s": total, "plain_s": plain_total, "ratio": plain_total / total,
+            "with_views_of_every_epoch_s": views, "ratio_with_views": plain_total / views,
+            "cocoop_over_coop": (features + spent["cocoop"]) / (features + spent["coop"]),
+        }  # fmt: skip
+        say(f"{precision} whole grid, features included: {plain_total / total:.1f} times less; "
+            f"{plain_total / views:.1f} with augmented views of every epoch (their encoding added "
+            "up from the measured time of an image)")  # fmt: skip
+        peak = results[f"{precision}/peak_gflops"] = matmul_peak(precision == "bf16")
+        # The precision that the last cell set stays until it is taken back.
+        results[f"{precision}/text"] = text_passes(grid, args.symptoms, times, peak)
+        if precision == "fp32":
+            own = [text for row in SYMPTOMS.values() for text in row]
+            results["growth_s"] = growth(backbone, own, times)
+            say(f"growth: {results['growth_s']}")
         backbone.training_precision = "fp32"
-    results["matmul_gflops"] = matmul_peak()
     results["peak_memory_gb"] = peak_memory()
+    if DEVICE == "cpu":
+        results["many_texts"] = memory_of_many(arch)
+        say(f"1000 classes x 10 texts: {results['many_texts']}")
     RESULTS.mkdir(exist_ok=True)
     out = args.out or RESULTS / f"speed-{arch}-{'quick' if args.quick else 'full'}.json"
     out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     say(f"written to {out.name}")
 
 
-def cpu_name() -> str:
-    """What the processor calls itself."""
+def device_name() -> str:
+    """The GPU, else what the processor calls itself and how many cores there are."""
+    if DEVICE == "cuda":
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

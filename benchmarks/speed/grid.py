@@ -18,6 +18,7 @@ from vipbench.engine.cells import Finished, GroupRunner
 from vipbench.engine.features import Features
 from vipbench.engine.loading import LoadedBackbone, LoadedDataset, sha
 from vipbench.engine.planning import PlanCell, make_rows, plan_cells
+from vipbench.engine.protocols import Scene
 from vipbench.plugins import Plugin, load_registry
 from vipbench.spec import RunSpec
 
@@ -114,7 +115,7 @@ class Grid:
         """The 15 cells of a method."""
         spec = self.spec(method)
         [row] = make_rows(self.registry, spec.methods)
-        return plan_cells(spec, row, self.data, self.loaded)
+        return plan_cells(spec, row, Scene(self.data), self.loaded)
 
     def encode(self) -> float:
         """Seconds to encode every image once."""

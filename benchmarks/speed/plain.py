@@ -27,6 +27,7 @@ class Plain:
     def prompts(self, texts: list[str], m: int) -> tuple[Tensor, Tensor]:
         """Token embeddings (T,77,W) with m places behind the start token, and end rows (T,)."""
         tokens = open_clip.SimpleTokenizer()([" ".join(["X"] * m + [text]) for text in texts])
+        tokens = tokens.to(self.model.token_embedding.weight.device)
         with torch.no_grad():
             return self.model.token_embedding(tokens), tokens.argmax(-1)
 

@@ -18,6 +18,8 @@ from vipbench.engine.cells import GroupRunner
 from vipbench.engine.features import Features
 from vipbench.engine.loading import load_backbone, load_dataset
 from vipbench.engine.planning import PlanCell, Row, plan_cells
+from vipbench.engine.protocols import Scene
+from vipbench.engine.protocols import test_rows as rows_of_test
 from vipbench.engine.support import image_batches, make_support
 from vipbench.engine.support import test_inputs as inputs_of_test
 from vipbench.plugins import load_registry
@@ -62,7 +64,7 @@ def plan(tmp_path: Path, **values: Any) -> tuple[list[PlanCell], Features]:
     data = load_dataset(registry, spec, "synthderm")
     backbone = load_backbone(registry, "tiny-clip")
     plugin = registry.methods["zero-shot"].plugin
-    cells = plan_cells(spec, Row("peek", Peek, plugin, Peek.HParams()), data, backbone)
+    cells = plan_cells(spec, Row("peek", Peek, plugin, Peek.HParams()), Scene(data), backbone)
     return cells, Features(backbone.backbone, data.splits, data.fingerprint)
 
 
@@ -117,7 +119,7 @@ def test_batches_are_rows_of_the_whole_view(planned: tuple[list[PlanCell], Featu
     assert not torch.equal(take([3], 1), take([3], 2))
     other = dataclasses.replace(support, best_val=True)
     assert torch.equal(other.plain, support.plain)
-    parts = list(inputs_of_test(features, Peek))
+    parts = list(inputs_of_test(features, Peek, rows_of_test(cell.tested)))
     assert [len(p) for p in parts] == [256, 44]
     assert torch.equal(parts[1][:2], features.images("test", [(256, 0), (257, 0)], None))
 
