@@ -260,7 +260,7 @@ def test_six_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.reliability
 @pytest.mark.timeout(1200)
 def test_all_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIPBENCH_WORKER_GB", "2.5")
+    monkeypatch.setenv("VIPBENCH_WORKER_GB", "1.5")
     assert len(BAD) >= 30
     run_beside(grid.write_data(tmp_path), list(BAD))
 

@@ -233,6 +233,7 @@ class Crew:
     def _look_at_time(self, post: Post) -> None:
         assert post.worker is not None
         idle = time.monotonic() - post.worker.last
+        # A spare takes some ten seconds to be ready.
         if idle > max(self._limit / 4, self._limit - 30) and post.spare is None:
             post.spare = self._started(post)
         if idle > self._limit:
