@@ -175,3 +175,26 @@ def test_an_image_that_cannot_be_read_is_named(
     mine = pictures.Pictures(features.backbone, {"test": split}, "two")
     with pytest.raises(api.ImageError, match=r"bad\.png"):
         mine.get("test", [(0, 0), (1, 0)], None)
+
+
+def test_the_next_batch_is_decoded_while_one_is_encoded(
+    planned: tuple[list[PlanCell], Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, features = planned
+    images = Wards(70)
+    split = api.Split(images, np.zeros(70, dtype=np.int64), tuple(map(str, range(70))))
+    asked = []
+    encode = features.backbone.encode_image
+
+    def noting(pixels: Tensor) -> Tensor:
+        asked.append(len(images.threads))
+        return encode(pixels)
+
+    monkeypatch.setattr(features.backbone, "encode_image", noting)
+    mine = Features(features.backbone, {"test": split}, "seventy")
+    found = mine.plain("test", range(70))
+    # Batches of 32, 32 and 6: each is encoded when the one behind it has been asked for.
+    assert asked == [64, 70, 70]
+    assert mine.encoded_images == 70
+    alone = Features(features.backbone, {"test": split}, "seventy one").plain("test", [33])
+    assert torch.equal(found[33], alone[0])

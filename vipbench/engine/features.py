@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 
 import torch
@@ -143,9 +143,16 @@ class Features:
         if rest:
             self.before_encoding()
         kept: list[tuple[Sequence[Item], Tensor]] = []
-        for start in range(0, len(rest), ENCODE_BATCH):
-            part = rest[start : start + ENCODE_BATCH]
-            features = self.encode(split, part, views)
+        starts = range(0, len(rest), ENCODE_BATCH)
+        parts = [rest[i : i + ENCODE_BATCH] for i in starts]
+        # While a batch is encoded, the next one is decoded.
+        begun = map(partial(self._pictures.begin, split, views=views), parts)
+        ready = next(begun, None)
+        for start, part in zip(starts, parts, strict=True):
+            assert ready is not None
+            pixels = ready()
+            ready = next(begun, None)
+            features = self._encode(pixels)
             kept.append((part, features))
             if len(kept) == BLOCK_BATCHES or start + ENCODE_BATCH >= len(rest):
                 shelf.put([i for p, _ in kept for i in p], torch.cat([f for _, f in kept]))
@@ -154,17 +161,20 @@ class Features:
             shelf.alive()
             yield part, features
 
-    @torch.no_grad()
     def encode(self, split: str, part: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
         """Features (n,D) of at most ENCODE_BATCH items, as the tower gives them now."""
-        pixels = self.images(split, part, views)
-        padded = torch.cat([pixels, pixels[:1].expand(ENCODE_BATCH - len(part), -1, -1, -1)])
-        features = self.backbone.encode_image(padded)[: len(part)].float()
+        return self._encode(self.images(split, part, views))
+
+    @torch.no_grad()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """(n,3,H,H) -> (n,D), n at most ENCODE_BATCH."""
+        padded = torch.cat([pixels, pixels[:1].expand(ENCODE_BATCH - len(pixels), -1, -1, -1)])
+        features = self.backbone.encode_image(padded)[: len(pixels)].float()
         if not bool(torch.isfinite(features).all()):
             raise ValueError(
                 f"backbone '{self.backbone.name}' gave features that are not finite numbers"
             )
-        self.encoded_images += len(part)
+        self.encoded_images += len(pixels)
         return features
 
     def _shelf(self, split: str, views: tuple[Views, int] | None) -> Shelf:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 
 import torch
@@ -48,21 +47,31 @@ class Pictures:
     def get(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
         """Images (N,3,H,H) of `items` (index, view) on the backbone's device: the evaluation view
         where `views` is None, else training views of (views, seed)."""
+        return self.begin(split, items, views)()
+
+    def begin(
+        self, split: str, items: Sequence[Item], views: tuple[Views, int] | None
+    ) -> Callable[[], Tensor]:
+        """Begin to decode what `get` gives, beside what else is done; the result waits for it."""
         works = []
         for index, some in groupby(items, key=lambda item: item[0]):
             # A dataset is asked for one item at a time; only what follows runs in threads.
             kept = self._kept.get((split, index)) if views is not None else None
             given = self.splits[split].images[index] if kept is None else None
             works.append(_Work(index, [v for _, v in some], given, kept))
-        run = partial(self._run, split, views)
-        if len(works) < 2:
-            made = [run(work) for work in works]
-        else:
-            if self._threads is None:
-                most = min(MOST_THREADS, os.cpu_count() or 1)
-                self._threads = ThreadPoolExecutor(most, thread_name_prefix="pictures")
-            made = list(self._threads.map(run, works))
-        return torch.stack([view for part in made for view in part]).to(self.backbone.device)
+        if self._threads is None:
+            most = min(MOST_THREADS, os.cpu_count() or 1)
+            self._threads = ThreadPoolExecutor(most, thread_name_prefix="pictures")
+        made = [self._threads.submit(self._run, split, views, work) for work in works]
+
+        def result() -> Tensor:
+            images = torch.stack([view for part in made for view in part.result()])
+            device = self.backbone.device
+            if device.type == "cuda":
+                return images.pin_memory().to(device, non_blocking=True)
+            return images.to(device)
+
+        return result
 
     def _run(self, split: str, views: tuple[Views, int] | None, work: _Work) -> list[Tensor]:
         """The preprocessed views of one image."""
