@@ -199,6 +199,10 @@ def test_hostile_names_are_harmless_in_every_format() -> None:
     assert "\x1b" not in told["text"]
     assert "<script>" not in told["github"]
     assert r"\textless{}script\textgreater{}\%\_\& \$x\$" in told["latex"]
+    # The lower end is below 0: its sign is set, not named by its code point.
+    assert "−" in told["text"]
+    assert "$-$" in told["latex"]
+    assert "(U+" not in told["latex"].replace("(U+001B)", "")
     (row,) = csv.DictReader(io.StringIO(told["csv"]))
     assert row["a"] == "'" + hostile
     assert json.loads(told["json"])["claims"][0]["a"] == hostile

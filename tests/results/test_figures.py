@@ -90,6 +90,25 @@ def test_curves_hold_the_tables_numbers(seven: Path) -> None:
     assert names == ["zero-shot", "coop", "linear-probe", "vip"]
     assert "95 % interval, new support sets" in legend.get_title().get_text()
     assert "confidence interval by the t distribution: for new support sets" in caption
+    assert "as a band (at 0 shots a line) its 95 % confidence interval" in caption
+    assert (
+        "Against shots, training images per class; full: the whole training split; 0: no" in caption
+    )
+
+
+@pytest.mark.parametrize("aggregate", ["sd", "ci-seeds", "ci-images", "ci-both", "none"])
+@pytest.mark.parametrize("kind", ["fewshot", "bars"])
+def test_a_figures_caption_speaks_of_what_is_drawn(seven: Path, kind: str, aggregate: str) -> None:
+    cells, load = opened(seven)
+    chosen = select(cells, datasets=["set 0"], shots=[1, 4])
+    _, caption = draw(kind, chosen, load, aggregate=aggregate)
+    for word in ("brackets", "Columns", " row "):
+        assert word not in caption
+    drawn = {"fewshot": "s a band", "bars": "s a black line"}[kind]
+    assert (drawn in caption) == (aggregate != "none")
+    if kind == "bars":
+        assert "4 training images per class; no training image for zero-shot" in caption
+        assert "The majority line always predicts" in caption
 
 
 def test_an_unfinished_entry_is_a_gap(seven: Path) -> None:
@@ -100,7 +119,7 @@ def test_an_unfinished_entry_is_a_gap(seven: Path) -> None:
     figure, caption = draw("fewshot", Cells(cells.planned, records), load, aggregate="none")
     line = next(line for line in figure.axes[0].lines if len(line.get_ydata()) == 3)
     assert list(np.isnan(line.get_ydata())) == [False, True, False]
-    assert "not all planned seeds have a result" in caption
+    assert "A gap: not all planned seeds have a result." in caption
 
 
 def test_where_shots_lie() -> None:

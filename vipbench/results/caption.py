@@ -22,7 +22,17 @@ def with_words(table: Table, cells: Cells, title: str | None = None) -> Table:
     return replace(table, caption=_caption(table, cells, title), notes=tuple(_notes(table, cells)))
 
 
-def _caption(table: Table, cells: Cells, title: str | None) -> str:
+def figure_words(table: Table, cells: Cells, title: str | None, shape: str) -> str:
+    """The caption and notes of a figure of the table: shape "curves" or "bars"."""
+    state = {"curves": "A gap", "bars": "–"}[shape]
+    notes = [
+        f"{state}: not all planned seeds have a result." if "not all planned" in note else note
+        for note in _notes(table, cells)
+    ]
+    return " ".join([_caption(table, cells, title, shape), *notes])
+
+
+def _caption(table: Table, cells: Cells, title: str | None, shape: str = "table") -> str:
     done = cells.done()
     titles = [metric_title(name) for name in table.metrics()]
     datasets = list(dict.fromkeys(cell.dataset for cell in cells.planned))
@@ -41,15 +51,19 @@ def _caption(table: Table, cells: Cells, title: str | None) -> str:
         f"{and_(titles)}{unit} on {and_(named)} with backbone{'s' * (len(backbones) > 1)} "
         f"{and_(backbones)}"
     )
-    sentences += [_seeds(table, cells), _shots(table, cells)]
+    seeds = _seeds(table, cells)
+    if drawn := _DRAWN.get(shape):
+        swaps = {"±": "and, as {}, ±", "in brackets": "as {}", "In brackets": "As {}"}
+        for told, new in swaps.items():
+            seeds = seeds.replace(told, new.format(drawn))
+    sentences += [seeds, _shots(table, cells, shape)]
     sentences += protocol_sentences([record for _, record in done])
     told = settings_told([record for _, record in done])
     if told:
         sentences.append(f"Protocol: {told}")
-    if "majority" in table.kinds():
-        sentences.append(
-            "The majority row always predicts the most frequent class of the training split"
-        )
+    if "majority" in table.kinds() and shape != "curves":
+        majority = "The majority row always predicts the most frequent class of the training split"
+        sentences.append(majority.replace("row", "line") if shape == "bars" else majority)
     made_with = sorted({str(record.provenance.get("vipbench", "?")) for _, record in done})
     if made_with:
         sentences.append(f"Made with vipbench {and_(made_with)}")
@@ -93,14 +107,19 @@ _SPREAD = {
 }
 
 
-def _shots(table: Table, cells: Cells) -> str:
+# What a table has in brackets a figure draws.
+_DRAWN = {"curves": "a band (at 0 shots a line)", "bars": "a black line"}
+
+
+def _shots(table: Table, cells: Cells, shape: str = "table") -> str:
     shots = {cell.shots for cell in cells.possible()}
     parts: list[Column | Row] = [*table.columns, *table.rows]
-    shown = any(part.shots is not None for part in parts)
+    shown = any(part.shots is not None for part in parts) and shape != "bars"
     told = []
     if shown and shots - {0, "full"}:
-        where = "Rows" if any(row.shots is not None for row in table.rows) else "Columns"
-        told.append(f"{where} are shots, training images per class")
+        where = "Rows are" if any(row.shots is not None for row in table.rows) else "Columns are"
+        where = "Against" if shape == "curves" else where
+        told.append(f"{where} shots, training images per class")
     if not shown:
         one = sorted(shots - {0}, key=str)
         told += [

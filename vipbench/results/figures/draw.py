@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from vipbench.errors import UsageError, unknown
 from vipbench.results import stats
-from vipbench.results.caption import and_
+from vipbench.results.caption import and_, figure_words
 from vipbench.results.comparison import Cells, check_comparable
 from vipbench.results.figures.bars import bars, knowledge_groups, method_groups
 from vipbench.results.figures.curves import curves
@@ -61,7 +61,7 @@ def draw(
         if kind == "fewshot":
             layout = Layout(metrics=(metric,), aggregate=spreads[0], highlight="none", title=title)
             table = lay_out(cells, layout, load)
-            return curves(table), " ".join([table.caption, *table.notes])
+            return curves(table), figure_words(table, cells, title, "curves")
         if kind in ("bars", "knowledge"):
             return _bars(kind, cells, load, metric, spreads, title)
         if kind == "cd":
@@ -114,7 +114,7 @@ def _bars(
         except TableError:
             if spread == spreads[-1]:
                 raise
-    return bars(table, groups, lines), " ".join([table.caption, *table.notes])
+    return bars(table, groups, lines), figure_words(table, cells, title, "bars")
 
 
 def _methods(cells: Cells) -> list[str]:
