@@ -230,13 +230,13 @@ def main() -> None:
         results[f"{precision}/text"] = text_passes(grid, args.symptoms, times, peak)
         if precision == "fp32":
             own = [text for row in SYMPTOMS.values() for text in row]
-            results["growth_s"] = growth(backbone, own, times)
+            results["growth_s"] = growth(backbone, own, times, 100 if args.quick else 1000)
             say(f"growth: {results['growth_s']}")
         backbone.training_precision = "fp32"
     results["peak_memory_gb"] = peak_memory()
     if DEVICE == "cpu":
-        results["many_texts"] = memory_of_many(arch)
-        say(f"1000 classes x 10 texts: {results['many_texts']}")
+        results["many_texts"] = memory_of_many(arch, 100 if args.quick else 1000)
+        say(f"many classes x 10 texts: {results['many_texts']}")
     RESULTS.mkdir(exist_ok=True)
     out = args.out or RESULTS / f"speed-{arch}-{'quick' if args.quick else 'full'}.json"
     out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -90,10 +90,13 @@ def products(backbone: ClipBackbone, texts: Sequence[str], cells: int) -> float:
     return 2 * cells * (24 * width**2 * rows * (layers - 1) + last) / 1e9
 
 
-def growth(backbone: ClipBackbone, texts: Sequence[str], times: int) -> dict[str, Any]:
-    """Seconds of a packed step with more classes (2 texts at first), cells, texts a class."""
+def growth(
+    backbone: ClipBackbone, texts: Sequence[str], times: int, most: int = 1000
+) -> dict[str, Any]:
+    """Seconds of a packed step with more classes (one text each, `most` at most), cells of two
+    texts, texts of each of two classes."""
     found: dict[str, Any] = {"classes": {}, "cells": {}, "texts a class": {}}
-    for n in (2, 10, 100, 1000):
+    for n in (n for n in (2, 10, 100, 1000) if n <= most):
         few = max(1, times if n < 100 else times // 3)
         found["classes"][n] = alternately(few, packed_pass(backbone, many(texts, n), 1))[0]
     for n in (1, 4, 15, 60):
