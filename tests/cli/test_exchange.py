@@ -234,6 +234,13 @@ def test_patient_data_leave_by_flag_alone(cli: Cli, ran: Path, tmp_path: Path) -
     assert "contains-patient-data" in done.stdout
     with zipfile.ZipFile(bundle) as archive:
         assert json.loads(archive.read("manifest.json"))["contains_patient_data"] is True
+    done = cli("export", ran, "--bundle", "-o", tmp_path / "less.zip", "--parameters")
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(bundle) as full, zipfile.ZipFile(tmp_path / "less.zip") as less:
+        gone = len(set(full.namelist()) - set(less.namelist()))
+    assert gone
+    assert f"learned parameters of {gone} cell" in done.stdout
+    assert "--patient-data puts them in" in done.stdout
     done = cli("export", ran, "-o", tmp_path / "x.csv", "--patient-data")
     assert done.returncode == 2
     assert "add --bundle" in done.stderr

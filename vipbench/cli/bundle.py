@@ -50,7 +50,7 @@ def bundle_command(
     with Store(folder, readonly=True) as store:
         wanted = {cell.key or "" for cell in store.plan(latest=True)}
         rows = [r for r in export_rows(store, names) if r["key"] in wanted]
-        kept, held = _parameters(store, wanted, parameters or patient_data, patient_data)
+        kept, held, left = _parameters(store, wanted, parameters or patient_data, patient_data)
         versions = _versions(store, wanted)
     files |= {
         "suite.yaml": suite.to_yaml().encode(),
@@ -81,6 +81,11 @@ def bundle_command(
     )
     if held:
         print("note: contains-patient-data: it holds parameters with features of single images")
+    if left:
+        print(
+            f"note: the learned parameters of {plural(left, 'cell')} may hold features of single "
+            "images and are left out; --patient-data puts them in"
+        )
     return OK
 
 
@@ -168,18 +173,20 @@ def _public_backbone(source: str) -> str:
 
 def _parameters(
     store: Store, keys: set[str], asked: bool, patient_data: bool
-) -> tuple[dict[str, bytes], bool]:
+) -> tuple[dict[str, bytes], bool, int]:
+    """The files, whether they may hold features of single images, how many were left out as they
+    may."""
     files: dict[str, bytes] = {}
-    held = False
+    held, left = False, 0
     for record in store.records(history=False) if asked else ():
         private = holds_patient_data(record)
-        if record.key not in keys or (private and not patient_data):
-            continue
-        data = store.parameters(record.key)
-        if data is not None:
+        data = store.parameters(record.key) if record.key in keys else None
+        if data is not None and private and not patient_data:
+            left += 1
+        elif data is not None:
             files[f"parameters/{record.key}.safetensors"] = data
             held = held or private
-    return files, held
+    return files, held, left
 
 
 def _versions(store: Store, keys: set[str]) -> dict[str, list[str]]:
