@@ -115,7 +115,14 @@ def python_draws(self, x):
     random.random()
     return good(self, x)
 
+class Recipe(Base):
+    name = "recipe"
+    class HParams(api.HParams):
+        def recipe(self, info):
+            raise RuntimeError("no recipe today")
+
 METHODS = [
+    Recipe,
     make("good-first"),
     make("raises", forward=raises),
     make("refuses", prepare=raises),
@@ -164,6 +171,7 @@ def register_methods(register):
 GOOD = ["good-first", "good-second", "good-third", "chatters", "good-last"]
 # What the error of each says.
 BAD = {
+    "recipe": "no recipe today",
     "raises": "it broke here",
     "refuses": "it broke here",
     "no-finish": "it broke here",
@@ -199,7 +207,15 @@ BAD = {
     "python-draws": "global random",
 }
 # Some of each kind, for every day.
-SHORT = ["refuses", "changes-texts", "changes-while-built", "draws", "numpy-seeds", "hangs"]
+SHORT = [
+    "recipe",
+    "refuses",
+    "changes-texts",
+    "changes-while-built",
+    "draws",
+    "numpy-seeds",
+    "hangs",
+]
 
 
 class Listener(driver.Observer):
@@ -253,7 +269,7 @@ def run_beside(data: Path, bad: list[str]) -> None:
         assert gap < 5 * (os.getloadavg()[0] / (os.cpu_count() or 1) + 1)
 
 
-def test_six_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seven_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_beside(grid.write_data(tmp_path), SHORT)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -22,7 +23,11 @@ from vipbench.results import Record
 def base_record(cell: PlanCell) -> dict[str, Any]:
     """What a record says whether the cell succeeded or not."""
     data, row, backbone = cell.tested, cell.row, cell.backbone
-    recipe = cell.hparams.recipe(cell.info) if cell.support is not None else None
+    recipe = None
+    if cell.support is not None:
+        # A plugin's; what it raises becomes the cell's error when it is run, see `error_record`.
+        with suppress(Exception):
+            recipe = cell.hparams.recipe(cell.info)
     support = cell.support
     return {
         "key": cell.key,
