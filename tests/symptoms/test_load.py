@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import vipbench.symptoms
 from vipbench.errors import UsageError
 from vipbench.symptoms import SymptomError, load_symptoms, parse_symptoms, shipped_symptoms
+from vipbench.symptoms.check import check
 
 CLASSES = ("blue nevus", "melanoma")
 GOOD = {"blue nevus": ["even colour"], "melanoma": ["jagged edge", "several colours"]}
@@ -213,3 +214,22 @@ def test_shipped_sets_share_no_sentence_with_the_official_files(shared):
 def test_no_set_is_shipped_for_a_name_that_is_a_path():
     assert shipped_symptoms("../data/pneumonia", ("a", "b")) is None
     assert shipped_symptoms("nothing", ("a", "b")) is None
+
+
+def test_a_check_names_every_finding_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    texts = {
+        "nevus": ["a nevus seen five times", "a nevus again"],
+        "melanoma": [],
+        "keratosis": ["a brown surface", "a brown surface"],
+    }
+    file.write_text(json.dumps(texts))
+    with pytest.raises(SymptomError, match="'melanoma': the list is empty"):
+        load_symptoms(file, list(texts))
+    found = check(load_symptoms(file, list(texts), strict=False))
+    kinds = [one.kind for one in found]
+    assert kinds == ["leak", "leak", "duplicate", "too-few"]
+    assert found[-1].text == "class 'melanoma' has 0; expected 2 or more"
+    file.write_text(json.dumps({name: [] for name in texts}))
+    found = check(load_symptoms(file, list(texts), strict=False))
+    assert [one.kind for one in found] == ["too-few"] * 3

@@ -30,7 +30,7 @@ def loaded(
 def check_command(file: Path, dataset: str, backbone: str | None, root: Path | None) -> int:
     """Print the findings."""
     registry, data = loaded(dataset, root)
-    found = load_symptoms(file, data.dataset.class_names)
+    found = load_symptoms(file, data.dataset.class_names, strict=False)
     tokens, limit = None, 0
     if backbone is not None:
         tokens, limit = _counter(registry, backbone)

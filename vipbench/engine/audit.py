@@ -19,7 +19,7 @@ from scipy.fft import dctn
 from vipbench.api.dataset import Split
 from vipbench.engine.cache import cache_folder
 from vipbench.engine.groups import group_overlap
-from vipbench.symptoms.load import holds_name
+from vipbench.symptoms.names import holds_name
 
 Floats = npt.NDArray[np.float32]
 

@@ -23,7 +23,7 @@ class Finding:
 def check(
     found: SymptomSet, tokens: Callable[[str], int | None] | None = None, limit: int = 0
 ) -> list[Finding]:
-    """All findings; a class name in its own symptom was refused while reading.
+    """All findings of a set that was read without `strict`.
 
     tokens: a text's length for the chosen backbone, None where it does not fit at all; limit: the
     most tokens of a text.
@@ -43,22 +43,26 @@ def check(
                             "that the text tower takes")
                 )  # fmt: skip
     findings += _unlike(
-        {name: mean(len(t.split()) for t in texts) for name, texts in sets.items()},
+        {name: mean(len(t.split()) for t in texts) for name, texts in sets.items() if texts},
         "unlike-lengths", "words a symptom",
     )  # fmt: skip
     findings += _unlike(
-        {name: float(len(texts)) for name, texts in sets.items()}, "unlike-counts", "symptoms"
+        {name: float(len(texts)) for name, texts in sets.items() if texts},
+        "unlike-counts",
+        "symptoms",
     )
     return findings
 
 
 def _kind(warning: str) -> str:
-    if "times" in warning:
+    if warning.startswith("the symptom "):
         return "duplicate"
-    return "edited" if "edited" in warning else "leak"
+    return "edited" if warning.startswith("the file ") else "leak"
 
 
 def _unlike(values: Mapping[str, float], kind: str, what: str) -> list[Finding]:
+    if not values:
+        return []
     low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     if values[high] < UNLIKE * values[low]:
         return []

@@ -22,7 +22,8 @@ from vipbench.symptoms.generate_intersection import (
 )
 from vipbench.symptoms.generate_prompts import fill
 from vipbench.symptoms.generate_replies import Dropped, features, tidy, unfit
-from vipbench.symptoms.load import holds_name, parse_symptoms
+from vipbench.symptoms.load import parse_symptoms
+from vipbench.symptoms.names import holds_name
 
 Kind = Literal["symptoms", "descriptions"]
 

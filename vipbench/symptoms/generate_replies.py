@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vipbench.symptoms.load import holds_name
+from vipbench.symptoms.names import holds_name
 
 MOST_FEATURES = 100  # of one reply
 MOST_LINES = 1000

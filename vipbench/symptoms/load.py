@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vipbench.symptoms.form import SymptomError, opened
+from vipbench.symptoms.names import holds_name, normal
 
 MAX_BYTES = 1024 * 1024
 MAX_SYMPTOMS = 500  # of a class
@@ -53,12 +53,17 @@ class SymptomSet:
 
 
 def load_symptoms(
-    path: str | PathLike[str], class_names: Sequence[str], plain: str = "symptoms"
+    path: str | PathLike[str],
+    class_names: Sequence[str],
+    plain: str = "symptoms",
+    strict: bool = True,
 ) -> SymptomSet:
     """Read the JSON file `path` for a dataset with these classes.
 
-    plain: of which kind a file in the plain form is, "symptoms" or "descriptions". Class names are
-    compared without regard to case, underscores and white space. Raises SymptomError.
+    plain: of which kind a file in the plain form is, "symptoms" or "descriptions". strict: whether
+    class names in their own symptoms and classes without any are errors; else they are warnings.
+    Class names are compared without regard to case, underscores and white space. Raises
+    SymptomError.
     """
     path = Path(path)
     what = f"{'symptom' if plain == 'symptoms' else 'description'} file '{path}'"
@@ -77,23 +82,30 @@ def load_symptoms(
         raise SymptomError(
             f"{what} is not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from None
-    return parse_symptoms(text, class_names, what, plain)
+    return parse_symptoms(text, class_names, what, plain, strict)
 
 
 def parse_symptoms(
-    text: str, class_names: Sequence[str], what: str = "symptoms", plain: str = "symptoms"
+    text: str,
+    class_names: Sequence[str],
+    what: str = "symptoms",
+    plain: str = "symptoms",
+    strict: bool = True,
 ) -> SymptomSet:
-    """Read the JSON document `text`; `what` names it in messages. plain: see load_symptoms.
+    """Read the JSON document `text`; `what` names it in messages. plain, strict: see load_symptoms.
     Raises SymptomError."""
     document, kind, source, stated = opened(_parse(text, what), what, plain)
     if plain == "descriptions" and kind != plain:
         raise SymptomError(f"{what} says that it holds {kind}; give it by --symptoms")
     bound = _bind(document, class_names, what)
-    symptoms = {name: _check_class(name, bound[name], what) for name in class_names}
+    symptoms = {
+        name: _check_class(name, bound[name], what) if strict or bound[name] != [] else ()
+        for name in class_names
+    }
     warnings = []
     if kind == "symptoms":
         for name in class_names:
-            warnings += _leaks(name, symptoms[name], class_names, what)
+            warnings += _leaks(name, symptoms[name], class_names, what, strict)
     warnings += _repeats(symptoms)
     digest = digest_of(symptoms)
     if stated is not None and stated != digest:
@@ -160,17 +172,17 @@ def _parse(text: str, what: str) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
     seen: dict[str, str] = {}
     for key, _ in pairs:
-        if _normal(key) in seen:
-            first = seen[_normal(key)]
+        if normal(key) in seen:
+            first = seen[normal(key)]
             both = "" if first == key else f" (as '{first}' and '{key}')"
             raise SymptomError(f"{what} names the class '{key}' twice{both}; join the two lists")
-        seen[_normal(key)] = key
+        seen[normal(key)] = key
     return dict(pairs)
 
 
 def _bind(document: Mapping[str, Any], class_names: Sequence[str], what: str) -> dict[str, Any]:
-    given = {_normal(key): key for key in document}
-    wanted = {_normal(name): name for name in class_names}
+    given = {normal(key): key for key in document}
+    wanted = {normal(name): name for name in class_names}
     if len(wanted) < len(class_names):
         raise SymptomError(
             f"{what} cannot be bound: the dataset's classes differ only in case or underscores: "
@@ -226,18 +238,25 @@ def _check_class(name: str, given: Any, what: str) -> tuple[str, ...]:
     return tuple(symptoms)
 
 
-def _leaks(name: str, symptoms: Sequence[str], class_names: Sequence[str], what: str) -> list[str]:
-    """Raise for the class name in its own symptoms; warn of its words, and of other classes."""
-    words = re.findall(r"\w+", _normal(name))
+def _leaks(
+    name: str, symptoms: Sequence[str], class_names: Sequence[str], what: str, strict: bool
+) -> list[str]:
+    """Raise for the class name in its own symptoms, or warn of it where not `strict`; warn of its
+    words, and of other classes."""
+    words = re.findall(r"\w+", normal(name))
     telling = [w for w in words if len(w) > 2 and w not in _SMALL_WORDS and len(words) > 1]
     others = [other for other in class_names if other != name]
     warnings = []
     for symptom in symptoms:
         if holds_name(name, symptom):
-            raise SymptomError(
-                f"{what}, class '{name}': leak: the symptom '{symptom}' holds the class name; "
-                "symptoms describe what is seen, without naming the class"
+            told = (
+                f"the symptom '{symptom}' holds the class name; symptoms describe what is seen, "
+                "without naming the class"
             )
+            if strict:
+                raise SymptomError(f"{what}, class '{name}': leak: {told}")
+            warnings.append(f"class '{name}': {told}")
+            continue
         warnings += [
             f"class '{name}': the symptom '{symptom}' holds '{word}', a word of the class name"
             for word in telling
@@ -252,43 +271,14 @@ def _leaks(name: str, symptoms: Sequence[str], class_names: Sequence[str], what:
     return warnings
 
 
-def holds_name(name: str, text: str) -> bool:
-    """Whether `text` holds `name` as whole words, singular or plural."""
-    words = re.findall(r"\w+", _normal(name))
-    if not words:
-        return False
-    last = "|".join(map(re.escape, sorted(_forms(words[-1]))))
-    pattern = r"[\W_]+".join([*map(re.escape, words[:-1]), f"(?:{last})"])
-    return re.search(rf"(?<!\w){pattern}(?!\w)", _normal(text)) is not None
-
-
-def _forms(word: str) -> set[str]:
-    """`word` in singular and plural, as far as endings tell (nevus, nevi; keratosis, -oses)."""
-    forms = {word, word + "s", word + "es"}
-    if len(word) > 3:
-        if word.endswith("s") and not word.endswith("ss"):
-            forms.add(word[:-1])
-        for one, many in (("us", "i"), ("sis", "ses")):
-            if word.endswith(one):
-                forms.add(word.removesuffix(one) + many)
-            if word.endswith(many):
-                forms.add(word.removesuffix(many) + one)
-    return forms
-
-
 def _repeats(symptoms: Mapping[str, Sequence[str]]) -> list[str]:
     where: dict[str, list[str]] = {}
     for name, texts in symptoms.items():
         for text in texts:
-            where.setdefault(_normal(text), []).append(name)
+            where.setdefault(normal(text), []).append(name)
     return [
         f"the symptom '{text}' is given {len(names)} times: in "
         + ", ".join(f"'{name}'" for name in dict.fromkeys(names))
         for text, names in where.items()
         if len(names) > 1
     ]
-
-
-def _normal(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).casefold().replace("_", " ")
-    return " ".join(text.split())
