@@ -80,6 +80,8 @@ def test_no_split_column_names_the_command(folder):
     assert command in str(caught.value)
     with pytest.raises(UsageError, match=r"--group COLUMN .*leave it out"):
         load(folder, "path,label\na/1.png,NV\na/2.png,mel\n")
+    with pytest.raises(UsageError, match=r"--group patient_id --ratios 6/1/3"):
+        load(folder, "path,label,patient_id\na/1.png,NV,p\na/2.png,mel,q\n")
 
 
 @pytest.mark.parametrize(

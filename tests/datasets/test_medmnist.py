@@ -77,6 +77,8 @@ def test_another_file_of_that_name_is_refused(published, tmp_path):
     [
         (None, r"medmnist:FLAG.*pathmnist"),
         ("chestmnist_64", "chestmnist is multi-label"),
+        ("chest", "chestmnist is multi-label"),
+        ("pneumonia_64", "did you mean 'pneumoniamnist_64'"),
         ("blodmnist", "unknown MedMNIST set 'blodmnist'; did you mean 'bloodmnist'"),
         ("bloodmnist_32", "unknown MedMNIST set 'bloodmnist_32'"),
     ],

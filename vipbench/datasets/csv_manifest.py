@@ -59,7 +59,11 @@ class CsvDataset(Dataset):
         card = card_of(path)
         entries = read_manifest(path, card.columns)
         if entries[0].split is None:
-            column = card.columns.get("group", "group") if entries[0].group is not None else None
+            column = (
+                _patient_column(path)
+                if entries[0].group is None
+                else card.columns.get("group", "group")
+            )
             elsewhere = None if Path(self.argument).expanduser().exists() else root
             raise UsageError(no_split(f"csv:{self.argument}", column, elsewhere))
         found = classes_of(entries)
@@ -89,6 +93,12 @@ def card_of(path: Path) -> Card:
 def classes_of(entries: Sequence[Entry]) -> list[str]:
     """The classes, in natural order."""
     return sorted({entry.label for entry in entries}, key=natural_key)
+
+
+def _patient_column(path: Path) -> str | None:
+    """The column that by its name holds patient ids; None where no name says so."""
+    _, header = next(_read(path))
+    return next((name for name in header if name.lower() in ("patient_id", "patient")), None)
 
 
 def no_split(source: str, group: str | None, root: Path | None = None) -> str:

@@ -33,6 +33,14 @@ class MedMnistDataset(NpzDataset):
             )
         flag, size = _medmnist.recognise(argument)
         if flag is None:
+            name, mark, side = argument.partition("_")
+            whole = f"{name}mnist{mark}{side}"  # `chest_64`, said for `chestmnist_64`
+            if (short := _medmnist.recognise(whole)[0]) in _medmnist.MEDMNIST:
+                raise UsageError(
+                    f"unknown MedMNIST set '{argument}'; did you mean '{whole}'? Known: {flags}."
+                )
+            if short is not None:
+                raise UsageError(f"MedMNIST's {short} {_medmnist.REFUSED[short]}")
             raise unknown("MedMNIST set", argument, _medmnist.MEDMNIST, "Sizes: _64, _128, _224.")
         super().__init__(f"{flag}.npz" if size in (None, 28) else f"{flag}_{size}.npz")
         self.size = size or 28
