@@ -27,7 +27,7 @@ class ViP(api.Method):
 
     name = "vip"
     kind = "TP"
-    paper = "Aligning Medical Images with General Knowledge from Large Language Models"
+    paper = "Fang et al., Aligning Medical Images with General Knowledge from Large Language Models"
     year = 2024
     cost = "minutes"
     bibtex = """@inproceedings{fang2024aligning,
