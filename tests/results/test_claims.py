@@ -65,6 +65,14 @@ def test_the_sentence(one: Path) -> None:
     assert all(pair.p is None for pair in claim.pairs)
 
 
+def test_a_method_without_images_shares_no_support_set(one: Path) -> None:
+    cells, load = opened(one)
+    found = compare(select(cells, shots=[4]), load, "vip", ["zero-shot"])
+    told = sentence(found.claims[0], found)
+    assert "both methods on the same test images, zero-shot without a support set" in told
+    assert "same support sets" not in told
+
+
 def test_it_is_the_statistics_of_the_stored_scores(one: Path) -> None:
     cells, load = opened(one)
     found = compare(select(cells, shots=[4]), load, "vip", ["zero-shot"], metrics=["auroc"])

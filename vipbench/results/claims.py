@@ -41,6 +41,7 @@ class Claim:
 
     datasets: one, or those that were averaged or tested over. interval: of the mean difference.
     test: what gave `p`. mean_a, mean_b: over seeds, and datasets. n_images: test images.
+    untrained: those of the two that saw no support set.
     """
 
     a: str
@@ -59,6 +60,7 @@ class Claim:
     grouped: bool
     p_corrected: float = 1.0
     pairs: tuple[Pair, ...] = ()
+    untrained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,10 +179,12 @@ class _Maker:
                 )
             p, test = pairs[0].p, "McNemar's mid-p test"
         means = np.mean([j.values.mean(1) for j in joints], 0)
+        shots = {name: row[0].cell.shots for name, row in zip((a, b), first.records, strict=True)}
         return Claim(
             a, b, metric, tuple(p.dataset for p in places), places[0].backbone, places[0].shots,
             float(means[0]), float(means[1]), interval, test, p, first.seeds,
             sum(len(j.tests.labels) for j in joints), first.tests.grouped, pairs=pairs,
+            untrained=tuple(name for name, k in shots.items() if k == 0),
         )  # fmt: skip
 
     def _within(self, joint: Joint) -> tuple[Interval, str]:

@@ -130,7 +130,7 @@ def cells_of(
             f"{cell.method} on {cell.dataset}, {cell.backbone}, shots {cell.shots}, seed "
             f"{cell.seed} is there twice, under different settings: "
             f"{'; '.join(told) or 'which ones the records do not tell'}. Show one output folder, "
-            f"or give the variants labels of their own"
+            f"or give the variants labels of their own (in a suite: name: …, label: …)"
         )
     if not slots:
         raise TableError("there are no cells to show; `vipbench run` makes some")

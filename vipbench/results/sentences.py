@@ -99,10 +99,12 @@ def _n(claim: Claim) -> str:
     if claim.grouped and interval.n_groups:
         images += f" of {interval.n_groups:,} groups (patients or lesions)"
     parts.append(images)
-    shared = "the same test images"
-    if claim.seeds != (0,):
-        shared = f"the same support sets and {shared.removeprefix('the same ')}"
-    return f"n = {and_(parts)}; both methods on {shared}"
+    shared = "both methods on the same test images"
+    if not claim.untrained:
+        shared = "both methods on the same support sets and test images"
+    elif len(claim.untrained) == 1:
+        shared += f", {claim.untrained[0]} without a support set"
+    return f"n = {and_(parts)}; {shared}"
 
 
 def _pairs(claim: Claim) -> str:

@@ -77,8 +77,8 @@ def require_equal(records: Sequence[Record], many: Sequence[dict[str, Any]], whe
         keys = ", ".join(sorted({record.key[:12] for record in records})[:4])
         raise TableError(
             f"{where}: records with different settings cannot share a table: {'; '.join(told)} "
-            f"(records {keys}…). Give the variants labels of their own, or run them into another "
-            f"output folder (--out)"
+            f"(records {keys}…). Give the variants labels of their own (in a suite: name: …, "
+            f"label: …), or run them into another output folder (--out)"
         )
 
 
