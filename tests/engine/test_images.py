@@ -198,3 +198,15 @@ def test_the_next_batch_is_decoded_while_one_is_encoded(
     assert mine.encoded_images == 70
     alone = Features(features.backbone, {"test": split}, "seventy one").plain("test", [33])
     assert torch.equal(found[33], alone[0])
+
+
+def test_threads_that_decode_start_no_teams_of_their_own(
+    planned: tuple[list[PlanCell], Features],
+) -> None:
+    _, features = planned
+    before = torch.get_num_threads()
+    mine = pictures.Pictures(features.backbone, features.splits, "synthderm")
+    mine.get("test", [(0, 0), (1, 0)], None)
+    assert mine._threads is not None
+    assert mine._threads.submit(torch.get_num_threads).result() == 1
+    assert torch.get_num_threads() == before

@@ -61,7 +61,11 @@ class Pictures:
             works.append(_Work(index, [v for _, v in some], given, kept))
         if self._threads is None:
             most = min(MOST_THREADS, os.cpu_count() or 1)
-            self._threads = ThreadPoolExecutor(most, thread_name_prefix="pictures")
+            # Left to itself, each thread would start a team of its own for torch's operations, and
+            # with more of those than cores the main thread's steps wait for one another asleep.
+            self._threads = ThreadPoolExecutor(
+                most, "pictures", initializer=torch.set_num_threads, initargs=(1,)
+            )
         made = [self._threads.submit(self._run, split, views, work) for work in works]
 
         def result() -> Tensor:
