@@ -178,7 +178,7 @@ def test_an_image_that_cannot_be_read_is_named(
 
 
 def test_the_next_batch_is_decoded_while_one_is_encoded(
-    planned: tuple[list[PlanCell], Features], monkeypatch: pytest.MonkeyPatch
+    planned: tuple[list[PlanCell], Features], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _, features = planned
     images = Wards(70)
@@ -191,12 +191,13 @@ def test_the_next_batch_is_decoded_while_one_is_encoded(
         return encode(pixels)
 
     monkeypatch.setattr(features.backbone, "encode_image", noting)
-    mine = Features(features.backbone, {"test": split}, "seventy")
+    # Keys of this very test: nothing of them is in any cache.
+    mine = Features(features.backbone, {"test": split}, f"seventy in {tmp_path}")
     found = mine.plain("test", range(70))
     # Batches of 32, 32 and 6: each is encoded when the one behind it has been asked for.
     assert asked == [64, 70, 70]
     assert mine.encoded_images == 70
-    alone = Features(features.backbone, {"test": split}, "seventy one").plain("test", [33])
+    alone = Features(features.backbone, {"test": split}, f"one in {tmp_path}").plain("test", [33])
     assert torch.equal(found[33], alone[0])
 
 
