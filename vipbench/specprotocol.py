@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -12,17 +12,6 @@ from vipbench.errors import UsageError, unknown
 from vipbench.spectexts import dataset_keys
 from vipbench.yamlio import parse_yaml
 
-PROTOCOLS = (
-    "few-shot",
-    "full",
-    "base-to-new",
-    "cross-dataset",
-    "domain-shift",
-    "imbalanced",
-    "validation-free",
-)
-# These are trained on one dataset and tested on the others.
-TRANSFER = ("cross-dataset", "domain-shift")
 Name = Literal[
     "few-shot",
     "full",
@@ -32,6 +21,9 @@ Name = Literal[
     "imbalanced",
     "validation-free",
 ]
+PROTOCOLS: tuple[str, ...] = get_args(Name)
+# These are trained on one dataset and tested on the others.
+TRANSFER = ("cross-dataset", "domain-shift")
 # Target's class -> the classes of the source that stand for it.
 Classes = dict[str, tuple[str, ...]]
 

@@ -206,8 +206,12 @@ def test_threads_that_decode_start_no_teams_of_their_own(
 ) -> None:
     _, features = planned
     before = torch.get_num_threads()
-    mine = pictures.Pictures(features.backbone, features.splits, "synthderm")
-    mine.get("test", [(0, 0), (1, 0)], None)
-    assert mine._threads is not None
-    assert mine._threads.submit(torch.get_num_threads).result() == 1
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(2)  # what a new thread would take, too
+    try:
+        mine = pictures.Pictures(features.backbone, features.splits, "synthderm")
+        mine.get("test", [(0, 0), (1, 0)], None)
+        assert mine._threads is not None
+        assert mine._threads.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

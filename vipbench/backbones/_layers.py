@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from vipbench.api import Tap, Tower, UnsupportedError
 from vipbench.backbones._fold import folded
-from vipbench.backbones._towers import attend
-
-Function = Callable[[Tensor], Tensor]
+from vipbench.backbones._towers import Function, attend
 
 
 @dataclass(frozen=True)

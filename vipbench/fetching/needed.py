@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +77,3 @@ class WebFile(Needed):
         target = there or self.path
         download(self.url, target, self.digest, progress=progress, hint=self.hint)
         return target
-
-
-def first_missing(needed: Iterable[Needed]) -> Needed | None:
-    """The first that is not there. A later one may only be known once the earlier is."""
-    return next((one for one in needed if one.find() is None), None)
