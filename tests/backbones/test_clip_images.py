@@ -16,6 +16,7 @@ from torch.func import grad, vmap
 
 from tests.backbones.clips import random_backbone, random_clip, tiny_config
 from vipbench.api import NoTap, UnsupportedError
+from vipbench.backbones import _forward
 from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
 
 BACKBONE = random_backbone()
@@ -65,10 +66,9 @@ def test_preprocessing_follows_the_checkpoint() -> None:
     assert torch.equal(grey, torch.ones(3, 32, 32))
 
 
-@pytest.mark.parametrize("changes", [{}, {"vision_cfg": RESNET}])
-def test_features_are_the_models_own(changes: dict[str, Any]) -> None:
-    backbone = random_backbone(**changes)
-    pixels = torch.randn(3, 3, *[backbone.image_size] * 2)
+def test_features_of_other_towers_are_the_models_own() -> None:
+    backbone = random_backbone(vision_cfg=RESNET)
+    pixels = torch.randn(3, 3, 64, 64)
     features = backbone.encode_image(pixels)
     assert features.shape == (3, 24)
     assert torch.equal(features, backbone._model.encode_image(pixels))
@@ -89,6 +89,46 @@ VISION = [
     {"vision_cfg": {"pool_type": "avg", "final_ln_after_pool": True}},
     {"vision_cfg": {"no_ln_pre": True, "ls_init_value": 0.1}},
 ]
+ATTENTION_POOLED = [
+    {"vision_cfg": {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 3}}
+]
+
+
+@pytest.mark.parametrize("changes", [*VISION, *ATTENTION_POOLED])
+@pytest.mark.parametrize("rows", [17, 40, 1600])
+def test_features_are_the_models_own(
+    changes: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image at a time, two, and all."""
+    monkeypatch.setattr(_forward, "CPU_ROWS", rows)
+    backbone = random_backbone(**changes)
+    theirs = backbone._model.encode_image(PIXELS)
+    with monkeypatch.context() as patch:
+        # The library's own blocks do not run.
+        for block in backbone._model.visual.transformer.resblocks:
+            patch.setattr(block, "forward", None)
+        pixels = PIXELS.clone()
+        ours = backbone.encode_image(pixels)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert torch.equal(pixels, PIXELS)
+    assert not ours.requires_grad
+
+
+def test_what_follows_the_pixels_gets_the_models_own_forward() -> None:
+    pixels = PIXELS.clone().requires_grad_()
+    BACKBONE.encode_image(pixels).square().sum().backward()
+    theirs = PIXELS.clone().requires_grad_()
+    BACKBONE._model.encode_image(theirs).square().sum().backward()
+    assert pixels.grad is not None
+    assert torch.equal(pixels.grad, theirs.grad)
+
+    def loss(x: Tensor) -> Tensor:
+        return BACKBONE.encode_image(x).square().sum()
+
+    torch.testing.assert_close(grad(loss)(PIXELS), theirs.grad, atol=1e-4, rtol=1e-4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        half = BACKBONE.encode_image(PIXELS)
+    assert half.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("changes", VISION)

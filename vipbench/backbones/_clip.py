@@ -113,10 +113,7 @@ class ClipBackbone(Backbone):
     def encode_image(self, pixels: Tensor, tap: Tap | None = None) -> Tensor:
         """(B,3,H,H) -> (B,D). Raises UnsupportedError for a tap where the tower is not a plain
         vision transformer."""
-        if tap is not None:
-            return self._vision(pixels, tap)
-        features: Tensor = self._model.encode_image(pixels)
-        return features
+        return self._vision(pixels, tap)
 
     def embed(self, texts: Texts) -> Prompts:
         """See `Backbone.embed`."""

@@ -7,22 +7,39 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vipbench.api import Tap, UnsupportedError
+from vipbench.backbones._forward import forward, plain_context, runs
 from vipbench.backbones._layers import Layer, read_layers
 
 
-class ImageSide:
-    """A tower (B,3,H,H) -> (B,D) and, where it is a plain vision transformer, what a tap needs.
+class Parts(NamedTuple):
+    """A plain vision transformer, taken apart.
 
-    tower: the module. fresh: builds another one with new weights, from torch's generator.
-    enter: pixels -> rows (B,T,V), positions added. blocks: its layers, empty for other towers.
-    before: what follows between entering and block 0. leave: rows of the last block -> (B,D).
+    enter: pixels -> rows (B,T,V), positions added. before: what follows between entering and block
+    0. blocks: its layers. leave: rows of the last block -> (B,D). width: V. first_row: whether
+    `leave` reads the first row alone.
+    """
+
+    enter: Callable[[Tensor], Tensor]
+    before: Callable[[Tensor], Tensor]
+    blocks: Sequence[Any]
+    leave: Callable[[Tensor], Tensor]
+    width: int
+    first_row: bool
+
+
+class ImageSide:
+    """A tower (B,3,H,H) -> (B,D).
+
+    tower: the module, frozen and in evaluation mode when it is called. fresh: builds another one
+    with new weights, from torch's generator. parts: of a plain vision transformer, which a tap
+    needs; where they are known, features without a gradient take `forward`.
     """
 
     def __init__(
@@ -30,7 +47,7 @@ class ImageSide:
         tower: nn.Module,
         image_size: int,
         fresh: Callable[[], nn.Module],
-        parts: tuple[Any, ...] | None = None,
+        parts: Parts | None = None,
         why_no_tap: str = "",
     ) -> None:
         self.tower = tower
@@ -40,15 +57,20 @@ class ImageSide:
         self.layers: list[Layer] = []
         self.width: int | None = None
         if parts is not None:
-            self._enter, self._before, blocks, self._leave, self.width = parts
+            self._parts = parts
             try:
-                self.layers = read_layers(blocks, "vision")
+                self.layers, self.width = read_layers(parts.blocks, "vision"), parts.width
             except UnsupportedError as error:
-                self._why, self.width = str(error), None
+                self._why = str(error)
 
     def __call__(self, pixels: Tensor, tap: Tap | None) -> Tensor:
         """(B,3,H,H) -> (B,D). Raises UnsupportedError for a tap on other towers."""
         if tap is None:
+            if runs(self.layers) and plain_context(pixels):
+                parts = self._parts
+                with torch.no_grad():
+                    x = parts.before(parts.enter(pixels))
+                return forward(x, self.layers, parts.first_row, parts.leave)
             features: Tensor = self.tower(pixels)
             return features
         if not self.layers:
@@ -56,15 +78,15 @@ class ImageSide:
                 f"{self._why} has no plain transformer blocks; this method needs a vision "
                 "transformer"
             )
-        x = self._enter(pixels)
+        x = self._parts.enter(pixels)
         own = x.shape[1]
         for layer in self.layers:
             x = tap.tokens("vision", layer.index, x)
             if layer.index == 0:
-                x = self._before(x)
+                x = self._parts.before(x)
             x = layer(x, None, tap)
         # Rows that the tap appended take part in attention, not in the pooling.
-        left: Tensor = self._leave(x[:, :own])
+        left: Tensor = self._parts.leave(x[:, :own])
         return left
 
     def trainable_copy(self, pretrained: bool, device: torch.device) -> nn.Module:
@@ -129,12 +151,13 @@ def side_of_transformers(
         patch = int(config.patch_size)
         size = math.isqrt(int(config.num_patches)) * patch
         patched = Patched(model, patch)
-        parts = (
+        parts = Parts(
             lambda pixels: model.embeddings(*patched.patches(pixels)),
             same,
             model.encoder.layers,
             lambda x: model.head(model.post_layernorm(x)),
             int(config.hidden_size),
+            first_row=False,
         )
         return ImageSide(patched, size, fresh, parts)
     tower = Projected(model, projection)
@@ -142,28 +165,31 @@ def side_of_transformers(
     project = tower.projection
     width = int(getattr(config, "hidden_size", 0))
     if kind == "siglip_vision_model":
-        parts = (
+        parts = Parts(
             model.embeddings,
             same,
             model.encoder.layers,
             lambda x: project(model.head(model.post_layernorm(x))),
             width,
+            first_row=False,
         )
     elif kind == "clip_vision_model":
-        parts = (
+        parts = Parts(
             model.embeddings,
             model.pre_layrnorm,
             model.encoder.layers,
             lambda x: project(model.post_layernorm(x[:, 0])),
             width,
+            first_row=True,
         )
     elif kind == "vit":
-        parts = (
+        parts = Parts(
             model.embeddings,
             same,
             model.layers,
             lambda x: project(model.pooler(model.layernorm(x))),
             width,
+            first_row=True,
         )
     else:
         return ImageSide(tower, int(size), fresh, None, f"an image tower of type '{kind}'")
@@ -189,7 +215,8 @@ def side_of_timm(
         pooled: Tensor = trunk.forward_head(trunk.norm(x))
         return pooled if head is None else head(pooled)
 
-    parts = (enter, trunk.norm_pre, trunk.blocks, leave, int(trunk.embed_dim))
+    first = trunk.global_pool == "token" and trunk.attn_pool is None
+    parts = Parts(enter, trunk.norm_pre, trunk.blocks, leave, int(trunk.embed_dim), first)
     return ImageSide(tower, image_size, fresh, parts)
 
 
@@ -222,7 +249,8 @@ def side_of_openclip(visual: Any, fresh: Callable[[], nn.Module] = nn.Identity) 
         return features
 
     width = int(visual.conv1.out_channels)
-    parts = (enter, visual.ln_pre, visual.transformer.resblocks, leave, width)
+    first = visual.pool_type == "tok" and visual.attn_pool is None
+    parts = Parts(enter, visual.ln_pre, visual.transformer.resblocks, leave, width, first)
     return ImageSide(tower, size, fresh, parts)
 
 

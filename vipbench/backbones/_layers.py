@@ -24,7 +24,8 @@ class Layer:
     """Attention and a two-layer network, each with a residual and a normalisation.
 
     post_norm: normalisation behind the residual (BERT) instead of before attention and network.
-    scale1, scale2: layer scales, where the tower has them.
+    scale1, scale2: layer scales, where the tower has them. packed: (*,W) -> (*,3W), q, k and v of
+    one product, where the tower has them so.
     """
 
     tower: Tower
@@ -42,6 +43,7 @@ class Layer:
     post_norm: bool = False
     scale1: Function | None = None
     scale2: Function | None = None
+    packed: Function | None = None
 
     def __call__(self, x: Tensor, seen: Tensor | None, tap: Tap | None) -> Tensor:
         """x (*,T,W) -> (*,T,W).
@@ -53,6 +55,13 @@ class Layer:
             return self.norm2(x + self._network(x, tap))
         x = x + _scaled(self.scale1, self._attention(self.norm1(x), seen, tap))
         return x + _scaled(self.scale2, self._network(self.norm2(x), tap))
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x (*,T,W), (*,T,W) each."""
+        if self.packed is None:
+            return self.q(x), self.k(x), self.v(x)
+        q, k, v = self.packed(x).chunk(3, -1)
+        return q, k, v
 
     def _attention(self, x: Tensor, seen: Tensor | None, tap: Tap | None) -> Tensor:
         q, k, v = (self._through(tap, name, getattr(self, name), x) for name in "qkv")
@@ -166,4 +175,7 @@ def _thirds(weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> 
         b = bias()
         return F.linear(x, weight().chunk(3)[i], None if b is None else b.chunk(3)[i])
 
-    return {name: partial(part, i) for i, name in enumerate("qkv")}
+    def whole(x: Tensor) -> Tensor:
+        return F.linear(x, weight(), bias())
+
+    return {**{name: partial(part, i) for i, name in enumerate("qkv")}, "packed": whole}

@@ -15,7 +15,7 @@ from vipbench.engine.cache import Item, Shelf, open_shelf
 from vipbench.engine.pictures import Pictures
 
 # Part of the cache's keys: raise it when the same image and view give other features.
-FEATURE_REVISION = 2
+FEATURE_REVISION = 3
 # Batches are padded to this size, so that a feature does not depend on its batch mates.
 ENCODE_BATCH = 32
 # So many batches make a block of the cache.
