@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -132,6 +134,37 @@ def test_features_of_single_images_are_handed_on_by_flag_alone(
     assert "contains-patient-data" in card.read_text()
     (other,) = (tmp_path / "all").glob("coop*.md")
     assert "contains-patient-data" not in other.read_text()
+
+
+def test_prompts_and_bundles_agree_on_what_may_be_handed_on(
+    say: Say, run: Path, data: Path, tmp_path: Path
+) -> None:
+    def names(folder: Path, number: int) -> tuple[set[str], set[str], bool]:
+        prompts, bundle = tmp_path / f"prompts{number}", tmp_path / f"{number}.zip"
+        assert say("prompts", folder, "-o", prompts).status == 0
+        done = say("export", folder, "--bundle", "--parameters", "-o", bundle)
+        assert done.status == 0, done.err
+        with zipfile.ZipFile(bundle) as archive:
+            inside = [name for name in archive.namelist() if name.startswith("parameters/")]
+            manifest = json.loads(archive.read("manifest.json"))
+        assert manifest["contains_patient_data"] is False
+        files = {path.stem[-12:] for path in prompts.glob("*.safetensors")}
+        assert files == {Path(name).stem[:12] for name in inside}
+        told = "may hold features of single images" in done.out
+        return files, {of["sharing"] for of in manifest["datasets"].values()}, told
+
+    local, sharing, told = names(run, 1)
+    assert (sharing, told) == ({"local"}, True)
+    # The same run on the same data, whose card now says that they may be shared.
+    shared = shutil.copytree(data.parent, tmp_path / "shared")
+    with (shared / "mixed.yaml").open("a") as file:
+        file.write("sharing: allowed\n")
+    again = shutil.copytree(run, tmp_path / "again")
+    suite = (again / "suite.yaml").read_text()
+    (again / "suite.yaml").write_text(suite.replace(str(data), str(shared / data.name)))
+    public, sharing, told = names(again, 2)
+    assert (sharing, told) == ({"allowed"}, False)
+    assert local < public
 
 
 def test_own_images_are_shown_where_they_are_asked_for(say: Say, run: Path, tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from tests.results.samples import make, record_dict, scored
 from vipbench.results.predictions import Predictions
-from vipbench.results.privacy import Pseudonyms, holds_patient_data, public_record, scrub
+from vipbench.results.privacy import (
+    Pseudonyms,
+    holds_patient_data,
+    public_record,
+    scrub,
+    withheld,
+)
 from vipbench.results.record import Record
 
 PART = st.text("abcdefghijklmnopqrstuvwxyzABC0123456789_-.", min_size=1, max_size=8).filter(
@@ -130,3 +136,26 @@ def test_as_many_context_vectors_as_images_are_no_images() -> None:
     ):
         told["provenance"]["parameters"] = {"sha256": "ab", "tensors": tensors}
         assert holds_patient_data(Record.of(told)) is holds
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shareable", "stays"),
+    [
+        ("a", {"a"}, False),
+        ("a", set(), True),
+        ("a [base]", {"a"}, False),
+        ("a->b", {"a", "b"}, False),
+        ("a->b [shift]", {"a", "b"}, False),
+        ("a->b", {"a"}, True),  # tested on what stays
+        ("a->b", {"b"}, True),
+    ],
+)
+def test_what_is_of_shareable_data_alone_leaves(
+    dataset: str, shareable: set[str], stays: bool
+) -> None:
+    told = record_dict(shots=4)
+    told["cell"]["dataset"] = dataset
+    told["provenance"]["parameters"] = {"sha256": "ab", "tensors": {"keys": [12, 512]}}
+    assert withheld(Record.of(told), shareable) is stays
+    told["provenance"]["parameters"]["tensors"] = {"context": [4, 512]}
+    assert not withheld(Record.of(told), shareable)

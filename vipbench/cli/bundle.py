@@ -18,7 +18,7 @@ from vipbench.results.exchange import export_rows, read_rows
 from vipbench.results.jsonvalues import dump
 from vipbench.results.packing import sha256
 from vipbench.results.predictions import Predictions
-from vipbench.results.privacy import Pseudonyms, holds_patient_data, public_source, scrub
+from vipbench.results.privacy import Pseudonyms, public_source, scrub, withheld
 from vipbench.results.record import Record
 from vipbench.results.store import Store
 from vipbench.spec import SUITE_NAME, TEXT_FILES, RunSpec
@@ -50,7 +50,9 @@ def bundle_command(
     with Store(folder, readonly=True) as store:
         wanted = {cell.key or "" for cell in store.plan(latest=True)}
         rows = [r for r in export_rows(store, names) if r["key"] in wanted]
-        kept, held, left = _parameters(store, wanted, parameters or patient_data, patient_data)
+        shareable = {d["name"] for d in told.datasets.values() if d["sharing"] == "allowed"}
+        asked = wanted if parameters or patient_data else set()
+        kept, held, left = _parameters(store, asked, shareable, patient_data)
         versions = _versions(store, wanted)
     files |= {
         "suite.yaml": suite.to_yaml().encode(),
@@ -172,14 +174,14 @@ def _public_backbone(source: str) -> str:
 
 
 def _parameters(
-    store: Store, keys: set[str], asked: bool, patient_data: bool
+    store: Store, keys: set[str], shareable: set[str], patient_data: bool
 ) -> tuple[dict[str, bytes], bool, int]:
     """The files, whether they may hold features of single images, how many were left out as they
     may."""
     files: dict[str, bytes] = {}
     held, left = False, 0
-    for record in store.records(history=False) if asked else ():
-        private = holds_patient_data(record)
+    for record in store.records(history=False) if keys else ():
+        private = withheld(record, shareable)
         data = store.parameters(record.key) if record.key in keys else None
         if data is not None and private and not patient_data:
             left += 1

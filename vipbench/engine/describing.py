@@ -20,8 +20,9 @@ from vipbench.spec import RunSpec
 
 @dataclass(frozen=True)
 class Description:
-    """splits, prompts: by dataset, JSON values. datasets: source -> name, fingerprint, licence.
-    files: name within the plugins' folder -> source file. requires: distribution -> version."""
+    """splits, prompts: by dataset, JSON values. datasets: source -> name, fingerprint, licence,
+    sharing. files: name within the plugins' folder -> source file. requires: distribution ->
+    version."""
 
     splits: dict[str, Any]
     prompts: dict[str, Any]
@@ -51,6 +52,7 @@ def describe(spec: RunSpec, names: Pseudonyms | None) -> Description:
                 "name": d.dataset.name,
                 "fingerprint": d.fingerprint,
                 "licence": d.dataset.licence,
+                "sharing": d.dataset.sharing,
             }
             for source, d in loaded.items()
         },

@@ -26,11 +26,12 @@ from vipbench.engine.hparams import make_hparams
 from vipbench.engine.learned import fill
 from vipbench.engine.loading import LoadedBackbone, load_backbone
 from vipbench.engine.planning import PlanCell
+from vipbench.engine.protocols import home
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.worker import Session
 from vipbench.errors import UsageError
 from vipbench.plugins import Registry
-from vipbench.results.privacy import holds_patient_data
+from vipbench.results.privacy import withheld
 from vipbench.results.store import Store
 from vipbench.spec import SUITE_NAME, RunSpec
 
@@ -186,14 +187,15 @@ def export(folder: Path, out: Path, patient_data: bool = False) -> tuple[list[Pa
     session = open_run(folder)
     made: list[Path] = []
     left: list[str] = []
+    seen = [data for cell in session.cells.values() for data in (cell.data, cell.tested)]
+    shareable = {home(data) for data in seen if data.dataset.sharing == "allowed"}
     with Store(folder, readonly=True) as store:
         for key in store.status():
             record, cell = store.record(key), session.cells.get(key)
             data = store.parameters(key) if record is not None and record.ok else None
             if record is None or cell is None or data is None:
                 continue
-            shared = cell.data.dataset.sharing == "allowed"
-            private = not shared and holds_patient_data(record)
+            private = withheld(record, shareable)
             if private and not patient_data:
                 left.append(f"{record.cell.method}, {record.cell.shots} shots")
                 continue

@@ -7,11 +7,12 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from vipbench.errors import UsageError
+from vipbench.results.parts import ARROW, split_part
 from vipbench.results.predictions import Predictions
 from vipbench.results.record import Record
 
@@ -114,6 +115,16 @@ class Pseudonyms:
             predictions.labels,
             predictions.scores,
         )
+
+
+def withheld(record: Record, shareable: Collection[str]) -> bool:
+    """Whether the learned parameters beside the record leave by `--patient-data` alone.
+
+    shareable: names of datasets whose images may be shared. Their features may be, too, where all
+    that the cell was trained and tested on is of them.
+    """
+    stem, _ = split_part(record.cell.dataset)
+    return holds_patient_data(record) and not set(stem.split(ARROW)) <= set(shareable)
 
 
 def holds_patient_data(record: Record) -> bool:
