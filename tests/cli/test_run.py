@@ -89,7 +89,7 @@ def test_a_log_holds_no_control_characters_and_no_place_of_the_program(
 
 def test_what_a_run_leaves(ran: tuple[Path, str, str, int], toy: Path) -> None:
     folder = ran[0]
-    assert (folder / "table.md").read_text().startswith("| method")
+    assert (folder / "table.md").read_text().startswith("| Method")
     assert "\\toprule" in (folder / "table.tex").read_text()
     with (folder / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -178,7 +178,7 @@ def test_table(cli: Cli, folder: Path) -> None:
     assert plain.returncode == 0
     assert plain.stdout.startswith("Accuracy (%)")
     markdown = cli("table", folder, "--format", "github", "--metric", "auroc").stdout
-    assert markdown.startswith("| method")
+    assert markdown.startswith("| Method")
     assert "AUROC" in markdown
     assert "\\toprule" in cli("table", folder, "--format", "latex").stdout
     rows = list(csv.DictReader(cli("table", folder, "--format", "csv").stdout.splitlines()))

@@ -146,6 +146,23 @@ def test_confusion_by_hand() -> None:
     np.testing.assert_allclose(told, [[2 / 3, 0, 1 / 3], [0, 1, 0], [np.nan] * 3])
 
 
+def test_rows_of_matrices_lie_evenly_above_a_last_row_with_empty_places(seven: Path) -> None:
+    cells, load = opened(seven)
+    one = select(cells, methods=[next(c.method for c in cells.planned if c.shots)], shots=[4])
+    figure, _ = draw("confusion", one, load)
+    panels = [axis for axis in figure.axes if axis.images]
+    assert len(panels) == 7
+    figure.draw_without_rendering()
+    tops = sorted({round(axis.get_position().y1, 4) for axis in panels})
+    assert len(tops) == 3
+    assert tops[1] - tops[0] == pytest.approx(tops[2] - tops[1], abs=2e-3)
+    # What lies lowest in each column says what its columns are.
+    named = [axis for axis in panels if axis.get_xlabel() == "predicted"]
+    assert named == panels[-3:]
+    shown = [label for axis in named for label in axis.get_xticklabels()]
+    assert all(label.get_visible() for label in shown)
+
+
 def test_refusals(seven: Path, tmp_path: Path) -> None:
     cells, load = opened(seven)
     few = select(cells, datasets=["set 0", "set 1"])

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ def test_recorded_tables(which: Any, format: str) -> None:
     told = render(comparison(records, cells, title=which.__name__.capitalize()), format)
     file = GOLDEN / f"{which.__name__}.{SUFFIX[format]}"
     assert told == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("format", ["github", "html", "latex"])
+def test_words_at_the_heads_of_columns_begin_alike(format: str) -> None:
+    table = comparison(*small())
+    rows = tuple(replace(row, cells=("symptoms", "16", row.label)) for row in table.rows)
+    told = render(replace(table, heads=("knowledge", "n_ctx", "method"), rows=rows), format)
+    (line,) = (line for line in told.splitlines() if "Method" in line)
+    words = re.findall(r"knowledge|n_?ctx|method", line.replace("\\_", "_"), re.IGNORECASE)
+    assert words == ["Knowledge", "n_ctx", "Method"]
 
 
 def test_json_is_the_table() -> None:

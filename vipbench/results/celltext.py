@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-from vipbench.results.table import Table
+from vipbench.results.table import LEVELS, Table
 
 Mark = Callable[[str, int | None], str]
 
@@ -45,6 +45,13 @@ def row_cells(table: Table, escaped: Callable[[str], str], repeat: bool = False)
         out.append(cells)
         above = row.cells
     return out
+
+
+def titles(table: Table) -> list[str]:
+    """The table's heads as a document shows them: words of this program begin with a capital, as
+    metrics do; names of methods and hyperparameters are names."""
+    ours = (*LEVELS, "knowledge")
+    return [head.capitalize() if head in ours else head for head in table.heads]
 
 
 def new_block(table: Table, i: int) -> bool:

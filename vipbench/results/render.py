@@ -8,7 +8,7 @@ from unicodedata import combining, east_asian_width
 
 from vipbench.errors import unknown
 from vipbench.results import escape
-from vipbench.results.celltext import legend, row_cells, spans, value
+from vipbench.results.celltext import legend, row_cells, spans, titles, value
 from vipbench.results.export import csv_text
 from vipbench.results.render_html import html
 from vipbench.results.render_latex import latex
@@ -44,7 +44,7 @@ def _github(table: Table) -> str:
         return ", ".join(escape.markdown(_with_unit(table, j, level)) for level in levels)
 
     columns = range(len(table.columns))
-    lines = [[*map(escape.markdown, table.heads), *map(heading, columns)]]
+    lines = [[*map(escape.markdown, titles(table)), *map(heading, columns)]]
     for i, cells in enumerate(row_cells(table, escape.markdown)):
         lines.append([*cells, *(value(table, i, j, mark) for j in columns)])
     heads = len(table.heads)

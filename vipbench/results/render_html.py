@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape as as_text
 
 from vipbench.results import escape
-from vipbench.results.celltext import legend, row_cells, spans, value
+from vipbench.results.celltext import legend, row_cells, spans, titles, value
 from vipbench.results.table import Table
 
 
@@ -26,7 +26,7 @@ def html(table: Table) -> str:
             for start, size in spans(table, levels[: depth + 1])
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    names = [*table.heads, *(table.heading(j, levels[-1]) for j in columns)]
+    names = [*titles(table), *(table.heading(j, levels[-1]) for j in columns)]
     cells = [f'<th scope="col">{plain(name)}</th>' for name in names]
     lines.append(f"<tr>{''.join(cells)}</tr>")
     lines += ["</thead>", "<tbody>"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vipbench.results import escape
-from vipbench.results.celltext import legend, new_block, row_cells, spans, value
-from vipbench.results.table import LEVELS, Table
+from vipbench.results.celltext import legend, new_block, row_cells, spans, titles, value
+from vipbench.results.table import Table
 
 
 def latex(table: Table) -> str:
@@ -43,7 +43,7 @@ def latex(table: Table) -> str:
             lines.append(" ".join(rules))
     last = [escape.latex(table.heading(j, levels[-1])) for j in columns]
     # An empty group first: a name that begins with a rule's or a row's argument is a name.
-    names = [escape.latex(h.capitalize() if h in LEVELS else h) for h in table.heads]
+    names = [escape.latex(title) for title in titles(table)]
     lines += [rf"{' & '.join([*names, *last])} \\", r"\midrule"]
     for i, cells in enumerate(row_cells(table, escape.latex)):
         if new_block(table, i):

@@ -60,6 +60,7 @@ def confusion(panels: Sequence[Panel]) -> Figure:
                         color="white" if dark else "black",
                     )
     assert image is not None
+    empty = figure.axes[len(axes) :]
     left, bottom = outer(axes)
     for axis in axes:
         if axis in left:
@@ -74,7 +75,33 @@ def confusion(panels: Sequence[Panel]) -> Figure:
         image, ax=axes, shrink=min(1, 2.2 / figure.get_size_inches()[1]), aspect=20, pad=0.02
     )
     bar.set_label("share of the true class (%)")
+    if empty:
+        _even_rows(figure, axes, empty)
     return figure
+
+
+def _even_rows(figure: Figure, axes: Sequence[Axes], empty: Sequence[Axes]) -> None:
+    """Lay the figure out as if the `empty` places of its last row were taken, whose room the
+    labels of the panels above then use: else these would push the last row away."""
+    place = axes[0].get_subplotspec()
+    assert place is not None
+    across = place.get_gridspec().ncols
+    above = axes[len(axes) - across :][: len(empty)]
+    for axis, panel in zip(empty, above, strict=True):
+        axis.set_visible(True)
+        axis.set(xlim=panel.get_xlim(), ylim=panel.get_ylim(), aspect="equal")
+        names = [label.get_text() for label in panel.get_xticklabels()]
+        axis.set_xticks(panel.get_xticks(), names, rotation=40, ha="right", rotation_mode="anchor")
+        axis.set_xlabel("predicted")
+        axis.tick_params(labelleft=False)
+        panel.set_xlabel("")
+        panel.tick_params(labelbottom=False)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis, panel in zip(empty, above, strict=True):
+        axis.remove()
+        panel.set_xlabel("predicted")
+        panel.tick_params(labelbottom=True)
 
 
 def shares(p: Predictions, c: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
