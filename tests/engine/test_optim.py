@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vipbench.api import Recipe
-from vipbench.engine.optim import Optimizer, learning_rates, steps_per_epoch, total_steps
+from vipbench.engine.optim import (
+    Optimizer,
+    corrections,
+    learning_rates,
+    steps_per_epoch,
+    total_steps,
+)
 
 MAKERS = {
     "sgd": lambda p, r: torch.optim.SGD(
@@ -38,11 +44,12 @@ def test_updates_are_torchs(name: str, data: st.DataObject) -> None:
     ours = {"w": start.clone()}
     theirs = [start[i].clone().requires_grad_() for i in range(3)]
     makers = [MAKERS[name]([p], recipe) for p in theirs]
-    optimizer = Optimizer(recipe)
+    optimizer = Optimizer(recipe, ours)
+    places = corrections(recipe, 5)
     rates = torch.full((3,), recipe.lr, dtype=torch.float64)
     for step in range(5):
         grads = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64)
-        ours = optimizer.step(ours, {"w": grads}, rates, step + 1)
+        optimizer.step(ours, {"w": grads}, rates, places[step])
         for i, (parameter, maker) in enumerate(zip(theirs, makers, strict=True)):
             parameter.grad = grads[i].clone()
             maker.step()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import chain
 
 import torch
@@ -21,6 +21,7 @@ from vipbench.engine.machine import Share, free_memory, threads
 from vipbench.engine.planning import PlanCell
 from vipbench.engine.protocols import home, test_rows
 from vipbench.engine.records import error_record
+from vipbench.engine.replay import ReplayError, Replays
 from vipbench.engine.scoring import checked_scores
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.stacking import TrainCell, partition
@@ -37,11 +38,16 @@ class GroupRunner:
     """Runs groups of cells of one backbone and dataset, sharing features and frozen texts."""
 
     def __init__(
-        self, features: Features, note: Callable[[str], None], share: Share | None = None
+        self,
+        features: Features,
+        note: Callable[[str], None],
+        share: Share | None = None,
+        replays: Replays | None = None,
     ) -> None:
         self.features = features
         self.note = note
         self.share = share or Share()
+        self.replays = replays
         self.texts = FrozenTexts()
         self.guard = Guard(features.backbone, self.texts)
         features.before_encoding = self.guard.check
@@ -169,6 +175,9 @@ class GroupRunner:
 
     def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
         with self.guard.watch(_who(cells[0])):
+            with suppress(ReplayError):
+                return self._watched(cells)
+            # Of this method no more steps are repeated.
             return self._watched(cells)
 
     def _watched(self, cells: Sequence[PlanCell]) -> list[Finished]:
@@ -258,7 +267,7 @@ class GroupRunner:
         for part in partition(train_cells):
             first = next(item for item in ready if item.method is part[0].method)
             with self._randomness(first.cell, first.generator):
-                train(part, self.features.progress)
+                train(part, self.features.progress, self.replays)
             for item in ready:
                 if any(cell.method is item.method for cell in part):
                     item.stacked = len(part)

@@ -6,7 +6,6 @@ The update rules are those of torch.optim's SGD, Adam and AdamW; a test holds th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -48,42 +47,54 @@ def learning_rates(recipe: Recipe, n: int) -> list[float]:
     return rates
 
 
-@dataclass
+def corrections(recipe: Recipe, steps: int) -> Tensor:
+    """(steps,2) float64: what Adam's first moment and the root of its second are divided by at
+    each step, 1 - β₁ⁿ and √(1 - β₂ⁿ) of step number n from 1. A recorded step cannot count.
+    """
+    beta1, beta2 = recipe.betas
+    numbers = range(1, steps + 1)
+    table = [(1 - beta1**n, math.sqrt(1 - beta2**n)) for n in numbers]
+    return torch.tensor(table, dtype=torch.float64)
+
+
 class Optimizer:
-    """State of one optimizer over stacked cells: each value is (cells, *parameter)."""
+    """State of one optimizer over stacked cells: each value is (cells, *parameter), written in
+    place from step to step."""
 
-    recipe: Recipe
-    first: Tensors = field(default_factory=dict)
-    second: Tensors = field(default_factory=dict)
+    def __init__(self, recipe: Recipe, params: Tensors) -> None:
+        self.recipe = recipe
+        sgd = recipe.optimizer == "sgd"
+        first, second = not sgd or bool(recipe.momentum), not sgd
+        self.first = {k: torch.zeros_like(v) for k, v in params.items() if first}
+        self.second = {k: torch.zeros_like(v) for k, v in params.items() if second}
 
-    def step(self, params: Tensors, grads: Tensors, lr: Tensor, number: int) -> Tensors:
-        """New parameters. lr: (cells,); number: of this step, from 1."""
+    def step(self, params: Tensors, grads: Tensors, lr: Tensor, correction: Tensor) -> None:
+        """Update `params` in place. lr: (cells,); correction: (2,), see `corrections`."""
         rule = self._sgd if self.recipe.optimizer == "sgd" else self._adam
         new = {}
         for name, value in params.items():
             rate = lr.reshape(-1, *[1] * (value.dim() - 1))
-            new[name] = rule(name, value, grads[name], rate, number)
-        return new
+            new[name] = rule(name, value, grads[name], rate, correction)
+        # Not before: a parameter's gradient may be another parameter itself.
+        for name, value in params.items():
+            value.copy_(new[name])
 
-    def _sgd(self, name: str, value: Tensor, grad: Tensor, lr: Tensor, number: int) -> Tensor:
-        recipe = self.recipe
-        grad = grad + recipe.weight_decay * value
-        if recipe.momentum:
-            before = self.first.get(name)
-            grad = grad if before is None else before * recipe.momentum + grad
-            self.first[name] = grad
+    def _sgd(self, name: str, value: Tensor, grad: Tensor, lr: Tensor, _: Tensor) -> Tensor:
+        grad = grad + self.recipe.weight_decay * value
+        if self.recipe.momentum:
+            grad = self.first[name].mul_(self.recipe.momentum).add_(grad)
         return value - lr * grad
 
-    def _adam(self, name: str, value: Tensor, grad: Tensor, lr: Tensor, number: int) -> Tensor:
+    def _adam(
+        self, name: str, value: Tensor, grad: Tensor, lr: Tensor, correction: Tensor
+    ) -> Tensor:
         recipe = self.recipe
         beta1, beta2 = recipe.betas
         if recipe.optimizer == "adamw":
             value = value * (1 - lr * recipe.weight_decay)
         else:
             grad = grad + recipe.weight_decay * value
-        zeros = torch.zeros_like(value)
-        self.first[name] = first = self.first.get(name, zeros).lerp(grad, 1 - beta1)
-        second = self.second.get(name, zeros) * beta2 + (1 - beta2) * grad * grad
-        self.second[name] = second
-        denominator = second.sqrt() / math.sqrt(1 - beta2**number) + recipe.eps
-        return value - lr / (1 - beta1**number) * first / denominator
+        first = self.first[name].lerp_(grad, 1 - beta1)
+        second = self.second[name].mul_(beta2).add_((1 - beta2) * grad * grad)
+        denominator = second.sqrt() / correction[1] + recipe.eps
+        return value - lr / correction[0] * first / denominator

@@ -39,6 +39,7 @@ from vipbench.engine.planning import PlanCell, make_rows, plan_cells
 from vipbench.engine.profiles import profile_note
 from vipbench.engine.protocols import arrange
 from vipbench.engine.records import base_record
+from vipbench.engine.replay import Replays, replays
 from vipbench.errors import UsageError
 from vipbench.plugins import Registry, load_registry, provenance
 from vipbench.spec import RunSpec
@@ -56,6 +57,7 @@ class Session:
         self.cells: dict[str, PlanCell] = {}
         self.runners: Runners = {}
         self.estimator = Estimator()
+        self.replays: Replays | None = None
 
     def handle(self, command: dict[str, Any]) -> None:
         """One command; a UsageError becomes an event."""
@@ -100,6 +102,7 @@ class Session:
         _check_names([d.dataset.name for d in datasets], "datasets")
         _check_names([b.backbone.name for b in backbones], "backbones")
         scenes = arrange(run, datasets)
+        self.replays = replays(device, self.note)
         self.cells, cells = {}, []
         for backbone in backbones:
             backbone.backbone.to(device)
@@ -152,13 +155,14 @@ class Session:
         runner = self.runners[cell.place]
         return runner.run_alone(cell)
 
-    def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
-        def note(text: str) -> None:
-            self.send({"event": "note", "text": text})
+    def note(self, text: str) -> None:
+        """Tell the user."""
+        self.send({"event": "note", "text": text})
 
+    def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
         ticker = _Ticker(self.send)
-        features = Features(backbone.backbone, data.splits, data.fingerprint, ticker, note)
-        runner = GroupRunner(features, note, machine)
+        features = Features(backbone.backbone, data.splits, data.fingerprint, ticker, self.note)
+        runner = GroupRunner(features, self.note, machine, self.replays)
         runner.features_of = lambda name: self.runners[backbone.source, name].features
         return runner
 
