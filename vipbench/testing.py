@@ -43,7 +43,8 @@ CLASSES = ("dark disc", "bright square", "grey ring")
 SYMPTOMS = (("low values", "round edge"), ("high values",), ("hollow middle", "even rim"))
 DESCRIPTIONS = tuple(tuple(f"a {name} seen {i} times" for i in range(60)) for name in CLASSES)
 SHOTS, EPOCHS, TOLERANCE = 3, 3, 1e-3
-LEARNING = 4  # epochs after which a loss must have been lower than in the first
+# Epochs after which a loss must have been lower than in the first; more where few do not do it.
+LEARNING = (4, 40)
 TEXTS = frozenset({"text", "symptoms", "descriptions"})
 
 
@@ -170,16 +171,19 @@ def _check_learning(method: type[Method], tower: ImageBackbone) -> None:
     """Images of the toy's classes are told apart after training; where texts decide, whose made-up
     class names mean nothing to the towers, it is enough that training lowers its own loss."""
     if method.needs & TEXTS and not has_own_fit(method):
-        cells: list[TrainCell] = []
-        _trained(method, tower, [1], LEARNING, cells)
-        losses = [entry["loss"] for cell in cells for entry in cell.history]
-        if losses and not min(losses[1:]) < losses[0]:
+        losses: list[float] = []
+        for epochs in LEARNING:
+            cells: list[TrainCell] = []
+            _trained(method, tower, [1], epochs, cells)
+            losses = [entry["loss"] for cell in cells for entry in cell.history]
+            # Another order of the same images already moves their mean by rounding.
+            if losses and min(losses[1:]) < losses[0] - 2e-6 * max(1.0, abs(losses[0])):
+                return
+        if losses:
             raise ConformanceError(
                 "learns the toy",
                 f"{method.name}: its loss over {len(losses)} epochs is {_list(losses)}",
             )
-        if losses:
-            return
     trained = _trained(method, tower, [1], None)[0]
     x, labels = _images(tower, method, 12, seed=5)
     accuracy = float((_scores(trained, x).argmax(1).cpu() == labels).float().mean())
