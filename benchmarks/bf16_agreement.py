@@ -4,7 +4,8 @@
     python -m benchmarks.bf16_agreement npz:FILE --views none
 
 Prints for each method, over all shots and seeds, the mean share of test images that get another
-class, and the mean change of accuracy. Features and final scores are in fp32 either way.
+class (and the median: a cell near the border of two minima may end in the other), and the mean
+change of accuracy. Features and final scores are in fp32 either way.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def main() -> None:
         a, b, truth = exact.scores.argmax(1), half.scores.argmax(1), exact.labels
         rows.append((*cell[:2], np.mean(a != b), np.mean(b == truth) - np.mean(a == truth)))
     frame = pd.DataFrame(rows, columns=["dataset", "method", "flips", "accuracy"])
-    mean = frame.groupby(["dataset", "method"]).mean() * 100
-    mean["largest change"] = frame.groupby(["dataset", "method"])["accuracy"].apply(
-        lambda x: 100 * x.abs().max()
-    )
+    groups = frame.groupby(["dataset", "method"])
+    mean = groups.mean() * 100
+    mean.insert(1, "median flips", groups["flips"].median() * 100)
+    mean["largest change"] = groups["accuracy"].apply(lambda x: 100 * x.abs().max())
     print(mean.round(2).to_string())
 
 

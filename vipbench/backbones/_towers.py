@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vipbench.api import Tap, Tower, UnsupportedError
 from vipbench.backbones._fold import folded
 from vipbench.backbones._packing import Packed, Packing
+from vipbench.backbones._rounding import rounded_linear
 
 Function = Callable[[Tensor], Tensor]
 
@@ -69,22 +70,24 @@ class Block:
         """
         m, attn = self.module, self.module.attn
         # Projections may be in half precision; the residual stream and its norms never are.
-        half = attn.in_proj_weight.dtype
-        h = m.ln_1(x).to(half)
-        width = h.shape[-1]
-        if rows is None:
-            q, k, v = F.linear(h, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
+        half, h = attn.in_proj_weight.dtype, m.ln_1(x)
+        project: Callable[..., Tensor] = F.linear
+        if half != torch.float32 and x.device.type == "cpu":
+            # Half-precision attention is slower there than fp32's, not faster; and it is to queries
+            # and keys in half precision that a trained context is most sensitive.
+            project, attn = rounded_linear, self.origin.attn
         else:
-            weight, bias = attn.in_proj_weight, attn.in_proj_bias
-            k, v = F.linear(h, weight[width:], bias[width:]).chunk(2, -1)
-            q = F.linear(take_rows(h, rows), weight[:width], bias[:width])
+            h = h.to(half)
+        weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, h.shape[-1]
+        if rows is None:
+            q, k, v = project(h, weight, bias).chunk(3, -1)
+        else:
+            k, v = project(h, weight[width:], bias[width:]).chunk(2, -1)
+            q = project(take_rows(h, rows), weight[:width], bias[:width])
             x = take_rows(x, rows)
             seen = take_rows(seen.expand(len(x), -1, -1), rows)
-        if x.device.type == "cpu":
-            # The half-precision attention kernels there are slower than fp32's, not faster.
-            q, k, v = q.float(), k.float(), v.float()
         mixed = attend(q, k, v, self.heads, seen).to(half)
-        x = x + m.ls_1(attn.out_proj(mixed))
+        x = x + m.ls_1(m.attn.out_proj(mixed))
         first, activate, second = self._network
         x = x + m.ls_2(second(activate(first(m.ln_2(x).to(half)))))
         return x
