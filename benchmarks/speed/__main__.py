@@ -36,6 +36,7 @@ from benchmarks.speed.grid import (
     make_backbone,
     peak_memory,
 )
+from benchmarks.speed.parts import context_cost, image_pass, method_of
 from benchmarks.speed.plain import Cell, Plain, step
 from benchmarks.speed.text import growth, memory_of_many, read_texts, text_pass
 from vipbench.api import Support
@@ -62,17 +63,6 @@ def seconds(function: Callable[[], Any], times: int) -> float:
 def problem(grid: Grid) -> Plain:
     """The same towers and texts for the plain way."""
     return Plain(grid.backbone._model, list(SYMPTOMS), [list(s) for s in SYMPTOMS.values()])  # type: ignore[attr-defined]
-
-
-def method_of(grid: Grid, name: str, shots: int, epochs: int) -> tuple[Any, Any, Any]:
-    """A method of vipbench, freshly built, its recipe and its cell's generator."""
-    cell = next(c for c in grid.cells(name) if c.shots == shots and c.seed == 1)
-    from vipbench.engine.cells import GroupRunner
-
-    runner = GroupRunner(grid.features, print)
-    hparams = type(cell.hparams)(**{**vars(cell.hparams), "epochs": epochs})
-    task = runner._task(cell, grid.data)
-    return cell.row.method(task, hparams), hparams.recipe(cell.info), task.generator
 
 
 def plain_cell(grid: Grid, name: str, shots: int) -> Cell:
@@ -201,6 +191,10 @@ def main() -> None:
         results[f"loss_difference_{name}"] = same_losses(grid, name)
         say(f"{name}: losses differ by at most {results[f'loss_difference_{name}']:.1e}")
     results["plain_parts_s"] = parts = plain_parts(grid, times)
+    results["image"] = image = image_pass(grid, problem(grid), times)
+    say(
+        f"image tower: {image['ratio']:.2f} times less than open_clip's, {image['apart']:.1e} apart"
+    )
     say(f"plain parts: { ({k: round(v, 4) for k, v in parts.items()}) }")
     for precision in ("fp32", "bf16"):
         grid.precision = precision
@@ -225,8 +219,11 @@ def main() -> None:
         say(f"{precision} whole grid, features included: {plain_total / total:.1f} times less; "
             f"{plain_total / views:.1f} with augmented views of every epoch (their encoding added "
             "up from the measured time of an image)")  # fmt: skip
-        peak = results[f"{precision}/peak_gflops"] = matmul_peak(precision == "bf16")
         # The precision that the last cell set stays until it is taken back.
+        results[f"{precision}/context"] = context = context_cost(grid, max(2, times // 3))
+        say(f"{precision} a step's context: CoCoOp's takes {context['cocoop_over_coop']:.2f} times "
+            "as long as CoOp's, of four vectors both")  # fmt: skip
+        peak = results[f"{precision}/peak_gflops"] = matmul_peak(precision == "bf16")
         results[f"{precision}/text"] = text_passes(grid, args.symptoms, times, peak)
         if precision == "fp32":
             own = [text for row in SYMPTOMS.values() for text in row]
