@@ -146,7 +146,8 @@ def same(some: list[TrainCell], others: list[TrainCell]) -> None:
             assert torch.equal(a, b)
         assert mine.losses == other.losses
         assert mine.norms == other.norms
-        assert mine.right == other.right
+        # As text: some methods' are NaN.
+        assert list(map(str, mine.right)) == list(map(str, other.right))
 
 
 @pytest.mark.parametrize("method", [Toy, Scalar])

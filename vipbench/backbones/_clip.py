@@ -170,7 +170,7 @@ class ClipBackbone(Backbone):
             rows = torch.cat([t.expand(*shape, *t.shape[-2:]) for t in (rows, context)], -2)
             source = source.expand(*shape, -1)
         if self._text.cut:
-            source = source[..., : int(layout.end.max()) + 1]
+            source = source[..., : layout.rows]
         x = take_rows(rows, source) + self._text.positions[: source.shape[-1]]
         return self._text.plain(x, self._text.pooled(layout.end), tap)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vipbench.api import Prompts, TextError
+from vipbench.backbones._layout import longest
 from vipbench.backbones._texts import Wordpieces
 
 
@@ -35,12 +36,12 @@ def context_tokens(
             f"shape {tuple(prompts.shape)}: its dimensions before (M, W) must be theirs, or 1"
         ) from None
     m = context.shape[-2]
-    longest = int(prompts.lengths.max())
-    if longest + m > context_length:
+    most = longest(prompts)
+    if most + m > context_length:
         at = int(prompts.lengths.flatten().argmax())
-        ids = prompts.tokens.flatten(0, -2)[at, :longest].tolist()
+        ids = prompts.tokens.flatten(0, -2)[at, :most].tolist()
         raise TextError(
-            f"the text '{wordpieces.decode(ids)}' has {longest} tokens with start and "
+            f"the text '{wordpieces.decode(ids)}' has {most} tokens with start and "
             f"end, and the context adds {m}; the text tower takes at most "
             f"{context_length}: shorten the text or the context"
         )

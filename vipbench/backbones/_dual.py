@@ -123,7 +123,7 @@ class DualBackbone(Backbone):
         m = context_tokens(prompts, context, self.width, self.context_length, self._wordpieces)
         layout = lay_out(prompts, m)
         lengths = layout.end + 1  # (*N,)
-        source = layout.source[..., : int(lengths.max())]
+        source = layout.source[..., : layout.rows]
         words = self._texts.words(prompts.tokens)  # (*N,S,W)
         if context is None or m == 0:
             x = take_rows(words, source)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vipbench.api import Tap, Tower, UnsupportedError
 from vipbench.backbones._fold import folded
+from vipbench.backbones._masks import repeated
 from vipbench.backbones._towers import Function, attend
 
 
@@ -48,7 +49,8 @@ class Layer:
     def __call__(self, x: Tensor, seen: Tensor | None, tap: Tap | None) -> Tensor:
         """x (*,T,W) -> (*,T,W).
 
-        seen: bool (T,T), or (n,1 or T,T) for the n sequences that * counts; None: all.
+        seen: what is added to attention (see `_masks`), (T,T), or (n,1 or T,T) for the n
+        sequences that * counts; None: nothing.
         """
         if self.post_norm:
             x = self.norm1(x + self._attention(x, seen, tap))
@@ -80,7 +82,7 @@ class Layer:
 def _attend(heads: int, seen: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if seen is not None and seen.dim() == 3:
         # Folding lays the batches of many cells one behind the other.
-        seen = seen.repeat(len(q) // len(seen), 1, 1)
+        seen = repeated(seen, len(q) // len(seen))
     return attend(q, k, v, heads, seen)
 
 

@@ -6,9 +6,11 @@ Shapes: *N texts, S their tokens, M context vectors, G gaps, T = S + M rows of a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from vipbench.api import Prompts
 
@@ -18,20 +20,46 @@ class Layout:
     """Texts with M context vectors filled in.
 
     source: (*N, T) int64: row t of a text is its token `source` where that is below S, else
-    context vector `source - S`. end: (*N,) int64: the row of the end token.
+    context vector `source - S`. end: (*N,) int64: the row of the end token. rows: of the longest
+    text.
     """
 
     source: Tensor
     end: Tensor
+    rows: int
+
+
+# Layouts and lengths of prompts that live, by their tensor `lengths`: a GPU is waited for once.
+_KNOWN: Any = WeakIdKeyDictionary()
+
+
+def longest(prompts: Prompts) -> int:
+    """Tokens of the longest of `prompts`, start and end included."""
+    known = _KNOWN.setdefault(prompts.lengths, {})
+    if "longest" not in known:
+        known["longest"] = int(prompts.lengths.max())
+    found: int = known["longest"]
+    return found
 
 
 def lay_out(prompts: Prompts, m: int) -> Layout:
-    """The layout of `prompts` with M = `m` context vectors (see `Prompts.gaps`)."""
+    """The layout of `prompts` with M = `m` context vectors (see `Prompts.gaps`), made once."""
+    known = _KNOWN.setdefault(prompts.lengths, {})
+    key = m, prompts.tokens.shape[-1]
+    gaps, layout = known.get(key, (None, None))
+    if layout is None or gaps is not prompts.gaps:
+        layout = _lay_out(prompts, m)
+        known[key] = prompts.gaps, layout
+    made: Layout = layout
+    return made
+
+
+def _lay_out(prompts: Prompts, m: int) -> Layout:
     s = prompts.tokens.shape[-1]
     device = prompts.tokens.device
     token = torch.arange(s, device=device)
     if prompts.gaps is None or m == 0:
-        return Layout(token.expand(*prompts.shape, s), prompts.lengths - 1)
+        return Layout(token.expand(*prompts.shape, s), prompts.lengths - 1, longest(prompts))
     n_gaps = prompts.gaps.shape[-1]
     share = m // n_gaps
     sizes = torch.full((n_gaps,), share, device=device)
@@ -46,4 +74,4 @@ def lay_out(prompts: Prompts, m: int) -> Layout:
     place = torch.cat([to_token, to_vector], -1)  # (*N, T): where token or vector i goes
     source = torch.empty_like(place)
     source.scatter_(-1, place, torch.arange(s + m, device=device).expand_as(place))
-    return Layout(source, prompts.lengths - 1 + m)
+    return Layout(source, prompts.lengths - 1 + m, longest(prompts) + m)

@@ -12,7 +12,6 @@ M context vectors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from vipbench.api import Prompts
 from vipbench.backbones._layout import lay_out
+from vipbench.backbones._masks import additive
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Packing:
     is_token (P,R): bool. positions (P,R): the row's place in its own text.
     slots, vectors: flat row numbers p·R + r that take a context vector, and which (context·M +
     vector); both (V,). seen (P,R,R): bool, may row i look at row j. ends (P,E): end token rows.
+    whole: False for one of `parts`.
+
+    What is computed from these is kept as long as they are: a step that is recorded on a GPU can
+    neither ask for values nor find again what was thrown away.
     """
 
     tokens: Tensor
@@ -39,6 +43,9 @@ class Packing:
     vectors: Tensor
     seen: Tensor
     ends: Tensor
+    whole: bool = True
+    _masks: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _parts: dict[int, list[Packing]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         """P."""
@@ -49,25 +56,42 @@ class Packing:
         """P · R."""
         return self.tokens.numel()
 
-    def parts(self, rows: int) -> Iterator[Packing]:
+    def masks(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What is added to attention: of all rows (P,R,R), and of the end token rows (P,E,R).
+
+        Kept for the whole alone: parts are made where memory is scarce.
+        """
+        if dtype in self._masks:
+            return self._masks[dtype]
+        rows = self.ends.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1])
+        masks = additive(self.seen, dtype), additive(self.seen.gather(1, rows), dtype)
+        if self.whole:
+            self._masks[dtype] = masks
+        return masks
+
+    def parts(self, rows: int) -> list[Packing]:
         """Packings of at most about `rows` rows each, in order."""
         size = max(1, rows // self.tokens.shape[1])
         if size >= len(self):
-            yield self
-            return
-        for i in range(0, len(self), size):
-            p = slice(i, i + size)
-            first, behind = (n * self.tokens.shape[1] for n in (i, i + size))
-            mine = (self.slots >= first) & (self.slots < behind)
-            yield Packing(
-                self.tokens[p],
-                self.is_token[p],
-                self.positions[p],
-                self.slots[mine] - first,
-                self.vectors[mine],
-                self.seen[p],
-                self.ends[p],
-            )
+            return [self]
+        if size not in self._parts:
+            self._parts[size] = [self._part(i, size) for i in range(0, len(self), size)]
+        return self._parts[size]
+
+    def _part(self, start: int, size: int) -> Packing:
+        p = slice(start, start + size)
+        first, behind = (n * self.tokens.shape[1] for n in (start, start + size))
+        mine = (self.slots >= first) & (self.slots < behind)
+        return Packing(
+            self.tokens[p],
+            self.is_token[p],
+            self.positions[p],
+            self.slots[mine] - first,
+            self.vectors[mine],
+            self.seen[p],
+            self.ends[p],
+            whole=False,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vipbench.api import Tap, UnsupportedError
 from vipbench.backbones._layers import Layer, read_layers
+from vipbench.backbones._masks import additive, queries_dtype
 
 _BERTS = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
 
@@ -77,7 +78,8 @@ class BertSide(TextSide):
             if tap is not None:
                 x = tap.tokens("text", layer.index, x)
             if seen is None or seen.shape[-1] != x.shape[-2]:
-                seen = _real(lengths, rows, x.shape[-2]).reshape(-1, 1, x.shape[-2])
+                real = _real(lengths, rows, x.shape[-2]).reshape(-1, 1, x.shape[-2])
+                seen = additive(real, queries_dtype(x))
             x = layer(x, seen, tap)
         return self._project(self._pool(x, lengths))
 
@@ -156,7 +158,7 @@ class CocaSide(TextSide):
         x = x + positions[:rows]
         last = (text.cls_emb + positions[most]).expand(*x.shape[:-2], 1, -1)
         x = torch.cat([x, last], -2)
-        seen = self._seen(lengths.reshape(-1, 1), rows)
+        seen = additive(self._seen(lengths.reshape(-1, 1), rows), queries_dtype(x))
         for layer in self._layers:
             if tap is not None:
                 x = tap.tokens("text", layer.index, x)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vipbench.api import Tap, Tower, UnsupportedError
 from vipbench.backbones._fold import folded
+from vipbench.backbones._masks import causal, repeated
 from vipbench.backbones._packing import Packed, Packing
 from vipbench.backbones._rounding import rounded_linear
 
@@ -28,8 +29,8 @@ Function = Callable[[Tensor], Tensor]
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, seen: Tensor | None) -> Tensor:
     """Multi-head attention: q (n,Q,W) over k, v (n,T,W) -> (n,Q,W).
 
-    seen: (n,Q,T) or (Q,T); bool, False where a row may not look, or what is added to the
-    attention. None: everywhere.
+    seen: (n or 1,Q,T) or (Q,T), what is added to the attention, of the queries' type (see
+    `_masks`). None: nothing.
     """
     q, k, v = (t.reshape(*t.shape[:-1], heads, -1).transpose(1, 2) for t in (q, k, v))
     mask = seen.unsqueeze(1) if seen is not None and seen.dim() == 3 else seen
@@ -65,8 +66,8 @@ class Block:
     def packed(self, x: Tensor, seen: Tensor, rows: Tensor | None = None) -> Tensor:
         """x (n,R,W) -> (n,R,W), or with `rows` (n,E) int64 only those rows: (n,E,W).
 
-        seen (n or 1,R,R): what is added to row i's attention to row j, 0 or -inf. Plain tensors
-        only, no torch.func.
+        seen (n or 1,R,R), with `rows` (n or 1,E,R): what is added to a row's attention to row j,
+        0 or -inf. Plain tensors only, no torch.func.
         """
         m, attn = self.module, self.module.attn
         # Projections may be in half precision; the residual stream and its norms never are.
@@ -85,15 +86,15 @@ class Block:
             k, v = project(h, weight[width:], bias[width:]).chunk(2, -1)
             q = project(take_rows(h, rows), weight[:width], bias[:width])
             x = take_rows(x, rows)
-            seen = take_rows(seen.expand(len(x), -1, -1), rows)
         mixed = attend(q, k, v, self.heads, seen).to(half)
         x = x + m.ls_1(m.attn.out_proj(mixed))
         first, activate, second = self._network
         x = x + m.ls_2(second(activate(first(m.ln_2(x).to(half)))))
         return x
 
-    def __call__(self, x: Tensor, causal: bool, tap: Tap | None = None) -> Tensor:
-        """x (*,T,W) -> (*,T,W), open to `tap` and to torch.func."""
+    def __call__(self, x: Tensor, forwards: bool, tap: Tap | None = None) -> Tensor:
+        """x (*,T,W) -> (*,T,W), open to `tap` and to torch.func. forwards: a row looks at no
+        later one."""
         m, attn = self.module, self.module.attn
         h = m.ln_1(x)
         q, k, v = (
@@ -102,9 +103,10 @@ class Block:
                 "qkv", attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3), strict=True
             )
         )
-        seen = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).tril()
         a = folded(
-            lambda q, k, v: attend(q, k, v, self.heads, seen if causal else None),
+            lambda q, k, v: attend(
+                q, k, v, self.heads, causal(q.shape[-2], q) if forwards else None
+            ),
             *(t.reshape(-1, *t.shape[-2:]) for t in (q, k, v)),
         ).reshape(q.shape)
         x = x + m.ls_1(self._tapped(tap, "o", a, attn.out_proj(a)))
@@ -263,10 +265,12 @@ class TextTower:
         n = len(contexts)
         x = x.expand(n, -1, -1).index_add(1, packing.slots, contexts[:, packing.vectors])
         x = x.reshape(n * p, r, -1)
-        seen = torch.zeros_like(packing.seen, dtype=x.dtype).masked_fill_(~packing.seen, -torch.inf)
-        seen = seen if p == 1 else seen.repeat(n, 1, 1)
+        # As `Block.packed` has its queries.
+        half = blocks[0].module.attn.in_proj_weight.dtype
+        masks = packing.masks(x.dtype if x.device.type == "cpu" else half)
+        seen, of_ends = (repeated(mask, n) for mask in masks)
         ends = packing.ends.repeat(n, 1)
         for block in blocks[:-1]:
             x = block.packed(x, seen)
-        features = self.head(blocks[-1].packed(x, seen, ends))
+        features = self.head(blocks[-1].packed(x, of_ends, ends))
         return features.reshape(n, ends.numel() // n, features.shape[-1])

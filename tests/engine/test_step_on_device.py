@@ -1,0 +1,282 @@
+"""A step does nothing that a CUDA graph cannot hold: it waits for no result, and takes nothing
+from the CPU's memory.
+
+There the values would be read once, at the recording. All here is on the CPU; what a step makes
+without saying on which device stands for the CPU's memory, everything else for the GPU's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.backbones.test_openclip_dual import Case
+from tests.engine.test_replay import Tapes, same
+from vipbench import api, testing
+from vipbench.engine.replay import FEWEST, WARM, Recording, ReplayError, Replays
+from vipbench.engine.seeding import cell_generator
+from vipbench.engine.stacking import TrainCell, can_stack
+from vipbench.engine.training import train
+from vipbench.plugins import load_registry
+
+# Methods whose steps are taken one by one, and why: none.
+NOT_RECORDED: dict[str, str] = {}
+
+MAKERS = frozenset(
+    getattr(torch, name)
+    for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros")
+)
+# Each would give back the same tensor here, where a GPU's goes to the CPU.
+LEAVERS = frozenset({Tensor.cpu, Tensor.numpy, Tensor.tolist, Tensor.__array__})
+# They look at an error code.
+SOLVERS = ("_linalg", "cholesky", "linalg_inv", "linalg_lu", "linalg_solve", "linalg_eig")
+
+
+class HostError(AssertionError):
+    """A step did what cannot be recorded."""
+
+
+class Operations(TorchDispatchMode):
+    """Refuses operations that wait for the device, that take from the CPU's memory, or that draw
+    random numbers. host: tensors in the CPU's memory, by id; alive, so that no other gets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host: dict[int, Tensor] = {}
+        self.making = False
+        self.seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        theirs = [x for x in given if id(x) in self.host]
+        ours = [x for x in given if id(x) not in self.host]
+        name = func.overloadpacket.__name__
+        lifted = name in ("lift_fresh", "lift")
+        if ours and not lifted:
+            if waits(func, name, args, kwargs or {}):
+                raise HostError(f"{func} waits for the device")
+            # A number of the CPU's may enter, as a constant; a copy of it to the device not.
+            if any(x.dim() for x in theirs) or (theirs and name == "copy_"):
+                raise HostError(f"{func} takes from the memory of the CPU")
+        # Attention would draw for its dropout, which is 0.
+        draws = torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name
+        if draws and not self.making:
+            raise HostError(f"{func} draws random numbers")
+        out = func(*args, **(kwargs or {}))
+        if self.making or lifted or (theirs and not ours):
+            self.host.update((id(x), x) for x in tree_leaves(out) if isinstance(x, Tensor))
+        self.seen += 1
+        return out
+
+
+def waits(func: Any, name: str, args: Any, kwargs: Any) -> bool:
+    """Whether an operation on a GPU's tensors ends only when its result is known."""
+    if name in ("index", "index_put", "index_put_", "_unsafe_index"):
+        indices = [x for x in args[1] if isinstance(x, Tensor)]
+        return any(x.dtype in (torch.bool, torch.uint8) for x in indices)
+    if name == "repeat_interleave" and kwargs.get("output_size") is not None:
+        return False
+    tags = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+    return any(tag in func.tags for tag in tags) or name.startswith(SOLVERS)
+
+
+class Calls(TorchFunctionMode):
+    """Sees what Python asks for: in an operation itself every device has been filled in."""
+
+    def __init__(self, operations: Operations) -> None:
+        super().__init__()
+        self.operations = operations
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in LEAVERS or (func is Tensor.to and "cpu" in map(str, (*args[1:2], *kwargs))):
+            raise HostError(f"{func} waits for the device")
+        before = self.operations.making
+        self.operations.making = before or (func in MAKERS and kwargs.get("device") is None)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.operations.making = before
+
+
+class Watched(Tapes):
+    """Tapes that watch over the step which must not wait, and over the recording."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched = 0
+
+    def warm(self, work: Callable[[], None], strict: bool) -> None:
+        if strict:
+            self._watch(lambda: super(Watched, self).warm(work, strict))
+        else:
+            super().warm(work, strict)
+
+    def record(self, work: Callable[[], None]) -> Recording:
+        made: list[Recording] = []
+        self._watch(lambda: made.append(super(Watched, self).record(work)))
+        return made[0]
+
+    def _watch(self, work: Callable[[], None]) -> None:
+        operations = Operations()
+        with ExitStack() as stack:
+            stack.enter_context(operations)
+            stack.enter_context(Calls(operations))
+            work()
+        self.watched += operations.seen
+
+
+METHODS = {found.name: found.target for found in load_registry().methods.values()}
+
+
+def made(
+    method: type[api.Method], tower: api.Backbone, seed: int, **hparams: Any
+) -> TrainCell | None:
+    """A cell of `method` on the conformance suite's toy, for just enough steps; None where the
+    method does not train by the engine."""
+    n = testing.SHOTS * len(testing.CLASSES)
+    info = api.CellInfo(testing.SHOTS, n, 3, tower.name, tower.dim, tower.width, "toy")
+    generator = cell_generator("on device", testing.SHOTS, seed)
+    task = api.Task(
+        tower, testing.CLASSES, ("a photo of a {}.",), testing.SYMPTOMS, info, generator, {},
+        testing.DESCRIPTIONS,
+    )  # fmt: skip
+    chosen = method.HParams(**hparams).for_cell(info)
+    recipe = chosen.recipe(info)
+    if recipe is None or recipe.epochs == 0 or api.has_own_fit(method):
+        return None
+    built = method(task, chosen)
+    for name, shape in built.noise().items():
+        setattr(built, name, torch.zeros(shape))
+    support = testing._support(tower, method, seed)
+    built.prepare(support)
+    built.train()
+    recipe = dataclasses.replace(
+        recipe, epochs=None, iterations=FEWEST, schedule="constant", epoch_weights=None
+    )
+    return TrainCell(built, recipe, support, generator)
+
+
+def check(method: type[api.Method], tower: api.Backbone, n: int, **hparams: Any) -> bool:
+    """Whether the steps of `n` cells can be recorded, and then, repeated, give the same numbers."""
+    sides: list[list[TrainCell]] = []
+    for _ in range(2):
+        cells = [made(method, tower, seed, **hparams) for seed in range(n)]
+        sides.append([cell for cell in cells if cell is not None])
+    plain, repeated = sides
+    if not plain:
+        pytest.skip("the engine trains nothing of this method")
+    assert n == 1 or can_stack(plain)
+    notes: list[str] = []
+    watched = Watched()
+    repeats = Replays(watched, notes.append)
+    try:
+        train(repeated, replays=repeats)
+    except ReplayError as error:
+        if not isinstance(error.__cause__, HostError):
+            raise
+        print(error)
+        return False
+    train(plain)
+    same(repeated, plain)
+    assert notes == []
+    assert repeats.replayed == FEWEST - WARM
+    assert watched.watched > 20
+    return True
+
+
+@pytest.fixture(scope="module")
+def tiny() -> api.Backbone:
+    made, _ = load_registry().backbone("tiny-clip")
+    assert isinstance(made, api.Backbone)
+    return made
+
+
+@pytest.mark.parametrize("n", [2, 1])
+@pytest.mark.parametrize(
+    "name", [n for n, m in METHODS.items() if m.stackable and m.inputs == "features"]
+)
+def test_steps_of_every_method(name: str, n: int, tiny: api.Backbone) -> None:
+    assert check(METHODS[name], tiny, n) == (name not in NOT_RECORDED)
+
+
+@pytest.mark.parametrize(
+    ("name", "hparams"),
+    [
+        ("vip", {"position": "middle", "merge": "mean"}),
+        ("vip", {"context": False}),
+        ("vip", {"class_specific": True, "merge": "max"}),
+        ("coop", {"position": "front"}),
+    ],
+)
+def test_steps_of_other_settings(name: str, hparams: dict[str, Any], tiny: api.Backbone) -> None:
+    assert check(METHODS[name], tiny, 2, **hparams)
+
+
+def test_steps_in_parts(tiny: api.Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the memory does not hold all texts at once."""
+    monkeypatch.setattr(tiny, "memory_budget", 200_000)
+    assert check(METHODS["vip"], tiny, 2)
+
+
+@pytest.mark.parametrize("kind", ["bert-mean", "coca", "siglip"])
+def test_steps_on_other_text_towers(kind: str, tmp_path: Path) -> None:
+    tower = Case(kind, tmp_path / "model").backbone
+    assert check(METHODS["coop"], tower, 2, n_ctx=4)
+
+
+class Bad(api.Method):
+    """Its loss does what `how` does to a weight."""
+
+    name = "bad"
+    kind = "AD"
+    needs = frozenset()
+    how: Any = None
+
+    @dataclasses.dataclass(frozen=True)
+    class HParams(api.HParams):
+        def recipe(self, info: api.CellInfo) -> api.Recipe:
+            return api.Recipe()
+
+    def __init__(self, task: api.Task, hparams: Any) -> None:
+        super().__init__(task, hparams)
+        self.weight = torch.nn.Parameter(task.normal("weight", 3, task.info.dim))
+        self.known = torch.ones(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + type(self).how(self)
+
+
+@pytest.mark.parametrize(
+    ("how", "works"),
+    [
+        (lambda m: m.weight.new_ones(3), True),
+        (lambda m: torch.arange(3, device=m.weight.device), True),
+        (lambda m: torch.where(m.known > 0, 1.0, 2.0), True),
+        (lambda m: torch.tensor(3.0) * m.known, True),
+        (lambda m: torch.tensor([1.0, 2.0, 3.0]).to(m.weight), False),
+        (lambda m: torch.zeros(3).to(m.weight.device), False),
+        (lambda m: torch.zeros(6)[:3] + m.known, False),
+        (lambda m: m.known[[2, 1, 0]], False),
+        (lambda m: m.known[m.known > 0], False),
+        (lambda m: m.known.sum().item(), False),
+        (lambda m: m.known.nonzero().squeeze(-1), False),
+        (lambda m: 1.0 if m.known.any() else 2.0, False),
+        (lambda m: m.known.cpu(), False),
+        (lambda m: sum(m.known.tolist()), False),
+        (lambda m: torch.rand(3, device=m.weight.device), False),
+    ],
+)
+def test_what_is_refused(how: Any, works: bool, tiny: api.Backbone) -> None:
+    method = type("One", (Bad,), {"how": staticmethod(how), "HParams": Bad.HParams})
+    assert check(method, tiny, 1) == works
