@@ -336,6 +336,12 @@ def test_a_run(goes_wrong: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert a["predictions"] == b["predictions"]
     notes = [e["text"] for e in found[1] if e["event"] == "note"]
     assert [("off for 'coop'" in n and "other numbers" in n) for n in notes] == [True] * goes_wrong
+    made = len(tapes.tapes)
+    session.do_plan(run.to_yaml())
+    session.do_run(list(session.cells))
+    assert (len(tapes.tapes) > made) != goes_wrong  # what was refused stays refused
+    again = [e for e in events if e["event"] == "done"][len(plain) :]
+    assert [e["record"]["metrics"] for e in again] == [e["record"]["metrics"] for e in plain]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

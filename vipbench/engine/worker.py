@@ -49,7 +49,7 @@ Runners = dict[tuple[str, str], GroupRunner]
 
 
 class Session:
-    """What the worker holds between commands."""
+    """What the worker holds between commands; what `replays` refused stays so in later plans."""
 
     def __init__(self, send: Send) -> None:
         self.send = send
@@ -57,6 +57,7 @@ class Session:
         self.cells: dict[str, PlanCell] = {}
         self.runners: Runners = {}
         self.estimator = Estimator()
+        self.device: torch.device | None = None
         self.replays: Replays | None = None
 
     def handle(self, command: dict[str, Any]) -> None:
@@ -102,7 +103,8 @@ class Session:
         _check_names([d.dataset.name for d in datasets], "datasets")
         _check_names([b.backbone.name for b in backbones], "backbones")
         scenes = arrange(run, datasets)
-        self.replays = replays(device, self.note)
+        if device != self.device:
+            self.device, self.replays = device, replays(device, self.note)
         self.cells, cells = {}, []
         for backbone in backbones:
             backbone.backbone.to(device)
