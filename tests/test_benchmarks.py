@@ -1,11 +1,20 @@
-"""The suites in benchmarks/."""
+"""The suites in benchmarks/, and the benchmark of CUDA graphs without a GPU."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.speed.graphs import compare
+from benchmarks.speed.grid import Grid
+from tests.engine.test_replay import Tapes
+from vipbench.api import Backbone
+from vipbench.engine.replay import Replays
 from vipbench.plugins import load_registry
 from vipbench.spec import RunSpec
 
@@ -27,3 +36,26 @@ def test_the_suite_of_all_methods_has_every_built_in_one() -> None:
     assert {method.name for method in spec.methods} == set(load_registry().methods)
     assert (spec.datasets, spec.backbones) == (("synthderm",), ("tiny-clip",))
     assert (spec.shots, spec.seeds, spec.profile) == ((1, 4, 16), (1, 2, 3), "quick")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_graphs_need_a_gpu() -> None:
+    command = [sys.executable, "-m", "benchmarks.speed.graphs"]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert "needs a CUDA device" in line
+
+
+@pytest.mark.parametrize("name", ["vip", "cocoop"])
+def test_what_the_benchmark_of_graphs_compares(name: str) -> None:
+    tower, _ = load_registry().backbone("tiny-clip")
+    assert isinstance(tower, Backbone)
+    tapes = Tapes()
+    told = compare(Grid(tower, 40), name, 2, Replays(tapes, pytest.fail), shots=1)
+    assert re.match(f"{name}, 2 cells: a step takes .* times less", told)
+    steps = {"vip": 40, "cocoop": 80}[name]
+    assert f"{(steps - 3) / steps:.0%} of {steps} steps were repeated" in told
+    assert told.endswith("losses differ by at most 0.0e+00")
+    assert [tape.closed for tape in tapes.tapes] == [True]

@@ -19,6 +19,7 @@ from vipbench.engine.features import Features
 from vipbench.engine.loading import LoadedBackbone, LoadedDataset, sha
 from vipbench.engine.planning import PlanCell, make_rows, plan_cells
 from vipbench.engine.protocols import Scene
+from vipbench.engine.replay import replays
 from vipbench.plugins import Plugin, load_registry
 from vipbench.spec import RunSpec
 
@@ -93,6 +94,7 @@ class Grid:
         )
         self.loaded = LoadedBackbone(self.backbone, plugin, self.backbone.name)
         self.features = Features(self.backbone, splits, "noise")
+        self.replays = replays(self.backbone.device, _note)
         self.registry = load_registry()
 
     def spec(self, method: str) -> RunSpec:
@@ -126,10 +128,14 @@ class Grid:
 
     def run(self, method: str) -> tuple[float, list[Finished]]:
         """Seconds of a method's 15 cells through the engine, features apart, and the results."""
-        runner = GroupRunner(self.features, lambda text: print(f"note: {text}"))
+        runner = GroupRunner(self.features, _note, replays=self.replays)
         start = time.perf_counter()
         results = list(runner.run(self.cells(method)))
         return time.perf_counter() - start, results
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}")
 
 
 def cells_of(shots: tuple[int, ...] = SHOTS) -> Iterator[tuple[int, int]]:
