@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 from tests.backbones.test_openclip_dual import Case
 from tests.engine.test_replay import Tapes, same
 from vipbench import api, testing
-from vipbench.engine.replay import FEWEST, WARM, Recording, ReplayError, Replays
+from vipbench.backbones._clip import ClipBackbone
+from vipbench.engine.replay import FEWEST, WARM, Recording, ReplayError, Replays, replays
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.stacking import TrainCell, can_stack
 from vipbench.engine.training import train
@@ -139,13 +140,36 @@ class Watched(Tapes):
 METHODS = {found.name: found.target for found in load_registry().methods.values()}
 
 
-def made(
-    method: type[api.Method], tower: api.Backbone, seed: int, **hparams: Any
-) -> TrainCell | None:
-    """A cell of `method` on the conformance suite's toy, for just enough steps; None where the
-    method does not train by the engine."""
+def info_of(tower: api.Backbone) -> api.CellInfo:
     n = testing.SHOTS * len(testing.CLASSES)
-    info = api.CellInfo(testing.SHOTS, n, 3, tower.name, tower.dim, tower.width, "toy")
+    return api.CellInfo(testing.SHOTS, n, 3, tower.name, tower.dim, tower.width, "toy")
+
+
+def trained() -> list[str]:
+    """Methods on features that the engine trains as one."""
+    info = info_of(tiny())
+    names = []
+    for name, method in METHODS.items():
+        usable = method.stackable and method.inputs == "features" and not api.has_own_fit(method)
+        recipe = method.HParams().for_cell(info).recipe(info)
+        if usable and recipe is not None and recipe.epochs != 0:
+            names.append(name)
+    return names
+
+
+def tiny() -> api.Backbone:
+    tower, _ = load_registry().backbone("tiny-clip")
+    assert isinstance(tower, api.Backbone)
+    return tower
+
+
+TINY = tiny()
+TRAINED = trained()
+
+
+def made(method: type[api.Method], tower: api.Backbone, seed: int, **hparams: Any) -> TrainCell:
+    """A cell of `method` on the conformance suite's toy, for just enough steps."""
+    info = info_of(tower)
     generator = cell_generator("on device", testing.SHOTS, seed)
     task = api.Task(
         tower, testing.CLASSES, ("a photo of a {}.",), testing.SYMPTOMS, info, generator, {},
@@ -153,11 +177,10 @@ def made(
     )  # fmt: skip
     chosen = method.HParams(**hparams).for_cell(info)
     recipe = chosen.recipe(info)
-    if recipe is None or recipe.epochs == 0 or api.has_own_fit(method):
-        return None
-    built = method(task, chosen)
+    assert recipe is not None
+    built = method(task, chosen).to(tower.device)
     for name, shape in built.noise().items():
-        setattr(built, name, torch.zeros(shape))
+        setattr(built, name, torch.zeros(shape, device=tower.device))
     support = testing._support(tower, method, seed)
     built.prepare(support)
     built.train()
@@ -169,13 +192,9 @@ def made(
 
 def check(method: type[api.Method], tower: api.Backbone, n: int, **hparams: Any) -> bool:
     """Whether the steps of `n` cells can be recorded, and then, repeated, give the same numbers."""
-    sides: list[list[TrainCell]] = []
-    for _ in range(2):
-        cells = [made(method, tower, seed, **hparams) for seed in range(n)]
-        sides.append([cell for cell in cells if cell is not None])
-    plain, repeated = sides
-    if not plain:
-        pytest.skip("the engine trains nothing of this method")
+    plain, repeated = (
+        [made(method, tower, seed, **hparams) for seed in range(n)] for _ in range(2)
+    )
     assert n == 1 or can_stack(plain)
     notes: list[str] = []
     watched = Watched()
@@ -195,19 +214,10 @@ def check(method: type[api.Method], tower: api.Backbone, n: int, **hparams: Any)
     return True
 
 
-@pytest.fixture(scope="module")
-def tiny() -> api.Backbone:
-    made, _ = load_registry().backbone("tiny-clip")
-    assert isinstance(made, api.Backbone)
-    return made
-
-
 @pytest.mark.parametrize("n", [2, 1])
-@pytest.mark.parametrize(
-    "name", [n for n, m in METHODS.items() if m.stackable and m.inputs == "features"]
-)
-def test_steps_of_every_method(name: str, n: int, tiny: api.Backbone) -> None:
-    assert check(METHODS[name], tiny, n) == (name not in NOT_RECORDED)
+@pytest.mark.parametrize("name", TRAINED)
+def test_steps_of_every_method(name: str, n: int) -> None:
+    assert check(METHODS[name], TINY, n) == (name not in NOT_RECORDED)
 
 
 @pytest.mark.parametrize(
@@ -219,14 +229,27 @@ def test_steps_of_every_method(name: str, n: int, tiny: api.Backbone) -> None:
         ("coop", {"position": "front"}),
     ],
 )
-def test_steps_of_other_settings(name: str, hparams: dict[str, Any], tiny: api.Backbone) -> None:
-    assert check(METHODS[name], tiny, 2, **hparams)
+def test_steps_of_other_settings(name: str, hparams: dict[str, Any]) -> None:
+    assert check(METHODS[name], TINY, 2, **hparams)
 
 
-def test_steps_in_parts(tiny: api.Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_in_half_precision() -> None:
+    tower = tiny()
+    tower.training_precision = "bf16"
+    assert check(METHODS["vip"], tower, 2)
+
+
+def test_steps_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the memory does not hold all texts at once."""
-    monkeypatch.setattr(tiny, "memory_budget", 200_000)
-    assert check(METHODS["vip"], tiny, 2)
+    tower = tiny()
+    assert isinstance(tower, ClipBackbone)
+    tower.memory_budget = 200_000
+    texts = tuple(tuple(f"{part} round edge and dark rim {i}" for i in range(6)) for part in "abc")
+    monkeypatch.setattr(testing, "SYMPTOMS", texts)
+    prompts = tower.embed([[("", f"{text}.") for text in row] for row in texts])
+    packing = tower._packed(prompts, 4, torch.Size()).packing
+    assert len(packing.parts(tower.memory_budget // 10_000)) > 1
+    assert check(METHODS["vip"], tower, 2)
 
 
 @pytest.mark.parametrize("kind", ["bert-mean", "coca", "siglip"])
@@ -277,6 +300,26 @@ class Bad(api.Method):
         (lambda m: torch.rand(3, device=m.weight.device), False),
     ],
 )
-def test_what_is_refused(how: Any, works: bool, tiny: api.Backbone) -> None:
+def test_what_is_refused(how: Any, works: bool) -> None:
     method = type("One", (Bad,), {"how": staticmethod(how), "HParams": Bad.HParams})
-    assert check(method, tiny, 1) == works
+    assert check(method, TINY, 1) == works
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", [name for name in TRAINED if name not in NOT_RECORDED])
+def test_on_a_gpu(name: str, precision: Any) -> None:
+    """A real recording of every method's step."""
+    tower = tiny()
+    tower.to("cuda")
+    tower.training_precision = precision
+    notes: list[str] = []
+    repeats = replays(tower.device, notes.append)
+    assert repeats is not None
+    plain, repeated = ([made(METHODS[name], tower, seed) for seed in range(2)] for _ in range(2))
+    train(plain)
+    train(repeated, replays=repeats)
+    assert notes == []
+    assert repeats.replayed == FEWEST - WARM
+    for one, other in zip(plain, repeated, strict=True):
+        torch.testing.assert_close(one.losses, other.losses, rtol=1e-2, atol=1e-3)
