@@ -8,7 +8,7 @@ leading dimensions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, Union, runtime_checkable
 
@@ -124,6 +124,11 @@ class ImageBackbone(ABC):
     def preprocess(self, image: Image.Image) -> Tensor:
         """The evaluation transform: RGB image -> (3,H,H) float32. An image that is H x H
         already is only normalised."""
+
+    def preprocess_alone(self) -> Callable[[Image.Image], Tensor] | None:
+        """What `preprocess` does, as an object that does without the backbone and its weights and
+        can be pickled: processes may then decode images. None: threads do."""
+        return None
 
     @abstractmethod
     def encode_image(self, pixels: Tensor, tap: Tap | None = None) -> Tensor:

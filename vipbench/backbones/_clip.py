@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vipbench.api import Backbone, Prompts, Tap, TextError, Texts
+from vipbench.backbones._alone import AsRgb
 from vipbench.backbones._context import context_tokens
 from vipbench.backbones._images import side_of_openclip
 from vipbench.backbones._layout import lay_out
 from vipbench.backbones._packing import Packed, pack
 from vipbench.backbones._texts import Wordpieces, embed_texts, readable_tokens
 from vipbench.backbones._towers import TextTower, take_rows
-from vipbench.images import to_rgb
 
 
 class ClipBackbone(Backbone):
@@ -65,8 +65,8 @@ class ClipBackbone(Backbone):
         )
         self._training_precision: Literal["fp32", "bf16"] = "fp32"
         self._packings: Any = WeakIdKeyDictionary()
-        self._transform: Any = open_clip.transform.image_transform_v2(
-            self._preprocess, is_train=False
+        self._transform = AsRgb(
+            open_clip.transform.image_transform_v2(self._preprocess, is_train=False)
         )
         self.name = name
         self.licence = licence
@@ -107,8 +107,11 @@ class ClipBackbone(Backbone):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """The checkpoint's evaluation transform: RGB image -> (3,H,H) float32."""
-        pixels: Tensor = self._transform(to_rgb(image))
-        return pixels
+        return self._transform(image)
+
+    def preprocess_alone(self) -> AsRgb:
+        """See `ImageBackbone.preprocess_alone`."""
+        return self._transform
 
     def encode_image(self, pixels: Tensor, tap: Tap | None = None) -> Tensor:
         """(B,3,H,H) -> (B,D). Raises UnsupportedError for a tap where the tower is not a plain

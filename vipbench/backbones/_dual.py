@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vipbench.api import Backbone, Prompts, Tap, TextError, Texts
+from vipbench.backbones._alone import AsRgb
 from vipbench.backbones._clip import digest_weights
 from vipbench.backbones._context import context_tokens
 from vipbench.backbones._fold import folded
@@ -27,7 +28,6 @@ from vipbench.backbones._layout import lay_out
 from vipbench.backbones._texts import Wordpieces, embed_texts, readable_tokens
 from vipbench.backbones._textsides import TextSide
 from vipbench.backbones._towers import take_rows
-from vipbench.images import to_rgb
 
 
 class DualBackbone(Backbone):
@@ -58,7 +58,7 @@ class DualBackbone(Backbone):
         self._model = model.eval().requires_grad_(False)
         self._images, self._texts, self._wordpieces = images, texts, wordpieces
         settings = open_clip.transform.PreprocessCfg(**{**preprocess, "size": images.image_size})
-        self._transform: Any = open_clip.transform.image_transform_v2(settings, is_train=False)
+        self._transform = AsRgb(open_clip.transform.image_transform_v2(settings, is_train=False))
         self.training_precision: Literal["fp32", "bf16"] = "fp32"
         self.name, self.licence, self.citation = name, licence, citation
         self.dim, self.logit_scale = dim, logit_scale
@@ -88,8 +88,11 @@ class DualBackbone(Backbone):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """The checkpoint's evaluation transform: RGB image -> (3,H,H) float32."""
-        pixels: Tensor = self._transform(to_rgb(image))
-        return pixels
+        return self._transform(image)
+
+    def preprocess_alone(self) -> AsRgb:
+        """See `ImageBackbone.preprocess_alone`."""
+        return self._transform
 
     def encode_image(self, pixels: Tensor, tap: Tap | None = None) -> Tensor:
         """(B,3,H,H) -> (B,D). Raises UnsupportedError for a tap where the tower is not a plain

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,17 +13,15 @@ import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms
-from torchvision.transforms import functional as pixels_of
 
 from vipbench.api import ImageBackbone, Tap
 from vipbench.backbones import _hub
+from vipbench.backbones._alone import TimmTransform
 from vipbench.backbones._clip import digest_weights
 from vipbench.backbones._images import side_of_timm
 from vipbench.backbones._weights import read_weights
 from vipbench.errors import UsageError, unknown
 from vipbench.fetching import HubFile, Needed
-from vipbench.images import to_rgb
 
 _RANDOM = "+random"
 
@@ -39,8 +36,15 @@ class TimmBackbone(ImageBackbone):
         self, model: Any, *, name: str, data: Mapping[str, Any], licence: str, fresh: Any
     ) -> None:
         self._model = model.eval().requires_grad_(False)
-        self._data = dict(data)
         size = int(data["input_size"][-1])
+        self._transform = TimmTransform(
+            size,
+            float(data.get("crop_pct") or 1.0),
+            data.get("crop_mode") == "squash",
+            data.get("interpolation") or "bilinear",
+            tuple(data["mean"]),
+            tuple(data["std"]),
+        )
         self._images = side_of_timm(model, None, size, model, fresh)
         self.name, self.licence = name, licence
         self.dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
@@ -61,21 +65,12 @@ class TimmBackbone(ImageBackbone):
         self._model.to(device)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """timm's evaluation transform, RGB image -> (3,H,H) float32: the shorter side to H over
-        the crop's share, the middle cut out. An image of H x H is only normalised."""
-        image, size = to_rgb(image), self.image_size
-        if image.size != (size, size):
-            share = float(self._data.get("crop_pct") or 1.0)
-            target: Any = math.floor(size / share)
-            if self._data.get("crop_mode") == "squash":
-                target = (target, target)
-            how = transforms.InterpolationMode(self._data.get("interpolation") or "bilinear")
-            image = pixels_of.resize(image, target, how)
-            image = pixels_of.center_crop(image, [size, size])
-        found: Tensor = pixels_of.normalize(
-            pixels_of.to_tensor(image), list(self._data["mean"]), list(self._data["std"])
-        )
-        return found
+        """timm's evaluation transform: RGB image -> (3,H,H) float32."""
+        return self._transform(image)
+
+    def preprocess_alone(self) -> TimmTransform:
+        """See `ImageBackbone.preprocess_alone`."""
+        return self._transform
 
     def encode_image(self, pixels: Tensor, tap: Tap | None = None) -> Tensor:
         """(B,3,H,H) -> (B,D). Raises UnsupportedError for a tap where the tower is not a plain

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib.metadata import version
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -63,12 +65,16 @@ class Features:
     encoded_images: int = 0
     # Asked before images are encoded: what is wrong with the towers must not enter the cache.
     before_encoding: Callable[[], None] = lambda: None
+    # How many workers share the cores.
+    workers: int = 1
     _plain: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     _views: dict[tuple[object, ...], _ViewTable] = field(default_factory=dict)
     _shelves: dict[tuple[str, str], Shelf] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._pictures = Pictures(self.backbone, self.splits, self.dataset_key)
+        self._pictures = Pictures(
+            self.backbone, self.splits, self.dataset_key, self.workers, self.note
+        )
 
     def plain(self, split: str, indices: Sequence[int]) -> Tensor:
         """Features (N,D) of the evaluation view."""
@@ -142,16 +148,27 @@ class Features:
         rest = [item for item in items if item not in found]
         if rest:
             self.before_encoding()
+            with self._pictures.decoding(len(rest)) as ahead:
+                yield from self._fill(shelf, split, rest, views, ahead)
+
+    def _fill(
+        self,
+        shelf: Shelf,
+        split: str,
+        rest: Sequence[Item],
+        views: tuple[Views, int] | None,
+        ahead: int,
+    ) -> Iterator[tuple[Sequence[Item], Tensor]]:
+        """Encode `rest` and keep it: features (n,D) of n items at a time."""
         kept: list[tuple[Sequence[Item], Tensor]] = []
         starts = range(0, len(rest), ENCODE_BATCH)
         parts = [rest[i : i + ENCODE_BATCH] for i in starts]
-        # While a batch is encoded, the next one is decoded.
+        # While a batch is encoded, the next ones are decoded.
         begun = map(partial(self._pictures.begin, split, views=views), parts)
-        ready = next(begun, None)
+        ready = deque(islice(begun, ahead))
         for start, part in zip(starts, parts, strict=True):
-            assert ready is not None
-            pixels = ready()
-            ready = next(begun, None)
+            pixels = ready.popleft()()
+            ready.extend(islice(begun, 1))
             features = self._encode(pixels)
             kept.append((part, features))
             if len(kept) == BLOCK_BATCHES or start + ENCODE_BATCH >= len(rest):

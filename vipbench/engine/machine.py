@@ -66,13 +66,18 @@ def share(spec: RunSpec) -> Share:
     return Share.of(spec.device, spec.workers, there)
 
 
+def cores(workers: int = 1) -> int:
+    """Usable cores of each of so many workers, at least one."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (found or 1) // workers)
+
+
 def threads(backbone: ImageBackbone, workers: int = 1) -> int:
     """Threads of one operation, where so many workers share the cores: a tower this small only
     loses by more than one."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = max(1, (found or 1) // workers)
+    own = cores(workers)
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    most = min(int(wanted), cores) if wanted.isdigit() and int(wanted) > 0 else cores
+    most = min(int(wanted), own) if wanted.isdigit() and int(wanted) > 0 else own
     return 1 if backbone.dim < SMALL_DIM else most
 
 

@@ -162,8 +162,10 @@ class Session:
         self.send({"event": "note", "text": text})
 
     def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
-        ticker = _Ticker(self.send)
-        features = Features(backbone.backbone, data.splits, data.fingerprint, ticker, self.note)
+        features = Features(
+            backbone.backbone, data.splits, data.fingerprint, _Ticker(self.send), self.note,
+            workers=machine.workers,
+        )  # fmt: skip
         runner = GroupRunner(features, self.note, machine, self.replays)
         runner.features_of = lambda name: self.runners[backbone.source, name].features
         return runner
