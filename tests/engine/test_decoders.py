@@ -379,6 +379,8 @@ def test_none_outlives_its_worker(
             assert process.stdout is not None
             assert process.stdout.readline() == "0.0\n", process.communicate()
         begun = wait_for(process, lambda: spawned(process.pid), 2)
+        if number == signal.SIGINT:
+            assert_deaf(begun)
         if number == signal.SIGKILL:
             process.kill()
         else:
@@ -453,8 +455,8 @@ def test_ctrl_c_while_a_run_decodes(tmp_path: Path) -> None:
             lambda: [child for worker in grid.children(process.pid) for child in spawned(worker)],
             2,
         )
-        for pid in (*begun, process.pid):
-            os.kill(pid, signal.SIGINT)
+        assert_deaf(begun)
+        process.send_signal(signal.SIGINT)
         status, _, err = grid.finish(process, timeout=60)
         grid.assert_gone(set(begun))
     finally:
@@ -462,6 +464,14 @@ def test_ctrl_c_while_a_run_decodes(tmp_path: Path) -> None:
     assert status == 130, err
     assert "vipbench: stopped" in err
     assert "Traceback" not in err
+
+
+def assert_deaf(begun: list[int]) -> None:
+    """Ctrl-C does nothing to any of them."""
+    for pid in begun:
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.3)
+    assert all(map(grid.alive, begun))
 
 
 def spawned(pid: int) -> list[int]:
