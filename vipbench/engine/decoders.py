@@ -117,7 +117,8 @@ class Decoders:
         self._transform, self._count, self._patient = transform, count, patient
         self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         self._all: list[_Decoder] = []
-        self._lost: Counter[str] = Counter()
+        # Why each decoder that is no more was lost; threads append to it.
+        self._lost: list[str] = []
         self._closing = False
 
     def __enter__(self) -> Self:
@@ -129,7 +130,7 @@ class Decoders:
                 self._all.append(decoder)
                 self._free.put(decoder)
         except Exception as error:
-            self._lost[f"could not be started: {error}"] += self._count - len(self._all)
+            self._lost += [f"could not be started ({error})"] * (self._count - len(self._all))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,7 +142,9 @@ class Decoders:
         self.threads.shutdown(wait=True)
         for decoder in self._all:
             decoder.close()
-        for why, count in self._lost.items():
+        if len(self._lost) == self._count:
+            self.refused = "all that were started are lost"
+        for why, count in Counter(self._lost).items():
             self.problems.append(
                 f"{count} of {self._count} processes that decode images {why}; threads of the "
                 f"worker decoded in their place ({VARIABLE}=0 starts none)"
@@ -159,7 +162,7 @@ class Decoders:
         except (EOFError, OSError):
             if self._closing:
                 raise
-            self._lost[f"ended early ({decoder.end()})"] += 1
+            self._lost.append(f"ended early ({decoder.end()})")
             return alone()
         except NotPortableError as error:
             self.refused = f"another process cannot read its preprocessing ({error})"
@@ -227,8 +230,9 @@ class _Decoder:
         code = self.process.exitcode
         if code is None or code >= 0:
             return f"exit status {code}"
-        name = signal.Signals(-code).name
-        return f"{name}; maybe for want of memory" if name == "SIGKILL" else name
+        if code == -signal.SIGKILL:
+            return "SIGKILL; maybe for want of memory"
+        return {s.value: s.name for s in signal.Signals}.get(-code, f"signal {-code}")
 
     def close(self) -> None:
         """Free what a decoder held that was killed."""

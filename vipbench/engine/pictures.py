@@ -88,11 +88,12 @@ class Pictures:
                 yield AHEAD_OF_DECODERS
         finally:
             self._decoders = None
-            if found.refused:
-                self._refused = found.refused
-                self._portable()
             for problem in found.problems:
                 self.note(problem)
+            if found.refused:
+                self._refused = found.refused
+                if not found.problems:
+                    self._portable()  # tells why
 
     def begin(
         self, split: str, items: Sequence[Item], views: tuple[Views, int] | None
