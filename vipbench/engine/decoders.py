@@ -1,9 +1,9 @@
 """Processes that decode images beside a worker, whose threads would wait for Python's lock.
 
 Each decoder is a `multiprocessing` process ("spawn": CUDA survives no fork) at the other end of a
-pipe of its own, and a thread here talks to it, one image at a time. The libraries' pools were tried
-and left: `concurrent.futures` and `DataLoader` bring all results through one queue, and a process
-that is killed while it writes there leaves half a message, whose rest is awaited without end.
+pipe of its own, and a thread here talks to it, one image at a time. The libraries' pools were left:
+`concurrent.futures` and `DataLoader` bring all results through one queue, and a process that is
+killed while it writes there leaves half a message, whose rest is awaited without end.
 A pipe with one writer ends with it. Pixels come as bytes, which need no room in /dev/shm, scarce in
 containers; and by its pipe's end a decoder knows that its worker is gone, whatever ended that.
 

@@ -125,11 +125,8 @@ class Session:
         notices += [
             f"{b.backbone.name}: licence of the weights: {b.backbone.licence}" for b in backbones
         ]
-        info = {
-            "device": machine.told,
-            "workers": str(machine.workers),
-            "torch": torch.__version__,
-        }
+        workers = str(machine.workers)
+        info = {"device": machine.told, "workers": workers, "torch": torch.__version__}
         self.send({"event": "plan", "cells": cells, "notices": notices, "info": info})
 
     def do_run(self, keys: list[str]) -> None:
@@ -154,8 +151,7 @@ class Session:
     def run_alone(self, key: str) -> Finished:
         """One planned cell by itself; whatever it raises comes through."""
         cell = self.cells[key]
-        runner = self.runners[cell.place]
-        return runner.run_alone(cell)
+        return self.runners[cell.place].run_alone(cell)
 
     def note(self, text: str) -> None:
         """Tell the user."""
