@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipbench.backbones._layers import Layer
+from vipbench.backbones._products import by_onednn, constant_linear, is_plain, through
 from vipbench.backbones._towers import Function, attend
 
 # On a CPU: rows of a sequence taken through the blocks at a time. What a layer of ViT-B keeps of
@@ -68,7 +69,7 @@ def _block(layer: Layer, x: Tensor, rows: int | None) -> Tensor:
     if rows is None:
         q, k, v = layer.qkv(h)
     else:
-        q, k, v = layer.q(h[:, :rows]), layer.k(h), layer.v(h)
+        q, k, v = layer.q(h[:, :rows]), through(layer.k, h), through(layer.v, h)
         x = x[:, :rows].contiguous()
     mixed = attend(q, k, v, layer.heads, None)
     _add(x, layer.o, mixed, layer.scale1)
@@ -79,16 +80,19 @@ def _block(layer: Layer, x: Tensor, rows: int | None) -> Tensor:
 def _add_network(x: Tensor, layer: Layer) -> None:
     """Add what the block's network makes of x (b,T,V) to it."""
     h = layer.norm2(x)
-    if type(layer.act).__name__ in _QUICK_NAMES and _plain(layer.fc1) and _plain(layer.fc2):
+    if type(layer.act).__name__ in _QUICK_NAMES and is_plain(layer.fc1) and is_plain(layer.fc2):
         # The constants ride on the products, which scale at no cost.
         h = F.silu(_product(h, layer.fc1, _QUICK), inplace=True)
         _add(x, layer.fc2, h, layer.scale2, 1 / _QUICK)
     else:
-        _add(x, layer.fc2, layer.act(layer.fc1(h)), layer.scale2)
+        _add(x, layer.fc2, layer.act(through(layer.fc1, h)), layer.scale2)
 
 
 def _product(x: Tensor, linear: Any, factor: float) -> Tensor:
     """factor · linear(x)."""
+    if by_onednn(x):
+        bias = None if linear.bias is None else linear.bias * factor
+        return constant_linear(x * factor, linear.weight, bias)
     weight, bias, flat = linear.weight.t(), linear.bias, x.reshape(-1, x.shape[-1])
     if bias is None:
         bias, beta = flat.new_zeros(()), 0.0
@@ -100,16 +104,14 @@ def _product(x: Tensor, linear: Any, factor: float) -> Tensor:
 
 def _add(x: Tensor, linear: Any, y: Tensor, scale: Function | None, share: float = 1.0) -> None:
     """x += scale(share · y Wᵀ + b), in place. x (b,T,V), contiguous; W, b of `linear`."""
-    if _plain(linear) and (scale is None or isinstance(scale, nn.Identity)):
-        flat = x.view(-1, x.shape[-1])
-        flat.addmm_(y.reshape(-1, y.shape[-1]), linear.weight.t(), alpha=share)
+    if is_plain(linear) and (scale is None or isinstance(scale, nn.Identity)):
+        flat, y = x.view(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+        if by_onednn(y):
+            flat.add_(constant_linear(y, linear.weight), alpha=share)
+        else:
+            flat.addmm_(y, linear.weight.t(), alpha=share)
         if linear.bias is not None:
             flat.add_(linear.bias)
         return
     out = linear(y if share == 1.0 else y * share)
     x.add_(out if scale is None else scale(out))
-
-
-def _plain(linear: Function) -> bool:
-    """Whether it does what its weight and bias say, and no more."""
-    return isinstance(linear, nn.Linear) and type(linear).forward is nn.Linear.forward

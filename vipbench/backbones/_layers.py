@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vipbench.api import Tap, Tower, UnsupportedError
 from vipbench.backbones._fold import folded
 from vipbench.backbones._masks import repeated
+from vipbench.backbones._products import constant_linear, through
 from vipbench.backbones._towers import Function, attend
 
 
@@ -59,9 +60,10 @@ class Layer:
         return x + _scaled(self.scale2, self._network(self.norm2(x), tap))
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of x (*,T,W), (*,T,W) each."""
+        """Queries, keys and values of x (*,T,W), (*,T,W) each; for plain tensors, no torch.func."""
         if self.packed is None:
-            return self.q(x), self.k(x), self.v(x)
+            q, k, v = (through(linear, x) for linear in (self.q, self.k, self.v))
+            return q, k, v
         q, k, v = self.packed(x).chunk(3, -1)
         return q, k, v
 
@@ -178,6 +180,6 @@ def _thirds(weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> 
         return F.linear(x, weight().chunk(3)[i], None if b is None else b.chunk(3)[i])
 
     def whole(x: Tensor) -> Tensor:
-        return F.linear(x, weight(), bias())
+        return constant_linear(x, weight(), bias())
 
     return {**{name: partial(part, i) for i, name in enumerate("qkv")}, "packed": whole}

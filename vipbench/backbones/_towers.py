@@ -21,7 +21,7 @@ from vipbench.api import Tap, Tower, UnsupportedError
 from vipbench.backbones._fold import folded
 from vipbench.backbones._masks import causal, repeated
 from vipbench.backbones._packing import Packed, Packing
-from vipbench.backbones._rounding import rounded_linear
+from vipbench.backbones._products import constant_linear
 
 Function = Callable[[Tensor], Tensor]
 
@@ -72,11 +72,11 @@ class Block:
         m, attn = self.module, self.module.attn
         # Projections may be in half precision; the residual stream and its norms never are.
         half, h = attn.in_proj_weight.dtype, m.ln_1(x)
-        project: Callable[..., Tensor] = F.linear
+        project: Callable[..., Tensor] = constant_linear
         if half != torch.float32 and x.device.type == "cpu":
             # Half-precision attention is slower there than fp32's, not faster; and it is to queries
             # and keys in half precision that a trained context is most sensitive.
-            project, attn = rounded_linear, self.origin.attn
+            project, attn = partial(constant_linear, rounded=True), self.origin.attn
         else:
             h = h.to(half)
         weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, h.shape[-1]
@@ -87,7 +87,7 @@ class Block:
             q = project(take_rows(h, rows), weight[:width], bias[:width])
             x = take_rows(x, rows)
         mixed = attend(q, k, v, self.heads, seen).to(half)
-        x = x + m.ls_1(m.attn.out_proj(mixed))
+        x = x + m.ls_1(constant_linear(mixed, m.attn.out_proj.weight, m.attn.out_proj.bias))
         first, activate, second = self._network
         x = x + m.ls_2(second(activate(first(m.ln_2(x).to(half)))))
         return x
@@ -119,17 +119,17 @@ class Block:
     def _network(self) -> tuple[Function, Function, Function]:
         """The layers of the feed-forward network and the activation between them."""
         mlp = self.module.mlp
-        if not isinstance(mlp.gelu, open_clip.transformer.QuickGELU):
-            return mlp.c_fc, mlp.gelu, mlp.c_proj
-        # x·sigmoid(1.702 x) = silu(1.702 x) / 1.702: with the constants inside the weights, one
-        # operation of the forward and of the backward pass does what three did.
         half, exact = mlp.c_fc.weight.dtype, (self.origin or self.module).mlp
-        weight, bias = (t.mul(1.702).to(half) for t in (exact.c_fc.weight, exact.c_fc.bias))
-        behind = exact.c_proj.weight.div(1.702).to(half)
+        weight, bias, behind, activate = mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.gelu
+        if isinstance(mlp.gelu, open_clip.transformer.QuickGELU):
+            # x·sigmoid(1.702 x) = silu(1.702 x) / 1.702: with the constants inside the weights, one
+            # operation of the forward and of the backward pass does what three did.
+            weight, bias = (t.mul(1.702).to(half) for t in (exact.c_fc.weight, exact.c_fc.bias))
+            behind, activate = exact.c_proj.weight.div(1.702).to(half), F.silu
         return (
-            partial(F.linear, weight=weight, bias=bias),
-            F.silu,
-            partial(F.linear, weight=behind, bias=mlp.c_proj.bias),
+            partial(constant_linear, weight=weight, bias=bias),
+            activate,
+            partial(constant_linear, weight=behind, bias=mlp.c_proj.bias),
         )
 
     def _tapped(self, tap: Tap | None, name: str, x: Tensor, y: Tensor) -> Tensor:
