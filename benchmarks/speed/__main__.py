@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed                     # ViT-B/16, the whole grid by vipbench
     python -m benchmarks.speed --quick             # ViT-B/32, 4 epochs, a few minutes
+    python -m benchmarks.speed --quick --arch ViT-L-14
 
 The plain way is timed on real steps and added up to the grid, since the whole of it would take
 hours; vipbench runs the grid in full. Both start from the same values, see the same batches and
@@ -163,18 +164,17 @@ def per_epoch_views(epochs: int) -> int:
 def main() -> None:
     """Measure and write down."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--arch", default="ViT-B-16")
-    parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--quick", action="store_true", help="ViT-B-32, 4 epochs, fewer timings")
+    parser.add_argument("--arch", help="of open_clip; otherwise ViT-B-16, or ViT-B-32 with --quick")
+    parser.add_argument("--epochs", type=int, help="otherwise 50, or 4 with --quick")
+    parser.add_argument("--quick", action="store_true", help="fewer epochs, timings and classes")
     parser.add_argument("--symptoms", type=Path, nargs="*", default=[], metavar="FILE",
                         help="more texts for the text pass: {class: [symptom, ...]}")  # fmt: skip
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("-o", "--out", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    arch, epochs, times = args.arch, args.epochs, 6
-    if args.quick:
-        arch, epochs, times = "ViT-B-32", 4, 3
+    arch = args.arch or ("ViT-B-32" if args.quick else "ViT-B-16")
+    epochs, times = args.epochs or (4 if args.quick else 50), 3 if args.quick else 6
     backbone = make_backbone(arch)
     backbone.to(DEVICE)
     results: dict[str, Any] = {

@@ -44,6 +44,7 @@ class Task:
     generator: Callable[[str], torch.Generator]
     _frozen: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
     descriptions: tuple[tuple[str, ...], ...] | None = None
+    _encode: Callable[[Prompts], Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def backbone(self) -> Backbone:
@@ -121,8 +122,9 @@ class Task:
         """Frozen features (*N, D) of texts without context, not normalised; encoded once."""
         key = _as_key(texts)
         if key not in self._frozen:
+            encode = self._encode or self.backbone.encode_text
             with torch.no_grad():
-                self._frozen[key] = self.backbone.encode_text(self.backbone.embed(texts)).detach()
+                self._frozen[key] = encode(self.backbone.embed(texts)).detach()
         return self._frozen[key]
 
     def class_texts(self, template: str | None = None) -> list[Text]:

@@ -30,7 +30,8 @@ def info() -> int:
             names = (str(part.get("backbone", ""))[:12], str(part.get("dataset", ""))[:12])
             view = part.get("view", "")
             seed = f"training, seed {view[2]}" if isinstance(view, list) else str(view)
-            rows.append((*names, str(part.get("split", "")), seed, _size(shelf.bytes), used))
+            split = "texts" if "texts" in part else str(part.get("split", ""))
+            rows.append((*names, split, seed, _size(shelf.bytes), used))
         for line in columns(rows):
             print(line)
     return OK
@@ -40,7 +41,7 @@ def info() -> int:
 def clear(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.", show_default=False)] = False,
 ) -> int:
-    """Remove all cached features; a later run encodes its images again."""
+    """Remove all cached features; a later run encodes images and texts again."""
     from vipbench.engine import cache
 
     if not yes:

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from itertools import chain
 
 import torch
@@ -26,6 +27,7 @@ from vipbench.engine.scoring import checked_scores
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.stacking import TrainCell, partition
 from vipbench.engine.support import encode_views, image_batches, make_support, test_inputs
+from vipbench.engine.textshelf import text_shelf
 from vipbench.engine.training import train
 from vipbench.engine.transfer import cannot_transfer, transferred
 
@@ -50,6 +52,7 @@ class GroupRunner:
         self.replays = replays
         self.texts = FrozenTexts()
         self.guard = Guard(features.backbone, self.texts)
+        self.shelf = text_shelf(features, self.guard)
         features.before_encoding = self.guard.check
         # Of a dataset's name its features: what is trained here may be tested on others.
         self.features_of: Callable[[str], Features] = lambda name: self.features
@@ -90,13 +93,14 @@ class GroupRunner:
         """A cell's method for the classes that it tests, not to be run for numbers; raises what its
         constructor raises."""
         with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
-            return self._make(cell, self._task(cell, cell.tested if cell.rebound else cell.data))
+            data = cell.tested if cell.rebound else cell.data
+            return self._make(cell, self._task(cell, data, trial=True))
 
     def try_transfer(self, cell: PlanCell) -> str | None:
         """Why what the cell's method learns serves no other classes, or None."""
         with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
             return cannot_transfer(
-                cell.row.method, cell.hparams, cell.info, self._task(cell, cell.data),
+                cell.row.method, cell.hparams, cell.info, self._task(cell, cell.data, trial=True),
                 lambda task: self._make(cell, task),
             )  # fmt: skip
 
@@ -126,10 +130,8 @@ class GroupRunner:
                 return
             except OUT_OF_MEMORY:
                 half = len(every) // 2
-                told = (
-                    f"out of memory with {len(every)} cells at once; done again with half of them"
-                )
-                self._fell_short(label, told, [*chain(*every)])
+                told = f"out of memory with {len(every)} cells at once; done again with half"
+                self._fell_short(label, f"{told} of them", [*chain(*every)])
             except SpoiltError:
                 raise
             except Exception as error:
@@ -212,7 +214,9 @@ class GroupRunner:
                 test.scores.append(self._score(test, x))
                 test.seconds += time.perf_counter() - begin
 
-    def _task(self, cell: PlanCell, data: LoadedDataset) -> Task:
+    def _task(self, cell: PlanCell, data: LoadedDataset, trial: bool = False) -> Task:
+        """trial: for a method whose changes are undone; what it makes of texts is not kept."""
+        trial &= not cell.row.plugin.builtin
         names = data.dataset.class_names
         return Task(
             image_backbone=self.features.backbone,
@@ -222,7 +226,8 @@ class GroupRunner:
             descriptions=data.descriptions,
             info=dataclasses.replace(cell.info, n_classes=len(names), dataset=home(data)),
             generator=cell_generator(cell.data.fingerprint, cell.shots, cell.seed),
-            _frozen=self.texts,
+            _frozen={} if trial else self.texts,
+            _encode=self.shelf and partial(self.shelf, remember=not trial),
         )
 
     def _bound(self, cell: PlanCell, item: Ready) -> Method:

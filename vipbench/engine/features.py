@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from vipbench.engine.pictures import Pictures
 
 # Part of the cache's keys: raise it when the same image and view give other features.
 FEATURE_REVISION = 3
+# The same of texts.
+TEXT_REVISION = 1
 # Batches are padded to this size, so that a feature does not depend on its batch mates.
 ENCODE_BATCH = 32
 # So many batches make a block of the cache.
@@ -194,18 +197,22 @@ class Features:
         self.encoded_images += len(pixels)
         return features
 
+    def text_shelf(self) -> Shelf:
+        """Where features of frozen texts are kept."""
+        return open_shelf({**self._parts(), "texts": TEXT_REVISION})
+
     def _shelf(self, split: str, views: tuple[Views, int] | None) -> Shelf:
         kind: object = "evaluation"
         if views is not None:
             kind = [views[0].scale, views[0].flip, views[1]]
-        parts = {
-            "revision": FEATURE_REVISION,
+        parts = {**self._parts(), "revision": FEATURE_REVISION, "split": split, "view": kind}
+        return self._shelves.setdefault((split, str(kind)), open_shelf(parts))
+
+    def _parts(self) -> dict[str, Any]:
+        return {
             "backbone": self.backbone.fingerprint,
             "dataset": self.dataset_key,
-            "split": split,
-            "view": kind,
             "precision": "fp32",
             "device": self.backbone.device.type,
             "versions": library_versions(),
         }
-        return self._shelves.setdefault((split, str(kind)), open_shelf(parts))

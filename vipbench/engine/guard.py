@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,10 +41,12 @@ class FrozenTexts(dict[Any, Tensor]):
 class Guard:
     """Knows by checksums whether the towers and the frozen texts are as they were.
 
-    Takes its checksums when it is made, before any method is built.
+    Takes its checksums when it is made, before any method is built. sound: called after each
+    check that finds nothing.
     """
 
     def __init__(self, backbone: ImageBackbone, texts: FrozenTexts) -> None:
+        self.sound: Callable[[], None] = lambda: None
         self._weights = _tensors(backbone)
         self._texts = texts
         self._sums = _sums(self._weights.values())
@@ -62,6 +64,7 @@ class Guard:
                 f"{who} changed in place the features of texts that other cells use too. Write "
                 "`x = x / y`, not `x /= y`"
             )
+        self.sound()
 
     @contextmanager
     def watch(self, who: str) -> Iterator[None]:

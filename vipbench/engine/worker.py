@@ -138,8 +138,9 @@ class Session:
         for finished in runner.run(cells):
             self.send({"event": "done", **_finished(finished)})
         evict()
-        encoded = runner.features.encoded_images
-        self.send({"event": "group_done", "encoded_images": encoded, "spoilt": runner.spoilt})
+        encoded = {"encoded_images": runner.features.encoded_images}
+        encoded["encoded_texts"] = runner.shelf.encoded_texts if runner.shelf else 0
+        self.send({"event": "group_done", **encoded, "spoilt": runner.spoilt})
 
     def do_estimate(self, keys: list[str]) -> None:
         """What one group will take."""
