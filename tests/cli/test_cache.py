@@ -20,7 +20,13 @@ def test_a_second_run_encodes_nothing(cli: Cli, tmp_path: Path) -> None:
     second = cli(*RUN, "--methods", "linear-probe,zero-shot", "--out", tmp_path / "b", env=env)
     assert second.returncode == 0, second.stderr
     after = {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*.safetensors")}
+    [texts] = after.keys() - blocks.keys()
+    assert '"texts"' in (texts.parent / "shelf.json").read_text()
+    del after[texts]
     assert after == blocks
+    third = cli(*RUN, "--methods", "tip-adapter,zero-shot", "--out", tmp_path / "c", env=env)
+    assert third.returncode == 0, third.stderr
+    assert {*(tmp_path / "cache").rglob("*.safetensors")} == {*blocks, texts}
 
     said = cli("cache", "info", env=env).stdout
     assert str(tmp_path / "cache") in said

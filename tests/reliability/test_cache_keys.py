@@ -74,7 +74,7 @@ def on_another_device(given: Given) -> None:
         # Only the key is told: the arithmetic stays where it is.
         import sys
 
-        return sys._getframe(2).f_code.co_name == "_shelf"
+        return sys._getframe(2).f_code.co_name == "_parts"
 
     given.backbone = Elsewhere()  # type: ignore[assignment]
 
