@@ -69,12 +69,24 @@ def test_what_is_not_constant_or_fp32_is_left_as_it_is() -> None:
     half = constant_linear(x.bfloat16(), layer.weight.detach().bfloat16())
     assert half.dtype == torch.bfloat16
 
+    layer = nn.Linear(8, 4)
+    layer.weight.requires_grad_(False)
+    for rows in (x, x.clone().requires_grad_()):
+        found = constant_linear(rows, layer.weight, layer.bias)
+        [grad] = torch.autograd.grad(found.sum(), [layer.bias])
+        assert torch.equal(grad, torch.full((4,), 5.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert constant_linear(x, layer.weight.detach()).dtype == torch.bfloat16
+
     class Twice(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(x)
 
     twice = Twice(8, 4).requires_grad_(False)
     torch.testing.assert_close(through(twice, x), 2 * F.linear(x, twice.weight, twice.bias))
+    hooked = nn.Linear(8, 4).requires_grad_(False)
+    hooked.register_forward_hook(lambda _, __, found: 2 * found)
+    torch.testing.assert_close(through(hooked, x), 2 * F.linear(x, hooked.weight, hooked.bias))
 
 
 def test_the_switch_of_the_process_is_turned_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.backbones.clips import random_backbone
 from vipbench import api
 from vipbench.engine import worker
 from vipbench.engine.cache import open_shelf
+from vipbench.engine.guard import FrozenTexts, Guard
 from vipbench.engine.textshelf import TextShelf
 from vipbench.plugins import load_registry
 from vipbench.spec import RunSpec
@@ -132,6 +134,44 @@ def test_texts_of_a_changed_tower_never_enter_the_cache(tmp_path: Path, cache: P
     assert "frozen weights" in str(error)
     assert blocks(cache) == []
     assert scores(run(["zero-shot"])) == expected
+
+
+PATCHER = SPOILER.replace(
+    "        self.classes = task.class_features()\n",
+    """            self.classes = task.class_features()
+            for name, weight in task.backbone._model.named_parameters():
+                weight.copy_(before[name])
+""",
+).replace(
+    "        with torch.no_grad():\n",
+    """        before = {n: w.clone() for n, w in task.backbone._model.named_parameters()}
+        with torch.no_grad():
+""",
+)
+
+
+def test_nor_do_texts_of_a_tower_that_was_changed_for_them_alone(
+    tmp_path: Path, cache: Path
+) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "spoiler.py").write_text(PATCHER)
+    patched = run(["spoiler"], plugins)
+    [error] = [e["record"]["error"] for e in patched if e["event"] == "done"]
+    assert "frozen weights" in str(error)
+    assert blocks(cache) == []
+
+
+def test_a_trial_leaves_nothing_that_was_computed_from_changed_weights() -> None:
+    # OpenAI's activation: its constants are multiplied into copies of the weights.
+    tower, untouched = random_backbone(), random_backbone()
+    guard, texts = Guard(tower, FrozenTexts()), ["a rash", "a mole"]
+    with guard.restored(), torch.no_grad():
+        for weight in tower._model.parameters():
+            weight.mul_(1.5)
+        tower.encode_text(tower.embed(texts))
+    features, expected = (t.encode_text(t.embed(texts)) for t in (tower, untouched))
+    assert torch.equal(features, expected)
 
 
 def shelf(tower: Any, folder: Path) -> TextShelf:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 VARIABLE = "VIPBENCH_ONEDNN"
 
@@ -31,7 +32,8 @@ def constant_linear(
     and results stay fp32, the gradient's too. A bfloat16 product would round its result as well.
     Plain tensors only, no torch.func.
     """
-    if torch.is_grad_enabled() and weight.requires_grad:
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.is_grad_enabled() and trained:
         return F.linear(x, weight, bias)  # not constant after all
     onednn = by_onednn(x)
     if not onednn and not rounded:
@@ -52,12 +54,16 @@ def through(linear: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def is_plain(linear: Callable[[Tensor], Tensor]) -> bool:
     """Whether it does what its weight and bias say, and no more."""
-    return isinstance(linear, nn.Linear) and type(linear).forward is nn.Linear.forward
+    if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
+        return False
+    # A forward pass of its own, or hooks before and behind it.
+    return not ("forward" in vars(linear) or linear._forward_hooks or linear._forward_pre_hooks)
 
 
 def by_onednn(x: Tensor) -> bool:
-    """Whether oneDNN is to multiply `x` by a constant."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and _faster()
+    """Whether oneDNN is to multiply `x` by a constant; never under autocast, which it ignores."""
+    fitting = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return fitting and _faster() and not torch.is_autocast_enabled("cpu")
 
 
 @functools.cache
@@ -82,6 +88,7 @@ class _Product(torch.autograd.Function):
         return multiply(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         [weight] = ctx.saved_tensors
         return None, ctx.multiply(grad, weight.t(), None), None, None

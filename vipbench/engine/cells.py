@@ -217,6 +217,7 @@ class GroupRunner:
     def _task(self, cell: PlanCell, data: LoadedDataset, trial: bool = False) -> Task:
         """trial: for a method whose changes are undone; what it makes of texts is not kept."""
         trial &= not cell.row.plugin.builtin
+        checked = "" if trial or cell.row.plugin.builtin else _who(cell)
         names = data.dataset.class_names
         return Task(
             image_backbone=self.features.backbone,
@@ -227,7 +228,7 @@ class GroupRunner:
             info=dataclasses.replace(cell.info, n_classes=len(names), dataset=home(data)),
             generator=cell_generator(cell.data.fingerprint, cell.shots, cell.seed),
             _frozen={} if trial else self.texts,
-            _encode=self.shelf and partial(self.shelf, remember=not trial),
+            _encode=self.shelf and partial(self.shelf, remember=not trial, who=checked),
         )
 
     def _bound(self, cell: PlanCell, item: Ready) -> Method:

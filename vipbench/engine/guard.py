@@ -47,12 +47,18 @@ class Guard:
 
     def __init__(self, backbone: ImageBackbone, texts: FrozenTexts) -> None:
         self.sound: Callable[[], None] = lambda: None
+        self._backbone = backbone
         self._weights = _tensors(backbone)
         self._texts = texts
         self._sums = _sums(self._weights.values())
 
     def check(self, who: str = "a plugin") -> None:
         """Raises SpoiltError, naming `who`, where a weight or a text's features changed."""
+        self.compare(who)
+        self.sound()
+
+    def compare(self, who: str = "a plugin") -> None:
+        """`check` in the midst of what a method does: what it encodes next is not yet sound."""
         if _sums(self._weights.values()) != self._sums:
             raise SpoiltError(
                 f"{who} changed the backbone's frozen weights. Train a copy "
@@ -64,7 +70,6 @@ class Guard:
                 f"{who} changed in place the features of texts that other cells use too. Write "
                 "`x = x / y`, not `x /= y`"
             )
-        self.sound()
 
     @contextmanager
     def watch(self, who: str) -> Iterator[None]:
@@ -88,6 +93,8 @@ class Guard:
             if _sums(self._weights.values()) != self._sums:
                 for name, value in self._weights.items():
                     value.data.copy_(copies[name])
+                # It may have computed other matrices from the changed ones, and kept them.
+                self._backbone.to(self._backbone.device)
 
 
 @contextmanager

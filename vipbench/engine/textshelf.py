@@ -29,17 +29,23 @@ class TextShelf:
         self, backbone: Backbone, shelf: Shelf, note: Callable[[str], None] = lambda text: None
     ) -> None:
         self.encoded_texts = 0
+        # Raises where the tower is not as it was.
+        self.compare: Callable[[str], None] = lambda who: None
         self._backbone, self._shelf, self._note = backbone, shelf, note
         self._waiting: list[tuple[Sequence[Item], Tensor]] = []
 
-    def __call__(self, prompts: Prompts, remember: bool = True) -> Tensor:
-        """Features (*N,D) of `prompts`. remember: whether new ones are to enter the cache."""
+    def __call__(self, prompts: Prompts, remember: bool = True, who: str = "") -> Tensor:
+        """Features (*N,D) of `prompts`. remember: whether new ones are to enter the cache. who:
+        what must not have changed the tower when it encodes, for `compare`; empty: nothing."""
         items, shape = _items(prompts), prompts.shape
         found = self._shelf.get(items)
         self._tell()
         if items and len(found) == len(items):
             rows = torch.stack([found[item] for item in items])
             return rows.to(self._backbone.device).reshape(*shape, -1)
+        if who:
+            # It might change a tower for this call alone, which no check behind it would find.
+            self.compare(who)
         with torch.no_grad():
             features = self._backbone.encode_text(prompts).detach()
         self.encoded_texts += len(items)
@@ -70,14 +76,14 @@ def text_shelf(features: Features, guard: Guard) -> TextShelf | None:
     if not isinstance(features.backbone, Backbone):
         return None
     shelf = TextShelf(features.backbone, features.text_shelf(), features.note)
-    guard.sound = shelf.keep
+    guard.sound, shelf.compare = shelf.keep, guard.compare
     return shelf
 
 
 def _items(prompts: Prompts) -> list[Item]:
     """One item of the shelf for each text, by all that a tower reads of the call."""
     digest = hashlib.sha256(str((tuple(prompts.shape), prompts.tokens.shape)).encode())
-    for part in (prompts.tokens, prompts.lengths, prompts.gaps):
+    for part in (prompts.tokens, prompts.lengths, prompts.gaps, prompts.mask):
         digest.update(b"-" if part is None else part.cpu().contiguous().numpy().tobytes())
     name = digest.digest()
     first = int.from_bytes(name[:8], "big") >> 1
