@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, stack_module_state, vmap
 
-from tests.backbones.clips import full_length_features, random_backbone
+from tests.backbones.clips import (
+    full_length_features,
+    random_backbone,
+    random_clip,
+    tiny_config,
+)
 from vipbench.api import NoTap, TextError, Texts
-from vipbench.backbones._clip import ClipBackbone
+from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
 
 BACKBONE = random_backbone()
 PLAIN_GELU = random_backbone(quick_gelu=False, text_cfg={"width": 48, "heads": 3, "layers": 1})
@@ -326,3 +331,24 @@ def test_context_that_does_not_fit() -> None:
         BACKBONE.encode_text(prompts, torch.zeros(4, 31))
     with pytest.raises(ValueError, match=r"\(3, 4, 32\).*\(2,\)"):
         BACKBONE.encode_text(prompts, torch.zeros(3, 4, 32))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float64, 1e-5), (torch.float16, 0.02), (torch.bfloat16, 0.1)]
+)
+def test_a_tower_whose_every_weight_has_another_type(dtype: torch.dtype, limit: float) -> None:
+    config = tiny_config()
+    towers = [
+        ClipBackbone(model, name="random", config=config, wordpieces=clip_wordpieces())
+        for model in (random_clip(config), random_clip(config).to(dtype))
+    ]
+    found = []
+    for tower, kind in zip(towers, (torch.float32, dtype), strict=True):
+        context = torch.linspace(-1, 1, 4 * tower.width).reshape(1, 4, -1).to(kind)
+        context.requires_grad_()
+        features = tower.encode_text(tower.embed([("", "a rash")]), context)
+        assert features.dtype == kind
+        [gradient] = torch.autograd.grad(features.sum(), [context])
+        found.append((features.detach().double(), gradient.double()))
+    for expected, value in zip(*found, strict=True):
+        assert (value - expected).norm() < limit * expected.norm()

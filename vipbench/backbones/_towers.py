@@ -73,7 +73,7 @@ class Block:
         # Projections may be in half precision; the residual stream and its norms never are.
         half, h = attn.in_proj_weight.dtype, m.ln_1(x)
         project: Callable[..., Tensor] = constant_linear
-        if half != torch.float32 and x.device.type == "cpu":
+        if self.origin is not None and x.device.type == "cpu":
             # Half-precision attention is slower there than fp32's, not faster; and it is to queries
             # and keys in half precision that a trained context is most sensitive.
             project, attn = partial(constant_linear, rounded=True), self.origin.attn
