@@ -352,3 +352,18 @@ def test_a_tower_whose_every_weight_has_another_type(dtype: torch.dtype, limit: 
         found.append((features.detach().double(), gradient.double()))
     for expected, value in zip(*found, strict=True):
         assert (value - expected).norm() < limit * expected.norm()
+
+
+def test_weights_that_were_written_are_read_again() -> None:
+    """Scaled copies of them are kept; they must follow what a weight is written to, and back."""
+    backbone = random_backbone(quick_gelu=True, text_cfg={"width": 48, "heads": 3, "layers": 2})
+    prompts = backbone.embed(["a rash", "a mole"])
+    before = backbone.encode_text(prompts)
+    weight = backbone._model.transformer.resblocks[0].mlp.c_fc.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1.5)
+    assert not torch.allclose(backbone.encode_text(prompts), before, atol=1e-3)
+    with torch.no_grad():
+        weight.copy_(kept)
+    assert torch.equal(backbone.encode_text(prompts), before)

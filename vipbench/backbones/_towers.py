@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import open_clip
@@ -49,6 +49,7 @@ class Block:
     tower: Tower
     layer: int
     origin: Any = None
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, open_clip.transformer.ResidualAttentionBlock):
@@ -115,22 +116,35 @@ class Block:
         x = x + m.ls_2(self._tapped(tap, "fc2", a, m.mlp.c_proj(a)))
         return x
 
-    @cached_property
+    @property
     def _network(self) -> tuple[Function, Function, Function]:
         """The layers of the feed-forward network and the activation between them."""
         mlp = self.module.mlp
-        half, exact = mlp.c_fc.weight.dtype, (self.origin or self.module).mlp
         weight, bias, behind, activate = mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.gelu
         if isinstance(mlp.gelu, open_clip.transformer.QuickGELU):
             # x·sigmoid(1.702 x) = silu(1.702 x) / 1.702: with the constants inside the weights, one
             # operation of the forward and of the backward pass does what three did.
-            weight, bias = (t.mul(1.702).to(half) for t in (exact.c_fc.weight, exact.c_fc.bias))
-            behind, activate = exact.c_proj.weight.div(1.702).to(half), F.silu
+            (weight, bias, behind), activate = self._scaled(weight.dtype), F.silu
         return (
             partial(constant_linear, weight=weight, bias=bias),
             activate,
             partial(constant_linear, weight=behind, bias=mlp.c_proj.bias),
         )
+
+    def _scaled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight and bias of the first layer times 1.702, weight of the second divided by it; made
+        again where those were written since."""
+        exact = (self.origin or self.module).mlp
+        parts = (exact.c_fc.weight, exact.c_fc.bias, exact.c_proj.weight)
+        now = tuple(part._version for part in parts)
+        if self._kept.get("made of") != now:
+            first, bias, second = parts
+            self._kept["scaled"] = tuple(
+                t.detach().to(dtype) for t in (first * 1.702, bias * 1.702, second / 1.702)
+            )
+            self._kept["made of"] = now
+        made: tuple[Tensor, Tensor, Tensor] = self._kept["scaled"]
+        return made
 
     def _tapped(self, tap: Tap | None, name: str, x: Tensor, y: Tensor) -> Tensor:
         return y if tap is None else tap.linear(self.tower, self.layer, name, x, y)
