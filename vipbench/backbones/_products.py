@@ -13,7 +13,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +47,12 @@ def constant_linear(
 
 def through(linear: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """linear(x), where nothing is trained. Plain tensors only, no torch.func."""
-    if isinstance(linear, nn.Linear) and is_plain(linear):
+    if is_plain(linear):
         return constant_linear(x, linear.weight, linear.bias)
     return linear(x)
 
 
-def is_plain(linear: Callable[[Tensor], Tensor]) -> bool:
+def is_plain(linear: Callable[[Tensor], Tensor]) -> TypeGuard[nn.Linear]:
     """Whether it does what its weight and bias say, and no more."""
     if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
         return False

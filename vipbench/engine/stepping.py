@@ -133,15 +133,8 @@ class Step:
         combined = {k: self.loss.method.combine(tuple(g[k] for g in each)) for k in params}
         return torch.stack(values).sum(), combined, right
 
-    def _alone(
-        self,
-        params: Tensors,
-        fixed: Tensors,
-        buffers: Tensors,
-        x: Tensor,
-        labels: Tensor,
-        weight: Tensor,
-    ) -> tuple[Tensor, Tensors, Tensor]:
-        p, f, b = ({k: v[0] for k, v in part.items()} for part in (params, fixed, buffers))
-        value, grads, right = self._one(p, f, b, x[0], labels[0], weight[0])
+    def _alone(self, *stacked: Any) -> tuple[Tensor, Tensors, Tensor]:
+        """`_one` of the only cell of a stack."""
+        p, f, b = ({k: v[0] for k, v in part.items()} for part in stacked[:3])
+        value, grads, right = self._one(p, f, b, *(part[0] for part in stacked[3:]))
         return value[None], {k: v[None] for k, v in grads.items()}, right[None]
