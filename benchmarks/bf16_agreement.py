@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vipbench.engine import driver
+from vipbench.engine.workers import driver
 from vipbench.results import Predictions, Store
-from vipbench.spec import RunSpec
+from vipbench.runspec.run import RunSpec
 
 METHODS = ["coop", "cocoop", "kgcoop", "vip"]
 

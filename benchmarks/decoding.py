@@ -30,11 +30,11 @@ import torch
 from PIL import Image
 
 from vipbench.api import ImageBackbone, Split
-from vipbench.engine.features import ENCODE_BATCH, Features
-from vipbench.engine.loading import load_backbone
+from vipbench.engine.features.features import ENCODE_BATCH, Features
+from vipbench.engine.features.images import Pictures
 from vipbench.engine.machine import threads
-from vipbench.engine.pictures import Pictures
-from vipbench.plugins import load_registry
+from vipbench.engine.planning.loading import load_backbone
+from vipbench.plugins.registry import load_registry
 
 
 def photographs(folder: Path, count: int, side: int) -> list[Path]:

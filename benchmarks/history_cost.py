@@ -15,10 +15,10 @@ import time
 import torch
 
 from vipbench.api import CellInfo, Labelled, Support, Task
-from vipbench.engine import training
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.stacking import TrainCell
-from vipbench.plugins import load_registry
+from vipbench.engine.training import trainer as training
+from vipbench.engine.training.stacking import TrainCell
+from vipbench.plugins.registry import load_registry
 
 CLASSES, SHOTS, SEEDS = ("nevus", "melanoma"), 16, (1, 2, 3, 4, 5)
 SYMPTOMS = (("round", "even colour", "smooth edge"), ("uneven", "blurred edge", "blue veil"))

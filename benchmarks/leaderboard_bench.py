@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.browser import Browser, find_chromium
 from tests.results.samples import CLASSES, key_of, record_dict
 from vipbench.results import Predictions, Record, Store, compute_metrics
-from vipbench.results.gathering import Folders
-from vipbench.results.leaderboard import leaderboard
-from vipbench.results.leaderboard_page import render_page, write_page
+from vipbench.results.leaderboard.entries import leaderboard
+from vipbench.results.leaderboard.gather import Folders
+from vipbench.results.leaderboard.page import render_page, write_page
 
 SHOTS, SEEDS, IMAGES = (1, 2, 4, 8, 16), (1, 2, 3), 600
 BACKBONES = ("tiny-clip", "openclip:ViT-B-16/openai", "openclip:ViT-L-14/laion2b")

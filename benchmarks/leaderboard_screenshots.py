@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.browser import Browser, find_chromium
-from vipbench.results.gathering import Folders
-from vipbench.results.leaderboard import leaderboard
-from vipbench.results.leaderboard_page import render_page, write_page
+from vipbench.results.leaderboard.entries import leaderboard
+from vipbench.results.leaderboard.gather import Folders
+from vipbench.results.leaderboard.page import render_page, write_page
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "img"
 CHOOSE = """document.getElementById("shots").value = "16";

@@ -30,7 +30,7 @@ from tiny_clip_story import measure, to_pixels
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, normalize
 
-from vipbench.backbones._tiny_weights import (
+from vipbench.backbones.loading.tiny_clip import (
     CONFIG,
     WEIGHTS,
     assemble,

@@ -11,7 +11,7 @@ import numpy as np
 import open_clip
 import torch
 
-from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
+from vipbench.backbones.towers.clip import ClipBackbone, clip_wordpieces
 
 
 def load_golden(path: Path) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from benchmarks.speed.graphs import compare
 from benchmarks.speed.grid import Grid
 from tests.engine.test_replay import Tapes
 from vipbench.api import Backbone
-from vipbench.engine.replay import Replays
-from vipbench.plugins import load_registry
-from vipbench.spec import RunSpec
+from vipbench.engine.training.cuda_graphs import Replays
+from vipbench.plugins.registry import load_registry
+from vipbench.runspec.run import RunSpec
 
 SUITES = sorted((Path(__file__).resolve().parents[1] / "benchmarks").glob("*.yaml"))
 

@@ -18,7 +18,8 @@ import torch
 
 from tests.golden_util import golden_backbone, load_golden
 from vipbench import api
-from vipbench.engine.training import TrainCell, train
+from vipbench.engine.training.stacking import TrainCell
+from vipbench.engine.training.trainer import train
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "contract-sketches.md"
 # Class -> how the page's table calls it.

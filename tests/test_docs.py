@@ -18,7 +18,7 @@ import vipbench
 from tests.conftest import Cli
 from vipbench import hookspecs
 from vipbench.api import Method
-from vipbench.plugins import load_registry
+from vipbench.plugins.registry import load_registry
 from vipbench.symptoms import load_symptoms
 
 REPO = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vipbench.errors import UsageError
-from vipbench.plugins import load_registry
+from vipbench.plugins.registry import load_registry
 
 METHOD = '''
 """A method that always says the same."""

@@ -19,7 +19,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "contract-sketches.md"
 TOWERS = """
 import open_clip
 import vipbench
-from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
+from vipbench.backbones.towers.clip import ClipBackbone, clip_wordpieces
 from vipbench.datasets.synthderm import SynthDerm
 
 CONFIG = {

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vipbench.errors import UsageError
-from vipbench.spec import METHODS, MethodSpec, RunSpec
+from vipbench.runspec.run import METHODS, MethodSpec, RunSpec
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
 lines = st.text(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from vipbench import specoutput
 from vipbench.errors import UsageError
 from vipbench.results.figures import KINDS
-from vipbench.results.layout import HIGHLIGHTS
-from vipbench.results.presets import PRESETS
-from vipbench.results.table import SPREADS
-from vipbench.spec import RunSpec
+from vipbench.results.tables.layout import HIGHLIGHTS
+from vipbench.results.tables.presets import PRESETS
+from vipbench.results.tables.table import SPREADS
+from vipbench.runspec import outputs as specoutput
+from vipbench.runspec.run import RunSpec
 
 
 def test_its_words_are_those_of_results() -> None:

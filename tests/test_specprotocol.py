@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from vipbench.cli.suites import make_spec
+from vipbench.cli.commands.suites import make_spec
 from vipbench.errors import UsageError
-from vipbench.spec import RunSpec
+from vipbench.runspec.run import RunSpec
 
 PAIR = "synthderm,npz:data/other.npz"
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vipbench import api
-from vipbench.cli.authoring import KINDS, new_command
-from vipbench.plugins import load_registry
+from vipbench.cli.commands.check import KINDS
+from vipbench.cli.commands.new import new_command
+from vipbench.plugins.registry import load_registry
 from vipbench.testing import ConformanceError, check_backbone, check_dataset, check_method
 
 Cli = Callable[..., "CompletedProcess[str]"]

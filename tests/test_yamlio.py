@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vipbench.errors import UsageError
-from vipbench.yamlio import dump_yaml, format_scalar, parse_scalar, parse_yaml, read_yaml
+from vipbench.runspec.yaml import dump_yaml, format_scalar, parse_scalar, parse_yaml, read_yaml
 
 words = st.text(st.characters(exclude_categories=("Cs", "Cc", "Co", "Cn", "Cf", "Zl", "Zp")))
 tricky = st.sampled_from(

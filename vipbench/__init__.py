@@ -20,6 +20,6 @@ __all__ = ["__version__", "hookimpl", "load_results"]
 def load_results(folder: str | PathLike[str]) -> DataFrame:
     """The records of a results folder as a pandas DataFrame, one row each; docs/results.md names
     the columns. Metrics are fractions. Imports no torch. Raises StoreError."""
-    from vipbench.results.frame import load_results as load
+    from vipbench.results.sharing.frame import load_results as load
 
     return load(folder)

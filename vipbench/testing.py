@@ -35,9 +35,9 @@ from vipbench.api import (
 )
 from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.stacking import TrainCell, can_stack
-from vipbench.engine.training import train
-from vipbench.plugins import load_registry
+from vipbench.engine.training.stacking import TrainCell, can_stack
+from vipbench.engine.training.trainer import train
+from vipbench.plugins.registry import load_registry
 
 CLASSES = ("dark disc", "bright square", "grey ring")
 SYMPTOMS = (("low values", "round edge"), ("high values",), ("hollow middle", "even rim"))

@@ -41,9 +41,10 @@ from benchmarks.speed.parts import context_cost, image_pass, method_of
 from benchmarks.speed.plain import Cell, Plain, step
 from benchmarks.speed.text import growth, memory_of_many, read_texts, text_pass
 from vipbench.api import Support
-from vipbench.backbones._products import constant_linear
-from vipbench.engine.stacking import TrainCell, schedule
-from vipbench.engine.training import train
+from vipbench.backbones.towers.linear import constant_linear
+from vipbench.engine.training.batches import schedule
+from vipbench.engine.training.stacking import TrainCell
+from vipbench.engine.training.trainer import train
 
 RESULTS = Path(__file__).parents[1] / "results"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

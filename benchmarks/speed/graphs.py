@@ -20,12 +20,12 @@ import torch
 
 from benchmarks.speed.grid import METHODS, Grid, make_backbone
 from vipbench.api import Support
-from vipbench.engine.cells import GroupRunner
+from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.machine import free_memory
-from vipbench.engine.replay import VARIABLE, Replays, replays
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.stacking import TrainCell, can_stack
-from vipbench.engine.training import train
+from vipbench.engine.training.cuda_graphs import VARIABLE, Replays, replays
+from vipbench.engine.training.stacking import TrainCell, can_stack
+from vipbench.engine.training.trainer import train
 
 
 def cells_of(grid: Grid, name: str, shots: int, n: int) -> list[TrainCell]:

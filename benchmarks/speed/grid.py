@@ -13,15 +13,16 @@ import open_clip
 import torch
 
 from vipbench.api import Backbone, Dataset, Split
-from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
-from vipbench.engine.cells import Finished, GroupRunner
-from vipbench.engine.features import Features
-from vipbench.engine.loading import LoadedBackbone, LoadedDataset, sha
-from vipbench.engine.planning import PlanCell, make_rows, plan_cells
-from vipbench.engine.protocols import Scene
-from vipbench.engine.replay import replays
-from vipbench.plugins import Plugin, load_registry
-from vipbench.spec import RunSpec
+from vipbench.backbones.towers.clip import ClipBackbone, clip_wordpieces
+from vipbench.engine.evaluation.runner import GroupRunner
+from vipbench.engine.evaluation.scoring import Finished
+from vipbench.engine.features.features import Features
+from vipbench.engine.planning.cells import PlanCell, make_rows, plan_cells
+from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, sha
+from vipbench.engine.planning.protocols import Scene
+from vipbench.engine.training.cuda_graphs import replays
+from vipbench.plugins.registry import Plugin, load_registry
+from vipbench.runspec.run import RunSpec
 
 SHOTS, SEEDS, EPOCHS, TEST = (1, 2, 4, 8, 16), (1, 2, 3), 50, 320
 METHODS = ("coop", "cocoop", "vip")

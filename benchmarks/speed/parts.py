@@ -10,9 +10,9 @@ from benchmarks.speed.grid import SHOTS, Grid
 from benchmarks.speed.plain import Plain
 from benchmarks.speed.text import M, alternately
 from vipbench.api import Support
-from vipbench.engine.cells import GroupRunner
-from vipbench.engine.stacking import TrainCell
-from vipbench.engine.training import train
+from vipbench.engine.evaluation.runner import GroupRunner
+from vipbench.engine.training.stacking import TrainCell
+from vipbench.engine.training.trainer import train
 
 CELLS, STEPS, SHOTS_OF_STEPS = 15, 8, 4
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.speed.grid import make_backbone
 from benchmarks.speed.plain import Plain
-from vipbench.backbones._clip import ClipBackbone
+from vipbench.backbones.towers.clip import ClipBackbone
 
 M = 4  # context vectors, as ViP has them
 

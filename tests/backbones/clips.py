@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vipbench.api import Prompts
-from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
+from vipbench.backbones.towers.clip import ClipBackbone, clip_wordpieces
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from torch.func import grad, vmap
 
 from tests.backbones.clips import random_backbone, random_clip, tiny_config
 from vipbench.api import NoTap, UnsupportedError
-from vipbench.backbones import _forward
-from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
+from vipbench.backbones.towers import frozen_vit as _forward
+from vipbench.backbones.towers.clip import ClipBackbone, clip_wordpieces
 
 BACKBONE = random_backbone()
 PIXELS = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))

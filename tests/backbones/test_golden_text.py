@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.golden_util import golden_backbone, load_golden
 from vipbench.api import NoTap, Prompts
-from vipbench.backbones._clip import ClipBackbone
+from vipbench.backbones.towers.clip import ClipBackbone
 
 
 def tensor(golden: dict[str, Any], name: str) -> Tensor:

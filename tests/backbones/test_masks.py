@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from tests.backbones.clips import random_backbone
 from tests.backbones.test_openclip_dual import Case
 from vipbench.api import Backbone, NoTap
-from vipbench.backbones._masks import ALIGNED, additive, causal, repeated
+from vipbench.backbones.towers.masks import ALIGNED, additive, causal, repeated
 
 
 def aligned(mask: Tensor) -> bool:

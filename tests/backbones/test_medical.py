@@ -12,7 +12,7 @@ from tests.backbones import hub_models
 from tests.backbones.test_openclip_dual import save
 from vipbench.backbones.medical import ENTRIES
 from vipbench.errors import UsageError
-from vipbench.plugins import load_registry
+from vipbench.plugins.registry import load_registry
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"
 

@@ -17,9 +17,9 @@ from torch.func import grad, vmap
 
 from tests.backbones import hub_models
 from vipbench.api import Backbone, NoTap
-from vipbench.backbones._loading import build
+from vipbench.backbones.loading.openclip import build
 from vipbench.errors import UsageError
-from vipbench.plugins import load_registry
+from vipbench.plugins.registry import load_registry
 
 TEXTS = ["a photo of a nevus.", "this is the melanoma with dark edges, and red", "lung"]
 VIT = {"image_size": 32, "patch_size": 8, "width": 48, "head_width": 16, "layers": 2}
@@ -228,7 +228,7 @@ def test_files_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_coca_with_the_corrected_mask() -> None:
     """The mask of the published checkpoints is one place off; open_clip can build the right one."""
-    from vipbench.backbones._textsides import CocaSide
+    from vipbench.backbones.towers.bidirectional import CocaSide
 
     torch.manual_seed(0)
     for correct in (False, True):

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vipbench.backbones import _products
-from vipbench.backbones._products import constant_linear, through
+from vipbench.backbones.towers import linear as _products
+from vipbench.backbones.towers.linear import constant_linear, through
 
 SWITCH: Any = torch.backends.mkldnn.matmul
 HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
@@ -101,7 +101,7 @@ def test_the_switch_of_the_process_is_turned_back(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_variable_turns_onednn_off() -> None:
-    code = "from vipbench.backbones._products import _faster; print(_faster())"
+    code = "from vipbench.backbones.towers.linear import _faster; print(_faster())"
     environment = {**os.environ, _products.VARIABLE: "0"}
     run = [sys.executable, "-c", code]
     assert subprocess.check_output(run, env=environment, text=True).strip() == "False"

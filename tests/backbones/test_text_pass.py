@@ -19,7 +19,7 @@ from tests.backbones.clips import (
     tiny_config,
 )
 from vipbench.api import NoTap, TextError, Texts
-from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
+from vipbench.backbones.towers.clip import ClipBackbone, clip_wordpieces
 
 BACKBONE = random_backbone()
 PLAIN_GELU = random_backbone(quick_gelu=False, text_cfg={"width": 48, "heads": 3, "layers": 1})

@@ -17,7 +17,7 @@ from tests.backbones.hub_models import randomise
 from tests.conftest import Cli
 from vipbench.api import Backbone, ImageBackbone, NoTap, UnsupportedError
 from vipbench.errors import UsageError
-from vipbench.plugins import load_registry
+from vipbench.plugins.registry import load_registry
 
 # Small ones; the second is a plain vision transformer, the third a hybrid without such blocks.
 NAMES = ("test_resnet", "test_vit", "test_convnext")

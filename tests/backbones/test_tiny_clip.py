@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.tiny_clip_captions import OPENINGS, PHRASES
 from benchmarks.tiny_clip_story import measure
-from vipbench.backbones import _tiny_weights
-from vipbench.backbones._tiny_weights import TinyClipError, draw_embedding, load_tiny_clip
+from vipbench.backbones.loading import tiny_clip as _tiny_weights
+from vipbench.backbones.loading.tiny_clip import TinyClipError, draw_embedding, load_tiny_clip
 
 Loaded = tuple[open_clip.CLIP, dict[str, Any], str]
 

@@ -16,7 +16,7 @@ from torch.func import grad, vmap
 
 from tests.backbones import hub_models
 from vipbench.api import Backbone, NoTap
-from vipbench.plugins import load_registry
+from vipbench.plugins.registry import load_registry
 
 TEXTS = [
     "a photo of a nevus.",

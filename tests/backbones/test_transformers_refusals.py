@@ -12,7 +12,7 @@ import torch
 
 from tests.backbones import hub_models
 from vipbench.errors import UsageError
-from vipbench.plugins import load_registry
+from vipbench.plugins.registry import load_registry
 
 OWN_CODE = """
 import timm, torch

@@ -44,7 +44,7 @@ def test_help_blocks() -> None:
 
 
 def test_suite_blocks_and_keys() -> None:
-    from vipbench.spec import RunSpec
+    from vipbench.runspec.run import RunSpec
 
     page = PAGE.read_text(encoding="utf-8")
     suites = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
@@ -57,7 +57,7 @@ def test_suite_blocks_and_keys() -> None:
 
 
 def test_metrics_are_named() -> None:
-    from vipbench.results.metrics import METRICS
+    from vipbench.results.records.metrics import METRICS
 
     page = PAGE.read_text(encoding="utf-8")
     for metric in METRICS:

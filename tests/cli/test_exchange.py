@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from tests.conftest import Cli
-from vipbench.results.collection import Collection
-from vipbench.results.commands import run_command
-from vipbench.results.metrics import compute_metrics
-from vipbench.results.predictions import Predictions
-from vipbench.results.record import Record
-from vipbench.results.store import Store
-from vipbench.spec import RunSpec
+from vipbench.results.records.metrics import compute_metrics
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
+from vipbench.results.records.rerun_command import run_command
+from vipbench.results.store.store import Collection, Store
+from vipbench.runspec.run import RunSpec
 
 METHODS = "zero-shot,coop[epochs=2],slow[seconds=0]"
 
@@ -27,7 +26,7 @@ METHODS = "zero-shot,coop[epochs=2],slow[seconds=0]"
 @pytest.fixture(scope="module")
 def ran(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run's folder, of a dataset that comes from a path, with a plugin and symptoms."""
-    from vipbench.cli.run import run_command
+    from vipbench.cli.commands.run import run_command
 
     folder = tmp_path_factory.mktemp("anna-secret")
     symptoms = folder / "symptoms.json"

@@ -63,7 +63,7 @@ def test_failed_and_changed_cells(cli: Cli, toy: Path, tmp_path: Path) -> None:
 # Another version of vipbench: ECE is twice what it was, and its revision raised.
 NEWER = """
 import dataclasses
-import vipbench.results.metrics as m
+import vipbench.results.records.metrics as m
 
 first = m._ece
 m._ece = lambda y, s: 2 * first(y, s)

@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from vipbench import __version__
-from vipbench.cli.suites import demo_suite, make_spec
+from vipbench.cli.commands.suites import demo_suite, make_spec
 from vipbench.errors import UsageError
 
 Cli = Callable[..., "CompletedProcess[str]"]
@@ -28,7 +28,7 @@ def test_help_imports_nothing_heavy(cli: Cli, args: list[str]) -> None:
 
 
 def test_every_option_is_a_field_of_the_suite(cli: Cli) -> None:
-    from vipbench.spec import RunSpec
+    from vipbench.runspec.run import RunSpec
 
     text = cli("run", "--help").stdout
     for field in RunSpec.model_fields:

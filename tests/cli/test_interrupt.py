@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vipbench.results.store import Store
+from vipbench.results.store.store import Store
 
 REPO = Path(__file__).resolve().parents[2]
 

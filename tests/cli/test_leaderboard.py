@@ -12,12 +12,11 @@ import pytest
 from tests.browser import Browser, find_chromium
 from tests.conftest import Cli
 from tests.results.samples import make, record_dict, scored
-from vipbench.results.collection import Collection
-from vipbench.results.metrics import compute_metrics
-from vipbench.results.predictions import Predictions
-from vipbench.results.record import Record
-from vipbench.results.store import Store
-from vipbench.results.submissions import submitted_by
+from vipbench.results.records.metrics import compute_metrics
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
+from vipbench.results.store.store import Collection, Store
+from vipbench.results.store.submissions import submitted_by
 
 HOSTILE = "</script><script>document.title='broken'</script>"
 LOADED = "document.querySelectorAll('#boards tbody tr').length"
@@ -68,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vipbench.cli.leaderboard import leaderboard_command
+    from vipbench.cli.commands.leaderboard import leaderboard_command
 
     out = tmp_path_factory.mktemp("site")
     assert leaderboard_command([folder], out, "Toy results") == 0

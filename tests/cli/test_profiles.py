@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from vipbench.plugins import load_registry
+from vipbench.plugins.registry import load_registry
 from vipbench.results import Store
 
 Cli = Callable[..., "CompletedProcess[str]"]

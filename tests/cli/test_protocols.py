@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load
 
-from vipbench.engine.prevalence import quotas
-from vipbench.plugins import load_registry
-from vipbench.results.record import Record
-from vipbench.results.store import Store
+from vipbench.engine.planning.sampling import quotas
+from vipbench.plugins.registry import load_registry
+from vipbench.results.records.record import Record
+from vipbench.results.store.store import Store
 
 Cli = Callable[..., "CompletedProcess[str]"]
 TINY = ("--backbones", "tiny-clip", "--views", "none")

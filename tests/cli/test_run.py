@@ -16,8 +16,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from vipbench.results.store import Store
-from vipbench.spec import RunSpec
+from vipbench.results.store.store import Store
+from vipbench.runspec.run import RunSpec
 
 Cli = Callable[..., "CompletedProcess[str]"]
 REPO = Path(__file__).resolve().parents[2]

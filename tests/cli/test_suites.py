@@ -9,9 +9,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from vipbench.cli.suites import make_spec
+from vipbench.cli.commands.suites import make_spec
 from vipbench.errors import UsageError
-from vipbench.spec import RunSpec
+from vipbench.runspec.run import RunSpec
 
 Cli = Callable[..., "CompletedProcess[str]"]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vipbench.cli import progress
-from vipbench.cli.text import clean, columns, duration, plural, ranges, shots_text
+from vipbench.cli.commands import progress
+from vipbench.cli.commands.text import clean, columns, duration, plural, ranges, shots_text
 
 
 @given(st.text())
@@ -23,7 +23,7 @@ def test_clean_keeps_what_can_be_read() -> None:
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=20, unique=True))
 def test_ranges_hold_the_same_numbers(numbers: list[int]) -> None:
-    from vipbench.specparse import seeds
+    from vipbench.runspec.values import seeds
 
     assert seeds(ranges(numbers)) == tuple(numbers)
 

@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
-from vipbench.spec import RunSpec
+from vipbench.runspec.run import RunSpec
 
 Cli = Callable[..., "CompletedProcess[str]"]
 TUNE = (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vipbench.api import DataError
-from vipbench.datasets._card import find_card, read_card
+from vipbench.datasets.reading.card import find_card, read_card
 
 
 @pytest.mark.parametrize(

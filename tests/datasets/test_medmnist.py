@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vipbench.api import DataError
-from vipbench.datasets import _medmnist
 from vipbench.datasets.medmnist import MedMnistDataset
+from vipbench.datasets.reading import medmnist_files as _medmnist
 from vipbench.errors import UsageError
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from vipbench.api import DataError
-from vipbench.datasets import _medmnist, _npzfile
 from vipbench.datasets.npz import NpzDataset
+from vipbench.datasets.reading import medmnist_files as _medmnist
+from vipbench.datasets.reading import npz_file as _npzfile
 from vipbench.errors import UsageError
 from vipbench.symptoms import shipped_symptoms
 

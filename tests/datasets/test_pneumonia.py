@@ -7,7 +7,7 @@ import pytest
 
 from vipbench.api import DataError
 from vipbench.datasets.pneumonia import PneumoniaDataset, patient_of
-from vipbench.engine.groups import group_overlap
+from vipbench.engine.planning.leaks import group_overlap
 from vipbench.errors import UsageError
 
 

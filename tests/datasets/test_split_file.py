@@ -7,7 +7,7 @@ import pytest
 
 from vipbench.api import DataError
 from vipbench.datasets.split_file import SplitFileDataset
-from vipbench.engine.sampling import draw_support
+from vipbench.engine.planning.sampling import draw_support
 from vipbench.errors import UsageError
 
 ROWS = {

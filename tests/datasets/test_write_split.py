@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from vipbench.api import DataError
+from vipbench.cli.commands.dataset import parse_ratios, write_split
 from vipbench.datasets.csv_manifest import CsvDataset
-from vipbench.datasets.write_split import parse_ratios, write_split
 from vipbench.errors import UsageError
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.conftest import Cli
 from vipbench.api.dataset import Split
-from vipbench.engine.audit import audit
-from vipbench.plugins import load_registry
+from vipbench.engine.planning.leaks import audit
+from vipbench.plugins.registry import load_registry
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:

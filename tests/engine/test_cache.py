@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vipbench.engine.cache import clear, evict, open_shelf, shelves
+from vipbench.engine.features.cache import clear, evict, open_shelf, shelves
 
 PARTS = {"backbone": "a", "dataset": "b", "split": "train", "view": "evaluation", "versions": {}}
 

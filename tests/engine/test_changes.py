@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.results.samples import scored
-from vipbench.engine.changes import NOT_AGAIN, Stored, what_changed
-from vipbench.engine.outcome import PlannedCell
+from vipbench.engine.workers.plan import NOT_AGAIN, PlannedCell, Stored, what_changed
 from vipbench.results import Record, Store
 
 PARTS: dict[str, Any] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vipbench.engine import driver
+from vipbench.engine.workers import driver
 from vipbench.results import Record, Store
-from vipbench.spec import RunSpec
+from vipbench.runspec.run import RunSpec
 
 PLUGIN = '''
 import os

@@ -22,12 +22,13 @@ from tests.conftest import REPO, Cli
 from tests.engine.light import Light, OwnWay, Shrink
 from tests.reliability import grid
 from vipbench import api
-from vipbench.engine import decoders, pictures
-from vipbench.engine.features import Features
-from vipbench.engine.loading import load_backbone
+from vipbench.engine.features import decode_pool as decoders
+from vipbench.engine.features import images as pictures
+from vipbench.engine.features.features import Features
+from vipbench.engine.planning.loading import load_backbone
 from vipbench.errors import UsageError
-from vipbench.pluginfiles import load_file
-from vipbench.plugins import load_registry
+from vipbench.plugins.files import load_file
+from vipbench.plugins.registry import load_registry
 
 COUNT = 80
 
@@ -336,7 +337,7 @@ from pathlib import Path
 import numpy as np
 from tests.engine.light import Light
 from vipbench import api
-from vipbench.engine.features import Features
+from vipbench.engine.features.features import Features
 
 images = sorted(Path(sys.argv[1]).iterdir()) * 50
 ids = tuple(map(str, range(len(images))))

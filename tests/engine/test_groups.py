@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from vipbench.api import Split
-from vipbench.engine.groups import group_overlap
+from vipbench.engine.planning.leaks import group_overlap
 
 
 def split(name: str, groups: list[str] | None, n: int = 3) -> Split:

@@ -13,17 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from vipbench import api
-from vipbench.engine import pictures
-from vipbench.engine.cells import GroupRunner
-from vipbench.engine.features import Features
-from vipbench.engine.loading import load_backbone, load_dataset
-from vipbench.engine.planning import PlanCell, Row, plan_cells
-from vipbench.engine.protocols import Scene
-from vipbench.engine.protocols import test_rows as rows_of_test
-from vipbench.engine.support import image_batches, make_support
-from vipbench.engine.support import test_inputs as inputs_of_test
-from vipbench.plugins import load_registry
-from vipbench.spec import RunSpec
+from vipbench.engine.evaluation.runner import GroupRunner
+from vipbench.engine.evaluation.support import image_batches, make_support
+from vipbench.engine.evaluation.support import test_inputs as inputs_of_test
+from vipbench.engine.features import images as pictures
+from vipbench.engine.features.features import Features
+from vipbench.engine.planning.cells import PlanCell, Row, plan_cells
+from vipbench.engine.planning.loading import load_backbone, load_dataset
+from vipbench.engine.planning.protocols import Scene
+from vipbench.engine.planning.protocols import test_rows as rows_of_test
+from vipbench.plugins.registry import load_registry
+from vipbench.runspec.run import RunSpec
 
 
 class Peek(api.Method):

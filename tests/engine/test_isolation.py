@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vipbench.engine import driver
+from vipbench.engine.workers import driver
 from vipbench.results import Record, Store
-from vipbench.spec import RunSpec
+from vipbench.runspec.run import RunSpec
 
 PLUGIN = '''
 import os, sys, time

@@ -8,8 +8,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from vipbench import api
-from vipbench.engine import learned as module
-from vipbench.engine.learned import learned, versions
+from vipbench.engine.evaluation import learned as module
+from vipbench.engine.evaluation.learned import learned, versions
 
 
 class Busy(api.Method):

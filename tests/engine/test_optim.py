@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vipbench.api import Recipe
-from vipbench.engine.optim import (
+from vipbench.engine.training.optim import (
     Optimizer,
     corrections,
     learning_rates,

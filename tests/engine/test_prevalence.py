@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vipbench.api import Split
-from vipbench.engine.prevalence import draw_prevalent, quotas
-from vipbench.engine.sampling import SamplingError, draw_support
+from vipbench.engine.planning.sampling import SamplingError, draw_prevalent, draw_support, quotas
 
 counts = st.lists(st.integers(1, 60), min_size=2, max_size=8)
 

@@ -12,11 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vipbench.api import Dataset, Split
-from vipbench.engine.loading import LoadedDataset, sha
-from vipbench.engine.protocols import Part, Scene, arrange, draw, home, test_rows, test_split
-from vipbench.engine.sampling import SamplingError, draw_support
+from vipbench.engine.planning.loading import LoadedDataset, sha
+from vipbench.engine.planning.protocols import (
+    Part,
+    Scene,
+    arrange,
+    draw,
+    home,
+    test_rows,
+    test_split,
+)
+from vipbench.engine.planning.sampling import SamplingError, draw_support
 from vipbench.errors import UsageError
-from vipbench.spec import RunSpec
+from vipbench.runspec.run import RunSpec
 
 # Functions of the engine, no tests.
 test_rows.__test__ = test_split.__test__ = False  # type: ignore[attr-defined]

@@ -16,12 +16,21 @@ from torch.utils._pytree import tree_leaves
 
 from tests.engine.test_training import Toy, cell
 from vipbench import api
-from vipbench.engine import replay, worker
-from vipbench.engine.replay import FEWEST, WARM, Recording, ReplayError, Replays, agree, replays
-from vipbench.engine.stacking import TrainCell
-from vipbench.engine.stepping import Step
-from vipbench.engine.training import train
-from vipbench.spec import RunSpec
+from vipbench.engine.training import cuda_graphs as replay
+from vipbench.engine.training.cuda_graphs import (
+    FEWEST,
+    WARM,
+    Recording,
+    ReplayError,
+    Replays,
+    agree,
+    replays,
+)
+from vipbench.engine.training.stacking import TrainCell
+from vipbench.engine.training.step import Step
+from vipbench.engine.training.trainer import train
+from vipbench.engine.workers import session as worker
+from vipbench.runspec.run import RunSpec
 
 
 class Tape(TorchDispatchMode):

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vipbench.api import Split
-from vipbench.engine.sampling import SamplingError, SupportIndices, draw_support, nested_order
+from vipbench.engine.planning.sampling import (
+    SamplingError,
+    SupportIndices,
+    draw_support,
+    nested_order,
+)
 
 NAMES = ("alpha", "beta", "gamma")
 SHARED = Path(__file__).parents[2].parent / "shared"

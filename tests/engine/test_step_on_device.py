@@ -23,12 +23,19 @@ from torch.utils._pytree import tree_leaves
 from tests.backbones.test_openclip_dual import Case
 from tests.engine.test_replay import Tapes, same
 from vipbench import api, testing
-from vipbench.backbones._clip import ClipBackbone
-from vipbench.engine.replay import FEWEST, WARM, Recording, ReplayError, Replays, replays
+from vipbench.backbones.towers.clip import ClipBackbone
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.stacking import TrainCell, can_stack
-from vipbench.engine.training import train
-from vipbench.plugins import load_registry
+from vipbench.engine.training.cuda_graphs import (
+    FEWEST,
+    WARM,
+    Recording,
+    ReplayError,
+    Replays,
+    replays,
+)
+from vipbench.engine.training.stacking import TrainCell, can_stack
+from vipbench.engine.training.trainer import train
+from vipbench.plugins.registry import load_registry
 
 # Methods whose steps are taken one by one, and why: none.
 NOT_RECORDED: dict[str, str] = {}

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tests.backbones.clips import random_backbone
 from vipbench import api
-from vipbench.engine import worker
-from vipbench.engine.cache import open_shelf
+from vipbench.engine.features.cache import open_shelf
+from vipbench.engine.features.texts import TextShelf
 from vipbench.engine.guard import FrozenTexts, Guard
-from vipbench.engine.textshelf import TextShelf
-from vipbench.plugins import load_registry
-from vipbench.spec import RunSpec
+from vipbench.engine.workers import session as worker
+from vipbench.plugins.registry import load_registry
+from vipbench.runspec.run import RunSpec
 
 Event = dict[str, Any]
 

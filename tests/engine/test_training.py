@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from vipbench import api
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.stacking import TrainCell, can_stack, schedule
-from vipbench.engine.training import train
+from vipbench.engine.training.batches import schedule
+from vipbench.engine.training.stacking import TrainCell, can_stack
+from vipbench.engine.training.trainer import train
 
 DIM, CLASSES = 6, 3
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vipbench import api
-from vipbench.engine.learned import versions
-from vipbench.engine.transfer import best_of, cannot_transfer, transferred
+from vipbench.engine.evaluation.learned import versions
+from vipbench.engine.evaluation.rebind import best_of, cannot_transfer, transferred
 
 
 def task_of(classes: int) -> Any:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from tests.results.samples import record_dict
 from vipbench import api
 from vipbench.api.dataset import DataError, Split
-from vipbench.engine.hparams import search_space
-from vipbench.engine.scoredsplit import on_validation
+from vipbench.engine.planning.hparams import search_space
+from vipbench.engine.planning.loading import on_validation
 from vipbench.engine.tuning import judged, searched, with_ranges
 from vipbench.errors import UsageError
-from vipbench.plugins import load_registry
+from vipbench.plugins.registry import load_registry
 from vipbench.results import Record
-from vipbench.spec import MethodSpec, RunSpec
+from vipbench.runspec.run import MethodSpec, RunSpec
 
 REGISTRY = load_registry()
 SPACE: dict[str, dict[str, Any]] = {

@@ -24,10 +24,10 @@ from vipbench.datasets.npz import NpzDataset
 from vipbench.datasets.split_file import SplitFileDataset
 from vipbench.errors import UsageError
 from vipbench.results import Record
-from vipbench.results.exchange import COLUMNS, export_rows, read_rows
-from vipbench.results.exchange_files import read_file, write_rows
-from vipbench.results.store import Store
-from vipbench.spec import RunSpec
+from vipbench.results.sharing.files import read_file, write_rows
+from vipbench.results.sharing.rows import COLUMNS, export_rows, read_rows
+from vipbench.results.store.store import Store
+from vipbench.runspec.run import RunSpec
 from vipbench.symptoms import load_symptoms
 
 CASES = int(os.environ.get("VIPBENCH_FUZZ", "150"))

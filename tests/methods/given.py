@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 
 from vipbench import api
-from vipbench.engine import training
-from vipbench.engine.stacking import TrainCell, schedule
+from vipbench.engine.training import trainer as training
+from vipbench.engine.training.batches import schedule
+from vipbench.engine.training.stacking import TrainCell
 
 
 def generator(purpose: str) -> torch.Generator:
@@ -177,7 +178,7 @@ def stacked_equals_looped(method: type[api.Method], **hparams: Any) -> None:
 
 
 def training_can_stack(cells: list[TrainCell]) -> bool:
-    from vipbench.engine.stacking import can_stack
+    from vipbench.engine.training.stacking import can_stack
 
     return can_stack(cells)
 

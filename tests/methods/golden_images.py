@@ -13,8 +13,8 @@ import torch
 from tests.golden_util import golden_backbone, load_golden
 from vipbench import api
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.stacking import TrainCell
-from vipbench.engine.training import train
+from vipbench.engine.training.stacking import TrainCell
+from vipbench.engine.training.trainer import train
 
 # Our parameter -> the file's, with an index into ours where it holds several of theirs.
 Names = Mapping[tuple[str, Any], str]

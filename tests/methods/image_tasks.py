@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vipbench import api
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.stacking import TrainCell
-from vipbench.engine.training import train
+from vipbench.engine.training.stacking import TrainCell
+from vipbench.engine.training.trainer import train
 
 NAMES = ("red_spot", "green_spot", "blue_spot")
 

@@ -12,8 +12,8 @@ import torch
 from tests.golden_util import golden_backbone, load_golden
 from vipbench.api import CellInfo, HParams, Method, Support, Task
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.stacking import TrainCell
-from vipbench.engine.training import train
+from vipbench.engine.training.stacking import TrainCell
+from vipbench.engine.training.trainer import train
 from vipbench.methods.cocoop import CoCoOp
 from vipbench.methods.coop import CoOp
 from vipbench.methods.vip import ViP

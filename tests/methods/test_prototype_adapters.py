@@ -109,7 +109,8 @@ def test_batches_of_the_pooled_probes_come_from_all_views() -> None:
     backbone, support, _ = toy()
     built, recipe = make(ZSLP, backbone, support, batch_size=6, epochs=40)
     assert recipe is not None
-    from vipbench.engine.stacking import TrainCell, schedule
+    from vipbench.engine.training.batches import schedule
+    from vipbench.engine.training.stacking import TrainCell
 
     plan = schedule(TrainCell(built, recipe, support, lambda purpose: torch.Generator()))
     assert plan.rows.shape == (40, 6)  # nine images hold one batch of six

@@ -11,10 +11,10 @@ from torch import nn
 from tests.backbones.clips import random_backbone
 from tests.methods.image_tasks import NAMES, fit, make, scores, toy_images, toy_task
 from vipbench import api
-from vipbench.engine.stacking import TrainCell
-from vipbench.engine.training import train
+from vipbench.engine.training.stacking import TrainCell
+from vipbench.engine.training.trainer import train
 from vipbench.methods.supervised import Supervised
-from vipbench.plugins import load_registry
+from vipbench.plugins.registry import load_registry
 
 
 def timm(argument: str) -> api.ImageBackbone:

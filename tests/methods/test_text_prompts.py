@@ -14,8 +14,8 @@ import torch
 from tests.golden_util import golden_backbone, load_golden
 from tests.methods.given import close, generator, scores, tensor, train
 from vipbench import api
-from vipbench.engine import training
-from vipbench.engine.stacking import TrainCell, can_stack
+from vipbench.engine.training import trainer as training
+from vipbench.engine.training.stacking import TrainCell, can_stack
 from vipbench.methods.bayes_coop import BayesCoOp
 from vipbench.methods.biomedcoop import UNTUNED, BiomedCoOp
 from vipbench.methods.cupl import CuPL

@@ -13,15 +13,15 @@ from tests.backbones.clips import random_backbone
 from tests.backbones.test_openclip_dual import save
 from tests.methods.image_tasks import fit, make, scores
 from vipbench import api
-from vipbench.engine.loading import load_dataset
-from vipbench.engine.planning import impossible_pair
+from vipbench.engine.planning.cells import impossible_pair
+from vipbench.engine.planning.loading import load_dataset
 from vipbench.methods.cliplora import CLIPLoRA
 from vipbench.methods.ivlp import IVLP
 from vipbench.methods.maple import MaPLe
 from vipbench.methods.promptsrc import PromptSRC
 from vipbench.methods.vpt import VPT
-from vipbench.plugins import load_registry
-from vipbench.spec import RunSpec
+from vipbench.plugins.registry import load_registry
+from vipbench.runspec.run import RunSpec
 
 METHODS = (VPT, MaPLe, IVLP, PromptSRC, CLIPLoRA)
 SAVERS = {

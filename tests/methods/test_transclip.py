@@ -23,7 +23,7 @@ from tests.methods.given import (
     toy,
     validation,
 )
-from vipbench.methods._transclip import solve
+from vipbench.methods.shared.transclip import solve
 from vipbench.methods.transclip import TransCLIP
 from vipbench.methods.transclip_fs import TransCLIPFS
 

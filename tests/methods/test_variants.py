@@ -19,8 +19,8 @@ from torch import Tensor
 from tests.golden_util import load_golden
 from tests.methods.given import GivenTexts, generator, make, scores, support_of, tensor
 from vipbench import api
-from vipbench.engine import training
-from vipbench.engine.stacking import TrainCell
+from vipbench.engine.training import trainer as training
+from vipbench.engine.training.stacking import TrainCell
 from vipbench.methods.clap import CLAP
 from vipbench.methods.clip_adapter import CLIPAdapter
 from vipbench.methods.cross_modal import CrossModal

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vipbench.results import Predictions, Record
-from vipbench.results.store import Store
+from vipbench.results.store.store import Store
 
 REPO = Path(__file__).resolve().parents[2]
 

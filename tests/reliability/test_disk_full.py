@@ -11,7 +11,8 @@ import pytest
 
 from tests.reliability import grid
 from tests.results.samples import content, scored
-from vipbench.results.store import Store, StoreError
+from vipbench.results.store.lock import StoreError
+from vipbench.results.store.store import Store
 
 
 @pytest.fixture

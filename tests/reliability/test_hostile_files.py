@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from vipbench.api import DataError
-from vipbench.backbones._weights import read_weights
+from vipbench.backbones.loading.weights import read_weights
 from vipbench.datasets.csv_manifest import CsvDataset
 from vipbench.datasets.npz import NpzDataset
 from vipbench.datasets.split_file import SplitFileDataset

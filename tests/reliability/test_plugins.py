@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import grid
-from vipbench.engine import driver
+from vipbench.engine.workers import driver
 from vipbench.results import Record
-from vipbench.results.store import Store
-from vipbench.spec import RunSpec
+from vipbench.results.store.store import Store
+from vipbench.runspec.run import RunSpec
 
 PLUGIN = '''
 import ctypes, os, random, signal, sys, threading, time

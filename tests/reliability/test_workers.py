@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.reliability import grid
-from vipbench.engine.cache import open_shelf
+from vipbench.engine.features.cache import open_shelf
 from vipbench.engine.machine import Share
 from vipbench.errors import UsageError
 
@@ -111,7 +111,7 @@ def test_a_lock_whose_holder_is_silent_is_not_waited_for(
     holder = context.Process(target=_hold, args=(tmp_path, held, done))
     holder.start()
     assert held.wait(60)
-    monkeypatch.setattr("vipbench.engine.cache.PATIENCE", 1.0)
+    monkeypatch.setattr("vipbench.engine.features.cache.PATIENCE", 1.0)
     waited: list[float] = []
     with open_shelf({"a": 1}, tmp_path).filling(lambda: waited.append(time.monotonic())):
         assert waited[-1] - waited[0] < 30

@@ -13,7 +13,7 @@ import pytest
 
 from tests.reliability import grid
 from tests.results.samples import unscored
-from vipbench.results.store import Store
+from vipbench.results.store.store import Store
 
 
 def _submit(queue: Queue[int], numbers: range) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from vipbench.results.plan import PlanCell
-from vipbench.results.predictions import Predictions
-from vipbench.results.record import Record
-from vipbench.results.store import Store
+from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
+from vipbench.results.store.store import Store
 from vipbench.results.tables import Entry, Table
 
 CLASSES = ["nevus", "melanoma", "keratosis"]
@@ -91,7 +91,7 @@ def make(*args: Any, **kwargs: Any) -> Record:
 
 def scored(seed: int, method: str = "vip", shots: int | str = 4) -> tuple[Record, Predictions]:
     """A record with the predictions that its metrics come from."""
-    from vipbench.results.metrics import compute_metrics
+    from vipbench.results.records.metrics import compute_metrics
 
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(3), [2, 5, 3])

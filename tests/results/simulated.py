@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from tests.results.samples import CLASSES, key_of, planned, record_dict
-from vipbench.results.metrics import compute_metrics
-from vipbench.results.predictions import Predictions
-from vipbench.results.record import Record
-from vipbench.results.store import Store
+from vipbench.results.records.metrics import compute_metrics
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
+from vipbench.results.store.store import Store
 
 GAIN = {"zero-shot": 0.0, "coop": 0.5, "linear-probe": 0.1, "vip": 1.1}
 

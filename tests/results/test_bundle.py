@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vipbench.errors import UsageError
-from vipbench.results.bundle import read_bundle, unpack_bundle, write_bundle
-from vipbench.results.packing import sha256
+from vipbench.results.records.record import sha256
+from vipbench.results.sharing.bundle import read_bundle, unpack_bundle, write_bundle
 
 FILES = {
     "suite.yaml": b"seeds: [1]\n",
@@ -113,7 +113,7 @@ def test_links_and_stowaways_are_refused(
 
 
 def test_a_bomb_is_not_blown_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vipbench.results.bundle.MOST_BYTES", 10_000_000)
+    monkeypatch.setattr("vipbench.results.sharing.bundle.MOST_BYTES", 10_000_000)
     path = tmp_path / "b.zip"
     path.write_bytes(zipped({**FILES, "prompts.json": bytes(20_000_000)}))
     assert path.stat().st_size < 100_000

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.results.samples import record_dict
-from vipbench.results.citing import bibliography, used
-from vipbench.results.record import Record
+from vipbench.results.records.record import Record
+from vipbench.results.sharing.citations import bibliography, used
 
 COOP = "@article{zhou2022, title = {CoOp}}"
 

@@ -16,13 +16,13 @@ from tests.results.samples import planned, record_dict
 from tests.results.simulated import folder
 from vipbench.errors import UsageError
 from vipbench.results import stats
-from vipbench.results.claims import Claims, compare
-from vipbench.results.comparison import Cells, cells_of
-from vipbench.results.pairing import select
-from vipbench.results.record import Record
-from vipbench.results.sentences import CLAIM_FORMATS, sentence, write_claims
+from vipbench.results.compare.claims import Claims, compare
+from vipbench.results.compare.sentences import CLAIM_FORMATS, sentence, write_claims
+from vipbench.results.records.cells import Cells, cells_of
+from vipbench.results.records.record import Record
 from vipbench.results.stats import StatsError
-from vipbench.results.store import Store
+from vipbench.results.stats.pairing import select
+from vipbench.results.store.store import Store
 
 
 def opened(path: Path) -> tuple[Cells, Any]:
@@ -198,7 +198,7 @@ def test_hostile_names_are_harmless_in_every_format() -> None:
             value["data"]["test_counts"] = [20, 20, 20]
             record = Record.of(value)
             records.append(record)
-            from vipbench.results.predictions import Predictions
+            from vipbench.results.records.predictions import Predictions
 
             scores = rng.normal(size=(60, 3)).astype(np.float32)
             loaded[record.key] = Predictions([str(i) for i in range(60)], None, labels, scores)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.results.samples import make, scored
-from vipbench.results.collection import Collection
-from vipbench.results.predictions import Predictions
-from vipbench.results.record import Record
-from vipbench.results.store import Store, StoreError
-from vipbench.results.submissions import OWN, matches, submitted_by, submitter
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
+from vipbench.results.store.lock import StoreError
+from vipbench.results.store.store import Collection, Store
+from vipbench.results.store.submissions import OWN, matches, submitted_by, submitter
 from vipbench.results.tables import comparison
 
 
@@ -67,7 +67,7 @@ def test_others_scores_stand_beside_until_one_is_chosen(tmp_path: Path) -> None:
 
 
 def test_a_table_leaves_a_disputed_cell_open(tmp_path: Path) -> None:
-    from vipbench.results.plan import PlanCell
+    from vipbench.results.records.plan import PlanCell
 
     with Collection(tmp_path) as store:
         store.submit([scored(1), by("anna", nudge=1.0), scored(2)])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.results.samples import entry_of, make, planned, record_dict, wide
 from vipbench.errors import UsageError
-from vipbench.results.plan import PlanCell
-from vipbench.results.record import Record
+from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.record import Record
 from vipbench.results.tables import (
     FORMATS,
     MAJORITY,

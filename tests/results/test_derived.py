@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from tests.results.samples import record_dict
-from vipbench.results.commands import run_command
-from vipbench.results.comparison import cells_of, comparison
-from vipbench.results.layout import Layout, lay_out
-from vipbench.results.presets import preset
-from vipbench.results.record import Record
-from vipbench.results.render import render
-from vipbench.results.table import Table, TableError
+from vipbench.results.records.cells import cells_of
+from vipbench.results.records.comparable import TableError
+from vipbench.results.records.record import Record
+from vipbench.results.records.rerun_command import run_command
+from vipbench.results.tables.comparison import comparison
+from vipbench.results.tables.layout import Layout, lay_out
+from vipbench.results.tables.presets import preset
+from vipbench.results.tables.render import render
+from vipbench.results.tables.table import Table
 
 
 def made(

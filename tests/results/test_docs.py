@@ -7,13 +7,13 @@ import sqlite3
 from pathlib import Path
 
 from tests.results.samples import scored
-from vipbench.results.export import RECORD_COLUMNS
-from vipbench.results.metrics import ECE_BINS, METRICS
-from vipbench.results.presets import PRESETS
-from vipbench.results.record import CellId, Data, Failure, Protocol, Record
-from vipbench.results.store import Store
-from vipbench.results.table import SPREADS
+from vipbench.results.records.csv import RECORD_COLUMNS
+from vipbench.results.records.metrics import ECE_BINS, METRICS
+from vipbench.results.records.record import CellId, Data, Failure, Protocol, Record
+from vipbench.results.store.store import Store
 from vipbench.results.tables import FORMATS, comparison, render
+from vipbench.results.tables.presets import PRESETS
+from vipbench.results.tables.table import SPREADS
 
 
 def section(repo: Path, title: str) -> str:

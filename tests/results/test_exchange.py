@@ -15,21 +15,20 @@ from hypothesis import strategies as st
 
 from tests.results.samples import make, record_dict, scored
 from vipbench.errors import UsageError
-from vipbench.results.collection import Collection
-from vipbench.results.exchange import (
+from vipbench.results.records.csv import RECORD_COLUMNS
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
+from vipbench.results.sharing.files import format_of, read_file, write_rows
+from vipbench.results.sharing.privacy import Pseudonyms
+from vipbench.results.sharing.rows import (
     COLUMNS,
     export_rows,
     read_rows,
     row_hash,
     with_local_names,
 )
-from vipbench.results.exchange_files import format_of, read_file, write_rows
-from vipbench.results.export import RECORD_COLUMNS
-from vipbench.results.predictions import Predictions
-from vipbench.results.privacy import Pseudonyms
-from vipbench.results.record import Record
-from vipbench.results.store import Store
-from vipbench.results.submissions import submitted_by, submitter
+from vipbench.results.store.store import Collection, Store
+from vipbench.results.store.submissions import submitted_by, submitter
 
 FORMS = ("csv", "jsonl", "parquet")
 SALT = Pseudonyms(b"salt" * 8)
@@ -45,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
         predictions.labels,
         predictions.scores + np.float32([0, 1e-4, 0]),
     )
-    from vipbench.results.metrics import compute_metrics
+    from vipbench.results.records.metrics import compute_metrics
 
     told = record.to_dict()
     told["metrics"] = compute_metrics(nudged.labels, nudged.scores, record.data.class_names)

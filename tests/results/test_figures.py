@@ -16,18 +16,18 @@ from tests.conftest import Cli
 from tests.results.samples import planned, record_dict
 from tests.results.simulated import folder
 from vipbench.errors import UsageError
-from vipbench.results.comparison import Cells, cells_of
 from vipbench.results.figures import KINDS, draw, save
 from vipbench.results.figures.curves import places
 from vipbench.results.figures.matrices import shares
 from vipbench.results.figures.style import COLOURS, looks
-from vipbench.results.metrics import compute_metrics
-from vipbench.results.pairing import select
-from vipbench.results.predictions import Predictions
-from vipbench.results.record import Record
+from vipbench.results.records.cells import Cells, cells_of
+from vipbench.results.records.comparable import TableError
+from vipbench.results.records.metrics import compute_metrics
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
 from vipbench.results.stats import StatsError
-from vipbench.results.store import Store
-from vipbench.results.table import TableError
+from vipbench.results.stats.pairing import select
+from vipbench.results.store.store import Store
 
 
 def opened(path: Path) -> tuple[Cells, Any]:

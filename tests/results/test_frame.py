@@ -10,8 +10,8 @@ import pytest
 
 import vipbench
 from tests.results.samples import filled, scored
-from vipbench.results.export import RECORD_COLUMNS
-from vipbench.results.lock import StoreError
+from vipbench.results.records.csv import RECORD_COLUMNS
+from vipbench.results.store.lock import StoreError
 
 
 def test_one_row_a_record(tmp_path: Path) -> None:

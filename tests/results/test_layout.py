@@ -19,17 +19,18 @@ from tests.conftest import Cli
 from tests.results.samples import CLASSES, make, planned
 from tests.results.simulated import folder
 from vipbench.errors import UsageError
-from vipbench.results.comparison import Cells, cells_of, comparison
-from vipbench.results.layout import Layout, lay_out
-from vipbench.results.metrics import compute_metrics
-from vipbench.results.pairing import Pairing, Where, select
-from vipbench.results.presets import PRESETS, preset
-from vipbench.results.record import Record
-from vipbench.results.significance import unbeaten
-from vipbench.results.spreads import interval
-from vipbench.results.store import Store
-from vipbench.results.table import AVERAGE, SPREADS, Table, TableError
+from vipbench.results.records.cells import Cells, cells_of
+from vipbench.results.records.comparable import TableError
+from vipbench.results.records.metrics import compute_metrics
+from vipbench.results.records.record import Record
+from vipbench.results.stats.pairing import Pairing, Where, select
+from vipbench.results.store.store import Store
 from vipbench.results.tables import FORMATS, render
+from vipbench.results.tables.comparison import comparison
+from vipbench.results.tables.layout import Layout, lay_out
+from vipbench.results.tables.presets import PRESETS, preset
+from vipbench.results.tables.significance import interval, unbeaten
+from vipbench.results.tables.table import AVERAGE, SPREADS, Table
 
 METHODS = {
     "zero-shot": 0.0,

@@ -13,19 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.results.samples import key_of, make, record_dict, scored
-from vipbench.results.collection import Collection
-from vipbench.results.commands import run_command
-from vipbench.results.gathering import Folders, Gathered
-from vipbench.results.intervals import seeds_interval
-from vipbench.results.leaderboard import Entry, leaderboard
-from vipbench.results.leaderboard_page import page_data, render_page, write_page
-from vipbench.results.plan import PlanCell
-from vipbench.results.predictions import Predictions
-from vipbench.results.privacy import scrub
-from vipbench.results.ranking import Bounds, bounds, image_bounds, ranks
-from vipbench.results.record import Record
-from vipbench.results.store import Store
-from vipbench.results.submissions import submitted_by
+from vipbench.results.leaderboard.entries import Entry, leaderboard
+from vipbench.results.leaderboard.gather import Folders, Gathered
+from vipbench.results.leaderboard.page import page_data, render_page, write_page
+from vipbench.results.leaderboard.ranking import Bounds, bounds, image_bounds, ranks
+from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
+from vipbench.results.records.rerun_command import run_command
+from vipbench.results.sharing.privacy import scrub
+from vipbench.results.stats.intervals import seeds_interval
+from vipbench.results.store.store import Collection, Store
+from vipbench.results.store.submissions import submitted_by
 
 
 def entries(*records: Record, plan: Any = ()) -> list[Entry]:
@@ -183,7 +182,7 @@ def test_folders_are_read_together(tmp_path: Path) -> None:
     nudged = Predictions(
         predictions.ids, predictions.groups, predictions.labels, -predictions.scores
     )
-    from vipbench.results.metrics import compute_metrics
+    from vipbench.results.records.metrics import compute_metrics
 
     names = record.data.class_names
     metrics = compute_metrics(nudged.labels, nudged.scores, names)

@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vipbench.errors import UsageError
-from vipbench.results.baseline import majority_metrics
-from vipbench.results.metrics import METRICS, compute_metrics, find_metric, metric_value
+from vipbench.results.records.metrics import (
+    METRICS,
+    compute_metrics,
+    find_metric,
+    majority_metrics,
+    metric_value,
+)
 
 
 @st.composite

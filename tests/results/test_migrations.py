@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.results.samples import content, filled, scored
-from vipbench.results import schema
-from vipbench.results.store import FILE, Store, StoreError
+from vipbench.results.store import sqlite as schema
+from vipbench.results.store.lock import StoreError
+from vipbench.results.store.store import FILE, Store
 
 DATA = Path(__file__).with_name("data")
 EARLIER = range(1, schema.VERSION)

@@ -9,14 +9,14 @@ import pytest
 
 from tests.results.samples import planned
 from tests.results.simulated import folder
-from vipbench.results.comparison import cells_of
-from vipbench.results.gathering import Folders, Gathered
-from vipbench.results.leaderboard import APART, PAIRED, Entry, leaderboard
-from vipbench.results.leaderboard_page import page_data
-from vipbench.results.pairedranks import paired_ranks, stacked
-from vipbench.results.pairing import Pairing, Where
-from vipbench.results.significance import unbeaten
-from vipbench.results.store import Store
+from vipbench.results.leaderboard.entries import APART, PAIRED, Entry, leaderboard
+from vipbench.results.leaderboard.gather import Folders, Gathered
+from vipbench.results.leaderboard.page import page_data
+from vipbench.results.leaderboard.ranking import paired_ranks, stacked
+from vipbench.results.records.cells import cells_of
+from vipbench.results.stats.pairing import Pairing, Where
+from vipbench.results.store.store import Store
+from vipbench.results.tables.significance import unbeaten
 
 METHODS = {"zero-shot": 0.0, "coop": 0.5, "linear-probe": 0.1, "vip": 1.1}
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_paired_falls_back_and_says_so(made: Path, tmp_path: Path
 def test_many_records_are_not_tested_one_by_one(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vipbench.results.leaderboard.MOST_PAIRED", 10)
+    monkeypatch.setattr("vipbench.results.leaderboard.entries.MOST_PAIRED", 10)
     rules = [e.rules["accuracy"] for e in board(made) if e.first.cell.shots != 0]
     # One competition of three methods and three seeds fits.
     assert sorted(rules) == [APART] * 6 + [PAIRED] * 3

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.results.samples import content, filled, scored
-from vipbench.results import Predictions, Record, RecordError, Store, StoreError, schema
+from vipbench.results import Predictions, Record, RecordError, Store, StoreError
+from vipbench.results.store import sqlite as schema
 
 DATA = bytes(range(256)) * 40
 

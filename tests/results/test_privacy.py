@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.results.samples import make, record_dict, scored
-from vipbench.results.predictions import Predictions
-from vipbench.results.privacy import (
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
+from vipbench.results.sharing.privacy import (
     Pseudonyms,
     holds_patient_data,
     public_record,
     scrub,
     withheld,
 )
-from vipbench.results.record import Record
 
 PART = st.text("abcdefghijklmnopqrstuvwxyzABC0123456789_-.", min_size=1, max_size=8).filter(
     lambda t: t.strip(".")

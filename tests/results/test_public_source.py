@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vipbench.results.privacy import public_source
+from vipbench.results.sharing.privacy import public_source
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.results.samples import make, record_dict
-from vipbench.results.predictions import Predictions, check_together
-from vipbench.results.record import Record, RecordError
+from vipbench.results.records.predictions import Predictions, check_together
+from vipbench.results.records.record import Record, RecordError
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.results.samples import entry_of, key_of, make, planned, record_dict
-from vipbench.results.record import Record
+from vipbench.results.records.record import Record
 from vipbench.results.tables import (
     TableError,
     comparison,

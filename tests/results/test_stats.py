@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 from sklearn import metrics as sk
 
 from vipbench.results import stats
-from vipbench.results.metrics import METRICS, compute_metrics, log_odds, metric_value
+from vipbench.results.records.metrics import METRICS, compute_metrics, log_odds, metric_value
 from vipbench.results.stats import StatsError, TestSet
 
 CLASSES = ["a", "b", "c"]

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from tests.results.samples import content, filled, make, record_dict, scored
-from vipbench.results import schema
-from vipbench.results.plan import PlanCell
-from vipbench.results.predictions import Predictions
-from vipbench.results.record import Record, RecordError
-from vipbench.results.store import Store, StoreError
+from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record, RecordError
+from vipbench.results.store import sqlite as schema
+from vipbench.results.store.lock import StoreError
+from vipbench.results.store.store import Store
 
 
 def test_records_and_predictions_come_back(tmp_path: Path) -> None:

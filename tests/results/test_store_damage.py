@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tests.results.samples import content, filled, scored, unscored
-from vipbench.results.store import Store, StoreError
+from vipbench.results.store.lock import StoreError
+from vipbench.results.store.store import Store
 
 WRITER = Path(__file__).with_name("writer.py")
 

@@ -12,18 +12,18 @@ import pytest
 
 from tests.results.samples import make, planned, record_dict
 from tests.results.simulated import folder
-from vipbench.results.claims import compare
-from vipbench.results.commands import run_command
-from vipbench.results.comparison import Cells, cells_of
+from vipbench.results.compare.claims import compare
 from vipbench.results.figures import draw
-from vipbench.results.gathering import Folders
-from vipbench.results.layout import Layout, lay_out
-from vipbench.results.leaderboard import leaderboard
-from vipbench.results.pairing import select
-from vipbench.results.record import Record
-from vipbench.results.store import Store
-from vipbench.results.table import Table
+from vipbench.results.leaderboard.entries import leaderboard
+from vipbench.results.leaderboard.gather import Folders
+from vipbench.results.records.cells import Cells, cells_of
+from vipbench.results.records.record import Record
+from vipbench.results.records.rerun_command import run_command
+from vipbench.results.stats.pairing import select
+from vipbench.results.store.store import Store
 from vipbench.results.tables import FORMATS, render
+from vipbench.results.tables.layout import Layout, lay_out
+from vipbench.results.tables.table import Table
 
 SAW = 8
 METHODS = {"zero-shot": 0.0, "coop": 0.5, "linear-probe": 0.1, "vip": 1.1, "vip[merge=mean]": 0.9}

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.results.samples import unscored
-from vipbench.results.store import Store
+from vipbench.results.store.store import Store
 
 if __name__ == "__main__":
     out, what = sys.argv[1:]

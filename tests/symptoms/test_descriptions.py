@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Cli
 from vipbench.datasets.synthderm import CLASS_NAMES, SynthDerm
-from vipbench.spec import RunSpec
+from vipbench.runspec.run import RunSpec
 from vipbench.symptoms import SymptomError, shipped_descriptions, shipped_symptoms
 
 

@@ -18,14 +18,14 @@ from tests.symptoms.hostile import LINES
 from tests.symptoms.llm_server import Answer, prompt_of, serve
 from vipbench.errors import UsageError
 from vipbench.symptoms import parse_symptoms
-from vipbench.symptoms.generate import Asked, Generated, generate
-from vipbench.symptoms.generate_cassette import Cassette
-from vipbench.symptoms.generate_client import MOST_BYTES, Client, ServerError, host_of, is_loopback
-from vipbench.symptoms.generate_consent import Sending, consent
-from vipbench.symptoms.generate_grids import grid, pixel_hash
-from vipbench.symptoms.generate_prompts import PROMPTS, fill
-from vipbench.symptoms.generate_replies import features
-from vipbench.symptoms.generate_report import report
+from vipbench.symptoms.generate.cassette import Cassette
+from vipbench.symptoms.generate.client import MOST_BYTES, Client, ServerError, host_of, is_loopback
+from vipbench.symptoms.generate.consent import Sending, consent
+from vipbench.symptoms.generate.generate import Asked, Generated, generate
+from vipbench.symptoms.generate.grids import grid, pixel_hash
+from vipbench.symptoms.generate.prompts import PROMPTS, fill
+from vipbench.symptoms.generate.replies import features
+from vipbench.symptoms.generate.report import report
 
 CLASSES = ("melanoma", "nevus")
 GOOD = "- an irregular, ragged border\n- several colours side by side\n"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vipbench.errors import UsageError
-from vipbench.spec import KNOWLEDGE as SUITE_WORDS
-from vipbench.spec import RunSpec
+from vipbench.runspec.run import KNOWLEDGE as SUITE_WORDS
+from vipbench.runspec.run import RunSpec
 from vipbench.symptoms import KNOWLEDGE, load_symptoms, replace_knowledge, shipped_symptoms
 from vipbench.symptoms.knowledge import turned
 

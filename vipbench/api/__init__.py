@@ -17,7 +17,6 @@ from vipbench.api.method import Batch, Labelled, Method, Support, has_own_fit
 from vipbench.api.recipe import CellInfo, Choice, HParams, Published, Range, Recipe, Views
 from vipbench.api.task import Task
 from vipbench.fetching import HubFile, Needed, WebFile
-from vipbench.hookspecs import hookimpl
 from vipbench.images import ImageError, ImageLike, open_image
 
 __all__ = [
@@ -54,6 +53,5 @@ __all__ = [
     "WebFile",
     "fingerprint_splits",
     "has_own_fit",
-    "hookimpl",
     "open_image",
 ]

@@ -175,11 +175,11 @@ def files(entry: Entry, argument: str | None) -> Iterator[Needed]:
     _check_readable(entry)
     folder = (argument or "").removesuffix(_REMOTE)
     if entry.library == "openclip":
-        from vipbench.backbones._loading import openclip_files
+        from vipbench.backbones.loading.openclip import openclip_files
 
         found = openclip_files(f"local-dir:{folder}" if folder else f"hf-hub:{entry.repo}")
     else:
-        from vipbench.backbones._transformers import transformers_files
+        from vipbench.backbones.loading.transformers import transformers_files
 
         remote = _REMOTE if (argument or "").endswith(_REMOTE) else ""
         found = transformers_files(f"{folder or entry.repo}{remote}")
@@ -200,11 +200,11 @@ def _check_readable(entry: Entry) -> None:
 
 def _from_library(entry: Entry, folder: str, remote: str) -> Backbone:
     if entry.library == "openclip":
-        from vipbench.backbones._loading import load_openclip
+        from vipbench.backbones.loading.openclip import load_openclip
 
         if remote:
             raise UsageError("it runs no code of its own; leave +remote-code out")
         return load_openclip(f"local-dir:{folder}" if folder else f"hf-hub:{entry.repo}")
-    from vipbench.backbones._transformers import load_transformers
+    from vipbench.backbones.loading.transformers import load_transformers
 
     return load_transformers(f"{folder or entry.repo}{remote}")

@@ -8,18 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from vipbench.backbones.loading.hub import FORMS
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterBackbone, hookimpl
 
 if TYPE_CHECKING:
     from vipbench.api import Backbone, Needed
-
-FORMS = (
-    "openclip:ARCH/TAG (weights that open_clip knows, such as openclip:ViT-B-16/openai), "
-    "openclip:hf-hub:ORG/NAME, openclip:local-dir:FOLDER (a repository of that form in a folder), "
-    "or a local checkpoint: openclip:ARCH+quickgelu@PATH, openclip:ARCH+gelu@PATH, "
-    "openclip:ARCH/TAG@PATH"
-)
 
 
 @hookimpl
@@ -43,8 +37,8 @@ def tiny_clip(argument: str | None) -> Backbone:
     """The tiny CLIP that comes with the package. Raises UsageError for an argument."""
     if argument is not None:
         raise UsageError(f"the backbone 'tiny-clip' takes no argument, but got ':{argument}'")
-    from vipbench.backbones._clip import ClipBackbone, clip_wordpieces
-    from vipbench.backbones._tiny_weights import load_tiny_clip
+    from vipbench.backbones.loading.tiny_clip import load_tiny_clip
+    from vipbench.backbones.towers.clip import ClipBackbone, clip_wordpieces
 
     model, facts, _ = load_tiny_clip()
     # Of the file's facts only these change a feature; the rest tells how it was trained.
@@ -67,7 +61,7 @@ def openclip(argument: str | None) -> Backbone:
     """
     if not argument:
         raise UsageError(f"the backbone 'openclip' needs to know which model: {FORMS}")
-    from vipbench.backbones._loading import load_openclip
+    from vipbench.backbones.loading.openclip import load_openclip
 
     return load_openclip(argument)
 
@@ -76,6 +70,6 @@ def openclip_files(argument: str | None) -> Iterable[Needed]:
     """What `openclip` needs on the disk. Raises UsageError."""
     if not argument:
         raise UsageError(f"the backbone 'openclip' needs to know which model: {FORMS}")
-    from vipbench.backbones import _loading
+    from vipbench.backbones.loading import openclip as _loading
 
     return _loading.openclip_files(argument)

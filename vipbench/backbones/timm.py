@@ -38,7 +38,7 @@ def timm(argument: str | None) -> ImageBackbone:
     """
     if not argument:
         raise UsageError(f"the backbone 'timm' needs to know which model: {FORMS}")
-    from vipbench.backbones._timm import load_timm
+    from vipbench.backbones.loading.timm import load_timm
 
     return load_timm(argument)
 
@@ -47,6 +47,6 @@ def timm_files(argument: str | None) -> Iterable[Needed]:
     """What `timm` needs on the disk. Raises UsageError."""
     if not argument:
         raise UsageError(f"the backbone 'timm' needs to know which model: {FORMS}")
-    from vipbench.backbones import _timm
+    from vipbench.backbones.loading import timm as _timm
 
     return _timm.timm_files(argument)

@@ -38,7 +38,7 @@ def transformers(argument: str | None) -> Backbone:
     """
     if not argument:
         raise UsageError(f"the backbone 'transformers' needs to know which model: {FORMS}")
-    from vipbench.backbones._transformers import load_transformers
+    from vipbench.backbones.loading.transformers import load_transformers
 
     return load_transformers(argument)
 
@@ -47,6 +47,6 @@ def transformers_files(argument: str | None) -> Iterable[Needed]:
     """What `transformers` needs on the disk. Raises UsageError."""
     if not argument:
         raise UsageError(f"the backbone 'transformers' needs to know which model: {FORMS}")
-    from vipbench.backbones import _transformers
+    from vipbench.backbones.loading import transformers as _transformers
 
     return _transformers.transformers_files(argument)

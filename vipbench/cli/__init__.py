@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-OK, FAILED, USAGE, BUG, INTERRUPTED, NO_READER = 0, 1, 2, 70, 130, 141
+from vipbench.cli.exit_codes import BUG, INTERRUPTED, NO_READER, OK, USAGE
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -32,7 +32,7 @@ def _run(args: Sequence[str]) -> int:
     complaint = typer.BadParameter.__mro__[2]
     try:
         offline.obey()
-        status = app(args=list(args) or ["--help"], prog_name="vipbench", standalone_mode=False)
+        status = app(args=[*args] or ["--help"], prog_name="vipbench", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else OK
     except UsageError as error:
@@ -73,5 +73,5 @@ def _parser_complaint(error: Exception) -> str:
 
 def _is_store_error(error: Exception) -> bool:
     # Imported only where it must have been imported already.
-    module = sys.modules.get("vipbench.results.lock")
+    module = sys.modules.get("vipbench.results.store.lock")
     return module is not None and isinstance(error, module.StoreError)

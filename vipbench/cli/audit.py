@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli import FAILED, OK
+from vipbench.cli.exit_codes import FAILED, OK
 
 SHOWN = 20
 
@@ -39,12 +39,12 @@ def audit(
     cross splits, and symptoms that name a class. Later runs on the same data warn of what was
     found. Exit status 1 where anything was.
     """
-    from vipbench.cli.text import clean, plural
-    from vipbench.engine import audit as auditing
-    from vipbench.engine.loading import load_dataset
+    from vipbench.cli.commands.text import clean, plural
+    from vipbench.engine.planning import leaks as auditing
+    from vipbench.engine.planning.loading import load_dataset
     from vipbench.errors import UsageError
-    from vipbench.plugins import load_registry
-    from vipbench.spec import RunSpec
+    from vipbench.plugins.registry import load_registry
+    from vipbench.runspec.run import RunSpec
 
     if format not in ("text", "json"):
         raise UsageError(f"--format takes text or json, not '{format}'")

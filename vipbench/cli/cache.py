@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli import OK
+from vipbench.cli.exit_codes import OK
 
 cache_app = typer.Typer(help="The feature cache: what it holds, and emptying it.")
 
@@ -15,8 +15,8 @@ cache_app = typer.Typer(help="The feature cache: what it holds, and emptying it.
 @cache_app.command()
 def info() -> int:
     """Say where the cache is, how large it may get, and what it holds."""
-    from vipbench.cli.text import columns
-    from vipbench.engine.cache import cache_folder, cache_limit, shelves
+    from vipbench.cli.commands.text import columns
+    from vipbench.engine.features.cache import cache_folder, cache_limit, shelves
 
     found = shelves()
     total = sum(shelf.bytes for shelf in found)
@@ -42,7 +42,7 @@ def clear(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.", show_default=False)] = False,
 ) -> int:
     """Remove all cached features; a later run encodes images and texts again."""
-    from vipbench.engine import cache
+    from vipbench.engine.features import cache
 
     if not yes:
         typer.confirm(f"Remove everything in {cache.cache_folder()}?", abort=True)

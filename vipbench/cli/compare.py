@@ -1,41 +1,48 @@
-"""`vipbench compare`: one method against others, in sentences."""
+"""The commands that make what goes into a paper, and their options; what they do is in modules of
+their own."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Annotated
 
-from vipbench.cli import OK
-from vipbench.cli.selection import Selection, labels, opened
-from vipbench.errors import UsageError, unknown
-from vipbench.results.claims import compare
-from vipbench.results.sentences import CLAIM_FORMATS, write_claims
+import typer
+
+from vipbench.cli.options import DEFAULT_FOLDER, Backbones, Datasets, DefaultFolder, Seeds, Shots
 
 
-def compare_command(
-    a: str,
-    b: str,
-    folder: Path,
-    metric: str,
-    chosen: Selection,
-    population: str,
-    level: float,
-    format: str,
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", show_default=False, help="A row's label.")],
+    b: Annotated[
+        str, typer.Argument(metavar="B", show_default=False, help="Others: B, B,C or all.")
+    ],
+    folder: DefaultFolder = DEFAULT_FOLDER,
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="A,B", help="Metrics, such as accuracy,auroc.")
+    ] = "accuracy",
+    datasets: Datasets = None,
+    backbones: Backbones = None,
+    shots: Shots = None,
+    seeds: Seeds = None,
+    population: Annotated[
+        str,
+        typer.Option(
+            "--population",
+            metavar="both|images|seeds|average|datasets|datasets-bootstrap",
+            help="What is drawn anew: seeds and test images; one of them; both, averaged over "
+            "these datasets; or datasets (Wilcoxon's test, or a bootstrap).",
+        ),
+    ] = "both",
+    level: Annotated[
+        float, typer.Option("--level", metavar="SHARE", help="The confidence level.")
+    ] = 0.95,
+    format: Annotated[
+        str, typer.Option("--format", metavar="text|github|latex|csv|json", help="The form.")
+    ] = "text",
 ) -> int:
-    """Print the comparisons. Raises UsageError, StoreError."""
-    if format not in CLAIM_FORMATS:
-        raise unknown("format", format, CLAIM_FORMATS)
-    others = () if b == "all" else labels(b)
-    if b != "all" and not others:
-        raise UsageError("expected the label of another method, or all")
-    with opened(folder) as store:
-        found = compare(
-            chosen.cells(store),
-            store.predictions,
-            a,
-            others,
-            metrics=labels(metric),
-            population=population,
-            level=level,
-        )
-    print(write_claims(found, format).rstrip("\n"))
-    return OK
+    """Write the sentence for the paper: effect, interval, n, corrected p, and the family of
+    comparisons that it was corrected over."""
+    from vipbench.cli.commands.compare import compare_command
+    from vipbench.cli.commands.selection import Selection
+
+    chosen = Selection.of(datasets, backbones, None, shots, seeds)
+    return compare_command(a, b, folder, metric, chosen, population, level, format)

@@ -1,60 +1,29 @@
-"""`vipbench debug`: one cell in the foreground."""
+"""The commands for looking inside, writing plugins and being ready, and their options; what they
+do is in modules of their own."""
 
 from __future__ import annotations
 
-import sys
-import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from vipbench.cli import FAILED, OK
-from vipbench.cli.text import plural, shots_text
-from vipbench.errors import UsageError
-from vipbench.results.metrics import METRICS
-from vipbench.spec import RunSpec
+import typer
+
+from vipbench.cli.options import with_flags_of
 
 
-def debug_command(spec: RunSpec, post_mortem: bool) -> int:
-    """Run the first possible cell of `spec` in this process; nothing is kept but encoded images.
+def make_debug(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., int]:
+    """`vipbench debug`."""
 
-    post_mortem: whether a failure ends in the debugger. Raises UsageError.
-    """
-    from vipbench.engine.worker import Session
+    def debug(context: typer.Context, **values: Any) -> int:
+        """Run one cell alone in this process, where print and pdb work, and keep nothing.
 
-    cells: list[dict[str, Any]] = []
+        The cell is the first that can be run of those that the flags choose.
+        """
+        from vipbench.cli.commands.debug import debug_command
+        from vipbench.cli.commands.suites import spec_of_flags
 
-    def hear(event: dict[str, Any]) -> None:
-        if event["event"] == "plan":
-            cells.extend(event["cells"])
-        elif event["event"] == "note":
-            print(f"note: {event['text']}")
+        post_mortem = values.pop("pdb")
+        return debug_command(spec_of_flags(context, values), post_mortem)
 
-    session = Session(hear)
-    session.do_plan(spec.to_yaml())
-    possible = [cell for cell in cells if cell["status"] != "impossible"]
-    if not possible:
-        reasons = "; ".join(dict.fromkeys(cell["reason"] or "" for cell in cells))
-        raise UsageError(f"none of the {plural(len(cells), 'cell')} can be run: {reasons}")
-    cell = possible[0]
-    seed = "" if cell["shots"] == 0 else f", seed {cell['seed']}"
-    print(
-        f"{cell['method']} on {cell['dataset']} with {cell['backbone']}, "
-        f"{shots_text(cell['shots'])}{seed} (the first of {plural(len(possible), 'cell')} that the "
-        f"flags choose), plugin '{cell['plugin']}' ({cell['file']})"
-    )
-    try:
-        finished = session.run_alone(cell["key"])
-    except Exception:
-        traceback.print_exc()
-        if post_mortem:
-            import pdb
-
-            pdb.post_mortem()
-        else:
-            print("vipbench: --pdb stays where it failed", file=sys.stderr)
-        return FAILED
-    for name in METRICS:
-        value = finished.record.metrics.get(name)
-        if isinstance(value, float):
-            print(f"{name}: {value:.4f}")
-    print("Nothing was kept.")
-    return OK
+    pdb = typer.Option("--pdb", help="Where it fails, stay there in the debugger.")
+    return with_flags_of(debug, run, own, pdb=(False, Annotated[bool, pdb]))

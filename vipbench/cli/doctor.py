@@ -1,201 +1,31 @@
-"""What `vipbench doctor` says."""
+"""`vipbench fetch` and `vipbench doctor`: having what a run needs before it needs it."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import vipbench
-from vipbench.cli import FAILED, OK
-from vipbench.cli.fetching import sources_of
-from vipbench.cli.text import clean, columns, plural
-from vipbench.errors import UsageError
-from vipbench.fetching import offline
-from vipbench.fetching.download import size
+import typer
 
-LIBRARIES = (
-    "torch", "torchvision", "open_clip_torch", "transformers", "timm", "huggingface_hub",
-    "safetensors", "numpy", "scikit-learn", "scipy", "pandas", "pillow", "pydantic", "typer",
-)  # fmt: skip
-EXTRAS = ("openai", "pyarrow", "sentencepiece")
-START = "from vipbench.engine.readiness import main; main()"
+from vipbench.cli.options import DataRoot, PluginsFolder
 
 
-def doctor_command(what: Sequence[str], data_root: Path | None, plugins_dir: Path | None) -> int:
-    """Say what there is; returns the exit status. Raises UsageError for a suite that is wrong."""
-    sources, data_root, plugins_dir = sources_of(what, data_root, plugins_dir)
-    broken: list[str] = []
-    _versions(broken)
-    told = _look(sources, data_root, plugins_dir, broken)
-    if told is not None and told["unknown"]:
-        raise UsageError(told["unknown"])
-    if told is not None:
-        _device(told)
-    _caches(data_root, broken)
-    missing: list[str] = []
-    if told is not None:
-        _plugins(told)
-        for kind in ("backbones", "datasets"):
-            missing += _presence(kind, told[kind], bool(sources))
-        broken += told["broken"]
-    print()
-    for line in broken:
-        print(f"broken: {clean(line, 2000)}")
-    if broken:
-        return FAILED
-    if sources and missing:
-        print(f"missing: {', '.join(missing)}")
-        return FAILED
-    print("`vipbench run` alone has all that it needs.")
-    return OK
+def doctor(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SUITE|BACKBONE|DATASET",
+            show_default=False,
+            help="Look for these alone; by default for all that are known.",
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+    plugins_dir: PluginsFolder = None,
+) -> int:
+    """Say versions, device and caches, which plugins load, and which data and weights are there.
 
+    Exit status 0 unless something is broken that `vipbench run` alone needs, or that is named is
+    missing.
+    """
+    from vipbench.cli.commands.doctor import doctor_command
 
-def _versions(broken: list[str]) -> None:
-    print(f"vipbench {vipbench.__version__}, Python {platform.python_version()}")
-    print(f"  in        {Path(vipbench.__file__).parent}")
-    print(f"  system    {platform.platform()}")
-    found, lacking = [], []
-    for name in LIBRARIES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            lacking.append(name)
-    print(f"  libraries {', '.join(found)}")
-    if lacking:
-        broken.append(f"not installed: {', '.join(lacking)}; pip install vipbench brings them")
-    extras = []
-    for name in EXTRAS:
-        try:
-            extras.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            extras.append(f"{name} not installed")
-    print(f"  extras    {', '.join(extras)}")
-
-
-def _look(
-    sources: Sequence[str], data_root: Path | None, plugins_dir: Path | None, broken: list[str]
-) -> dict[str, Any] | None:
-    """What needs torch and plugins, from a process that may die of them."""
-    root = str(Path(vipbench.__file__).parents[1])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    asked = {
-        "sources": list(sources),
-        "data_root": None if data_root is None else str(data_root),
-        "plugins_dir": None if plugins_dir is None else str(plugins_dir),
-    }
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", START],
-        input=json.dumps(asked),
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    try:
-        told: dict[str, Any] = json.loads(done.stdout)
-        return told
-    except ValueError:
-        said = done.stderr.strip().splitlines() or ["nothing was said"]
-        broken.append(f"the libraries cannot be used (exit status {done.returncode}): {said[-1]}")
-        return None
-
-
-def _device(told: dict[str, Any]) -> None:
-    devices = told["torch"]["devices"]
-    for line in devices or ["none that torch can use; runs are computed on the CPU"]:
-        print(f"  GPU       {line}")
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    print(
-        f"  CPU       {plural(os.cpu_count() or 1, 'core')}, torch uses "
-        f"{plural(told['torch']['threads'], 'thread')}, {size(memory)} of memory"
-    )
-    variable = offline.forbidden()
-    if variable is not None:
-        print(f"  network   {variable} forbids connections")
-
-
-def _caches(data_root: Path | None, broken: list[str]) -> None:
-    hub = Path(
-        os.environ.get("HF_HUB_CACHE")
-        or Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub"
-    )
-    features = Path(os.environ.get("VIPBENCH_CACHE") or _features())
-    data = Path("data") if data_root is None else data_root
-    rows = [("", "folder", "holds", "free")]
-    for name, folder in (("features", features), ("Hub", hub), ("data", data)):
-        holds = size(_bytes(folder)) if folder.is_dir() else "not there yet"
-        rows.append((name, str(folder.absolute()), holds, _free(folder)))
-    rows.append(("results", str(Path.cwd()), "", _free(Path.cwd())))
-    print("\ncaches and folders")
-    for line in columns(rows):
-        print(f"  {line}")
-    if not os.access(Path.cwd(), os.W_OK):
-        broken.append(
-            f"{Path.cwd()} cannot be written: `vipbench run` puts its results there; give --out"
-        )
-
-
-def _features() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("vipbench") / "features"
-
-
-def _bytes(folder: Path) -> int:
-    total = 0
-    for place, _, files in os.walk(folder):
-        for name in files:
-            file = Path(place, name)
-            if not file.is_symlink():
-                total += file.stat().st_size if file.exists() else 0
-    return total
-
-
-def _free(folder: Path) -> str:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.absolute().parent
-    try:
-        return size(shutil.disk_usage(folder).free)
-    except OSError:
-        return "?"
-
-
-def _plugins(told: dict[str, Any]) -> None:
-    counts = ", ".join(plural(n, kind) for kind, n in told["counts"].items())
-    print(f"\nregistered: {counts}")
-    for name, plugin in told["plugins"].items():
-        print(f"  plugin '{name}' {plugin['version'] or ''} ({plugin['file']})")
-    for error in told["failed"]:
-        print(f"  fails to load: {clean(error, 2000)}")
-
-
-def _presence(kind: str, states: list[dict[str, Any]], named: bool) -> list[str]:
-    """Print what is there and what is not; returns the sources that are not. Sets that are missing
-    for one and the same reason, whatever their name, share a line unless they were asked for."""
-    print(f"\n{kind}")
-    for state in states:
-        if state["present"]:
-            print(f"  there    {state['source']}  {state['place']}")
-    missing = [state for state in states if not state["present"]]
-    place = ""
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for state in missing:
-        key = state["source"] if named else state["source"].partition(":")[0]
-        by_name.setdefault(key, []).append(state)
-    for group in by_name.values():
-        first, more = group[0], [state["source"] for state in group[1:]]
-        print(f"  missing  {first['source']}  {clean(first['todo'], 2000)}")
-        if first["place"] and first["place"] != place:
-            place = first["place"]
-            print(f"             looked for in {place}")
-        if more:
-            print(f"           likewise {', '.join(more)}")
-    return [state["source"] for state in missing]
+    return doctor_command(what or [], data_root, plugins_dir)

@@ -1,40 +1,26 @@
-"""`vipbench leaderboard`: one page of everything that some folders hold."""
+"""The commands that hand results on, and their options; what they do is in modules of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from vipbench.cli import OK
-from vipbench.cli.text import plural
-from vipbench.errors import UsageError
-from vipbench.results.gathering import Folders
-from vipbench.results.leaderboard import leaderboard
-from vipbench.results.leaderboard_page import render_page, write_page
+import typer
+
+from vipbench.cli.options import Folders
 
 
-def leaderboard_command(folders: Sequence[Path], out: Path, title: str) -> int:
-    """Write OUT/index.html. Raises UsageError, StoreError."""
-    with Folders(folders) as opened:
-        found = opened.gather()
-        entries = leaderboard(found)
-    if not entries:
-        raise UsageError(
-            f"there are no records in {', '.join(map(str, folders))}; `vipbench run --out DIR` "
-            "makes some"
-        )
-    try:
-        path = write_page(out, render_page(entries, title))
-    except FileExistsError as error:
-        if error.filename:
-            raise
-        raise UsageError(str(error)) from None
-    records = sum(len(e.records) + len(e.failed) + len(e.disputed) for e in entries)
-    size = path.stat().st_size / 1e6
-    print(f"{path}: {plural(len(entries), 'row')}, {plural(records, 'cell')}, {size:.1f} MB")
-    if found.disputed:
-        print(
-            f"note: submissions of {plural(len(found.disputed), 'cell')} differ; they show their "
-            "spread and are not ranked until `vipbench merge --prefer` chooses"
-        )
-    return OK
+def leaderboard(
+    folders: Folders,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", help="Where index.html is written."),
+    ] = Path("site"),
+    title: Annotated[
+        str, typer.Option("--title", metavar="TEXT", help="The page's heading.")
+    ] = "Leaderboard",
+) -> int:
+    """Write a leaderboard: one page that needs no network, for a browser."""
+    from vipbench.cli.commands.leaderboard import leaderboard_command
+
+    return leaderboard_command(folders, out, title)

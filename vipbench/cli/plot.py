@@ -1,38 +1,61 @@
-"""`vipbench plot`: a figure of a results folder."""
+"""The commands that make what goes into a paper, and their options; what they do is in modules of
+their own."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from vipbench.cli import OK
-from vipbench.cli.selection import Selection, opened
-from vipbench.errors import UsageError, unknown
-from vipbench.results.table import SPREADS
-from vipbench.spec import SUITE_NAME, RunSpec
+import typer
+
+from vipbench.cli.options import Backbones, Datasets, Methods, Seeds, Shots, text
 
 
-def plot_command(
-    folder: Path, kind: str, out: Path | None, metric: str, aggregate: str | None, chosen: Selection
+def plot(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", show_default=False, help="A results folder.")
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            metavar="fewshot|confusion|reliability|cd|bars|knowledge",
+            help="A metric against shots; confusion matrices; reliability diagrams; the "
+            "critical-difference diagram over datasets; a bar a method, or a bar a kind of "
+            "knowledge.",
+        ),
+    ] = "fewshot",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="A .pdf, .svg or .png. [DIR/KIND.pdf]",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="NAME", help="What curves, ranks and bars show.")
+    ] = "accuracy",
+    aggregate: Annotated[
+        str | None,
+        text(
+            "--aggregate",
+            "ci-seeds|ci-images|ci-both|sd|none",
+            "The band of curves and the interval of bars: a 95 % confidence interval, or the "
+            "deviation over seeds. [ci-seeds; of bars ci-both]",
+        ),
+    ] = None,
+    methods: Methods = None,
+    datasets: Datasets = None,
+    backbones: Backbones = None,
+    shots: Shots = None,
+    seeds: Seeds = None,
 ) -> int:
-    """Write the figure and print its caption. Raises UsageError, StoreError, OSError."""
-    from vipbench.results.figures import KINDS, SUFFIXES, draw, save
+    """Draw a figure for a paper and print its caption."""
+    from vipbench.cli.commands.plot import plot_command
+    from vipbench.cli.commands.selection import Selection
 
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
-    if aggregate is not None and aggregate not in SPREADS:
-        raise unknown("aggregate", aggregate, SPREADS)
-    file = folder / f"{kind}.pdf" if out is None else out
-    if file.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"'{file}': a figure's file ends in {', '.join(SUFFIXES)}")
-    with opened(folder) as store:
-        cells = chosen.cells(store)
-        figure, caption = draw(kind, cells, store.predictions, metric, aggregate, _title(folder))
-    print(f"{caption}\n\nSaved as {save(figure, file)}")
-    return OK
-
-
-def _title(folder: Path) -> str | None:
-    try:
-        return RunSpec.from_yaml(folder / SUITE_NAME).title
-    except UsageError:
-        return None
+    chosen = Selection.of(datasets, backbones, methods, shots, seeds)
+    return plot_command(folder, kind, out, metric, aggregate, chosen)

@@ -1,248 +1,180 @@
-"""`vipbench run`: say what will be done, do it, show the table."""
+"""The commands and their options; what they do is in the modules beside this one."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
 
-from vipbench import __version__
-from vipbench.cli import FAILED, OK
-from vipbench.cli.estimate import estimate_lines
-from vipbench.cli.outputs import save_outputs
-from vipbench.cli.progress import Reporter, reporter
-from vipbench.cli.table import save_tables
-from vipbench.cli.text import clean, columns, listed, plural, ranges, shots_text
-from vipbench.engine import driver
-from vipbench.engine.changes import NOT_AGAIN
-from vipbench.engine.driver import Observer, Outcome, Plan, PlannedCell
-from vipbench.errors import UsageError
-from vipbench.results.record import Record
-from vipbench.results.tables import TableError
-from vipbench.spec import SUITE_NAME, RunSpec
+import typer
 
-WORDS = {"todo": "to do", "done": "done", "impossible": "impossible"}
+from vipbench.cli.options import NOT_OF_THE_SUITE, Offline, PluginsDir, text
+from vipbench.fetching import offline as connections
 
 
-def run_command(
-    spec: RunSpec, dry_run: bool = False, retry: bool = True, estimate: bool = False
+def run(
+    context: typer.Context,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SUITE]", show_default=False, help="The same as --suite."),
+    ] = None,
+    suite: Annotated[
+        Path | None,
+        text("--suite", "FILE", "A YAML suite; flags override it. A run saves its own."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        text("--methods", "A,B", "Such as coop,vip,vip[context=off]; +coop adds."),
+    ] = None,
+    datasets: Annotated[
+        str | None,
+        text("--datasets", "A,B", "Datasets, such as synthderm or npz:FILE."),
+    ] = None,
+    backbones: Annotated[
+        str | None,
+        text("--backbones", "A,B", "Backbones, such as openclip:ViT-B-16/openai."),
+    ] = None,
+    shots: Annotated[
+        str | None,
+        text("--shots", "1,2,full", "Training images a class; full takes all. [1,2,4,8,16]"),
+    ] = None,
+    seeds: Annotated[
+        str | None, text("--seeds", "1,2 or 1-8", "Seeds of support sets and training. [1,2,3]")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        text("--set", "METHOD.HPARAM=VALUE", "Set a hyperparameter; repeatable."),
+    ] = None,
+    data_root: Annotated[
+        Path | None, text("--data-root", "DIR", "Where datasets are looked for.")
+    ] = None,
+    symptoms: Annotated[
+        list[str] | None,
+        text("--symptoms", "[DATASET=]FILE", "A symptom file (JSON); repeatable."),
+    ] = None,
+    descriptions: Annotated[
+        list[str] | None,
+        text("--descriptions", "[DATASET=]FILE", "Texts that hold the class name; repeatable."),
+    ] = None,
+    knowledge: Annotated[
+        str | None,
+        text(
+            "--knowledge",
+            "symptoms|out-of-domain|useless|incorrect",
+            "What stands in the symptoms' place; several with commas. [symptoms]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, text("--out", "DIR", "The results folder. [./vipbench-results]")
+    ] = None,
+    plugins_dir: PluginsDir = None,
+    device: Annotated[
+        str | None,
+        text("--device", "auto|cpu|cuda", "Where to compute; also cuda:0,cuda:2. [auto]"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        text("--workers", "N", "Processes that run cells at once. [1, or one a CUDA device]"),
+    ] = None,
+    precision: Annotated[
+        str | None, text("--precision", "fp32|bf16", "Of the training text pass. [fp32]")
+    ] = None,
+    views: Annotated[
+        str | None,
+        text(
+            "--views",
+            "per-epoch|none|V",
+            "Augmented views of a training image: a new one each epoch, none, V. [per-epoch]",
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        text(
+            "--protocol",
+            "NAME[source=DATASET]",
+            "few-shot, full, base-to-new, cross-dataset, domain-shift, imbalanced or "
+            "validation-free. [few-shot]",
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        text("--sampler", "nested|coop", "How support sets are drawn. [nested]"),
+    ] = None,
+    validation: Annotated[
+        str | None,
+        text(
+            "--validation",
+            "none|k|min(k,4)|full",
+            "Validation images a class, of k shots. [min(k,4)]",
+        ),
+    ] = None,
+    selection: Annotated[
+        str | None,
+        text("--selection", "last|best_val", "Which epoch is scored. [last]"),
+    ] = None,
+    score_on: Annotated[
+        str | None,
+        text(
+            "--score-on",
+            "test|val:k|val:min(k,4)|val:full",
+            "Validation images a class in the test split's place. [test]",
+        ),
+    ] = None,
+    shots_unit: Annotated[
+        str | None,
+        text("--shots-unit", "image|group", "What shots count: images or patients. [image]"),
+    ] = None,
+    allow_group_overlap: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-group-overlap",
+            help="Run although splits share groups (patients).",
+            show_default=False,
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        text(
+            "--profile",
+            "matched|published|quick",
+            "One protocol for all rows, each paper's own, or cheap settings. [matched]",
+        ),
+    ] = None,
+    cell_timeout: Annotated[
+        float | None,
+        text("--cell-timeout", "SECONDS", "How long one cell may take. [3600]"),
+    ] = None,
+    tables: Annotated[
+        str | None,
+        text("--tables", "A,B", "Further tables to leave in --out: presets of `table`."),
+    ] = None,
+    figures: Annotated[
+        str | None, text("--figures", "A,B", "Figures to leave in --out: kinds of `plot`.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and their state; run nothing.")
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="With --dry-run: time, disk and memory to expect.")
+    ] = False,
+    no_retry: Annotated[
+        bool, typer.Option("--no-retry", help="Leave cells that failed before as they are.")
+    ] = False,
+    offline: Offline = False,
 ) -> int:
-    """Run `spec`, or list its cells; returns the exit status. Raises UsageError, StoreError.
+    """Run a grid of methods, datasets, backbones, shots and seeds, and print its table.
 
-    retry: whether cells that failed before are tried again. estimate: with `dry_run`, what the
-    run will take.
+    Cells that are done are not run again. Without a suite, methods, datasets or backbones it is
+    the bundled demo.
     """
-    if estimate and not dry_run:
-        raise UsageError("--estimate goes with --dry-run")
-    shown = reporter()
-    try:
-        if dry_run:
-            planned, told = (
-                driver.estimate(spec, retry) if estimate else (driver.plan(spec, retry), None)
-            )
-            _show_plan(spec, planned, shown)
-            for line in [] if told is None else estimate_lines(told):
-                shown.line(line)
-            return OK
-        screen = Screen(spec, shown)
-        outcome = driver.run(spec, screen, retry)
-    finally:
-        shown.stop()
-    return _finish(spec, screen, outcome)
+    values = locals()
+    if offline:
+        connections.forbid()
+    from vipbench.cli.commands.suites import spec_of_flags
 
+    kept = ("file", "suite", "settings")
+    flags = {k: v for k, v in values.items() if k in kept or k not in NOT_OF_THE_SUITE}
+    spec = spec_of_flags(context, flags)
+    # Only now, so that a misspelled key is told at once.
+    from vipbench.cli.commands.run import run_command
 
-class Screen(Observer):
-    """Shows a run while it goes on."""
-
-    def __init__(self, spec: RunSpec, shown: Reporter) -> None:
-        self.spec = spec
-        self.shown = shown
-        self.plan = Plan([])
-        self.done = self.failed = 0
-        self._waiting: dict[str, set[str]] = {}  # group -> its cells that are not yet done
-        self._shares: dict[str, tuple[str, float]] = {}  # group in work -> its row, how far it is
-
-    def planned(self, plan: Plan) -> None:
-        """The settings, what cannot be run and why, and the bar."""
-        self.plan = plan
-        todo, done, impossible = (plan.of(status) for status in WORDS)
-        if plan.cells and not todo and not done:
-            raise UsageError(
-                f"none of the {plural(len(plan.cells), 'cell')} can be run: "
-                f"{listed(_grouped(impossible)[:3])}"
-            )
-        for line in [*_settings(self.spec, plan), *_grouped(impossible), *_notices(plan)]:
-            self.shown.line(line)
-        for cell in todo:
-            self._waiting.setdefault(cell.group, set()).add(cell.key)
-        if todo:
-            self.shown.start(len(todo))
-
-    def cell_done(self, cell: PlannedCell, record: Record) -> None:
-        """Count it; a failure gets a line."""
-        waiting = self._waiting.get(cell.group, set())
-        waiting.discard(cell.key)
-        self._shares[cell.group] = (cell.method, 0.0)
-        self.done += 1
-        if record.error is not None:
-            self.failed += 1
-            self.shown.line(f"failed: {_name(cell)}: {_why(record)}")
-        self._show()
-        if not waiting:
-            del self._shares[cell.group]
-
-    def progress(self, cell: PlannedCell, share: float) -> None:
-        """Part of a group in work is done."""
-        self._shares[cell.group] = (cell.method, share)
-        self._show()
-
-    def _show(self) -> None:
-        begun = sum(
-            share * len(self._waiting.get(group, ())) for group, (_, share) in self._shares.items()
-        )
-        now = listed(dict.fromkeys(clean(row) for row, _ in self._shares.values()))
-        self.shown.update(self.done, begun, self.failed, now)
-
-    def note(self, text: str) -> None:
-        """A line."""
-        self.shown.line(f"note: {clean(text)}")
-
-
-def _finish(spec: RunSpec, screen: Screen, outcome: Outcome) -> int:
-    if outcome.signal is not None:
-        told = "stopped before anything was run"
-        if screen.plan.cells:
-            kept = plural(outcome.done + outcome.skipped, "finished cell")
-            left = len(screen.plan.of("todo")) - outcome.done
-            told = f"stopped; {kept} kept in {spec.out}, {left:,} to go: the same command goes on"
-        print(f"vipbench: {told}", file=sys.stderr)
-        return 128 + outcome.signal
-    left = sum(cell.reason == NOT_AGAIN for cell in screen.plan.of("done"))
-    if not screen.plan.of("todo"):
-        done = outcome.skipped - left
-        print(f"Nothing to do: {plural(done, 'cell')} {_are(done)} done.")
-    try:
-        print(f"\n{save_tables(spec.out, spec.title)}\n")
-        made = ["table.md", "table.tex", "results.csv", *save_outputs(spec), SUITE_NAME]
-        print(f"Saved in {spec.out}: {', '.join(made)}")
-    except TableError as error:
-        print(f"vipbench: the records cannot stand in one table: {error}", file=sys.stderr)
-    if left:
-        print(
-            f"vipbench: {plural(left, 'cell')} failed before and {_are(left)} not tried again "
-            "(--no-retry)",
-            file=sys.stderr,
-        )
-    if outcome.failed:
-        print(
-            f"vipbench: {plural(outcome.failed, 'cell')} failed, as named above; the same command "
-            "tries again",
-            file=sys.stderr,
-        )
-    return FAILED if outcome.failed or left else OK
-
-
-def _show_plan(spec: RunSpec, plan: Plan, shown: Reporter) -> None:
-    for line in [*_settings(spec, plan), *_notices(plan), ""]:
-        shown.line(line)
-    rows = [("state", "key", "method", "backbone", "dataset", "shots", "seed", "reason")]
-    for cell in plan.cells:
-        seed = "-" if cell.shots == 0 else str(cell.seed)
-        place = (cell.method, cell.backbone, cell.dataset, str(cell.shots), seed)
-        rows.append((WORDS[cell.status], cell.key[:8], *place, cell.reason or ""))
-    for line in columns(rows):
-        shown.line(line)
-    shown.line(f"\nNothing was run. Cells: {_counts(plan)}")
-
-
-def _settings(spec: RunSpec, plan: Plan) -> list[str]:
-    """What the run takes for granted, before it starts."""
-    methods = [
-        f"{method.label} ({method.plain})" if method.own_label else method.label
-        for method in spec.methods
-    ]
-    published = spec.profile == "published"
-    rows = [
-        ("methods", listed(methods)),
-        ("datasets", listed(spec.datasets)),
-        ("backbones", listed(spec.backbones)),
-        *([("protocol", spec.protocol.as_text())] if spec.protocol.name != "few-shot" else []),
-        ("shots", f"{listed(spec.shots)} ({_unit(spec)})"),
-        ("seeds", ranges(spec.seeds)),
-        ("profile", spec.profile),
-        ("views", spec.views),
-        ("sampler", spec.sampler),
-        ("validation", "each paper's own" if published else spec.validation),
-        ("selection", "each paper's own" if published else spec.selection),
-        ("precision", spec.precision),
-        ("device", plan.info.get("device", spec.device)),
-        ("workers", plan.info.get("workers", spec.workers)),
-        ("output", spec.out),
-    ]
-    if spec.allow_group_overlap:
-        rows.append(("groups", "may cross splits"))
-    if spec.data_root is not None:
-        rows.append(("data root", spec.data_root))
-    if spec.symptoms:
-        rows.append(("symptoms", listed(f"{k}={v}" for k, v in spec.symptoms.items())))
-    if spec.descriptions:
-        rows.append(("named texts", listed(f"{k}={v}" for k, v in spec.descriptions.items())))
-    if spec.score_on != "test":
-        rows.append(("scored on", f"{spec.score_on}, not the test split"))
-    if spec.plugins_dir is not None:
-        rows.append(("plugins", spec.plugins_dir))
-    rows.append(("cells", _counts(plan)))
-    head = [f"vipbench {__version__}", *([spec.title] if spec.title else [])]
-    return [*head, *(f"  {name:<11} {clean(str(value))}" for name, value in rows)]
-
-
-def _unit(spec: RunSpec) -> str:
-    if spec.protocol.name == "imbalanced":
-        return "images a class on average"
-    return f"{spec.shots_unit}s of each class"
-
-
-def _counts(plan: Plan) -> str:
-    counts = {status: len(plan.of(status)) for status in WORDS}
-    shown = listed(f"{counts[s]:,} {WORDS[s]}" for s in WORDS if counts[s] or s == "todo")
-    return shown if len(plan.cells) == counts["todo"] else f"{len(plan.cells):,}: {shown}"
-
-
-def _notices(plan: Plan) -> list[str]:
-    return [f"note: {clean(notice)}" for notice in plan.notices]
-
-
-def _grouped(cells: Iterable[PlannedCell]) -> list[str]:
-    """Impossible cells, one line for those that share row, backbone and reason."""
-    groups: dict[tuple[str, ...], list[PlannedCell]] = {}
-    for cell in cells:
-        key = (cell.method, cell.backbone, cell.reason or "")
-        groups.setdefault(key, []).append(cell)
-    lines = []
-    for (method, backbone, reason), members in groups.items():
-        dataset = listed(dict.fromkeys(cell.dataset for cell in members))
-        shots = listed(dict.fromkeys(shots_text(cell.shots) for cell in members))
-        lines.append(
-            f"impossible: {method} on {dataset} with {backbone}, {shots} "
-            f"({plural(len(members), 'cell')}): {clean(reason)}"
-        )
-    return lines
-
-
-def _name(cell: PlannedCell) -> str:
-    seed = "" if cell.shots == 0 else f", seed {cell.seed}"
-    return f"{cell.method} on {cell.dataset} with {cell.backbone}, {shots_text(cell.shots)}{seed}"
-
-
-def _why(record: Record) -> str:
-    error = record.error
-    assert error is not None
-    text = error.message
-    if not text.startswith(("plugin ", error.type)):
-        text = f"{error.type}: {text}"
-    if error.plugin and f"'{error.plugin}'" not in text:
-        text += f" (plugin '{error.plugin}'{f', {error.file}' if error.file else ''})"
-    return clean(text)
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
+    return run_command(spec, dry_run, retry=not no_retry, estimate=estimate)

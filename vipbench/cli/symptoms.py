@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from vipbench.cli.options import text
 
 symptoms_app = typer.Typer(
     help="Make, check, show, compare and rank symptom sets.",
@@ -15,60 +17,62 @@ symptoms_app = typer.Typer(
 )
 
 
-def _text(flag: str, metavar: str, help: str) -> Any:
-    return typer.Option(flag, metavar=metavar, help=help, show_default=False)
+Data = Annotated[str, text("--dataset", "NAME", "The dataset, for its classes.")]
 
 
-Data = Annotated[str, _text("--dataset", "NAME", "The dataset, for its classes.")]
-Root = Annotated[Path | None, _text("--data-root", "DIR", "Where datasets are looked for.")]
-Model = Annotated[str, _text("--backbone", "NAME", "A backbone with a text tower. [tiny-clip]")]
-File = Annotated[Path | None, _text("--symptoms", "FILE", "Instead of the dataset's own set.")]
+Root = Annotated[Path | None, text("--data-root", "DIR", "Where datasets are looked for.")]
+
+
+Model = Annotated[str, text("--backbone", "NAME", "A backbone with a text tower. [tiny-clip]")]
+
+
+File = Annotated[Path | None, text("--symptoms", "FILE", "Instead of the dataset's own set.")]
 
 
 @symptoms_app.command(short_help="Have a language model write symptoms.")
 def generate(
     dataset: Data,
-    modality: Annotated[str, _text("--modality", "WORDS", "Such as 'dermoscopic images'.")],
-    model: Annotated[str, _text("--model", "NAME", "The language model, as its server names it.")],
+    modality: Annotated[str, text("--modality", "WORDS", "Such as 'dermoscopic images'.")],
+    model: Annotated[str, text("--model", "NAME", "The language model, as its server names it.")],
     out: Annotated[
         Path,
         typer.Option("-o", "--out", metavar="FILE", help="The symptom file.", show_default=False),
     ],
     base_url: Annotated[
         str | None,
-        _text(
+        text(
             "--base-url", "URL", "The server; there is no default. Without it --cassette replays."
         ),
     ] = None,
-    kind: Annotated[str, _text("--kind", "symptoms|descriptions", "What. [symptoms]")] = "symptoms",
+    kind: Annotated[str, text("--kind", "symptoms|descriptions", "What. [symptoms]")] = "symptoms",
     n: Annotated[
-        int | None, _text("-n", "N", "Texts a class to ask for. [10, descriptions 50]")
+        int | None, text("-n", "N", "Texts a class to ask for. [10, descriptions 50]")
     ] = None,
     send_images: Annotated[
         bool, typer.Option("--send-images", help="Stage (b): show training images to the model.")
     ] = False,
     images: Annotated[
-        str, _text("--images", "train|support:K:SEED", "Which training images. [train]")
+        str, text("--images", "train|support:K:SEED", "Which training images. [train]")
     ] = "train",
     consent: Annotated[
-        str | None, _text("--consent", "HOST", "Type the host here that images may be sent to.")
+        str | None, text("--consent", "HOST", "Type the host here that images may be sent to.")
     ] = None,
     intersection: Annotated[
-        str, _text("--intersection", "clip|model", "How stage (c) matches features. [clip]")
+        str, text("--intersection", "clip|model", "How stage (c) matches features. [clip]")
     ] = "clip",
     threshold: Annotated[
-        float, _text("--threshold", "X", "Similarity that keeps a feature. [0.25]")
+        float, text("--threshold", "X", "Similarity that keeps a feature. [0.25]")
     ] = 0.25,
     backbone: Model = "tiny-clip",
-    prompts: Annotated[Path | None, _text("--prompts", "FILE", "Your own prompts (JSON).")] = None,
+    prompts: Annotated[Path | None, text("--prompts", "FILE", "Your own prompts (JSON).")] = None,
     cassette: Annotated[
-        Path | None, _text("--cassette", "FILE", "Keep replies there, and replay those it has.")
+        Path | None, text("--cassette", "FILE", "Keep replies there, and replay those it has.")
     ] = None,
-    temperature: Annotated[float | None, _text("--temperature", "T", "Of sampling.")] = None,
+    temperature: Annotated[float | None, text("--temperature", "T", "Of sampling.")] = None,
     max_requests: Annotated[
-        int, _text("--max-requests", "N", "HTTP requests, tries included. [100]")
+        int, text("--max-requests", "N", "HTTP requests, tries included. [100]")
     ] = 100,
-    timeout: Annotated[float, _text("--timeout", "SECONDS", "For one reply. [120]")] = 120.0,
+    timeout: Annotated[float, text("--timeout", "SECONDS", "For one reply. [120]")] = 120.0,
     data_root: Root = None,
 ) -> int:
     """Have a language model write the symptoms (or descriptions) of a dataset's classes.
@@ -78,7 +82,7 @@ def generate(
     every text why it was kept or dropped.
     """
     values = locals()
-    from vipbench.cli.generating import generate_command
+    from vipbench.cli.commands.symptoms import generate_command
 
     return generate_command(**values)
 
@@ -88,13 +92,13 @@ def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False)],
     dataset: Data,
     backbone: Annotated[
-        str | None, _text("--backbone", "NAME", "Whose token limit to check as well.")
+        str | None, text("--backbone", "NAME", "Whose token limit to check as well.")
     ] = None,
     data_root: Root = None,
 ) -> int:
     """Look for class names, duplicates, texts over the token limit, too few texts, and classes
     with unlike lengths. Exit status 1 where there are findings."""
-    from vipbench.cli.symptomwork import check_command
+    from vipbench.cli.commands.symptoms import check_command
 
     return check_command(file, dataset, backbone, data_root)
 
@@ -105,12 +109,12 @@ def show(
     file: File = None,
     knowledge: Annotated[
         str,
-        _text("--knowledge", "symptoms|out-of-domain|useless|incorrect", "As `run` replaces them."),
+        text("--knowledge", "symptoms|out-of-domain|useless|incorrect", "As `run` replaces them."),
     ] = "symptoms",
     data_root: Root = None,
 ) -> int:
     """Print a dataset's symptoms, or those of --symptoms FILE."""
-    from vipbench.cli.symptomwork import show_command
+    from vipbench.cli.commands.symptoms import show_command
 
     return show_command(dataset, file, knowledge, data_root)
 
@@ -123,7 +127,7 @@ def diff(
     data_root: Root = None,
 ) -> int:
     """Print what only A (-) and only B (+) says. Exit status 1 where they differ."""
-    from vipbench.cli.symptomwork import diff_command
+    from vipbench.cli.commands.symptoms import diff_command
 
     return diff_command(a, b, dataset, data_root)
 
@@ -133,6 +137,6 @@ def rank(
     dataset: Data, backbone: Model = "tiny-clip", file: File = None, data_root: Root = None
 ) -> int:
     """How well each symptom alone tells its class (AUROC), and what the class loses without it."""
-    from vipbench.cli.symptomwork import rank_command
+    from vipbench.cli.commands.symptoms import rank_command
 
     return rank_command(dataset, backbone, file, data_root)

@@ -1,95 +1,80 @@
-"""`vipbench table`, and the tables that a run leaves in its folder."""
+"""The commands that make what goes into a paper, and their options; what they do is in modules of
+their own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from vipbench.cli import OK
-from vipbench.cli.disputes import tell_disputes
-from vipbench.cli.selection import Selection, labels, opened
-from vipbench.errors import UsageError, unknown
-from vipbench.results.comparison import Cells, cells_of
-from vipbench.results.layout import Layout, lay_out
-from vipbench.results.presets import PRESETS, preset
-from vipbench.results.store import Store
-from vipbench.results.tables import FORMATS, Table, TableError, render
-from vipbench.spec import SUITE_NAME, RunSpec
+import typer
 
-FILES = {"table.md": "github", "table.tex": "latex"}
+from vipbench.cli.options import Backbones, Datasets, Methods, Seeds, Shots, text
 
 
-def table_command(
-    folder: Path,
-    format: str,
-    preset_name: str | None,
-    shape: Mapping[str, str | None],
-    looks: Mapping[str, Any],
-    decimals: int,
-    chosen: Selection,
+def table(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", show_default=False, help="A results folder.")
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="text|github|latex|html|csv|json",
+            help="The form of the table.",
+        ),
+    ] = "text",
+    metric: Annotated[
+        str | None,
+        text("--metric", "A,B", "Metrics, such as accuracy,auroc. [accuracy,macro_f1]"),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        text(
+            "--preset",
+            "comparison|ablation|fewshot|base-to-new|transfer|knowledge",
+            "The shape of a table in a paper; other flags change it.",
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        text("--rows", "A,B", "What goes down: method, dataset, backbone, shots, metric. [method]"),
+    ] = None,
+    cols: Annotated[
+        str | None,
+        text("--cols", "A,B", "What goes across, outermost first. [what is not in --rows]"),
+    ] = None,
+    aggregate: Annotated[
+        str,
+        typer.Option(
+            "--aggregate",
+            metavar="sd|ci-seeds|ci-images|ci-both|none",
+            help="What stands beside a mean: the sample standard deviation over seeds, or a 95 % "
+            "confidence interval for new seeds, new test images, or both.",
+        ),
+    ] = "sd",
+    highlight: Annotated[
+        str,
+        typer.Option(
+            "--highlight",
+            metavar="best|significant|none",
+            help="Bold: the best as shown, or all that none is significantly better than.",
+        ),
+    ] = "best",
+    average: Annotated[
+        bool, typer.Option("--average", help="Add the mean over the datasets.")
+    ] = False,
+    decimals: Annotated[int, typer.Option("--decimals", metavar="N", help="Decimals shown.")] = 1,
+    methods: Methods = None,
+    datasets: Datasets = None,
+    backbones: Backbones = None,
+    shots: Shots = None,
+    seeds: Seeds = None,
 ) -> int:
-    """Print the folder's table. shape: `rows`, `cols`, `metrics` as given, None where not; looks:
-    further fields of a Layout. Raises UsageError, StoreError."""
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
-    if preset_name is not None and preset_name not in PRESETS:
-        raise unknown("preset", preset_name, PRESETS)
-    named: dict[str, Any] = {
-        name: labels(value) for name, value in shape.items() if value is not None
-    }
-    rows, cols = named.get("rows"), named.get("cols")
-    if rows is not None and cols is None and preset_name is None:
-        named["cols"] = tuple(level for level in Layout().cols if level not in rows)
-    if cols is not None and rows is None and preset_name is None:
-        named["rows"] = tuple(level for level in ("method", *Layout().cols) if level not in cols)
-    layout = Layout(**named, **looks, decimals=decimals, title=_title(folder))
-    with opened(folder) as store:
-        cells = chosen.cells(store)
-        if preset_name is not None:
-            given = [*named, *(["average"] if looks["average"] else [])]
-            cells, layout = preset(preset_name, cells, layout, given)
-        table = lay_out(cells, layout, store.predictions)
-        print(render(table, format).rstrip("\n"))
-        # Beside the table: its formats are read by programs.
-        tell_disputes(store)
-    return OK
+    """Print the table of a results folder."""
+    from vipbench.cli.commands.selection import Selection
+    from vipbench.cli.commands.table import table_command
 
-
-def save_tables(folder: Path, title: str | None) -> str:
-    """Write table.md, table.tex and results.csv of a results folder; returns the table for a
-    terminal. Raises TableError, StoreError, OSError."""
-    with Store(folder, readonly=True) as store:
-        table = _folder_table(store, title)
-        for name, form in FILES.items():
-            _write(folder / name, render(table, form))
-        store.export_csv(folder / "results.csv")
-    return render(table, "text").rstrip("\n")
-
-
-def _folder_table(store: Store, title: str | None) -> Table:
-    """All that the folder was asked for; where that mixes what cannot stand in one table, what
-    the last run asked for."""
-    records = store.records()
-    try:
-        return _default_table(cells_of(records, store.plan()), title)
-    except TableError:
-        return _default_table(cells_of(records, store.plan(latest=True)), title)
-
-
-def _default_table(cells: Cells, title: str | None) -> Table:
-    return lay_out(cells, Layout(title=title))
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
-    part.replace(path)
-
-
-def _title(folder: Path) -> str | None:
-    """The title of the folder's last run, where its suite file can be read."""
-    try:
-        return RunSpec.from_yaml(folder / SUITE_NAME).title
-    except UsageError:
-        return None
+    chosen = Selection.of(datasets, backbones, methods, shots, seeds)
+    shape = {"rows": rows, "cols": cols, "metrics": metric}
+    looks = {"aggregate": aggregate, "highlight": highlight, "average": average}
+    return table_command(folder, format, preset, shape, looks, decimals, chosen)

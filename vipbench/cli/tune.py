@@ -1,222 +1,60 @@
-"""`vipbench tune`: equally many trials for every method, on validation alone, and the suite of the
-settings that won."""
+"""The commands for looking inside, writing plugins and being ready, and their options; what they
+do is in modules of their own."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from vipbench.cli import FAILED, OK
-from vipbench.cli.progress import reporter
-from vipbench.cli.run import Screen
-from vipbench.cli.text import columns, listed, plural
-from vipbench.cli.tunesuite import MARK, Asked, images_of, save_suite, save_trials
-from vipbench.engine import driver
-from vipbench.engine.driver import Plan
-from vipbench.engine.tuning import Searched, Tuned, judged, searched, with_ranges
-from vipbench.errors import UsageError, unknown
-from vipbench.results import Record
-from vipbench.results.metrics import METRICS
-from vipbench.results.store import Store
-from vipbench.spec import MethodSpec, RunSpec
-from vipbench.yamlio import format_scalar
+import typer
 
-TRIALS_FOLDER = Path("vipbench-tuning")
+from vipbench.cli.options import with_flags_of
 
 
-def tune_command(spec: RunSpec, asked: Asked) -> int:
-    """Run the trials that are missing, show all of them, save the suite; returns the exit status.
-    Raises UsageError, StoreError."""
-    _check(spec, asked)
-    rows = _searched(spec, asked)
-    for line in _plan_lines(spec, asked, rows):
-        print(line)
-    if asked.dry_run:
-        return OK
-    found: dict[str, Record] = {}
-    keys: dict[str, list[str]] = {}
-    failed = False
-    if any(row.trials for row in rows):
-        for trials in _runs(spec, rows):
-            shown = reporter()
-            screen = _Trials(trials, spec.methods, rows, shown)
-            try:
-                outcome = driver.run(trials, screen)
-            finally:
-                shown.stop()
-            if outcome.signal is not None:
-                told = f"stopped; the finished trials are kept in {trials.out}"
-                print(f"vipbench: {told}: the same command goes on", file=sys.stderr)
-                return 128 + outcome.signal
-            failed = failed or bool(outcome.failed)
-            _gather(screen.plan, trials.out, keys, found)
-    tuned = [judged(row, keys, found, asked.metric) for row in rows]
-    for line in _result_lines(tuned, asked):
-        print(line)
-    save_trials(spec.out, tuned, asked)
-    save_suite(spec, asked, tuned)
-    print(f"\nSaved: {asked.output} (vipbench run {asked.output}), {spec.out / 'trials.csv'}")
-    return FAILED if failed else OK
+def make_tune(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., int]:
+    """`vipbench tune`."""
 
+    def tune(context: typer.Context, **values: Any) -> int:
+        """Try as many settings of every method, and save the best of each as a suite.
 
-def trials_spec(spec: RunSpec, out_given: bool) -> RunSpec:
-    """`spec` with the trials' folder for `out` where none is given."""
-    return spec if out_given else spec.model_copy(update={"out": TRIALS_FOLDER})
+        Trials are scored on validation images; the test split is not read. The first trial is the
+        settings as given. A trial that is done is not run again. --out is the trials' folder.
+        """
+        names = ("trials", "output", "metric", "search_seed", "range", "dry_run")
+        mine = {name: values.pop(name) for name in names}
+        from vipbench.cli.commands.suites import spec_of_flags
 
+        spec = spec_of_flags(context, values)
+        from vipbench.cli.commands.tune import options, trials_spec, tune_command
 
-def _check(spec: RunSpec, asked: Asked) -> None:
-    if asked.trials < 2:
-        raise UsageError(
-            f"--trials {asked.trials}: the first trial is the settings as given; 2 or more"
-        )
-    if asked.metric not in METRICS:
-        raise unknown("metric", asked.metric, METRICS)
-    metric = METRICS[asked.metric]
-    if metric.per_class or not metric.higher_better:
-        raise UsageError(f"--metric {asked.metric}: the highest value cannot be chosen by it")
-    if spec.score_on != "test":
-        raise UsageError("score_on is set by tune itself; say how many images with --validation")
-    if spec.validation == "none":
-        raise UsageError("--validation none leaves nothing to choose by; give min(k,4), k or full")
-    if spec.selection != "last":
-        raise UsageError(
-            "--selection best_val: inside a trial no method sees validation images; tune 'epochs' "
-            "instead (--range METHOD.epochs=10|50|100)"
-        )
-    if len(spec.knowledge) > 1:
-        raise UsageError(f"knowledge: {listed(spec.knowledge)}; tune takes one kind at a time")
-    if spec.protocol.name != "few-shot":
-        raise UsageError(
-            f"protocol {spec.protocol.name}: settings are tuned under few-shot (--shots full for "
-            "all training images), and then run under others"
-        )
-    if spec.profile == "published":
-        raise UsageError("--profile published: tuned settings are not the papers'; leave it out")
-    output = asked.output
-    if output.exists() and not output.read_text("utf-8", "replace").startswith(MARK):
-        raise UsageError(f"{output} exists and was not written by tune; give another --output")
+        return tune_command(trials_spec(spec, values["out"] is not None), options(mine))
 
+    def option(kind: Any, *flags: str, metavar: str | None, help: str) -> Any:
+        return Annotated[kind, typer.Option(*flags, metavar=metavar, help=help)]
 
-def _searched(spec: RunSpec, asked: Asked) -> list[Searched]:
-    entries = driver.catalogue(spec.plugins_dir)
-    details: dict[str, dict[str, Any]] = {e.name: e.detail for e in entries if e.kind == "method"}
-    with_ranges(details, asked.ranges)
-    rows = []
-    for row in spec.methods:
-        if row.name not in details:
-            raise unknown("method", row.name, details)
-        detail = details[row.name]
-        if "val" in detail["needs"]:
-            raise UsageError(
-                f"'{row.name}' needs validation images in its training, and a trial gives none; "
-                "leave it out"
-            )
-        defaults = {name: told["default"] for name, told in detail["hparams"].items()}
-        rows.append(searched(row, detail["tunes"], defaults, asked.trials, asked.seed))
-    return rows
-
-
-def _runs(spec: RunSpec, rows: Sequence[Searched]) -> list[RunSpec]:
-    """The trials as runs: one for each number of shots, each with validation images of its own
-    number."""
-    methods = tuple(trial.spec for row in rows for trial in row.trials)
-    runs = []
-    for k in spec.shots:
-        out = spec.out if len(spec.shots) == 1 else spec.out / f"{k}-shots"
-        update = {
-            "methods": methods,
-            "shots": (k,),
-            "out": out,
-            "validation": "none",
-            "score_on": f"val:{spec.validation}",
-            "title": f"Trials of settings; {images_of(spec)} in the test split's place",
-        }
-        runs.append(spec.model_copy(update=update))
-    return runs
-
-
-class _Trials(Screen):
-    """A run of trials; what cannot be run is said once for all trials of a row."""
-
-    def __init__(
-        self, spec: RunSpec, methods: tuple[MethodSpec, ...], rows: Sequence[Searched], shown: Any
-    ) -> None:
-        tried = {row.row.label for row in rows if row.trials}
-        kept = tuple(method for method in methods if method.label in tried)
-        super().__init__(spec.model_copy(update={"methods": kept}), shown)
-        self.labels = {row.trials[0].spec.label for row in rows if row.trials}
-
-    def planned(self, plan: Plan) -> None:
-        """See Screen."""
-        kept = [c for c in plan.cells if c.status != "impossible" or c.method in self.labels]
-        super().planned(replace(plan, cells=kept))
-        self.plan = plan
-
-
-def _gather(plan: Plan, out: Path, keys: dict[str, list[str]], found: dict[str, Record]) -> None:
-    with Store(out, readonly=True) as store:
-        for cell in plan.cells:
-            if cell.status == "impossible":
-                continue
-            keys.setdefault(cell.method, []).append(cell.key)
-            record = store.record(cell.key)
-            if record is not None:
-                found[cell.key] = record
-
-
-def _ranges(row: Searched) -> str:
-    parts = []
-    for name, where in row.space.items():
-        if "values" in where:
-            parts.append(f"{name} {' | '.join(format_scalar(v) for v in where['values'])}")
-        else:
-            low, high = (f"{where[end]:g}" for end in ("low", "high"))
-            parts.append(f"{name} {low} to {high}{' (log)' if where['log'] else ''}")
-    return listed(parts)
-
-
-def _plan_lines(spec: RunSpec, asked: Asked, rows: Sequence[Searched]) -> list[str]:
-    lines = [
-        f"{asked.trials} trials of each method, scored on {images_of(spec)}, the same for all; the "
-        "test split is not read"
-    ]
-    for row in rows:
-        if not row.trials:
-            lines.append(f"  {row.row.label}: nothing to tune, settings as given")
-            continue
-        few = "" if len(row.trials) == asked.trials else ", all that there are"
-        lines.append(f"  {row.row.label}: {plural(len(row.trials), 'trial')}{few}: {_ranges(row)}")
-        if asked.dry_run:
-            lines += [f"    {trial.number:>3}  {trial.told}" for trial in row.trials]
-    return lines
-
-
-def _result_lines(tuned: Sequence[Tuned], asked: Asked) -> list[str]:
-    lines = []
-    for one in tuned:
-        if not one.scores:
-            continue
-        rows: list[Sequence[object]] = [("", "trial", f"validation {asked.metric} (%)", "settings")]
-        for score in one.scores:
-            told = "-"
-            if score.mean is not None:
-                told = f"{100 * score.mean:.2f}"
-                told += f" ± {100 * score.sd:.2f}" if score.sd is not None else ""
-            elif score.planned:
-                told = f"- ({score.cells} of {score.planned} cells have a number)"
-            mark = "*" if score is one.best else ""
-            rows.append((mark, score.trial.number, told, score.trial.told))
-        lines += ["", f"{one.searched.row.label} (mean ± sd over seeds; *: chosen)"]
-        lines += [f"  {line}" for line in columns(rows)]
-    return lines
-
-
-def options(values: Mapping[str, Any]) -> Asked:
-    """The flags of tune's own."""
-    return Asked(
-        values["trials"], values["output"], values["metric"], values["search_seed"],
-        values["range"] or (), values["dry_run"],
-    )  # fmt: skip
+    return with_flags_of(
+        tune,
+        run,
+        (*own, "score_on", "selection", "protocol", "tables", "figures"),
+        trials=(10, option(int, "--trials", metavar="N", help="Of each method.")),
+        output=(
+            Path("tuned.yaml"),
+            option(Path, "-o", "--output", metavar="FILE", help="The suite to write."),
+        ),
+        metric=("accuracy", option(str, "--metric", metavar="NAME", help="What is to be highest.")),
+        range=(
+            None,
+            option(
+                list[str] | None,
+                "--range",
+                metavar="METHOD.HPARAM=LOW..HIGH",
+                help="Where to look, or METHOD.HPARAM=A|B|C; repeatable.",
+            ),
+        ),
+        search_seed=(1, option(int, "--search-seed", metavar="N", help="Other settings to try.")),
+        dry_run=(
+            False,
+            option(bool, "--dry-run", metavar=None, help="List the trials; run nothing."),
+        ),
+    )

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import vipbench
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split
-from vipbench.datasets._card import COLUMNS, Card, find_card
-from vipbench.datasets._files import find_source, inside, listed, natural_key
-from vipbench.datasets._rows import Row, make_splits, take_val
+from vipbench.datasets.reading.card import COLUMNS, Card, find_card
+from vipbench.datasets.reading.paths import find_source, inside, listed, natural_key
+from vipbench.datasets.reading.rows import Row, make_splits, take_val
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
 

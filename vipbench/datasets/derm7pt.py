@@ -16,10 +16,10 @@ from pathlib import Path
 
 import vipbench
 from vipbench.api.dataset import DataError, Dataset, Split
-from vipbench.datasets._classfolders import read_class_folders
-from vipbench.datasets._files import counts_note, data_folder, first_with, listed
-from vipbench.datasets._rows import Row, make_splits, ordered
-from vipbench.datasets._splitjson import find_image_folder, read_split_json
+from vipbench.datasets.reading.class_folders import read_class_folders
+from vipbench.datasets.reading.paths import counts_note, data_folder, first_with, listed
+from vipbench.datasets.reading.rows import Row, make_splits, ordered
+from vipbench.datasets.reading.split_json import find_image_folder, read_split_json
 from vipbench.errors import unknown
 from vipbench.hookspecs import RegisterDataset
 from vipbench.symptoms import shipped_symptoms

@@ -17,8 +17,9 @@ import numpy as np
 
 import vipbench
 from vipbench.api.dataset import DataError, Dataset, Split
-from vipbench.datasets._card import Card, find_card
-from vipbench.datasets._files import (
+from vipbench.datasets.reading.card import Card, find_card
+from vipbench.datasets.reading.draw_split import draw_split
+from vipbench.datasets.reading.paths import (
     IMAGE_SUFFIXES,
     find_source,
     images_below,
@@ -26,7 +27,6 @@ from vipbench.datasets._files import (
     stable_name,
     visible_folders,
 )
-from vipbench.datasets._splitting import draw_split
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import vipbench
 from vipbench.api.dataset import DataError, Split
-from vipbench.datasets import _medmnist
-from vipbench.datasets._files import data_folder, listed
 from vipbench.datasets.npz import NpzDataset
+from vipbench.datasets.reading import medmnist_files as _medmnist
+from vipbench.datasets.reading.paths import data_folder, listed
 from vipbench.errors import UsageError, unknown
 from vipbench.fetching import WebFile
 from vipbench.hookspecs import RegisterDataset

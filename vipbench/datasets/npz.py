@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 import vipbench
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split
-from vipbench.datasets import _medmnist
-from vipbench.datasets._card import Card, find_card
-from vipbench.datasets._files import counts_note, find_source, listed
-from vipbench.datasets._npzfile import LazyImages, Member, read_members
+from vipbench.datasets.reading import medmnist_files as _medmnist
+from vipbench.datasets.reading.card import Card, find_card
+from vipbench.datasets.reading.npz_file import LazyImages, Member, read_members
+from vipbench.datasets.reading.paths import counts_note, find_source, listed
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
 from vipbench.symptoms import shipped_symptoms

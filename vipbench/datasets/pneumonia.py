@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 
 import vipbench
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split
-from vipbench.datasets._classfolders import read_class_folders
-from vipbench.datasets._files import counts_note, data_folder, listed
-from vipbench.datasets._rows import Row, make_splits, ordered, take_val, with_groups
-from vipbench.datasets._splitjson import find_image_folder, read_split_json
+from vipbench.datasets.reading.class_folders import read_class_folders
+from vipbench.datasets.reading.paths import counts_note, data_folder, listed
+from vipbench.datasets.reading.rows import Row, make_splits, ordered, take_val, with_groups
+from vipbench.datasets.reading.split_json import find_image_folder, read_split_json
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
 from vipbench.symptoms import shipped_symptoms

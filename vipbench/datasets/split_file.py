@@ -11,10 +11,10 @@ from pathlib import Path
 
 import vipbench
 from vipbench.api.dataset import DataError, Dataset, Split
-from vipbench.datasets._card import Card, find_card
-from vipbench.datasets._files import find_source
-from vipbench.datasets._rows import make_splits
-from vipbench.datasets._splitjson import find_image_folder, read_split_json
+from vipbench.datasets.reading.card import Card, find_card
+from vipbench.datasets.reading.paths import find_source
+from vipbench.datasets.reading.rows import make_splits
+from vipbench.datasets.reading.split_json import find_image_folder, read_split_json
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
 

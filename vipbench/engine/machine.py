@@ -10,8 +10,8 @@ import torch
 
 from vipbench.api import ImageBackbone
 from vipbench.errors import UsageError
-from vipbench.spec import RunSpec
-from vipbench.specmachine import cuda_numbers
+from vipbench.runspec.run import RunSpec
+from vipbench.runspec.values import cuda_numbers
 
 # Below this width D of a backbone its operations are too small to be shared by threads.
 SMALL_DIM = 256

@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vipbench.engine import driver
-from vipbench.engine.outcome import Observer, Plan, PlannedCell
+from vipbench.engine.workers import driver
+from vipbench.engine.workers.plan import Observer, Plan, PlannedCell
 from vipbench.errors import UsageError
-from vipbench.results.commands import is_quick, knowledge, own_label, scalars
-from vipbench.results.parts import place_of
-from vipbench.results.predictions import Predictions
-from vipbench.results.privacy import public_source
-from vipbench.results.record import Record
-from vipbench.results.store import Store
-from vipbench.spec import TEXT_FILES, MethodSpec, RunSpec
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.protocol_names import place_of
+from vipbench.results.records.record import Record
+from vipbench.results.records.rerun_command import is_quick, knowledge, own_label, scalars
+from vipbench.results.sharing.privacy import public_source
+from vipbench.results.store.store import Store
+from vipbench.runspec.run import TEXT_FILES, MethodSpec, RunSpec
 
 # Of the largest stored score: other devices and libraries sum in other orders, and training
 # lets the differences grow.

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from vipbench.engine.sampling import seeded_bits
+from vipbench.engine.planning.sampling import seeded_bits
 from vipbench.errors import UsageError, unknown
 from vipbench.results import Record
-from vipbench.specmethods import MethodSpec
-from vipbench.specparse import scalar, split
-from vipbench.yamlio import Scalar, format_scalar
+from vipbench.runspec.methods import MethodSpec
+from vipbench.runspec.values import scalar, split
+from vipbench.runspec.yaml import Scalar, format_scalar
 
 Space = Mapping[str, Mapping[str, Any]]
 # So many draws are looked at for each new setting before a space counts as used up.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._prototypes import Templates, one_hot, raw_texts, views_of
+from vipbench.methods.shared.prototypes import Templates, one_hot, raw_texts, views_of
 
 
 class CLAP(api.Method):

@@ -14,7 +14,7 @@ from torch import Tensor, relu
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._prototypes import Templates, unit_texts
+from vipbench.methods.shared.prototypes import Templates, unit_texts
 
 
 class CLIPAdapter(api.Method):

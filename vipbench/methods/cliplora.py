@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._deep import at_least
+from vipbench.methods.shared.deep import at_least
 
 Position = Literal[
     "all", "top1", "top2", "top3", "bottom", "mid", "up", "half-up", "half-bottom"

@@ -18,7 +18,7 @@ from torch import Tensor
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._prototypes import Templates, one_hot, unit_texts, views_of
+from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts, views_of
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 

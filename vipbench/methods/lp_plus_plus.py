@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._prototypes import Templates, one_hot, unit_texts
+from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts
 
 
 class LPPlusPlus(api.Method):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._deep import DeepPrompts, at_least, first_row, starting_words
+from vipbench.methods.shared.deep import DeepPrompts, at_least, first_row, starting_words
 
 
 class MaPLe(api.Method):

@@ -15,7 +15,7 @@ from torch import Tensor
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._prototypes import one_hot
+from vipbench.methods.shared.prototypes import one_hot
 
 UNSEEN = -1e4
 

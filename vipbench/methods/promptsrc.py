@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._deep import DeepPrompts, at_least, first_row, starting_words
+from vipbench.methods.shared.deep import DeepPrompts, at_least, first_row, starting_words
 
 # setting -> epochs, μ, σ.
 _SETTINGS = {"few-shot": (50, 30.0, 30.0), "base-to-new": (20, 15.0, 1.0)}

@@ -15,7 +15,7 @@ from torch import Tensor
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._prototypes import Templates, one_hot, raw_texts
+from vipbench.methods.shared.prototypes import Templates, one_hot, raw_texts
 
 
 class SSText(api.Method):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._deep import at_least
+from vipbench.methods.shared.deep import at_least
 
 
 class Supervised(api.Method):

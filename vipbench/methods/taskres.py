@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._prototypes import Templates, raw_texts
+from vipbench.methods.shared.prototypes import Templates, raw_texts
 
 
 class TaskRes(api.Method):

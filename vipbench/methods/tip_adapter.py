@@ -16,8 +16,8 @@ from torch import Tensor
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._prototypes import Templates, one_hot, unit_texts
-from vipbench.methods._tip import cache_keys, cache_logits, search
+from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts
+from vipbench.methods.shared.tip import cache_keys, cache_logits, search
 
 
 class TipAdapter(api.Method):

@@ -17,8 +17,8 @@ from torch import Tensor
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._prototypes import Templates, unit_texts
-from vipbench.methods._transclip import solve
+from vipbench.methods.shared.prototypes import Templates, unit_texts
+from vipbench.methods.shared.transclip import solve
 
 
 class TransCLIP(api.Method):

@@ -21,8 +21,8 @@ from torch import Tensor
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._prototypes import Templates, one_hot, unit_texts
-from vipbench.methods._transclip import Labelled, solve
+from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts
+from vipbench.methods.shared.transclip import Labelled, solve
 
 
 class TransCLIPFS(api.Method):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods._deep import DeepPrompts, at_least
+from vipbench.methods.shared.deep import DeepPrompts, at_least
 
 
 class VPT(api.Method):

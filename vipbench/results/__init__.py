@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vipbench.results.lock import StoreError
-from vipbench.results.metrics import METRICS, Metric, compute_metrics
-from vipbench.results.plan import PlanCell
-from vipbench.results.predictions import Predictions
-from vipbench.results.record import Record, RecordError
-from vipbench.results.store import Store
+from vipbench.results.records.metrics import METRICS, Metric, compute_metrics
+from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record, RecordError
+from vipbench.results.store.lock import StoreError
+from vipbench.results.store.store import Store
 
 __all__ = [
     "METRICS",

@@ -6,11 +6,11 @@ authors; users bring their own as JSON files.
 
 from __future__ import annotations
 
-from vipbench.symptoms.descriptions import load_descriptions
-from vipbench.symptoms.form import SymptomError
 from vipbench.symptoms.knowledge import KNOWLEDGE, replace_knowledge
 from vipbench.symptoms.load import (
+    SymptomError,
     SymptomSet,
+    load_descriptions,
     load_symptoms,
     parse_symptoms,
     shipped_descriptions,

@@ -17,12 +17,62 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from vipbench.symptoms.form import SymptomError, opened
+from vipbench.errors import UsageError
 from vipbench.symptoms.names import holds_name, normal
 
+FORMAT = "vipbench-symptoms"
+
+
+VERSION = 1
+
+
+KINDS = ("symptoms", "descriptions")
+
+
+class SymptomError(UsageError):
+    """A symptom file cannot be used; the message names file, class and symptom."""
+
+
+def opened(
+    document: dict[str, Any], what: str, plain: str = "symptoms"
+) -> tuple[dict[str, Any], str, Mapping[str, Any], str | None]:
+    """Classes, kind, source and stated digest of either form; `plain`: the kind of the form that
+    does not say it. Raises SymptomError."""
+    if document.get("format") != FORMAT:
+        return document, plain, {}, None
+    version = document.get("version")
+    if version != VERSION:
+        raise SymptomError(f"{what} has version {version!r}; this vipbench reads version {VERSION}")
+    kind, classes = document.get("kind", "symptoms"), document.get("classes")
+    source, stated = document.get("source", {}), document.get("sha256")
+    if kind not in KINDS:
+        raise SymptomError(f"{what}: 'kind' is {kind!r}; expected one of {', '.join(KINDS)}")
+    if not isinstance(classes, dict):
+        raise SymptomError(
+            f'{what} has no \'classes\'; expected {{"class name": ["text", ...], ...}} there'
+        )
+    if not isinstance(source, dict):
+        raise SymptomError(f"{what}: 'source' must be keys and values, got {source!r}")
+    if not (stated is None or isinstance(stated, str)):
+        raise SymptomError(f"{what}: 'sha256' must be text, got {stated!r}")
+    return classes, kind, source, stated
+
+
+def written(classes: Mapping[str, Any], sha256: str, kind: str, source: Mapping[str, Any]) -> str:
+    """The file's text."""
+    document = {"format": FORMAT, "version": VERSION, "kind": kind, "source": dict(source)}
+    document |= {"classes": {k: list(v) for k, v in classes.items()}, "sha256": sha256}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
 MAX_BYTES = 1024 * 1024
+
+
 MAX_SYMPTOMS = 500  # of a class
+
+
 MAX_CHARACTERS = 500  # of a symptom
+
 
 # Words of a class name that say nothing about the class.
 _SMALL_WORDS = frozenset({"and", "for", "from", "like", "not", "other", "the", "with"})
@@ -282,3 +332,9 @@ def _repeats(symptoms: Mapping[str, Sequence[str]]) -> list[str]:
         for text, names in where.items()
         if len(names) > 1
     ]
+
+
+def load_descriptions(path: str | PathLike[str], class_names: Sequence[str]) -> SymptomSet:
+    """Read the JSON file `path` of texts that name their class. Raises SymptomError, also for a
+    file that says it holds symptoms: those never stand in the descriptions' place."""
+    return load_symptoms(path, class_names, plain="descriptions")

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from vipbench.results.commands import knowledge, own_label
-from vipbench.results.comparison import Cells
 from vipbench.results.figures.curves import BAND, entry_bounds
 from vipbench.results.figures.style import COLOURS, grid, legend_below, text
-from vipbench.results.table import Entry, Table, TableError, metric_scale, metric_title
-from vipbench.spec import KNOWLEDGE
+from vipbench.results.records.cells import Cells
+from vipbench.results.records.comparable import TableError
+from vipbench.results.records.rerun_command import knowledge, own_label
+from vipbench.results.tables.table import Entry, Table, metric_scale, metric_title
+from vipbench.runspec.run import KNOWLEDGE
 
 # Fillings that stay apart in grey, from solid to empty.
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++", "----")

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vipbench.results.figures.style import Look, grid, legend_below, looks, text
-from vipbench.results.table import Entry, Shots, Table, TableError, metric_scale, metric_title
+from vipbench.results.records.comparable import TableError
+from vipbench.results.tables.table import Entry, Shots, Table, metric_scale, metric_title
 
 BAND = {
     "sd": "± sample standard deviation over seeds",

@@ -12,18 +12,19 @@ from matplotlib.figure import Figure
 
 from vipbench.errors import UsageError, unknown
 from vipbench.results import stats
-from vipbench.results.caption import and_, figure_words
-from vipbench.results.comparison import Cells, check_comparable
 from vipbench.results.figures.bars import bars, knowledge_groups, method_groups
 from vipbench.results.figures.curves import curves
 from vipbench.results.figures.matrices import MOST_PANELS, Panel, confusion, reliability
 from vipbench.results.figures.ranks import critical_difference
 from vipbench.results.figures.style import RC
-from vipbench.results.layout import Layout, lay_out
-from vipbench.results.metrics import ECE_BINS, find_metric, metric_value
-from vipbench.results.pairing import Load, Pairing, Where, select, shot_words
-from vipbench.results.presets import most_shots
-from vipbench.results.table import TableError, metric_title
+from vipbench.results.records.cells import Cells, check_comparable
+from vipbench.results.records.comparable import TableError
+from vipbench.results.records.metrics import ECE_BINS, find_metric, metric_value
+from vipbench.results.stats.pairing import Load, Pairing, Where, select, shot_words
+from vipbench.results.tables.caption import and_, figure_words
+from vipbench.results.tables.layout import Layout, lay_out
+from vipbench.results.tables.presets import most_shots
+from vipbench.results.tables.table import metric_title
 
 KINDS = {
     "fewshot": "a metric against shots, with intervals; methods without training images at 0",

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vipbench.results.figures.style import COLOURS, grid, legend_below, outer, text
-from vipbench.results.metrics import ECE_BINS, softmax
-from vipbench.results.predictions import Predictions
-from vipbench.results.record import Record
+from vipbench.results.records.metrics import ECE_BINS, softmax
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
 
 MOST_PANELS = 24
 

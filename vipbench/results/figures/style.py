@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-from vipbench.results import escape
+from vipbench.results.tables import escape
 
 # Widths of one and of two columns of a paper, in inches.
 COLUMN, PAGE = 3.4, 7.0

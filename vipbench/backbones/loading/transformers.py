@@ -1,0 +1,355 @@
+"""From the text behind `transformers:` to a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vipbench.api import Backbone, UnsupportedError
+from vipbench.backbones.loading import hub as _hub
+from vipbench.backbones.loading.openclip import build
+from vipbench.backbones.loading.preprocess import read_preprocess
+from vipbench.backbones.loading.tokenizers import framed_wordpieces
+from vipbench.backbones.loading.weights import read_json
+from vipbench.backbones.towers.bidirectional import BertSide, SiglipSide, TextSide, first_row
+from vipbench.backbones.towers.clip import ClipBackbone, digest_weights
+from vipbench.backbones.towers.dual import DualBackbone
+from vipbench.backbones.towers.image import Projected, side_of_timm, side_of_transformers
+from vipbench.backbones.towers.tokens import Wordpieces
+from vipbench.errors import UsageError
+from vipbench.fetching import HubFile, HubModules, Needed
+
+# Types of model that need no code of their own.
+PAIRS = ("clip", "siglip", "siglip2", "vision-text-dual-encoder")
+
+
+def build_pair(
+    model: Any,
+    kind: str,
+    *,
+    wordpieces: Wordpieces,
+    tokens: int | None,
+    preprocess: Mapping[str, Any],
+    name: str,
+    licence: str,
+) -> Backbone:
+    """A backbone of `model`. tokens: the longest text its tokenizer makes, None for no limit.
+
+    Raises UnsupportedError for towers that are not known, naming them.
+    """
+    common: dict[str, Any] = {
+        "name": name,
+        "licence": licence,
+        "wordpieces": wordpieces,
+        "preprocess": preprocess,
+    }
+    if kind == "clip":
+        clip, config = as_open_clip(model)
+        return ClipBackbone(clip, config=config, **common)
+    texts: TextSide
+    if kind in ("siglip", "siglip2"):
+        images = side_of_transformers(
+            model.vision_model, None, partial(_fresh, model.vision_model, None)
+        )
+        texts = SiglipSide(model.text_model, wordpieces.pad)
+        dim = int(model.config.vision_config.hidden_size)
+    elif kind == "vision-text-dual-encoder":
+        vision, projection = model.vision_model, model.visual_projection
+        images = side_of_transformers(vision, projection, partial(_fresh, vision, projection))
+        texts = BertSide(model.text_model, partial(_pooler, model), model.text_projection, tokens)
+        dim = int(projection.out_features)
+    else:
+        images, texts, dim = _own_code(model, tokens)
+    return DualBackbone(
+        model,
+        images=images,
+        texts=texts,
+        dim=dim,
+        logit_scale=model.logit_scale.exp().item(),
+        facts=model.config.to_diff_dict(),
+        **common,
+    )
+
+
+def _pooler(model: Any, x: Tensor, lengths: Tensor) -> Tensor:
+    """BERT's own pooler of the start token's row."""
+    pooler = getattr(model, "text_model", model).pooler
+    if pooler is None:
+        raise UnsupportedError("its text tower has no pooler")
+    pooled: Tensor = pooler.activation(pooler.dense(first_row(x, lengths)))
+    return pooled
+
+
+def _fresh(vision: Any, projection: nn.Linear | None) -> nn.Module:
+    """The image tower with new weights."""
+    new = type(vision)(vision.config)
+    if projection is None:
+        return side_of_transformers(new, None, nn.Identity).tower
+    linear = nn.Linear(projection.in_features, projection.out_features, bias=False)
+    return Projected(new, linear)
+
+
+def _own_code(model: Any, tokens: int | None) -> tuple[Any, TextSide, int]:
+    """Models that bring their code: a timm tower `visual` with a `visual_head`, a BERT `text`
+    (the form of KEEP)."""
+    wanted = ("visual", "visual_head", "text", "logit_scale")
+    absent = [
+        part for part in wanted if not isinstance(getattr(model, part, None), nn.Module | Tensor)
+    ]
+    if absent:
+        raise UnsupportedError(
+            f"its code builds a {type(model).__name__} without {', '.join(absent)}, which is not "
+            "known how to take apart; bring it as a plugin (docs/plugins.md)"
+        )
+    size = model.visual.patch_embed.img_size[0]
+    tower = nn.Sequential(model.visual, model.visual_head)
+
+    def fresh() -> nn.Module:
+        new: Any = type(model)(model.config)
+        return nn.Sequential(new.visual, new.visual_head)
+
+    images = side_of_timm(model.visual, model.visual_head, int(size), tower, fresh)
+    texts = BertSide(model.text, partial(_pooler, model.text), nn.Identity(), tokens)
+    return images, texts, int(texts.words.embedding_dim)
+
+
+def as_open_clip(model: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """A CLIP of the transformers library as the same CLIP of open_clip's classes, and its
+    configuration. Raises UnsupportedError where open_clip has no such CLIP."""
+    c = model.config
+    acts = {c.text_config.hidden_act, c.vision_config.hidden_act}
+    if len(acts) > 1 or not acts <= {"quick_gelu", "gelu"}:
+        raise UnsupportedError(f"a CLIP with the activations {', '.join(sorted(acts))}")
+    config = {
+        "embed_dim": c.projection_dim,
+        "quick_gelu": acts == {"quick_gelu"},
+        "vision_cfg": {
+            **_sizes(c.vision_config),
+            "image_size": c.vision_config.image_size,
+            "patch_size": c.vision_config.patch_size,
+            "head_width": c.vision_config.hidden_size // c.vision_config.num_attention_heads,
+        },
+        "text_cfg": {
+            **_sizes(c.text_config),
+            "heads": c.text_config.num_attention_heads,
+            "context_length": c.text_config.max_position_embeddings,
+            "vocab_size": c.text_config.vocab_size,
+        },
+    }
+    clip: Any = build(config)
+    text, vision = model.text_model, model.vision_model
+    with torch.no_grad():
+        for ours, theirs in (
+            (clip.token_embedding.weight, text.embeddings.token_embedding.weight),
+            (clip.positional_embedding, text.embeddings.position_embedding.weight),
+            (clip.text_projection, model.text_projection.weight.T),
+            (clip.logit_scale, model.logit_scale),
+            (clip.visual.class_embedding, vision.embeddings.class_embedding),
+            (clip.visual.positional_embedding, vision.embeddings.position_embedding.weight),
+            (clip.visual.conv1.weight, vision.embeddings.patch_embedding.weight),
+            (clip.visual.proj, model.visual_projection.weight.T),
+        ):
+            ours.copy_(theirs)
+        _copy(clip.ln_final, text.final_layer_norm)
+        _copy(clip.visual.ln_pre, vision.pre_layrnorm)
+        _copy(clip.visual.ln_post, vision.post_layernorm)
+        _copy_blocks(clip.transformer.resblocks, text.encoder.layers)
+        _copy_blocks(clip.visual.transformer.resblocks, vision.encoder.layers)
+    return clip, config
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    return {
+        "width": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "norm_kwargs": {"eps": config.layer_norm_eps},
+    }
+
+
+def _copy(ours: Any, theirs: Any) -> None:
+    ours.weight.copy_(theirs.weight)
+    ours.bias.copy_(theirs.bias)
+
+
+def _copy_blocks(ours: Any, theirs: Any) -> None:
+    for block, layer in zip(ours, theirs, strict=True):
+        attention = layer.self_attn
+        packed = [attention.q_proj, attention.k_proj, attention.v_proj]
+        block.attn.in_proj_weight.copy_(torch.cat([p.weight for p in packed]))
+        block.attn.in_proj_bias.copy_(torch.cat([p.bias for p in packed]))
+        _copy(block.attn.out_proj, attention.out_proj)
+        _copy(block.ln_1, layer.layer_norm1)
+        _copy(block.ln_2, layer.layer_norm2)
+        _copy(block.mlp.c_fc, layer.mlp.fc1)
+        _copy(block.mlp.c_proj, layer.mlp.fc2)
+
+
+_REMOTE = "+remote-code"
+
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+_PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
+
+
+def load_transformers(argument: str) -> Backbone:
+    """The backbone `transformers:argument`.
+
+    Raises UsageError for a folder or name without a model, for kinds that are not known, and for
+    a model that needs its own code where `+remote-code` does not allow it.
+    """
+    source = argument.removesuffix(_REMOTE)
+    remote = argument.endswith(_REMOTE)
+    where = f"transformers:{source}"
+    local = Path(source).expanduser()
+    folder = local if local.is_dir() else _from_hub(argument)
+    config = read_json(folder / "config.json")
+    kind = str(config.get("model_type", ""))
+    if kind not in PAIRS and not remote:
+        raise UsageError(_refusal(where, kind, config))
+    _check_weights(folder, where)
+    model = _load(folder, where, remote and kind not in PAIRS)
+    licence = "unknown" if folder is local else f"see huggingface.co/{source}"
+    name = where
+    if folder is local:
+        # Tables tell local checkpoints apart by content, and never show a path.
+        name = f"transformers:{kind or type(model).__name__}@{digest_weights(model)[:8]}"
+    try:
+        return build_pair(
+            model,
+            kind,
+            wordpieces=framed_wordpieces(_tokenizer(folder, where, remote)),
+            tokens=_most_tokens(folder),
+            preprocess=read_preprocess(folder, kind, model, where),
+            name=name,
+            licence=licence,
+        )
+    except UnsupportedError as error:
+        raise UsageError(f"{where} cannot be used: {error}") from error
+
+
+def _refusal(where: str, kind: str, config: dict[str, Any]) -> str:
+    if "auto_map" in config:
+        return (
+            f"{where} is built by code of its own ('{kind}'), which would have to be run: if you "
+            f"trust its author, write {where}{_REMOTE}"
+        )
+    return (
+        f"{where} is a model of type '{kind}'; known are {', '.join(PAIRS)}. Models with other "
+        "towers come as a plugin (docs/plugins.md)"
+    )
+
+
+def transformers_files(argument: str) -> Iterator[Needed]:
+    """The files that `load_transformers` needs and that are not the user's own, one after another:
+    a later one may only be known once the earlier is there. Raises UsageError."""
+    repo = argument.removesuffix(_REMOTE)
+    if Path(repo).expanduser().is_dir():
+        return
+    org, slash, name = repo.partition("/")
+    if not (org and slash and name) or "/" in name:
+        raise UsageError(
+            f"transformers:{repo}: no such folder, and not of the form ORG/NAME either"
+        )
+    hint = _hub.bring(
+        f"transformers:{argument}", repo, "or give the folder itself: transformers:FOLDER"
+    )
+    licence = f"see huggingface.co/{repo}"
+    yield HubFile(repo, ("config.json",), _PREPROCESSING, licence, hint)
+    only = f"Only safetensors are read, since pickles can run code. {hint}"
+    weights = HubFile(repo, _WEIGHTS, (), licence, only)
+    yield weights
+    path = weights.find()
+    if path is not None and path.name == _WEIGHTS[1]:
+        yield from _hub.shards(path, repo, licence, only)
+    yield _hub.tokenizer_files(repo, hint)
+    if argument.endswith(_REMOTE):
+        yield HubModules(repo, licence, hint)
+
+
+def _from_hub(argument: str) -> Path:
+    """The folder in the Hub's cache that holds all of it."""
+    folder = Path()
+    for _ in range(2):
+        # Twice, should the repository have changed since some of it was fetched.
+        folders = [(one.find() or one.fetch()).parent for one in transformers_files(argument)]
+        folder = folders[-1]
+        if set(folders) == {folder}:
+            break
+    return folder
+
+
+def _check_weights(folder: Path, where: str) -> None:
+    if any((folder / name).is_file() for name in _WEIGHTS):
+        return
+    pickles = sorted(p.name for p in folder.glob("*.bin"))
+    held = f"; it holds {', '.join(pickles)}, which are pickles and can run code" if pickles else ""
+    raise UsageError(
+        f"{where} has no model.safetensors{held}. Save it with "
+        "model.save_pretrained(FOLDER, safe_serialization=True)"
+    )
+
+
+def _load(folder: Path, where: str, remote: bool) -> nn.Module:
+    """The model, fp32, every weight from the file."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model, info = transformers.AutoModel.from_pretrained(
+                folder,
+                use_safetensors=True,
+                trust_remote_code=remote,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                # The library once renamed every "gamma" to "weight", also those of layer scales.
+                key_mapping={r"\.ls([12])\.weight$": r".ls\1.gamma"} if remote else None,
+            )
+    except Exception as error:  # transformers raises many kinds
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"{where} cannot be loaded: {reason[0]}") from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    missing = sorted(info["missing_keys"])
+    misfit = sorted(str(key) for key in info["mismatched_keys"])
+    if missing or misfit:
+        several = [*missing, *misfit]
+        raise UsageError(
+            f"the weights of {where} do not fit its config.json: {len(several)} are missing or of "
+            f"another shape ({', '.join(several[:3])}{', …' if len(several) > 3 else ''})"
+        )
+    bad = [n for n, v in model.state_dict().items() if not bool(torch.isfinite(v.float()).all())]
+    if bad:
+        raise UsageError(f"the weights of {where} hold NaN or infinity ({', '.join(bad[:3])})")
+    loaded: nn.Module = model
+    return loaded
+
+
+def _tokenizer(folder: Path, where: str, remote: bool) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=remote
+        )
+    except Exception as error:  # transformers raises many kinds
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"the tokenizer of {where} cannot be loaded: {reason[0]}") from error
+
+
+def _most_tokens(folder: Path) -> int | None:
+    """The length that the tokenizer cuts texts at, where it says one."""
+    path = folder / "tokenizer_config.json"
+    most = read_json(path).get("model_max_length") if path.is_file() else None
+    return int(most) if most is not None and most < 1_000_000 else None

@@ -1,0 +1,1 @@
+"""The forward passes of image and text towers."""

@@ -1,0 +1,33 @@
+"""The commands for looking inside, writing plugins and being ready, and their options; what they
+do is in modules of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE_OR_NAME", show_default=False, help="A plugin's file, or NAME[:ARG]."
+        ),
+    ],
+    plugins_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--plugins-dir", metavar="DIR", envvar="VIPBENCH_PLUGINS_DIR", help="Where NAME is."
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option("--data-root", metavar="DIR", show_default=False, help="Where data lie."),
+    ] = None,
+) -> int:
+    """Hold a method, backbone or dataset to the rules that all keep to."""
+    from vipbench.cli.commands.check import check_command
+
+    return check_command(what, plugins_dir, data_root)

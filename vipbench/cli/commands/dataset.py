@@ -1,0 +1,158 @@
+"""`vipbench dataset split`: a drawn split as a file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vipbench.api.dataset import SPLITS, DataError
+from vipbench.cli.commands.text import columns, plural
+from vipbench.cli.exit_codes import OK
+from vipbench.datasets.csv_manifest import Entry, card_of, classes_of, read_manifest
+from vipbench.datasets.folder import class_folders, split_folders
+from vipbench.datasets.reading.card import Card, find_card
+from vipbench.datasets.reading.draw_split import draw_split
+from vipbench.datasets.reading.paths import find_source, visible_folders
+from vipbench.errors import UsageError
+from vipbench.runspec.yaml import dump_yaml, read_yaml
+
+
+def split_command(
+    source: str, root: Path | None, group: str | None, ratios: str, seed: int, out: Path | None
+) -> int:
+    """Write the split and say how many images it has. Raises UsageError."""
+    from vipbench.api import DataError
+
+    try:
+        written = write_split(source, root, group, parse_ratios(ratios), seed, out)
+    except DataError as error:
+        raise UsageError(str(error)) from None
+    for line in columns(
+        [["class", "train", "val", "test"], *([name, *n] for name, n in written.counts.items())]
+    ):
+        print(line)
+    groups = "" if written.groups is None else f", {plural(written.groups, 'group')}"
+    print(f"Wrote {written.path}{groups}; use it as csv:{written.path}")
+    return OK
+
+
+@dataclass(frozen=True)
+class WrittenSplit:
+    """The manifest that was written, and the images of each class in train, val and test."""
+
+    path: Path
+    counts: dict[str, list[int]]
+    groups: int | None
+
+
+def parse_ratios(text: str) -> tuple[float, float, float]:
+    """`6/1/3` -> (6, 1, 3): train, val, test. Raises UsageError."""
+    try:
+        train, val, test = (float(part) for part in text.split("/"))
+    except ValueError:
+        train = val = test = -1
+    if not (0 < train < float("inf") and 0 <= val < float("inf") and 0 < test < float("inf")):
+        raise UsageError(
+            f"ratios are '{text}'; expected train/val/test, for instance 6/1/3, train and test "
+            "above 0"
+        )
+    return train, val, test
+
+
+def write_split(
+    source: str,
+    root: Path | None = None,
+    group: str | None = None,
+    ratios: tuple[float, float, float] = (6, 1, 3),
+    seed: int = 1,
+    out: Path | None = None,
+) -> WrittenSplit:
+    """Draw a stratified split of `csv:PATH` or `folder:PATH` and write it beside the data.
+
+    group: the column with patient or lesion ids; no group is in two splits. out: the manifest
+    to write, in the folder of the data; by default `STEM-split.csv`, or `split.csv` in the
+    folder. The card is copied beside it. Raises UsageError or DataError; overwrites nothing.
+    """
+    kind, _, argument = source.partition(":")
+    if kind == "csv" and argument:
+        path = find_source(argument, root, "manifest")
+        card, entries = _from_manifest(path, group)
+        base, default = path.parent, path.with_name(f"{path.stem}-split.csv")
+    elif kind == "folder" and argument:
+        base = find_source(argument, root, "folder")
+        card, entries = _from_folder(base, group)
+        default = base / "split.csv"
+    else:
+        raise UsageError(f"'{source}' cannot be split; expected csv:PATH or folder:PATH")
+    target = out or default
+    if target.parent.resolve() != base.resolve():
+        raise UsageError(f"'{target}' is not in '{base}', which the paths in it are relative to")
+    copied = target.with_suffix(".yaml")
+    for file in (target, copied):
+        if file.exists():
+            raise UsageError(f"'{file}' is there already; remove it, or name another output file")
+    classes = classes_of(entries)
+    labels = [classes.index(entry.label) for entry in entries]
+    grouped = entries[0].group is not None
+    groups = [entry.group or entry.path for entry in entries] if grouped else None
+    drawn = draw_split(labels, [e.path for e in entries], classes, ratios, seed, groups)
+    named = [replace(entries[i], split=name) for name in SPLITS for i in drawn[name]]
+    _write(target, named)
+    if card.path.suffix in (".yaml", ".yml"):
+        _copy_card(card, copied)
+    places = {int(i): s for s, name in enumerate(SPLITS) for i in drawn[name]}
+    counts = {name: [0, 0, 0] for name in classes}
+    for i, label in enumerate(labels):
+        counts[classes[label]][places[i]] += 1
+    return WrittenSplit(target, counts, len(set(groups)) if groups else None)
+
+
+def _from_manifest(path: Path, group: str | None) -> tuple[Card, list[Entry]]:
+    card = card_of(path)
+    columns = card.columns if group is None else {**card.columns, "group": group}
+    entries = read_manifest(path, columns)
+    if entries[0].split is not None:
+        raise UsageError(f"manifest '{path}' has a split already; take the column out to draw anew")
+    return card, entries
+
+
+def _from_folder(path: Path, group: str | None) -> tuple[Card, list[Entry]]:
+    if group is not None:
+        raise UsageError(
+            f"'{path}' is a folder, which has no column '{group}'; write a manifest "
+            "path,label,group and split that: csv:PATH"
+        )
+    card = find_card(path / "card.yaml", path / "card.yml") or Card(path)
+    folders = visible_folders(path, path)
+    if split_folders(path, folders):
+        raise UsageError(f"'{path}' has a split already: its folders train and test")
+    found, (images, labels) = class_folders(path, path, folders)
+    return card, [
+        Entry(
+            f"folder '{path}'", image.relative_to(path).as_posix(), found[label], None, None, None
+        )
+        for image, label in zip(images, labels, strict=True)
+    ]
+
+
+def _write(path: Path, entries: Sequence[Entry]) -> None:
+    columns = ["path", "label", "split"]
+    columns += [c for c in ("group", "sha256") if any(getattr(e, c) is not None for e in entries)]
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([getattr(entry, c) or "" for c in columns] for entry in entries)
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be written: {error.strerror}") from error
+
+
+def _copy_card(card: Card, target: Path) -> None:
+    """The card without `columns`: the new manifest's columns have their own names."""
+    said = {k: v for k, v in read_yaml(card.path, "card").value.items() if k != "columns"}
+    if said:
+        target.write_text(dump_yaml(said), encoding="utf-8")

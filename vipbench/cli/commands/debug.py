@@ -1,0 +1,60 @@
+"""`vipbench debug`: one cell in the foreground."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any
+
+from vipbench.cli.commands.text import plural, shots_text
+from vipbench.cli.exit_codes import FAILED, OK
+from vipbench.errors import UsageError
+from vipbench.results.records.metrics import METRICS
+from vipbench.runspec.run import RunSpec
+
+
+def debug_command(spec: RunSpec, post_mortem: bool) -> int:
+    """Run the first possible cell of `spec` in this process; nothing is kept but encoded images.
+
+    post_mortem: whether a failure ends in the debugger. Raises UsageError.
+    """
+    from vipbench.engine.workers.session import Session
+
+    cells: list[dict[str, Any]] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["event"] == "plan":
+            cells.extend(event["cells"])
+        elif event["event"] == "note":
+            print(f"note: {event['text']}")
+
+    session = Session(hear)
+    session.do_plan(spec.to_yaml())
+    possible = [cell for cell in cells if cell["status"] != "impossible"]
+    if not possible:
+        reasons = "; ".join(dict.fromkeys(cell["reason"] or "" for cell in cells))
+        raise UsageError(f"none of the {plural(len(cells), 'cell')} can be run: {reasons}")
+    cell = possible[0]
+    seed = "" if cell["shots"] == 0 else f", seed {cell['seed']}"
+    print(
+        f"{cell['method']} on {cell['dataset']} with {cell['backbone']}, "
+        f"{shots_text(cell['shots'])}{seed} (the first of {plural(len(possible), 'cell')} that the "
+        f"flags choose), plugin '{cell['plugin']}' ({cell['file']})"
+    )
+    try:
+        finished = session.run_alone(cell["key"])
+    except Exception:
+        traceback.print_exc()
+        if post_mortem:
+            import pdb
+
+            pdb.post_mortem()
+        else:
+            print("vipbench: --pdb stays where it failed", file=sys.stderr)
+        return FAILED
+    for name in METRICS:
+        value = finished.record.metrics.get(name)
+        if isinstance(value, float):
+            print(f"{name}: {value:.4f}")
+    print("Nothing was kept.")
+    return OK

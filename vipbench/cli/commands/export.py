@@ -1,0 +1,179 @@
+"""`vipbench export --bundle` and `vipbench reproduce`: a run in one file, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vipbench import __version__
+from vipbench.cli.commands.text import plural
+from vipbench.cli.exit_codes import OK
+from vipbench.errors import UsageError
+from vipbench.results.records.record import dump
+from vipbench.results.sharing.bundle import RECORDS, json_bytes, write_bundle
+from vipbench.results.sharing.files import format_of, write_rows
+from vipbench.results.sharing.privacy import Pseudonyms, public_source, scrub, withheld
+from vipbench.results.sharing.rows import export_rows
+from vipbench.results.store.store import Store
+from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
+
+READ_ME = """# A run of vipbench, to be made again
+
+    vipbench reproduce THIS.zip --out results
+
+It asks before it runs the plugins in `plugins/`. A dataset whose source in `manifest.json` ends in
+PATH is not in here: give your copy with `--dataset NAME=SOURCE`; its fingerprint tells whether it
+is the same. `splits.json` holds the images of each split in order and the places of those drawn.
+"""
+
+
+def bundle_command(
+    folder: Path, out: Path, include_paths: bool, parameters: bool, patient_data: bool
+) -> int:
+    """Write the folder's last run as a bundle. Raises UsageError, StoreError, OSError."""
+    suite_file = folder / SUITE_NAME
+    if not suite_file.exists():
+        raise UsageError(f"{folder} has no {SUITE_NAME}: only a run's own folder makes a bundle")
+    from vipbench.engine.describe import describe
+
+    spec = RunSpec.from_yaml(suite_file)
+    names = None if include_paths else Pseudonyms.of_folder(folder)
+    told = describe(spec, names)
+    suite, renamed, files = _public_suite(spec, told.prompts, told.datasets, told.files)
+    with Store(folder, readonly=True) as store:
+        wanted = {cell.key or "" for cell in store.plan(latest=True)}
+        rows = [r for r in export_rows(store, names) if r["key"] in wanted]
+        shareable = {d["name"] for d in told.datasets.values() if d["sharing"] == "allowed"}
+        asked = wanted if parameters or patient_data else set()
+        kept, held, left = _parameters(store, asked, shareable, patient_data)
+        versions = _versions(store, wanted)
+    files |= {
+        "suite.yaml": suite.to_yaml().encode(),
+        RECORDS: "".join(dump(row) + "\n" for row in rows).encode(),
+        "splits.json": json_bytes(told.splits),
+        "prompts.json": json_bytes(told.prompts),
+        "README.md": READ_ME.encode(),
+        **kept,
+    }
+    manifest = {
+        "vipbench": __version__,
+        "title": scrub(spec.title),
+        "contains_patient_data": held,
+        "pseudonyms": names is not None,
+        "records": len(rows),
+        "datasets": {
+            d["name"]: {"source": renamed[source], **{k: v for k, v in d.items() if k != "name"}}
+            for source, d in told.datasets.items()
+        },
+        "requires": told.requires,
+        "versions": versions,
+    }
+    write_bundle(out, files, manifest)
+    code = sum(name.startswith("plugins/") for name in files)
+    print(
+        f"{out}: {plural(len(rows), 'record')}, {plural(code, 'plugin file')}, "
+        f"{out.stat().st_size / 1e6:.1f} MB"
+    )
+    if held:
+        print("note: contains-patient-data: it holds parameters with features of single images")
+    if left:
+        print(
+            f"note: the learned parameters of {plural(left, 'cell')} may hold features of single "
+            "images and are left out; --patient-data puts them in"
+        )
+    return OK
+
+
+def _public_suite(
+    spec: RunSpec,
+    prompts: Mapping[str, Any],
+    datasets: Mapping[str, Mapping[str, Any]],
+    sources: Mapping[str, Path],
+) -> tuple[RunSpec, dict[str, str], dict[str, bytes]]:
+    """The suite without paths, its datasets' sources by their old ones, and the files it needs."""
+    files = {f"plugins/{name}": path.read_bytes() for name, path in sources.items()}
+    renamed: dict[str, str] = {}
+    for source in spec.datasets:
+        public = public_source(source, spec.data_root)
+        count = sum(other.startswith(public) for other in renamed.values())
+        renamed[source] = f"{public}-{count + 1}" if public != source and count else public
+    texts: dict[str, dict[str, Path]] = {key: {} for key in TEXT_FILES}
+    for number, source in enumerate(spec.datasets, 1):
+        name = datasets[source]["name"]
+        places = {source, name, "*", Path(source.partition(":")[2]).name}
+        # A file of --symptoms may say that it holds descriptions.
+        if not any(places & getattr(spec, key).keys() for key in TEXT_FILES):
+            continue
+        for key in TEXT_FILES:
+            if prompts[name][key] is not None:
+                file = f"{key}/dataset-{number}.json"
+                files[file] = json_bytes(prompts[name][key])
+                texts[key][renamed[source]] = Path(file)
+    update: dict[str, Any] = {
+        "datasets": tuple(renamed.values()),
+        "backbones": tuple(_public_backbone(b) for b in spec.backbones),
+        **texts,
+        "data_root": None,
+        "plugins_dir": Path("plugins") if sources else None,
+        "out": Path("results"),
+        "title": scrub(spec.title),
+        "device": "auto",
+    }
+    return spec.model_copy(update=update), renamed, files
+
+
+def _public_backbone(source: str) -> str:
+    """A local checkpoint comes as NAME@PATH."""
+    name, at, _ = source.partition("@")
+    if at:
+        return f"{name}@PATH"
+    argument = source.partition(":")[2]
+    local = argument.startswith(("/", "~", ".")) or (argument and Path(argument).exists())
+    return public_source(source, None) if local else source
+
+
+def _parameters(
+    store: Store, keys: set[str], shareable: set[str], patient_data: bool
+) -> tuple[dict[str, bytes], bool, int]:
+    """The files, whether they may hold features of single images, how many were left out as they
+    may."""
+    files: dict[str, bytes] = {}
+    held, left = False, 0
+    for record in store.records(history=False) if keys else ():
+        private = withheld(record, shareable)
+        data = store.parameters(record.key) if record.key in keys else None
+        if data is not None and private and not patient_data:
+            left += 1
+        elif data is not None:
+            files[f"parameters/{record.key}.safetensors"] = data
+            held = held or private
+    return files, held, left
+
+
+def _versions(store: Store, keys: set[str]) -> dict[str, list[str]]:
+    from vipbench.results.records.comparable import versions
+
+    found: dict[str, list[str]] = {}
+    for record in store.records(history=False):
+        if record.key in keys:
+            for name, value in scrub(versions(record)).items():
+                values = found.setdefault(name, [])
+                if str(value) not in values:
+                    values.append(str(value))
+    return found
+
+
+def export_command(
+    folder: Path, out: Path, form: str | None, include_paths: bool, with_scores: bool
+) -> int:
+    """Write every record of a folder into one file. Raises UsageError, StoreError, OSError."""
+    form = format_of(out, form)
+    with Store(folder, readonly=True) as store:
+        count = len(store.status())
+        names = None if include_paths else Pseudonyms.of_folder(folder)
+        write_rows(out, export_rows(store, names, with_scores), form)
+    print(f"{out}: {plural(count, 'record')}, {out.stat().st_size / 1e6:.1f} MB")
+    if include_paths:
+        print("note: it names images, groups and paths as they are (--include-paths)")
+    return OK

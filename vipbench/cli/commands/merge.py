@@ -1,0 +1,117 @@
+"""`vipbench export`, `import` and `merge`: results that travel."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vipbench.cli.commands.disputes import tell_disputes
+from vipbench.cli.commands.text import clean, plural
+from vipbench.cli.exit_codes import OK
+from vipbench.errors import UsageError
+from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.record import Record
+from vipbench.results.sharing.rows import all_results, who
+from vipbench.results.store.store import Collection, Handed, Store
+from vipbench.results.store.submissions import OWN, matches, submitted_by
+
+LONGEST_NAME = 80
+
+
+def merge_command(folders: Sequence[str], out: Path, prefer: str | None) -> int:
+    """Put folders' records together in `out`. Raises UsageError, StoreError."""
+    if not folders and prefer is None:
+        raise UsageError("merge what? Give results folders, or --prefer SUBMITTER")
+    sources = [_source(text, i, len(folders)) for i, text in enumerate(folders, 1)]
+    for name, folder in sources:
+        if folder.absolute() == out.absolute():
+            raise UsageError(f"{folder} is the output folder itself; leave it out ({name})")
+    with Collection(out) as store:
+        told = []
+        for name, folder in sources:
+            with Store(folder, readonly=True) as source:
+                told += store.submit(_handed(source, name))
+                _add_cells(store, source.plan())
+        print_counts(out, told, store)
+        if prefer is not None:
+            _prefer(store, prefer)
+        tell_disputes(store, sys.stdout)
+    return OK
+
+
+def submitter_name(name: str) -> str:
+    """A name to stand beside results. Raises UsageError."""
+    name = name.strip()
+    if not name or not name.isprintable() or len(name) > LONGEST_NAME or name == OWN:
+        raise UsageError(
+            f"--submitter {name!r}: expected a name of at most {LONGEST_NAME} printable characters"
+        )
+    return name
+
+
+def add_plan(store: Store, records: Sequence[Record]) -> None:
+    """Let tables of the folder show records that no run asked for, behind what one did."""
+    _add_cells(store, [PlanCell(record.key, *record.slot) for record in records])
+
+
+def _add_cells(store: Store, cells: Sequence[PlanCell]) -> None:
+    there = store.plan()
+    slots = {cell.slot for cell in there}
+    new = {cell.slot: cell for cell in cells if cell.slot not in slots}
+    if new:
+        store.save_plan([*there, *new.values()])
+
+
+def _source(text: str, number: int, count: int) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if equals and not Path(text).exists():
+        return submitter_name(name), Path(folder)
+    return ("run" if count == 1 else f"run {number}"), Path(text)
+
+
+def _handed(source: Store, name: str) -> Iterator[Handed]:
+    several = source.submissions()
+    for record in source.records():
+        if record.key not in several:
+            key = record.key
+            yield submitted_by(record, name), source.predictions(key), source.parameters(key)
+    for key, found in several.items():
+        for number, record in found:
+            learned = source.parameters(key, number)
+            yield submitted_by(record, name), source.predictions(key, number), learned
+
+
+def _prefer(store: Collection, preferred: str) -> None:
+    several = store.submissions()
+    names = who(record for found in several.values() for _, record in found)
+    choices: dict[str, int] = {}
+    unclear = 0
+    for key, found in several.items():
+        fitting = [number for number, record in found if matches(record, preferred)]
+        if len(fitting) == 1:
+            choices[key] = fitting[0]
+        unclear += len(fitting) > 1
+    if not choices and not unclear and several:
+        raise UsageError(
+            f"--prefer {preferred}: none of the cells in dispute was handed in by that name; there "
+            f"are {', '.join(names)}, each also as NAME@DEVICE"
+        )
+    store.choose(choices)
+    print(f"{plural(len(choices), 'cell')} now stand as handed in by {clean(preferred)}")
+    if unclear:
+        print(
+            f"{plural(unclear, 'cell')} came from {clean(preferred)} more than once; say which "
+            "device: --prefer NAME@DEVICE"
+        )
+
+
+def print_counts(out: Path, told: Sequence[str], store: Store) -> None:
+    """Print how many results are new, there already, or differ."""
+    counts = {word: told.count(word) for word in ("new", "same", "other")}
+    print(
+        f"{out}: {plural(counts['new'], 'new result')}, {counts['same']:,} already there, "
+        f"{counts['other']:,} with other scores than what is there"
+    )
+    if counts["other"]:
+        print(f"who handed in: {clean(', '.join(who(r for r, _ in all_results(store))))}")

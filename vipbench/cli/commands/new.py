@@ -1,0 +1,28 @@
+"""`vipbench check` and `vipbench new`: for who writes plugins."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from vipbench.cli.commands.check import KINDS
+from vipbench.cli.exit_codes import OK
+from vipbench.errors import UsageError, unknown
+
+
+def new_command(kind: str, name: str, folder: Path) -> int:
+    """Write a plugin file that passes `vipbench check`. Raises UsageError."""
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise UsageError(f"'{name}' is no name; expected lowercase letters, digits and -")
+    text = resources.files("vipbench").joinpath("templates", f"{kind}.py.txt").read_text("utf-8")
+    class_name = "".join(part.capitalize() for part in name.split("-"))
+    file = folder / f"{name.replace('-', '_')}.py"
+    if file.exists():
+        raise UsageError(f"'{file}' is there already; give another name")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text.replace("CLASS_NAME", class_name).replace("WORD", name), encoding="utf-8")
+    print(f"Wrote {file}; `vipbench check {file}` runs the conformance suite on it")
+    return OK

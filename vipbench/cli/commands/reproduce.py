@@ -1,0 +1,127 @@
+"""`vipbench export --bundle` and `vipbench reproduce`: a run in one file, and back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vipbench import __version__
+from vipbench.cli.commands.text import clean, plural
+from vipbench.cli.exit_codes import FAILED, OK
+from vipbench.engine.rerun import compare
+from vipbench.errors import UsageError
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record, sha256
+from vipbench.results.sharing.bundle import RECORDS, as_dict, read_bundle, unpack_bundle
+from vipbench.results.sharing.rows import read_rows
+from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
+
+
+def reproduce_command(
+    bundle: Path,
+    out: Path,
+    data_root: Path | None,
+    datasets: Sequence[str],
+    yes: bool,
+    tolerance: float,
+) -> int:
+    """Unpack a bundle into OUT/bundle, run its suite into OUT, compare. Raises UsageError."""
+    manifest, files = read_bundle(bundle)
+    pairs = _records(files[RECORDS])
+    inside = out / "bundle"
+    try:
+        unpack_bundle(files, inside)
+    except FileExistsError:
+        there = {name: inside / name for name in files}
+        if any(not p.is_file() or p.read_bytes() != files[n] for n, p in there.items()):
+            raise UsageError(
+                f"{inside} holds another bundle, or a part of one; give another --out"
+            ) from None
+    _tell(bundle, manifest, files)
+    spec = _spec(inside, out, data_root, datasets, manifest)
+    _ask(inside, files, yes)
+    from vipbench.cli.commands.run import run_command
+    from vipbench.cli.commands.verify import show_reruns
+
+    status = run_command(spec)
+    if status not in (OK, FAILED):
+        return status
+    wrong = show_reruns(compare(pairs, out, tolerance), tolerance, "all of the bundle")
+    print("reproduced" if not wrong else f"{plural(wrong, 'cell')} not reproduced")
+    return FAILED if wrong else OK
+
+
+def _records(data: bytes) -> list[tuple[Record, Predictions | None]]:
+    try:
+        rows = [json.loads(line) for line in data.decode().splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the bundle's {RECORDS} cannot be read: {error}") from None
+    return [pair for pair in read_rows(rows, f"the bundle's {RECORDS}") if pair[0].ok]
+
+
+def _tell(bundle: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    print(f"{bundle}: {clean(str(manifest.get('title') or 'a run'))}")
+    print(f"  made with vipbench {clean(str(manifest.get('vipbench')))}, this is {__version__}")
+    for name, version in as_dict(manifest.get("requires")).items():
+        print(f"  needs the installed plugin {clean(str(name))} {clean(str(version))}")
+    if manifest.get("contains_patient_data"):
+        print("  contains-patient-data: keep it as you keep the images")
+    for name, data in files.items():
+        if name.startswith("plugins/"):
+            lines = data.count(b"\n")
+            print(f"  plugin code: {name}, {lines:,} lines, SHA-256 {sha256(data)}")
+
+
+def _spec(
+    inside: Path,
+    out: Path,
+    data_root: Path | None,
+    given: Sequence[str],
+    manifest: Mapping[str, Any],
+) -> RunSpec:
+    spec = RunSpec.from_yaml(inside / SUITE_NAME)
+    sources = {
+        name: told["source"]
+        for name, told in as_dict(manifest.get("datasets")).items()
+        if isinstance(told, dict) and isinstance(told.get("source"), str)
+    }
+    own: dict[str, str] = {}
+    for text in given:
+        name, equals, source = text.partition("=")
+        if not equals or name not in sources:
+            raise UsageError(
+                f"--dataset {text}: expected NAME=SOURCE, with a NAME of {', '.join(sources)}"
+            )
+        own[sources[name]] = source
+    for name, source in sources.items():
+        if ":PATH" in source and source not in own:
+            raise UsageError(
+                f"the images of '{name}' are not in the bundle; give your copy with "
+                f"--dataset '{name}={source.partition(':')[0]}:...'"
+            )
+    update: dict[str, Any] = {
+        "datasets": tuple(own.get(d, d) for d in spec.datasets),
+        "data_root": data_root,
+        "out": out,
+    }
+    for key in TEXT_FILES:
+        update[key] = {own.get(d, d): file for d, file in getattr(spec, key).items()}
+    # A bundle is not to be trusted with where code comes from.
+    update["plugins_dir"] = inside / "plugins" if (inside / "plugins").is_dir() else None
+    for file in (file for key in TEXT_FILES for file in getattr(spec, key).values()):
+        if not file.resolve().is_relative_to(inside.resolve()):
+            raise UsageError(f"the bundle's suite names a file outside of it: {file}")
+    return spec.model_copy(update=update)
+
+
+def _ask(inside: Path, files: Mapping[str, bytes], yes: bool) -> None:
+    if yes or not any(name.startswith("plugins/") for name in files):
+        return
+    question = f"Its plugins' code lies in {inside / 'plugins'}. Run it?"
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Read it, then give --yes; nothing was run")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was run")

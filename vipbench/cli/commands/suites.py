@@ -1,0 +1,69 @@
+"""From the flags of `vipbench run` to the RunSpec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from vipbench.errors import UsageError
+from vipbench.runspec.run import MethodSpec, RunSpec
+from vipbench.runspec.values import split
+
+
+def demo_suite() -> RunSpec:
+    """The bundled demo."""
+    text = resources.files("vipbench").joinpath("suites", "demo.yaml").read_text(encoding="utf-8")
+    return RunSpec.from_yaml_text(text, "the bundled demo suite")
+
+
+def make_spec(
+    suite: Path | None,
+    flags: Mapping[str, Any],
+    settings: Sequence[str] = (),
+    plugins_dir_from_environment: bool = False,
+) -> RunSpec:
+    """The suite with the flags on top. Without a suite: the demo, or, where the flags name a part
+    of the grid, the defaults for the other parts. Raises UsageError."""
+    if suite is not None:
+        base = RunSpec.from_yaml(suite)
+    elif any(flags.get(key) for key in ("methods", "datasets", "backbones")):
+        base = RunSpec()
+    else:
+        base = demo_suite()
+    given = dict(flags)
+    if isinstance(given.get("methods"), str):
+        given["methods"] = extended(base.methods, given["methods"])
+    if plugins_dir_from_environment and base.plugins_dir is not None:
+        del given["plugins_dir"]
+    return base.merge(given, settings)
+
+
+def extended(methods: Sequence[MethodSpec], flag: str) -> str | list[Any]:
+    """What `--methods` asks for: `+name` is added to the suite's methods, and where every entry
+    has its `+` those stay. Raises UsageError where only some have one."""
+    parts = split(flag)
+    added = [part.removeprefix("+") for part in parts if part.startswith("+")]
+    if not added:
+        return flag
+    if len(added) < len(parts):
+        raise UsageError(
+            f"--methods {flag}: either every entry is added to the suite's (+a,+b), or none"
+        )
+    known = {method.label for method in methods}
+    return [*methods, *(part for part in added if part not in known)]
+
+
+def spec_of_flags(context: Any, values: Mapping[str, Any]) -> RunSpec:
+    """The RunSpec of a command that has the flags of `vipbench run`. context: typer's; values:
+    parameter -> value, all of them fields of a RunSpec but `suite` and `settings`."""
+    flags = dict(values)
+    suite, settings = flags.pop("suite", None), flags.pop("settings", None)
+    file = flags.pop("file", None)
+    if file is not None and suite is not None:
+        raise UsageError(f"two suites are given: {file} and --suite {suite}; give one")
+    suite = suite or file
+    source = context.get_parameter_source("plugins_dir")
+    from_environment = source is not None and source.name == "ENVIRONMENT"
+    return make_spec(suite, flags, settings or (), from_environment)

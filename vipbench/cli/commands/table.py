@@ -1,0 +1,95 @@
+"""`vipbench table`, and the tables that a run leaves in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vipbench.cli.commands.disputes import tell_disputes
+from vipbench.cli.commands.selection import Selection, labels, opened
+from vipbench.cli.exit_codes import OK
+from vipbench.errors import UsageError, unknown
+from vipbench.results.records.cells import Cells, cells_of
+from vipbench.results.store.store import Store
+from vipbench.results.tables import FORMATS, Table, TableError, render
+from vipbench.results.tables.layout import Layout, lay_out
+from vipbench.results.tables.presets import PRESETS, preset
+from vipbench.runspec.run import SUITE_NAME, RunSpec
+
+FILES = {"table.md": "github", "table.tex": "latex"}
+
+
+def table_command(
+    folder: Path,
+    format: str,
+    preset_name: str | None,
+    shape: Mapping[str, str | None],
+    looks: Mapping[str, Any],
+    decimals: int,
+    chosen: Selection,
+) -> int:
+    """Print the folder's table. shape: `rows`, `cols`, `metrics` as given, None where not; looks:
+    further fields of a Layout. Raises UsageError, StoreError."""
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if preset_name is not None and preset_name not in PRESETS:
+        raise unknown("preset", preset_name, PRESETS)
+    named: dict[str, Any] = {
+        name: labels(value) for name, value in shape.items() if value is not None
+    }
+    rows, cols = named.get("rows"), named.get("cols")
+    if rows is not None and cols is None and preset_name is None:
+        named["cols"] = tuple(level for level in Layout().cols if level not in rows)
+    if cols is not None and rows is None and preset_name is None:
+        named["rows"] = tuple(level for level in ("method", *Layout().cols) if level not in cols)
+    layout = Layout(**named, **looks, decimals=decimals, title=_title(folder))
+    with opened(folder) as store:
+        cells = chosen.cells(store)
+        if preset_name is not None:
+            given = [*named, *(["average"] if looks["average"] else [])]
+            cells, layout = preset(preset_name, cells, layout, given)
+        table = lay_out(cells, layout, store.predictions)
+        print(render(table, format).rstrip("\n"))
+        # Beside the table: its formats are read by programs.
+        tell_disputes(store)
+    return OK
+
+
+def save_tables(folder: Path, title: str | None) -> str:
+    """Write table.md, table.tex and results.csv of a results folder; returns the table for a
+    terminal. Raises TableError, StoreError, OSError."""
+    with Store(folder, readonly=True) as store:
+        table = _folder_table(store, title)
+        for name, form in FILES.items():
+            _write(folder / name, render(table, form))
+        store.export_csv(folder / "results.csv")
+    return render(table, "text").rstrip("\n")
+
+
+def _folder_table(store: Store, title: str | None) -> Table:
+    """All that the folder was asked for; where that mixes what cannot stand in one table, what
+    the last run asked for."""
+    records = store.records()
+    try:
+        return _default_table(cells_of(records, store.plan()), title)
+    except TableError:
+        return _default_table(cells_of(records, store.plan(latest=True)), title)
+
+
+def _default_table(cells: Cells, title: str | None) -> Table:
+    return lay_out(cells, Layout(title=title))
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _title(folder: Path) -> str | None:
+    """The title of the folder's last run, where its suite file can be read."""
+    try:
+        return RunSpec.from_yaml(folder / SUITE_NAME).title
+    except UsageError:
+        return None

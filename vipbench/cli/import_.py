@@ -1,0 +1,28 @@
+"""The commands that hand results on, and their options; what they do is in modules of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vipbench.cli.options import OutFolder
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="An export.")],
+    out: OutFolder,
+    submitter: Annotated[
+        str,
+        typer.Option("--submitter", metavar="NAME", show_default=False, help="Who handed them in."),
+    ],
+) -> int:
+    """Add others' exported records to a folder.
+
+    Each is checked: its schema, its hash, and that its metrics follow from its scores. Results that
+    differ from those that are there stand beside them; see merge.
+    """
+    from vipbench.cli.commands.import_ import import_command
+
+    return import_command(file, out, submitter)

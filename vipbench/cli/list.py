@@ -1,0 +1,34 @@
+"""The commands and their options; what they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vipbench.cli.options import PluginsDir
+
+
+def list_(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[methods|backbones|datasets]", show_default=False, help="What; by default all."
+        ),
+    ] = None,
+    plugins_dir: PluginsDir = None,
+    format: Annotated[
+        str,
+        typer.Option("--format", metavar="text|json", help="json has every hyperparameter."),
+    ] = "text",
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", help="Of methods, paper, year, trainable parameters, needs and cost."
+        ),
+    ] = False,
+) -> int:
+    """List the methods, backbones and datasets that there are, plugins included."""
+    from vipbench.cli.commands.list import list_command
+
+    return list_command(kind, plugins_dir, format, verbose)

@@ -1,0 +1,21 @@
+"""`vipbench explain`, `prompts`, `predict` and `evaluate`: the options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vipbench.cli.options import Plugins, Prompt
+
+
+def predict(
+    prompt: Prompt,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", show_default=False)],
+    plugins_dir: Plugins = None,
+) -> int:
+    """Classify image files. Research only, not for clinical use."""
+    from vipbench.cli.commands.predict import predict_command
+
+    return predict_command(prompt, images, plugins_dir)

@@ -1,0 +1,26 @@
+"""`vipbench explain`, `prompts`, `predict` and `evaluate`: the options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vipbench.cli.options import Run
+
+
+def prompts(
+    run: Run,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="Where to write them.")
+    ] = Path("prompts"),
+    patient_data: Annotated[
+        bool,
+        typer.Option("--patient-data", help="Also what may hold features of single images."),
+    ] = False,
+) -> int:
+    """Write the learned parameters of every finished cell as a safetensors file with a card."""
+    from vipbench.cli.commands.prompts import prompts_command
+
+    return prompts_command(run, out, patient_data)

@@ -1,0 +1,45 @@
+"""The commands that hand results on, and their options; what they do is in modules of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vipbench.cli.options import OutFolder, Tolerance
+
+
+def reproduce(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", show_default=False, help="What export made.")
+    ],
+    out: OutFolder,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-root", metavar="DIR", show_default=False, help="Where datasets are looked for."
+        ),
+    ] = None,
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            metavar="NAME=SOURCE",
+            show_default=False,
+            help="Your copy of a dataset that came from a path; repeatable.",
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Run the bundle's plugins' code without asking.")
+    ] = False,
+    tolerance: Tolerance = 1e-3,
+) -> int:
+    """Make a bundle's run again and compare each cell.
+
+    The bundle is unpacked into OUT/bundle, checked file by file. Exit status 1 where a cell is
+    different or could not be made.
+    """
+    from vipbench.cli.commands.reproduce import reproduce_command
+
+    return reproduce_command(bundle, out, data_root, datasets or (), yes, tolerance)

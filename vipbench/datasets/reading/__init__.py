@@ -1,0 +1,1 @@
+"""What several datasets share: tables, folders, splits, cards."""

@@ -1,0 +1,196 @@
+"""The card beside a user's data: a YAML file that says what the files cannot say.
+
+class_names: [normal, pneumonia]      # npz: in the order of the labels
+class_names: {NORMAL: normal lung}    # folder, csv: what the class is called -> display name
+columns: {path: file, label: finding, group: patient}   # csv only
+templates: ["a chest X-ray of {}."]
+modality: chest X-ray                 # instead of templates
+symptoms: symptoms.json               # beside the card; or written here, class -> list
+licence: CC BY 4.0
+citation: ...
+caption: ...
+sharing: local                        # or: allowed
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vipbench.api.dataset import DataError, Dataset
+from vipbench.datasets.reading.paths import inside, listed
+from vipbench.errors import UsageError, unknown
+from vipbench.runspec.yaml import read_yaml
+from vipbench.symptoms import load_symptoms, parse_symptoms
+
+COLUMNS = ("path", "label", "split", "group", "sha256")
+_TEXTS = ("modality", "licence", "citation", "caption", "images")
+_KEYS = ("class_names", "columns", "templates", "symptoms", "sharing", *_TEXTS)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says; everything is optional.
+
+    class_names: names by label, or a mapping from what the data call a class to its display
+        name. columns: what a CSV's columns are called. symptoms: a path, or class -> texts.
+    """
+
+    path: Path
+    class_names: tuple[str, ...] | dict[str, str] | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    templates: tuple[str, ...] | None = None
+    symptoms: Path | dict[str, Any] | None = None
+    modality: str = ""
+    licence: str = ""
+    citation: str = ""
+    caption: str = ""
+    images: str = ""
+    sharing: Literal["local", "allowed"] | None = None
+
+    def display_names(self, found: Sequence[str]) -> tuple[str, ...]:
+        """Display names of the classes that the data call `found`; they must differ."""
+        given = {} if self.class_names is None else self.class_names
+        if not isinstance(given, dict):
+            raise DataError(
+                f"card '{self.path}': class_names is a list; expected a mapping from the names in "
+                f"the data to display names, {{{found[0]}: ...}}"
+            )
+        strange = [name for name in given if name not in found]
+        if strange:
+            raise DataError(
+                f"card '{self.path}': class_names names {listed(strange)}, which the data do not "
+                f"hold; the data hold {listed(found, 20)}"
+            )
+        shown: dict[str, str] = {}
+        for name in found:
+            text = given.get(name, name.replace("_", " ").strip())
+            other = next((n for n, t in shown.items() if t.casefold() == text.casefold()), None)
+            if other is not None:
+                raise DataError(
+                    f"the classes '{other}' and '{name}' would both be shown as '{text}'; rename "
+                    f"one, or give display names in a card"
+                )
+            shown[name] = text
+        return tuple(shown.values())
+
+    def image_folder(self) -> Path | None:
+        """The folder that `images` names; raises DataError where it is none."""
+        if not self.images:
+            return None
+        folder = inside(self.path.parent, self.images, f"card '{self.path}', images")
+        if not folder.is_dir():
+            raise DataError(f"card '{self.path}': images names '{folder}', which is no folder")
+        return folder
+
+    def apply(self, dataset: Dataset) -> None:
+        """Set the attributes of `dataset`, whose class names are known by now."""
+        if self.templates is not None:
+            dataset.templates = self.templates
+        elif self.modality:
+            article = "an" if self.modality[0].lower() in "aeiou" else "a"
+            dataset.templates = (f"{article} {self.modality} of {{}}.",)
+        for key in ("licence", "citation"):
+            if getattr(self, key):
+                setattr(dataset, key, getattr(self, key))
+        if self.caption:
+            dataset.caption = f"{self.caption} {dataset.caption}".strip()
+        if self.sharing is not None:
+            dataset.sharing = self.sharing
+        if isinstance(self.symptoms, Path):
+            dataset.symptoms = load_symptoms(self.symptoms, dataset.class_names).symptoms
+        elif self.symptoms is not None:
+            text = json.dumps(self.symptoms)
+            where = f"card '{self.path}', symptoms"
+            dataset.symptoms = parse_symptoms(text, dataset.class_names, where).symptoms
+
+
+def find_card(*candidates: Path) -> Card | None:
+    """The card among `candidates`; raises DataError where there are two, or it is wrong."""
+    there = [path for path in candidates if path.exists()]
+    if len(there) > 1:
+        raise DataError(f"there are two cards, {listed(map(str, there))}; keep one")
+    return read_card(there[0]) if there else None
+
+
+def read_card(path: Path) -> Card:
+    """Read and check a card. Raises DataError naming key and line."""
+    try:
+        document = read_yaml(path, "card")
+        if not isinstance(document.value, dict):
+            raise UsageError(f"card '{path}' is no mapping; expected `class_names: ...` and so on")
+        for key in document.value:
+            if key not in _KEYS:
+                raise unknown(f"key in line {document.line((key,))} of card '{path}',", key, _KEYS)
+        return _make(path, document.value)
+    except UsageError as error:
+        raise DataError(str(error)) from error
+
+
+def _make(path: Path, given: Mapping[str, Any]) -> Card:
+    def wrong(key: str, expected: str) -> UsageError:
+        return UsageError(f"card '{path}': {key} is {given[key]!r}; expected {expected}")
+
+    parts: dict[str, Any] = {}
+    for key in _TEXTS:
+        if key in given:
+            if not isinstance(given[key], str) or not given[key].strip():
+                raise wrong(key, "a text (in quotes, if it looks like something else)")
+            parts[key] = given[key].strip()
+    if "class_names" in given:
+        parts["class_names"] = _class_names(given["class_names"], wrong)
+    if "columns" in given:
+        columns = given["columns"]
+        if not isinstance(columns, dict) or not all(map(_is_text, columns.values())):
+            raise wrong("columns", f"a mapping of {', '.join(COLUMNS)} to column names")
+        for key in columns:
+            if key not in COLUMNS:
+                raise unknown(f"column in card '{path}',", str(key), COLUMNS)
+        parts["columns"] = dict(columns)
+    if "templates" in given:
+        templates = given["templates"]
+        if (
+            not isinstance(templates, list)
+            or not templates
+            or not all(map(_is_template, templates))
+        ):
+            raise wrong("templates", "a list of texts that hold {} once")
+        if "modality" in given:
+            raise UsageError(f"card '{path}': give templates or modality, not both")
+        parts["templates"] = tuple(templates)
+    if "symptoms" in given:
+        symptoms = given["symptoms"]
+        if isinstance(symptoms, str):
+            symptoms = inside(path.parent, symptoms, f"card '{path}', symptoms")
+        elif not isinstance(symptoms, dict):
+            raise wrong("symptoms", "a file beside the card, or a mapping of class to texts")
+        parts["symptoms"] = symptoms
+    if "sharing" in given:
+        if given["sharing"] not in ("local", "allowed"):
+            raise wrong("sharing", "'local' or 'allowed'")
+        parts["sharing"] = given["sharing"]
+    return Card(path, **parts)
+
+
+def _class_names(given: Any, wrong: Any) -> tuple[str, ...] | dict[str, str]:
+    values = list(given.values()) if isinstance(given, dict) else given
+    if not isinstance(values, list) or not values or not all(map(_is_text, values)):
+        raise wrong("class_names", "a list of texts, or a mapping of texts to texts")
+    if len({v.casefold() for v in values}) < len(values):
+        raise wrong("class_names", "names that differ")
+    if isinstance(given, dict):
+        if not all(map(_is_text, given)):
+            raise wrong("class_names", "texts on the left, too (put numbers in quotes)")
+        return dict(given)
+    return tuple(values)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_template(value: Any) -> bool:
+    return _is_text(value) and value.count("{}") == 1 and value.count("{") == value.count("}") == 1

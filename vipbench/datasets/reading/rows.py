@@ -1,0 +1,149 @@
+"""Images that a file lists: checking the rows and finding the files, with errors by row."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from vipbench.api.dataset import SPLITS, DataError, Split
+from vipbench.datasets.reading.draw_split import draw_split
+from vipbench.datasets.reading.paths import inside, listed
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image as a file lists it: path relative to the image folder, label, group, and where
+    it is listed (file and row), for messages."""
+
+    path: str
+    label: int
+    where: str
+    group: str | None = None
+
+
+Rows = Mapping[str, Sequence[Row]]
+
+
+def make_splits(base: Path, rows: Rows) -> dict[str, Split]:
+    """Splits of the images below `base`, in the order of the rows.
+
+    Raises DataError for an image that is listed twice, lies outside of `base`, is missing, or is
+    there under a name of other case.
+    """
+    _check_once(rows)
+    every = [row for name in SPLITS for row in rows[name]]
+    files = {row.path: inside(base, row.path, row.where) for row in every}
+    _check_there(base, every, files)
+    return {name: _split(rows[name], files) for name in SPLITS}
+
+
+def take_val(
+    rows: Rows, class_names: Sequence[str], seed: int = 1
+) -> tuple[dict[str, list[Row]], str]:
+    """Take a tenth of train as val, stratified, whole groups where there are groups; and the
+    sentence that says so."""
+    train = list(rows["train"])
+    grouped = any(row.group is not None for row in train)
+    drawn = draw_split(
+        [row.label for row in train],
+        [row.path for row in train],
+        class_names,
+        (9, 1, 0),
+        seed,
+        [row.group or row.path for row in train] if grouped else None,
+    )
+    taken = {name: [train[i] for i in drawn[name]] for name in ("train", "val")}
+    how = "whole groups" if grouped else "stratified"
+    note = f"A tenth of train taken as val by vipbench, {how}, seed {seed}."
+    return {**taken, "test": list(rows["test"])}, note
+
+
+def with_groups(rows: Rows, groups: Mapping[str, str]) -> dict[str, list[Row]]:
+    """The same rows with the group of each path."""
+    return {n: [replace(row, group=groups[row.path]) for row in rows[n]] for n in rows}
+
+
+def ordered(rows: Rows) -> dict[str, list[Row]]:
+    """By class and file name: an order, and so support sets, that no layout changes."""
+    return {
+        name: sorted(rows[name], key=lambda row: (row.label, PurePosixPath(row.path).name))
+        for name in SPLITS
+    }
+
+
+def _check_once(rows: Rows) -> None:
+    seen: dict[str, tuple[str, Row]] = {}
+    for name in SPLITS:
+        for row in rows[name]:
+            if row.path not in seen:
+                seen[row.path] = name, row
+                continue
+            other, first = seen[row.path]
+            if other != name:
+                what = f"in two splits, {other} ({first.where}) and {name} ({row.where})"
+            elif first.label != row.label:
+                what = f"listed with two classes: {first.where} and {row.where}"
+            else:
+                what = f"listed twice: {first.where} and {row.where}"
+            raise DataError(f"image '{row.path}' is {what}; keep one")
+
+
+def _check_there(base: Path, rows: Iterable[Row], files: Mapping[str, Path]) -> None:
+    missing = [row for row in rows if not files[row.path].is_file()]
+    if not missing:
+        return
+    first = missing[0]
+    other = _other_spelling(base, first.path)
+    if other is not None:
+        raise DataError(
+            f"{first.where}: image '{first.path}' is there as '{other}'; names must agree in case "
+            "and accents, rename one of the two"
+        )
+    count = len(missing)
+    raise DataError(
+        f"{first.where}: image '{files[first.path]}' is missing"
+        + (
+            f", and {count - 1} more: {listed((r.path for r in missing[1:]), 3)}"
+            if count > 1
+            else ""
+        )
+        + "; copy the images there, or take the rows out"
+    )
+
+
+def _other_spelling(base: Path, relative: str) -> str | None:
+    """The path as it is on the disk, where that differs in case or accents alone."""
+    current, parts = base, []
+    for part in Path(relative).parts:
+        if not current.is_dir():
+            return None
+        names = {_plain(entry.name): entry.name for entry in current.iterdir()}
+        if (current / part).exists():
+            found = part
+        elif _plain(part) in names:
+            found = names[_plain(part)]
+        else:
+            return None
+        parts.append(found)
+        current /= found
+    return None if parts == list(Path(relative).parts) else "/".join(parts)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _split(rows: Sequence[Row], files: Mapping[str, Path]) -> Split:
+    groups = None
+    if any(row.group is not None for row in rows):
+        groups = tuple(row.group or row.path for row in rows)
+    return Split(
+        [files[row.path] for row in rows],
+        np.array([row.label for row in rows], dtype=np.int64),
+        tuple(row.path for row in rows),
+        groups,
+    )

@@ -1,0 +1,230 @@
+"""What a group of cells will take: measured by a few steps and encodings on this machine.
+
+Made-up features and pixels stand for the images, so that nothing has to be encoded first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vipbench.api import Labelled, Method, Recipe, Support, Views, has_own_fit
+from vipbench.engine.evaluation.runner import MOST_STACKED, GroupRunner
+from vipbench.engine.evaluation.scoring import trainings
+from vipbench.engine.evaluation.support import count_views
+from vipbench.engine.features.features import ENCODE_BATCH, Features
+from vipbench.engine.planning.cells import PlanCell
+from vipbench.engine.planning.protocols import home, test_rows
+from vipbench.engine.training.optim import total_steps
+from vipbench.engine.training.stacking import TrainCell, partition
+from vipbench.engine.training.trainer import train
+
+# Steps that are timed, and of images-taking methods how many images are made up.
+FEW, MANY, IMAGES = 1, 4, 64
+Wanted = set[tuple[str, tuple[Views, int] | None, int, int]]
+
+
+class Estimator:
+    """Estimates of the groups of one run; what groups share is counted once, with the first."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[int, Wanted] = {}
+        self._pace: dict[int, tuple[float, float]] = {}
+
+    def group(self, runner: GroupRunner, cells: Sequence[PlanCell]) -> dict[str, Any]:
+        """seconds: to encode, to train and score; None where nothing can be said. bytes: of the
+        feature cache, of the results folder, and the most memory. Never raises."""
+        features, method = runner.features, cells[0].row.method
+        found: dict[str, Any] = {"cells": len(cells), "note": ""}
+        try:
+            encode, open_image = self._paces(features)
+            missing = self._missing(features, cells)
+            others = {c.part.data.dataset.name: c.part.data for c in cells if c.part is not None}
+            for data in others.values():
+                if home(data) != home(cells[0].data):
+                    missing += self._untested(runner.features_of(home(data)), cells[0])
+            n_test, dim = len(features.splits["test"]), features.backbone.dim
+            classes = cells[0].info.n_classes
+            work, learned = _work(runner, cells, open_image)
+            found |= {
+                "encode_seconds": missing * encode,
+                "work_seconds": work,
+                "cache_bytes": missing * dim * 4,
+                "result_bytes": len(cells) * (n_test * classes * 4 + learned + 20_000),
+                "memory_bytes": _peak(features) + missing * dim * 4 + _pixels(features, method),
+            }
+        except Exception as error:  # whatever a plugin raises; the run itself will tell
+            found["note"] = f"cannot be measured: {type(error).__name__}: {error}"
+        if found.get("work_seconds", 0) is None:
+            found["note"] = "brings its own training loop on images, which cannot be timed in part"
+        return found
+
+    def _paces(self, features: Features) -> tuple[float, float]:
+        """Seconds to encode one image, opening included, and to open one."""
+        if id(features) not in self._pace:
+            n = min(ENCODE_BATCH, len(features.splits["test"]))
+            items = [(i, 0) for i in range(n)]
+            begin = time.perf_counter()
+            features.images("test", items, (Views(), 0))
+            opened = time.perf_counter() - begin
+            features.encode("test", items, None)  # the first pass is slower
+            begin = time.perf_counter()
+            features.encode("test", items, None)
+            self._pace[id(features)] = (time.perf_counter() - begin) / n, opened / n
+        return self._pace[id(features)]
+
+    def _untested(self, features: Features, cell: PlanCell) -> int:
+        """How many test images of another dataset are to be encoded, and were for none before."""
+        if cell.row.method.inputs != "features":
+            return 0
+        wanted: Wanted = {("test", None, i, 0) for i in range(len(features.splits["test"]))}
+        return self._new(features, wanted)
+
+    def _missing(self, features: Features, cells: Sequence[PlanCell]) -> int:
+        """How many images and views are to be encoded for these cells, and were for none before."""
+        if cells[0].row.method.inputs != "features":
+            return 0
+        wanted: Wanted = {("test", None, i, 0) for i in range(len(features.splits["test"]))}
+        for cell in cells:
+            if cell.support is None:
+                continue
+            rows = cell.support.train.tolist()
+            wanted |= {("train", None, i, 0) for i in rows}
+            val = [] if cell.support.val is None else cell.support.val.tolist()
+            wanted |= {("val", None, i, 0) for i in val}
+            recipe = cell.hparams.recipe(cell.info)
+            if recipe is not None:
+                kind: tuple[Views, int] | None = (recipe.views, cell.seed)
+                count = count_views(cell, recipe)
+                wanted |= {("train", kind, i, v) for i in rows for v in range(count)}
+        return self._new(features, wanted)
+
+    def _new(self, features: Features, wanted: Wanted) -> int:
+        before = self._wanted.setdefault(id(features), set())
+        new = wanted - before
+        before |= new
+        by_kind: dict[tuple[str, Any], list[tuple[int, int]]] = {}
+        for split, kind, i, v in new:
+            by_kind.setdefault((split, kind), []).append((i, v))
+        return sum(len(i) - features.cached(s, i, kind) for (s, kind), i in by_kind.items())
+
+
+def _work(
+    runner: GroupRunner, cells: Sequence[PlanCell], open_image: float
+) -> tuple[float | None, int]:
+    """Seconds to train and score all cells, and bytes that one of them learns."""
+    seconds, learned = 0.0, 0
+    method_class, images = cells[0].row.method, cells[0].row.method.inputs == "images"
+    every = trainings(cells)
+    for start in range(0, len(every), MOST_STACKED):
+        trained = []
+        for cell in (own[0] for own in every[start : start + MOST_STACKED]):
+            begin = time.perf_counter()
+            recipe = cell.hparams.recipe(cell.info)
+            support = _made_up(runner.features, cell)
+            method = runner.try_build(dataclasses.replace(cell, part=None))
+            if support is not None:
+                method.prepare(support)
+            seconds += time.perf_counter() - begin
+            own = has_own_fit(method_class)
+            learned = max(learned, sum(p.numel() * 4 for p in method.parameters()))
+            if support is not None and own and images:
+                return None, 0
+            if support is not None and own:
+                begin = time.perf_counter()
+                method.fit(support)
+                seconds += time.perf_counter() - begin
+            elif support is not None and recipe is not None and recipe.epochs != 0:
+                generator = method.task.generator
+                trained.append((cell, TrainCell(method, recipe, support, generator)))
+                if images:
+                    per_view = cell.info.n_support * open_image
+                    seconds += per_view * max(1, count_views(cell, recipe))
+        longest = {id(t): total_steps(t.recipe, c.info.n_support) for c, t in trained}
+        for part in partition([t for _, t in trained]):
+            seconds += _step(part) * max(longest[id(t)] for t in part)
+        seconds += _scoring(runner, method, open_image if images else 0.0) * sum(
+            len(test_rows(cell.tested)) / len(runner.features.splits["test"])
+            for own in every[start : start + MOST_STACKED]
+            for cell in own
+        )
+    return seconds, learned if learned <= 5_000_000 else 0
+
+
+def _step(part: Sequence[TrainCell]) -> float:
+    """Seconds of one step of cells that train as one."""
+    times = []
+    for steps in (FEW, MANY):
+        some = [
+            dataclasses.replace(cell, recipe=_short(cell.recipe, steps), history=[], losses=[])
+            for cell in part
+        ]
+        begin = time.perf_counter()
+        train(some)
+        times.append(time.perf_counter() - begin)
+    return max(times[1] - times[0], 0.0) / (MANY - FEW) or times[1] / MANY
+
+
+def _short(recipe: Recipe, steps: int) -> Recipe:
+    return dataclasses.replace(
+        recipe, epochs=None, iterations=steps, schedule="constant", epoch_weights=None, pooled=False
+    )
+
+
+@torch.no_grad()
+def _scoring(runner: GroupRunner, method: Method, open_image: float) -> float:
+    """Seconds to score the test images of one cell."""
+    features = runner.features
+    n = len(features.splits["test"])
+    some = n if "test_images" in method.needs else min(n, IMAGES)
+    method.eval()
+    x = _inputs(features, some, method.inputs == "images")
+    begin = time.perf_counter()
+    method.predict(x)
+    return (time.perf_counter() - begin) * n / some + n * open_image
+
+
+def _made_up(features: Features, cell: PlanCell) -> Support | None:
+    if cell.support is None:
+        return None
+    images = cell.row.method.inputs == "images"
+    device = features.backbone.device
+
+    def labelled(split: str, rows: Any) -> Labelled:
+        labels = torch.as_tensor(features.splits[split].labels[rows], dtype=torch.long)
+        if images:
+            # Enough for a batch; the rest only takes memory.
+            labels = labels[torch.linspace(0, len(labels) - 1, min(IMAGES, len(labels))).long()]
+        return Labelled(_inputs(features, len(labels), images), labels.to(device))
+
+    train_set = labelled("train", cell.support.train)
+    val = None if cell.support.val is None else labelled("val", cell.support.val)
+    return Support(train_set.x, train_set.labels, cell.info.n_classes, cell.shots, val=val)
+
+
+def _inputs(features: Features, n: int, images: bool) -> Tensor:
+    backbone = features.backbone
+    shape = (3, backbone.image_size, backbone.image_size) if images else (backbone.dim,)
+    made = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
+    return made.to(backbone.device)
+
+
+def _pixels(features: Features, method: type[Method]) -> int:
+    """Bytes of the test images of a method that takes images: they are all held at once."""
+    if method.inputs != "images":
+        return 0
+    return len(features.splits["test"]) * 3 * features.backbone.image_size**2 * 4
+
+
+def _peak(features: Features) -> int:
+    if features.backbone.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

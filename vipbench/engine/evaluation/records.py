@@ -1,0 +1,151 @@
+"""Records of cells: everything that made a number, or why there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import traceback
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from vipbench import __version__
+from vipbench.engine.planning.cells import PlanCell, metric_revisions
+from vipbench.plugins.registry import provenance
+from vipbench.results import Record
+
+
+def base_record(cell: PlanCell) -> dict[str, Any]:
+    """What a record says whether the cell succeeded or not."""
+    data, row, backbone = cell.tested, cell.row, cell.backbone
+    recipe = None
+    if cell.support is not None:
+        # A plugin's; what it raises becomes the cell's error when it is run, see `error_record`.
+        with suppress(Exception):
+            recipe = cell.hparams.recipe(cell.info)
+    support = cell.support
+    return {
+        "key": cell.key,
+        "cell": {
+            "backbone": backbone.backbone.name,
+            "dataset": data.dataset.name,
+            "method": row.label,
+            "method_name": row.method.name,
+            "shots": "full" if cell.shots is None else cell.shots,
+            "seed": cell.seed,
+        },
+        "hparams": dataclasses.asdict(cell.hparams),
+        "recipe": None if recipe is None else dataclasses.asdict(recipe),
+        "protocol": {
+            k: v
+            for k, v in dataclasses.asdict(cell.protocol).items()
+            # As older records have it: said where it is not the test split.
+            if (k, v) != ("score_on", "test")
+        }
+        | dict(cell.told),
+        "data": {
+            "class_names": list(data.dataset.class_names),
+            "train_counts": data.counts("train"),
+            "val_counts": data.counts("val"),
+            "test_counts": data.counts("test"),
+            "n_support": 0 if support is None else len(support.train),
+            "n_val": 0 if support is None or support.val is None else len(support.val),
+            **_support_counts(cell),
+            "fingerprint": data.fingerprint,
+            "licence": data.dataset.licence,
+            "caption": data.dataset.caption,
+            "symptoms_sha256": data.symptoms_sha256,
+            "knowledge": data.knowledge,
+            "symptom_images_seen": data.texts_saw(row.method.needs),
+            "texts_from_files": [kind for kind in data.from_files if kind in row.method.needs],
+        },
+        "provenance": {
+            "vipbench": __version__,
+            "python": platform.python_version(),
+            **{
+                name: _version(name)
+                for name in ("torch", "open_clip_torch", "transformers", "timm")
+            },
+            "device": _device_name(backbone.backbone.device),
+            "method": {
+                **provenance(row.plugin),
+                "revision": row.method.revision,
+                "kind": row.method.kind,
+                "needs": sorted(row.method.needs),
+                "bibtex": row.method.bibtex,
+            },
+            "backbone": {
+                **provenance(backbone.plugin),
+                "name": backbone.backbone.name,
+                "fingerprint": backbone.backbone.fingerprint,
+                "licence": backbone.backbone.licence,
+                "citation": backbone.backbone.citation,
+            },
+            "dataset": {
+                **provenance(data.plugin),
+                "source": data.source,
+                "citation": data.dataset.citation,
+            },
+            **_trained_on(cell),
+            "metric_revisions": metric_revisions(),
+            "key_parts": dict(cell.parts),
+        },
+        "notes": list(cell.notes),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _support_counts(cell: PlanCell) -> dict[str, Any]:
+    """Of other protocols than few-shot: the drawn images of each class that is trained on."""
+    if not cell.told or cell.support is None:
+        return {}
+    labels = cell.data.splits["train"].labels[cell.support.train]
+    counts = np.bincount(labels, minlength=cell.info.n_classes)
+    return {"support_counts": [int(n) for n in counts]}
+
+
+def _trained_on(cell: PlanCell) -> dict[str, Any]:
+    """Where that is another dataset, or other classes, than what is tested."""
+    if cell.part is None:
+        return {}
+    data = cell.data
+    return {
+        "trained_on": {
+            **provenance(data.plugin),
+            "dataset": data.dataset.name,
+            "source": data.source,
+            "class_names": list(data.dataset.class_names),
+            "fingerprint": data.fingerprint,
+            "licence": data.dataset.licence,
+            "citation": data.dataset.citation,
+        }
+    }
+
+
+def error_record(cell: PlanCell, error: BaseException) -> Record:
+    """The record of a cell that failed: it names plugin and file."""
+    plugin = cell.row.plugin
+    failure = {
+        "type": type(error).__name__,
+        "message": f"plugin '{plugin.name}' ({plugin.file.name}): {error}"[:4000],
+        "traceback": "".join(traceback.format_exception(error))[-8000:],
+        "plugin": plugin.name,
+        "file": plugin.file.name,
+    }
+    return Record.of({**base_record(cell), "status": "error", "error": failure})
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+@lru_cache
+def _version(distribution: str) -> str:
+    return version(distribution)

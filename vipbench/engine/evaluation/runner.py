@@ -1,0 +1,311 @@
+"""Running cells: build, train (stacked where it can be), score, and write down what happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from vipbench.api import Backbone, Method, Task, has_own_fit
+from vipbench.engine.evaluation.learned import versions
+from vipbench.engine.evaluation.rebind import cannot_transfer, transferred
+from vipbench.engine.evaluation.records import error_record
+from vipbench.engine.evaluation.scoring import (
+    Finished,
+    Ready,
+    Test,
+    checked_scores,
+    finished,
+    trainings,
+)
+from vipbench.engine.evaluation.support import (
+    encode_views,
+    image_batches,
+    make_support,
+    test_inputs,
+)
+from vipbench.engine.features.features import Features
+from vipbench.engine.features.texts import text_shelf
+from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError, own_randomness
+from vipbench.engine.machine import Share, free_memory, threads
+from vipbench.engine.planning.cells import PlanCell
+from vipbench.engine.planning.loading import LoadedDataset
+from vipbench.engine.planning.protocols import home, test_rows
+from vipbench.engine.seeding import cell_generator
+from vipbench.engine.training.cuda_graphs import ReplayError, Replays
+from vipbench.engine.training.stacking import TrainCell, partition
+from vipbench.engine.training.trainer import train
+
+# At most so many cells at once: more gain little, and cost memory.
+MOST_STACKED = 64
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+class GroupRunner:
+    """Runs groups of cells of one backbone and dataset, sharing features and frozen texts."""
+
+    def __init__(
+        self,
+        features: Features,
+        note: Callable[[str], None],
+        share: Share | None = None,
+        replays: Replays | None = None,
+    ) -> None:
+        self.features = features
+        self.note = note
+        self.share = share or Share()
+        self.replays = replays
+        self.texts = FrozenTexts()
+        self.guard = Guard(features.backbone, self.texts)
+        self.shelf = text_shelf(features, self.guard)
+        features.before_encoding = self.guard.check
+        # Of a dataset's name its features: what is trained here may be tested on others.
+        self.features_of: Callable[[str], Features] = lambda name: self.features
+        # Whether a method changed what other cells use: this process is then of no more use.
+        self.spoilt = False
+        # Of a cell's key what it took to fit it into the memory; its record tells.
+        self._short: dict[str, str] = {}
+
+    def run(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
+        """All cells of one group (same row, dataset and backbone); a failure is a record."""
+        left = {cell.key: cell for cell in cells}
+        self._set_up(cells[0])
+        try:
+            every = trainings(cells)
+            for start in range(0, len(every), MOST_STACKED):
+                for done in self._run_some(every[start : start + MOST_STACKED]):
+                    del left[done.record.key]
+                    yield done
+        except SpoiltError as error:
+            self.spoilt = True
+            for cell in left.values():
+                yield Finished(error_record(cell, error), None)
+
+    def run_alone(self, cell: PlanCell) -> Finished:
+        """One cell by itself; whatever it raises comes through."""
+        self._set_up(cell)
+        return self._execute([cell])[0]
+
+    def _set_up(self, cell: PlanCell) -> None:
+        backbone = self.features.backbone
+        torch.set_num_threads(threads(backbone, self.share.workers))
+        if isinstance(backbone, Backbone):
+            backbone.memory_budget = free_memory(backbone.device) // (4 * self.share.on_device)
+            if cell.protocol.precision == "bf16":
+                backbone.training_precision = "bf16"
+
+    def try_build(self, cell: PlanCell) -> Method:
+        """A cell's method for the classes that it tests, not to be run for numbers; raises what its
+        constructor raises."""
+        with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
+            data = cell.tested if cell.rebound else cell.data
+            return self._make(cell, self._task(cell, data, trial=True))
+
+    def try_transfer(self, cell: PlanCell) -> str | None:
+        """Why what the cell's method learns serves no other classes, or None."""
+        with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
+            return cannot_transfer(
+                cell.row.method, cell.hparams, cell.info, self._task(cell, cell.data, trial=True),
+                lambda task: self._make(cell, task),
+            )  # fmt: skip
+
+    def _make(self, cell: PlanCell, task: Task) -> Method:
+        with self._randomness(cell, task.generator, draws=True):
+            return self._construct(cell, task)
+
+    def _construct(self, cell: PlanCell, task: Task) -> Method:
+        method = cell.row.method(task, cell.hparams).to(task.device)
+        for name, shape in method.noise().items():
+            # Before training, so that all stacked cells have the buffers.
+            setattr(method, name, torch.zeros(shape, device=task.device))
+        return method
+
+    def _randomness(
+        self, cell: PlanCell, generator: Callable[[str], torch.Generator], draws: bool = False
+    ) -> AbstractContextManager[None]:
+        seed = generator("global").initial_seed()
+        return own_randomness(seed, _who(cell), self.features.backbone.device, draws)
+
+    def _run_some(self, every: Sequence[list[PlanCell]]) -> Iterator[Finished]:
+        """every: trainings, as `trainings` gives them."""
+        reason, label = "", every[0][0].row.label
+        if len(every) > 1:
+            try:
+                yield from self._execute([*chain(*every)])
+                return
+            except OUT_OF_MEMORY:
+                half = len(every) // 2
+                told = f"out of memory with {len(every)} cells at once; done again with half"
+                self._fell_short(label, f"{told} of them", [*chain(*every)])
+            except SpoiltError:
+                raise
+            except Exception as error:
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            if not reason:
+                yield from self._run_some(every[:half])
+                yield from self._run_some(every[half:])
+                return
+        failed = False
+        for cells in every:
+            try:
+                yield from self._execute_alone(cells)
+            except SpoiltError:
+                raise
+            except Exception as error:
+                failed = True
+                if len(cells) > 1:
+                    # One of what it is tested on may be at fault; the others must not suffer.
+                    yield from chain(*(self._run_some([[cell]]) for cell in cells))
+                else:
+                    yield Finished(error_record(cells[0], error), None)
+        if reason and not failed:
+            self.note(
+                f"'{label}' could not train its cells together and trained one by one ({reason})"
+            )
+
+    def _execute_alone(self, cells: Sequence[PlanCell]) -> list[Finished]:
+        try:
+            return self._execute(cells)
+        except OUT_OF_MEMORY:
+            backbone = self.features.backbone
+            if not isinstance(backbone, Backbone):
+                raise
+        # Same numbers: beyond its budget a pass only computes again what it did not keep.
+        backbone.memory_budget //= 2
+        told = "out of memory; done again with half the memory budget"
+        self._fell_short(cells[0].row.label, told, cells)
+        return self._execute(cells)
+
+    def _fell_short(self, label: str, told: str, cells: Sequence[PlanCell]) -> None:
+        self.note(f"'{label}': {told}")
+        self._short.update((cell.key, told) for cell in cells)
+
+    def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
+        with self.guard.watch(_who(cells[0])):
+            with suppress(ReplayError):
+                return self._watched(cells)
+            # Of this method no more steps are repeated.
+            return self._watched(cells)
+
+    def _watched(self, cells: Sequence[PlanCell]) -> list[Finished]:
+        every = trainings(cells)
+        firsts = [own[0] for own in every]
+        encode_views(self.features, firsts)
+        started = time.perf_counter()
+        ready = [self._prepare(cell) for cell in firsts]
+        prepared = time.perf_counter()
+        self._fit(ready)
+        trained = time.perf_counter()
+        tests: dict[str, list[Test]] = {}
+        for item, own in zip(ready, every, strict=True):
+            item.prepare = (prepared - started) / len(ready)
+            item.train = (trained - prepared) / len(ready)
+            for cell in own:
+                test = Test(cell, item, self._bound(cell, item))
+                tests.setdefault(cell.tested.dataset.name, []).append(test)
+        for some in tests.values():
+            self._test(some)
+        # In the order of the trainings, whatever each was tested on.
+        scored = {test.cell.key: test for some in tests.values() for test in some}
+        short = self._short
+        return [finished(scored[c.key], len(own), short.get(c.key)) for own in every for c in own]
+
+    def _test(self, tests: Sequence[Test]) -> None:
+        """Score cells on the same images."""
+        data, method = tests[0].cell.tested, tests[0].cell.row.method
+        for x in test_inputs(self.features_of(home(data)), method, test_rows(data)):
+            for test in tests:
+                begin = time.perf_counter()
+                test.scores.append(self._score(test, x))
+                test.seconds += time.perf_counter() - begin
+
+    def _task(self, cell: PlanCell, data: LoadedDataset, trial: bool = False) -> Task:
+        """trial: for a method whose changes are undone; what it makes of texts is not kept."""
+        trial &= not cell.row.plugin.builtin
+        checked = "" if trial or cell.row.plugin.builtin else _who(cell)
+        names = data.dataset.class_names
+        return Task(
+            image_backbone=self.features.backbone,
+            class_names=names,
+            templates=data.dataset.templates,
+            symptoms=data.symptoms,
+            descriptions=data.descriptions,
+            info=dataclasses.replace(cell.info, n_classes=len(names), dataset=home(data)),
+            generator=cell_generator(cell.data.fingerprint, cell.shots, cell.seed),
+            _frozen={} if trial else self.texts,
+            _encode=self.shelf and partial(self.shelf, remember=not trial, who=checked),
+        )
+
+    def _bound(self, cell: PlanCell, item: Ready) -> Method:
+        """What was trained, for the classes that the cell tests."""
+        if not cell.rebound:
+            return item.method
+        task = self._task(cell, cell.tested)
+        return transferred(item.method, item.built, task, lambda task: self._make(cell, task))
+
+    def _prepare(self, cell: PlanCell) -> Ready:
+        task, recipe = self._task(cell, cell.data), cell.hparams.recipe(cell.info)
+        with self._randomness(cell, task.generator, draws=True):
+            method = self._construct(cell, task)
+            built = versions(method)
+            support = make_support(self.features, cell, recipe)
+            if support is not None:
+                method.prepare(support)
+        return Ready(cell, method, recipe, support, task.generator, [], built)
+
+    def _fit(self, ready: Sequence[Ready]) -> None:
+        method = type(ready[0].method)
+        train_cells = []
+        for item in ready:
+            if item.support is None:
+                continue
+            if has_own_fit(method):
+                with self._randomness(item.cell, item.generator):
+                    item.method.fit(item.support)
+            elif item.recipe is not None and item.recipe.epochs != 0:
+                best_val = item.cell.protocol.selection == "best_val"
+                train_cells.append(
+                    TrainCell(
+                        item.method,
+                        item.recipe,
+                        item.support,
+                        item.generator,
+                        best_val,
+                        item.history,
+                        take=image_batches(self.features, item.cell, item.recipe),
+                    )
+                )
+        for part in partition(train_cells):
+            first = next(item for item in ready if item.method is part[0].method)
+            with self._randomness(first.cell, first.generator):
+                train(part, self.features.progress, self.replays)
+            for item in ready:
+                if any(cell.method is item.method for cell in part):
+                    item.stacked = len(part)
+        for item in ready:
+            item.method.eval()
+            for name, shape in item.method.noise().items():
+                value = torch.randn(*shape, generator=item.generator(f"noise-eval/{name}"))
+                setattr(item.method, name, value.to(self.features.backbone.device))
+            if item.support is not None:
+                with self._randomness(item.cell, item.generator):
+                    item.method.finish(item.support)
+
+    @torch.no_grad()
+    def _score(self, test: Test, x: Tensor) -> Tensor:
+        version, method = x._version, test.method
+        with self._randomness(test.cell, test.item.generator):
+            scores = method.predict(x)
+        if x._version != version:
+            raise ValueError(f"{_who(test.cell)} changed the test images' features in place")
+        return checked_scores(scores, method.name, (len(x), method.task.info.n_classes))
+
+
+def _who(cell: PlanCell) -> str:
+    return f"method '{cell.row.method.name}'"

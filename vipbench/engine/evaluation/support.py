@@ -1,0 +1,137 @@
+"""What a cell's method is given: its support set, validation and test images, and their views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vipbench.api import Labelled, Method, Recipe, Split, Support
+from vipbench.engine.features.features import Features
+from vipbench.engine.planning.cells import PlanCell
+from vipbench.engine.training.optim import steps_per_epoch
+
+# Test images that are held at once.
+TEST_IMAGES = 256
+
+
+def count_views(cell: PlanCell, recipe: Recipe | None) -> int:
+    """How many training views this cell uses."""
+    if recipe is None or cell.protocol.views == "none" or recipe.views.count == 0:
+        return 0
+    if isinstance(cell.protocol.views, int):
+        return cell.protocol.views
+    if recipe.views.count is not None:
+        return recipe.views.count
+    if recipe.epochs is not None:
+        return recipe.epochs
+    assert recipe.iterations is not None
+    return math.ceil(recipe.iterations / steps_per_epoch(recipe, cell.info.n_support))
+
+
+def encode_views(features: Features, cells: Sequence[PlanCell]) -> None:
+    """Encode every training view that these cells of one method use."""
+    if cells[0].row.method.inputs != "features":
+        return
+    for cell in cells:
+        recipe = cell.hparams.recipe(cell.info) if cell.support is not None else None
+        count = count_views(cell, recipe)
+        if count and recipe is not None and cell.support is not None:
+            features.prepare_views(
+                "train", cell.support.train.tolist(), recipe.views, cell.seed, count
+            )
+
+
+def make_support(features: Features, cell: PlanCell, recipe: Recipe | None) -> Support | None:
+    """The support set that a cell's method sees; None for zero-shot cells."""
+    if cell.support is None:
+        return None
+    train_split, rows = cell.data.splits["train"], cell.support.train.tolist()
+    device = features.backbone.device
+    images = cell.row.method.inputs == "images"
+    count = count_views(cell, recipe)
+
+    @lru_cache(maxsize=1)
+    def view(v: int) -> Tensor:
+        assert recipe is not None
+        if images:
+            items = [(i, v) for i in rows]
+            return features.images("train", items, (recipe.views, cell.seed))
+        return features.view("train", rows, recipe.views, cell.seed, v)
+
+    val = None
+    if cell.support.val is not None:
+        picked = cell.support.val.tolist()
+        val = Labelled(
+            _inputs(features, "val", picked, images),
+            _labels(cell.data.splits["val"], picked).to(device),
+        )
+    groups = train_split.groups
+    return _LaterSupport(
+        lambda: _inputs(features, "train", rows, images),
+        labels=_labels(train_split, rows).to(device),
+        n_classes=cell.info.n_classes,
+        shots=cell.shots,
+        get_view=view if count else None,
+        n_views=count,
+        groups=None if groups is None else tuple(groups[i] for i in rows),
+        val=val,
+        best_val=val is not None and cell.protocol.selection == "best_val",
+    )
+
+
+class _LaterSupport(Support):
+    """A support set whose `plain` is made when it is first asked for: images are megabytes each,
+    and a training takes them batch by batch (see `image_batches`)."""
+
+    _make: Callable[[], Tensor]
+
+    def __init__(self, make: Callable[[], Tensor] | None = None, **fields: Any) -> None:
+        for name, value in {"_make": make, **fields}.items():
+            # As a frozen dataclass's own __init__ does.
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def plain(self) -> Tensor:
+        """(N,D) features or (N,3,H,H) images of the evaluation view."""
+        return self._make()
+
+
+def image_batches(
+    features: Features, cell: PlanCell, recipe: Recipe
+) -> Callable[[Sequence[int], int | None], Tensor] | None:
+    """Support images (n,3,H,H) by row and view (None: the evaluation view), made on demand; None
+    for a method on features."""
+    if cell.row.method.inputs != "images" or cell.support is None:
+        return None
+    train = cell.support.train.tolist()
+
+    def take(rows: Sequence[int], view: int | None) -> Tensor:
+        views = None if view is None else (recipe.views, cell.seed)
+        return features.images("train", [(train[row], view or 0) for row in rows], views)
+
+    return take
+
+
+def _inputs(features: Features, split: str, rows: Sequence[int], images: bool) -> Tensor:
+    if images:
+        return features.images(split, [(i, 0) for i in rows], None)
+    return features.plain(split, rows)
+
+
+def test_inputs(features: Features, method: type[Method], rows: Sequence[int]) -> Iterator[Tensor]:
+    """Features (N,D) of the test images `rows`, or the images (n,3,H,H) some at a time, as the
+    method takes them; a transductive method gets all at once."""
+    n = len(rows)
+    images = method.inputs == "images"
+    some = TEST_IMAGES if images and "test_images" not in method.needs else n
+    for start in range(0, n, some):
+        yield _inputs(features, "test", rows[start : start + some], images)
+
+
+def _labels(split: Split, rows: Sequence[int]) -> Tensor:
+    return torch.as_tensor(split.labels[list(rows)], dtype=torch.long)

@@ -1,0 +1,1 @@
+"""Which symptoms decided, and learned prompts as files."""

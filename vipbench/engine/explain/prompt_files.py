@@ -1,0 +1,276 @@
+"""Trained methods again: out of a results folder, or out of a prompt file.
+
+A prompt file is a safetensors file whose metadata hold a card (JSON under "vipbench"): method,
+hyperparameters, texts, backbone, and on what it was trained. Nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from vipbench import __version__
+from vipbench.api import CellInfo, Method, Task, open_image
+from vipbench.engine.evaluation.learned import fill
+from vipbench.engine.evaluation.rebind import cannot_transfer
+from vipbench.engine.evaluation.runner import GroupRunner
+from vipbench.engine.features.features import Features
+from vipbench.engine.planning.cells import PlanCell, impossible_pair
+from vipbench.engine.planning.hparams import make_hparams
+from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, load_backbone
+from vipbench.engine.planning.protocols import home
+from vipbench.engine.seeding import cell_generator
+from vipbench.engine.workers.session import Session
+from vipbench.errors import UsageError
+from vipbench.plugins.registry import Registry
+from vipbench.results.sharing.privacy import withheld
+from vipbench.results.store.store import Store
+from vipbench.runspec.run import SUITE_NAME, RunSpec
+
+FORMAT = "vipbench-prompt"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method with what it learned, for the images of its backbone. tensors: what a prompt file
+    holds of it."""
+
+    method: Method
+    backbone: LoadedBackbone
+    class_names: tuple[str, ...]
+    card: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @torch.no_grad()
+    def score(self, x: Tensor) -> Tensor:
+        """Features or images (N,·), as the method takes them -> scores (N,C)."""
+        if "test_images" in self.method.needs:
+            raise UsageError(f"'{self.method.name}' scores whole test sets alone, no single image")
+        return self.method.predict(x).float().cpu()
+
+    @torch.no_grad()
+    def inputs(self, paths: Sequence[Path]) -> Tensor:
+        """Image files as the method takes them."""
+        towers = self.backbone.backbone
+        pixels = torch.stack([towers.preprocess(open_image(path, str(path))) for path in paths])
+        pixels = pixels.to(towers.device)
+        return pixels if self.method.inputs == "images" else towers.encode_image(pixels)
+
+
+def open_run(folder: Path) -> Session:
+    """The cells of a results folder, planned as the run did. Raises UsageError."""
+    if not (folder / SUITE_NAME).is_file():
+        raise UsageError(f"{folder} is no results folder: it has no {SUITE_NAME}")
+    session = Session(lambda event: None)
+    session.do_plan(RunSpec.from_yaml(folder / SUITE_NAME).to_yaml())
+    return session
+
+
+def runner_of(session: Session, cell: PlanCell) -> GroupRunner:
+    """What ran the cell."""
+    return session.runners[cell.place]
+
+
+def restore(session: Session, cell: PlanCell, parameters: bytes | None) -> Trained:
+    """The cell's method as it was after training. Raises UsageError."""
+    method = runner_of(session, cell).try_build(cell)
+    if cell.support is not None and parameters is None:
+        raise UsageError(
+            f"the store has no learned parameters of {cell.row.label} ({cell.key[:12]}); they were "
+            "too large to keep, or the record is older than the keeping"
+        )
+    fill(method, {} if parameters is None else load(parameters))
+    return Trained(method, cell.backbone, cell.data.dataset.class_names, {})
+
+
+def pack(
+    cell: PlanCell, parameters: bytes, metrics: Mapping[str, Any], private: bool = False
+) -> bytes:
+    """The prompt file of a finished cell. private: whether it may hold single images' features."""
+    data, towers = cell.data, cell.backbone.backbone
+    card = {
+        "format": FORMAT,
+        "version": 1,
+        "vipbench": __version__,
+        "key": cell.key,
+        "row": cell.row.label,
+        "knowledge": data.knowledge,
+        "method": cell.row.method.name,
+        "method_revision": cell.row.method.revision,
+        "hparams": dataclasses.asdict(cell.hparams),
+        "info": dataclasses.asdict(cell.info),
+        "seed": cell.seed,
+        "class_names": data.dataset.class_names,
+        "templates": data.dataset.templates,
+        "symptoms": data.symptoms,
+        "descriptions": data.descriptions,
+        "backbone": cell.backbone.source,
+        "backbone_fingerprint": towers.fingerprint,
+        "backbone_licence": towers.licence,
+        "dataset": data.dataset.name,
+        "dataset_fingerprint": data.fingerprint,
+        "dataset_licence": data.dataset.licence,
+        "dataset_citation": data.dataset.citation,
+        "caption": data.dataset.caption,
+        "test_accuracy": metrics.get("accuracy"),
+        "contains_patient_data": private,
+    }
+    packed: bytes = save(load(parameters), metadata={"vipbench": json.dumps(card)})
+    return packed
+
+
+def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -> Trained:
+    """The trained method of a prompt file. Raises UsageError."""
+    card, tensors = _read(path)
+    try:
+        method, _ = registry.method(card["method"])
+        if method.revision != card["method_revision"]:
+            raise UsageError(
+                f"{path.name} was made by revision {card['method_revision']} of '{method.name}', "
+                f"here is revision {method.revision}: its numbers would differ"
+            )
+        names = tuple(map(str, card["class_names"]))
+        info = CellInfo(**card["info"])
+        hparams = dict(card["hparams"])
+        generator = cell_generator(card["dataset_fingerprint"], info.shots, int(card["seed"]))
+        texts = {
+            k: None if card[k] is None else tuple(tuple(map(str, row)) for row in card[k])
+            for k in ("symptoms", "descriptions")
+        }
+        templates = tuple(map(str, card["templates"]))
+        source, fingerprint = card["backbone"], card["backbone_fingerprint"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path.name}: its card is incomplete or damaged ({error})") from None
+    backbone = load_backbone(registry, source)
+    if backbone.backbone.fingerprint != fingerprint:
+        raise UsageError(f"{path.name} was trained on other weights than those of '{source}' here")
+    backbone.backbone.to(device)
+    task = Task(
+        backbone.backbone, names, templates, texts["symptoms"], info, generator,
+        descriptions=texts["descriptions"],
+    )  # fmt: skip
+    built = method(task, make_hparams(method, hparams)).to(task.device)
+    fill(built, tensors)
+    return Trained(built, backbone, names, card, tensors)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads((file.metadata() or {})["vipbench"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if card["format"] != FORMAT or card["version"] != 1:
+            raise ValueError("its format is another")
+    except FileNotFoundError:
+        raise UsageError(f"the prompt file '{path}' does not exist") from None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"'{path}' is no prompt file ({error}); expected one that `vipbench prompts` wrote"
+        ) from None
+    return card, tensors
+
+
+def export(folder: Path, out: Path, patient_data: bool = False) -> tuple[list[Path], list[str]]:
+    """Write a prompt file, and a card to read, for every finished cell that kept parameters.
+
+    Parameters that may hold features of single images are left out, unless `patient_data`, of data
+    that may not be shared. Returns the files, and the rows that were left out.
+    """
+    session = open_run(folder)
+    made: list[Path] = []
+    left: list[str] = []
+    seen = [data for cell in session.cells.values() for data in (cell.data, cell.tested)]
+    shareable = {home(data) for data in seen if data.dataset.sharing == "allowed"}
+    with Store(folder, readonly=True) as store:
+        for key in store.status():
+            record, cell = store.record(key), session.cells.get(key)
+            data = store.parameters(key) if record is not None and record.ok else None
+            if record is None or cell is None or data is None:
+                continue
+            private = withheld(record, shareable)
+            if private and not patient_data:
+                left.append(f"{record.cell.method}, {record.cell.shots} shots")
+                continue
+            out.mkdir(parents=True, exist_ok=True)
+            path = out / f"{cell.row.method.name}-{key[:12]}.safetensors"
+            path.write_bytes(pack(cell, data, record.metrics, private))
+            path.with_suffix(".md").write_text(_card(_read(path)[0]), encoding="utf-8")
+            made.append(path)
+    return made, list(dict.fromkeys(left))
+
+
+def _card(card: Mapping[str, Any]) -> str:
+    shots = card["info"]["shots"]
+    lines = [
+        f"# {card['row']} on {card['dataset']}", "",
+        "Research only, not for clinical use.", "",
+        f"- backbone: {card['backbone']} (licence: {card['backbone_licence']})",
+        f"- shots: {'full' if shots is None else shots}, seed {card['seed']}",
+        f"- classes: {', '.join(card['class_names'])}",
+        f"- accuracy on that dataset's test split: {card['test_accuracy']}",
+        f"- data: {card['dataset_citation']} Licence: {card['dataset_licence']}. {card['caption']}",
+        f"- made with vipbench {card['vipbench']}, record {card['key']}",
+    ]  # fmt: skip
+    if card["contains_patient_data"]:
+        lines.append(
+            "- **contains-patient-data**: it may hold features of single images; keep it as you "
+            "keep the images"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def split_inputs(trained: Trained, features: Features, split: str) -> Tensor:
+    """A split of a dataset as the method takes it: (N,D) or (N,3,H,H)."""
+    count = len(features.splits[split])
+    if trained.method.inputs == "images":
+        return features.images(split, [(i, 0) for i in range(count)], None)
+    return features.plain(split, range(count))
+
+
+def elsewhere(trained: Trained, data: LoadedDataset) -> Trained:
+    """`trained` for the classes of `data`: the method built anew on their names and texts, with
+    what was learned put in. Raises UsageError, with the reason, where something that was learned
+    belongs to the classes that it was trained on, or where `data` lacks texts that the method
+    reads."""
+    method = trained.method
+    kind, task = type(method), method.task
+    names = data.dataset.class_names
+
+    def make(given: Task) -> Method:
+        return kind(given, method.hparams).to(given.device)
+
+    reason = impossible_pair(kind, task.backbone, data)
+    reason = reason or cannot_transfer(kind, method.hparams, task.info, task, make)
+    if reason is None:
+        info = dataclasses.replace(task.info, n_classes=len(names), dataset=data.dataset.name)
+        there = dataclasses.replace(
+            task,
+            class_names=names,
+            templates=data.dataset.templates,
+            symptoms=data.symptoms,
+            descriptions=data.descriptions,
+            info=info,
+        )
+        fresh = make(there)
+        held = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
+        for name, value in trained.tensors.items():
+            if name not in held or held[name].shape != value.shape:
+                reason = f"'{method.name}' learned '{name}' of shape {tuple(value.shape)} for them"
+                break
+    if reason is not None:
+        raise UsageError(
+            f"the classes of '{data.dataset.name}' ({', '.join(names)}) are not those of the "
+            f"prompt file ({', '.join(trained.class_names)}), and {reason}; classes are matched "
+            "by name"
+        )
+    fill(fresh, trained.tensors)
+    return dataclasses.replace(trained, method=fresh, class_names=names)

@@ -1,0 +1,1 @@
+"""Images and texts encoded once, kept in a cache."""

@@ -1,0 +1,218 @@
+"""Images and their features, each encoded once, for one backbone and one dataset."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from importlib.metadata import version
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vipbench.api import ImageBackbone, Split, Views
+from vipbench.engine.features.cache import Item, Shelf, open_shelf
+from vipbench.engine.features.images import Pictures
+
+# Part of the cache's keys: raise it when the same image and view give other features.
+FEATURE_REVISION = 3
+# The same of texts.
+TEXT_REVISION = 1
+# Batches are padded to this size, so that a feature does not depend on its batch mates.
+ENCODE_BATCH = 32
+# So many batches make a block of the cache.
+BLOCK_BATCHES = 32
+
+
+@lru_cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decode, resize and encode."""
+    names = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "pillow")
+    return {name: version(name) for name in names}
+
+
+@dataclass
+class _ViewTable:
+    """Features (slots, V, D) of training views: image -> slot, and how many views each has."""
+
+    slots: dict[int, int] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+    table: Tensor | None = None
+
+    def reserve(self, indices: Sequence[int], count: int, dim: int, device: torch.device) -> None:
+        for i in indices:
+            self.slots.setdefault(i, len(self.slots))
+        old = self.table
+        rows, views = len(self.slots), max(count, 0 if old is None else old.shape[1])
+        if old is None or old.shape[:2] != (rows, views):
+            self.table = torch.zeros(rows, views, dim, device=device)
+            if old is not None:
+                self.table[: old.shape[0], : old.shape[1]] = old
+
+
+@dataclass
+class Features:
+    """Features of one dataset under one backbone, kept in memory and encoded on demand.
+
+    Indices are positions in a split. All tensors live on the backbone's device.
+    """
+
+    backbone: ImageBackbone
+    splits: Mapping[str, Split]
+    dataset_key: str
+    progress: Callable[[float], None] = lambda share: None
+    note: Callable[[str], None] = lambda text: None
+    encoded_images: int = 0
+    # Asked before images are encoded: what is wrong with the towers must not enter the cache.
+    before_encoding: Callable[[], None] = lambda: None
+    # How many workers share the cores.
+    workers: int = 1
+    _plain: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    _views: dict[tuple[object, ...], _ViewTable] = field(default_factory=dict)
+    _shelves: dict[tuple[str, str], Shelf] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._pictures = Pictures(
+            self.backbone, self.splits, self.dataset_key, self.workers, self.note
+        )
+
+    def plain(self, split: str, indices: Sequence[int]) -> Tensor:
+        """Features (N,D) of the evaluation view."""
+        store = self._plain.setdefault(split, {})
+        wanted = [int(i) for i in indices]
+        missing = [(i, 0) for i in dict.fromkeys(wanted) if i not in store]
+        for part, features in self._obtain(split, missing, None):
+            store.update(zip([i for i, _ in part], features, strict=True))
+        return torch.stack([store[i] for i in wanted])
+
+    def prepare_views(
+        self, split: str, indices: Sequence[int], views: Views, seed: int, count: int
+    ) -> None:
+        """Encode the training views 0 to count-1 under `seed` that are not there yet."""
+        table = self._table(split, views, seed)
+        wanted = list(dict.fromkeys(int(i) for i in indices))
+        table.reserve(wanted, count, self.backbone.dim, self.backbone.device)
+        assert table.table is not None
+        missing = [(i, v) for i in wanted for v in range(table.counts.get(i, 0), count)]
+        for part, features in self._obtain(split, missing, (views, seed)):
+            slots = [table.slots[i] for i, _ in part]
+            table.table[slots, [v for _, v in part]] = features
+        for i in wanted:
+            table.counts[i] = max(count, table.counts.get(i, 0))
+
+    def view(self, split: str, indices: Sequence[int], views: Views, seed: int, v: int) -> Tensor:
+        """Features (N,D) of training view `v`; prepared before."""
+        table = self._table(split, views, seed)
+        assert table.table is not None
+        slots = [table.slots[int(i)] for i in indices]
+        return table.table[slots, v]
+
+    def images(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
+        """Preprocessed images (N,3,H,H) of `items` (index, view): the evaluation view where
+        `views` is None, else training views of (views, seed)."""
+        return self._pictures.get(split, items, views)
+
+    def cached(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> int:
+        """How many of `items` need not be encoded."""
+        return len(self._shelf(split, views).get(items))
+
+    def _table(self, split: str, views: Views, seed: int) -> _ViewTable:
+        return self._views.setdefault((split, views.scale, views.flip, seed), _ViewTable())
+
+    def _obtain(
+        self, split: str, items: Sequence[Item], views: tuple[Views, int] | None
+    ) -> Iterator[tuple[Sequence[Item], Tensor]]:
+        """Features (n,D) of `items`, n at a time: from the cache, else encoded and kept there."""
+        if not items:
+            return
+        shelf = self._shelf(split, views)
+        found = shelf.get(items)
+        if found:
+            yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
+        rest = [item for item in items if item not in found]
+        if rest:
+            # Another worker may be encoding them just now.
+            with shelf.filling(lambda: self.progress(0.0)):
+                yield from self._add(shelf, split, rest, views)
+        for problem in shelf.problems:
+            self.note(problem)
+        shelf.problems.clear()
+
+    def _add(
+        self, shelf: Shelf, split: str, items: Sequence[Item], views: tuple[Views, int] | None
+    ) -> Iterator[tuple[Sequence[Item], Tensor]]:
+        """Features (n,D) of `items`, n at a time: from others' blocks, else encoded and kept."""
+        found = shelf.get(items)
+        if found:
+            yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
+        rest = [item for item in items if item not in found]
+        if rest:
+            self.before_encoding()
+            with self._pictures.decoding(len(rest)) as ahead:
+                yield from self._fill(shelf, split, rest, views, ahead)
+
+    def _fill(
+        self,
+        shelf: Shelf,
+        split: str,
+        rest: Sequence[Item],
+        views: tuple[Views, int] | None,
+        ahead: int,
+    ) -> Iterator[tuple[Sequence[Item], Tensor]]:
+        """Encode `rest` and keep it: features (n,D) of n items at a time."""
+        kept: list[tuple[Sequence[Item], Tensor]] = []
+        starts = range(0, len(rest), ENCODE_BATCH)
+        parts = [rest[i : i + ENCODE_BATCH] for i in starts]
+        # While a batch is encoded, the next ones are decoded.
+        begun = map(partial(self._pictures.begin, split, views=views), parts)
+        ready = deque(islice(begun, ahead))
+        for start, part in zip(starts, parts, strict=True):
+            pixels = ready.popleft()()
+            ready.extend(islice(begun, 1))
+            features = self._encode(pixels)
+            kept.append((part, features))
+            if len(kept) == BLOCK_BATCHES or start + ENCODE_BATCH >= len(rest):
+                shelf.put([i for p, _ in kept for i in p], torch.cat([f for _, f in kept]))
+                kept.clear()
+            self.progress(start / len(rest))
+            shelf.alive()
+            yield part, features
+
+    def encode(self, split: str, part: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
+        """Features (n,D) of at most ENCODE_BATCH items, as the tower gives them now."""
+        return self._encode(self.images(split, part, views))
+
+    @torch.no_grad()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """(n,3,H,H) -> (n,D), n at most ENCODE_BATCH."""
+        padded = torch.cat([pixels, pixels[:1].expand(ENCODE_BATCH - len(pixels), -1, -1, -1)])
+        features = self.backbone.encode_image(padded)[: len(pixels)].float()
+        if not bool(torch.isfinite(features).all()):
+            raise ValueError(
+                f"backbone '{self.backbone.name}' gave features that are not finite numbers"
+            )
+        self.encoded_images += len(pixels)
+        return features
+
+    def text_shelf(self) -> Shelf:
+        """Where features of frozen texts are kept."""
+        return open_shelf({**self._parts(), "texts": TEXT_REVISION})
+
+    def _shelf(self, split: str, views: tuple[Views, int] | None) -> Shelf:
+        kind: object = "evaluation"
+        if views is not None:
+            kind = [views[0].scale, views[0].flip, views[1]]
+        parts = {**self._parts(), "revision": FEATURE_REVISION, "split": split, "view": kind}
+        return self._shelves.setdefault((split, str(kind)), open_shelf(parts))
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "backbone": self.backbone.fingerprint,
+            "dataset": self.dataset_key,
+            "precision": "fp32",
+            "device": self.backbone.device.type,
+            "versions": library_versions(),
+        }

@@ -1,0 +1,186 @@
+"""Images of a dataset, opened, cut and preprocessed for one backbone, by threads or processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vipbench.api import ImageBackbone, ImageLike, Split, Views, open_image
+from vipbench.engine.features import decode_pool as decoders
+from vipbench.engine.features.cache import Item
+from vipbench.engine.features.decode_pool import Decoders, NotPortableError
+from vipbench.engine.features.decode_process import Job
+
+# Decoded images of a training that sees them again in every epoch, kept up to so many bytes.
+KEEP_BYTES = 512 << 20
+MOST_THREADS = 8
+# Batches that are decoded ahead of the one that is encoded. Were it one alone, processes would run
+# out of work at the end of each.
+AHEAD, AHEAD_OF_DECODERS = 1, 2
+# What was said of a backbone is not said again for each of its datasets.
+_told: set[str] = set()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """An image and the numbers of the views that are wanted of it: not opened yet, or kept."""
+
+    index: int
+    views: list[int]
+    given: ImageLike | None
+    kept: Image.Image | None
+
+
+@dataclass
+class Pictures:
+    """Preprocessed images of one dataset; indices are positions in a split.
+
+    workers: how many share the cores. note: tells the user. Raises UsageError where
+    `VIPBENCH_DECODERS` is no number of processes.
+    """
+
+    backbone: ImageBackbone
+    splits: Mapping[str, Split]
+    dataset_key: str
+    workers: int = 1
+    note: Callable[[str], None] = lambda text: None
+    _kept: dict[tuple[str, int], Image.Image] = field(default_factory=dict)
+    _kept_bytes: int = 0
+    _threads: ThreadPoolExecutor | None = None
+    _decoders: Decoders | None = None
+    _refused: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        decoders.asked()
+
+    def get(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
+        """Images (N,3,H,H) of `items` (index, view) on the backbone's device: the evaluation view
+        where `views` is None, else training views of (views, seed)."""
+        return self.begin(split, items, views)()
+
+    @contextmanager
+    def decoding(self, count: int) -> Iterator[int]:
+        """For as long as `count` views are encoded: processes decode where that pays or was asked
+        for. Gives how many batches to begin ahead of the one that is encoded."""
+        wanted = decoders.wanted(self.backbone.device, self.workers, count)
+        sent = self._portable() if wanted else None
+        if sent is None:
+            yield AHEAD
+            return
+        found = Decoders(sent, wanted, patient=decoders.asked() is not None)
+        try:
+            with found as self._decoders:
+                yield AHEAD_OF_DECODERS
+        finally:
+            self._decoders = None
+            for problem in found.problems:
+                self.note(problem)
+            if found.refused:
+                self._refused = found.refused
+                if not found.problems:
+                    self._portable()  # tells why
+
+    def begin(
+        self, split: str, items: Sequence[Item], views: tuple[Views, int] | None
+    ) -> Callable[[], Tensor]:
+        """Begin to decode what `get` gives, beside what else is done; the result waits for it."""
+        made = []
+        for index, some in groupby(items, key=lambda item: item[0]):
+            # A dataset is asked for one item at a time; only what follows runs beside it.
+            kept = self._kept.get((split, index)) if views is not None else None
+            given = self.splits[split].images[index] if kept is None else None
+            made.append(self._start(split, views, _Work(index, [v for _, v in some], given, kept)))
+
+        def result() -> Tensor:
+            images = torch.stack([view for part in made for view in part.result()])
+            device = self.backbone.device
+            if device.type == "cuda":
+                return images.pin_memory().to(device, non_blocking=True)
+            return images.to(device)
+
+        return result
+
+    def _start(
+        self, split: str, views: tuple[Views, int] | None, work: _Work
+    ) -> Future[list[Tensor]]:
+        name = self.splits[split].ids[work.index]
+        keys: list[tuple[object, ...]] = [() for _ in work.views]
+        if views is not None:
+            keys = [(self.dataset_key, split, name, views[1], v) for v in work.views]
+        sent = None if self._decoders is None else _sendable(work.given)
+        size = self.backbone.image_size
+        job = Job("" if sent is None else sent, size, views and views[0], tuple(keys))
+        # An image that a decoder opens is not kept here; it cuts all views that a batch has of it
+        # from one decoding.
+        alone = partial(self._run, split, work, job, views is not None and sent is None)
+        if self._decoders is not None and sent is not None:
+            return self._decoders.threads.submit(self._decoders.run, job, alone)
+        if self._threads is None:
+            most = min(MOST_THREADS, os.cpu_count() or 1)
+            # Left to itself, each thread would start a team of its own for torch's operations, and
+            # with more of those than cores the main thread's steps wait for one another asleep.
+            self._threads = ThreadPoolExecutor(
+                most, "pictures", initializer=torch.set_num_threads, initargs=(1,)
+            )
+        return self._threads.submit(alone)
+
+    def _run(self, split: str, work: _Work, job: Job, keep: bool) -> list[Tensor]:
+        """The preprocessed views of one image, made in this process."""
+        image = work.kept
+        if image is None:
+            assert work.given is not None
+            image = open_image(work.given, name=self.splits[split].ids[work.index])
+        if keep:
+            self._keep((split, work.index), image)
+        return job.pixels(image, self.backbone.preprocess)
+
+    def _portable(self) -> bytes | None:
+        """The preprocessing for another process; None where it cannot be sent, which the user is
+        told once where processes were asked for."""
+        try:
+            if self._refused:
+                raise NotPortableError(self._refused)
+            return decoders.portable(self.backbone)
+        except NotPortableError as error:
+            said = (
+                f"backbone '{self.backbone.name}': threads decode its images, though "
+                f"{decoders.VARIABLE} asks for processes: {error}"
+            )
+            if decoders.asked() is not None and said not in _told:
+                _told.add(said)
+                self.note(said)
+            return None
+
+    def _keep(self, key: tuple[str, int], image: Image.Image) -> None:
+        # First come, first kept: an epoch goes round all images, and one that replaced another
+        # would be gone before its next turn.
+        size = image.width * image.height * 3
+        with self._lock:
+            if key not in self._kept and self._kept_bytes + size <= KEEP_BYTES:
+                self._kept[key] = image
+                self._kept_bytes += size
+
+
+def _sendable(given: ImageLike | None) -> str | npt.NDArray[np.uint8] | None:
+    """What a decoder can open just as this process would; None for opened images, which may lose
+    on the way what tells how they are to be turned, and for what is no image at all."""
+    if isinstance(given, str | PathLike):
+        return str(Path(given).absolute())
+    if isinstance(given, np.ndarray) and given.dtype == np.uint8:
+        return np.asarray(given)
+    return None

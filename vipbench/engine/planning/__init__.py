@@ -1,0 +1,1 @@
+"""What there is to run: cells, protocols, support sets, data checks."""

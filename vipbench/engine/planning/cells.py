@@ -1,0 +1,320 @@
+"""From a RunSpec to cells: what there is to run, under which key, and what cannot be and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vipbench.api import Backbone, CellInfo, HParams, ImageBackbone, Method
+from vipbench.engine.planning import sampling
+from vipbench.engine.planning.hparams import make_hparams
+from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, sha
+from vipbench.engine.planning.protocols import Part, Scene, draw, home, key_of
+from vipbench.engine.planning.sampling import (
+    Sampler,
+    SamplingError,
+    ShotsUnit,
+    SupportIndices,
+    Validation,
+)
+from vipbench.plugins.registry import Plugin, Registry
+from vipbench.results.records.metrics import METRICS
+from vipbench.runspec.run import MethodSpec, RunSpec
+
+# Part of every key: raise it when the engine's own numbers change (batch orders, views, scoring).
+ENGINE_REVISION = 1
+
+
+# Needs that a text tower meets.
+TEXTS = frozenset({"text", "symptoms", "descriptions"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its hyperparameters, as one row of a table."""
+
+    label: str
+    method: type[Method]
+    plugin: Plugin
+    hparams: HParams
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How one cell is run, whichever method it is; see RunSpec for the words."""
+
+    views: int | str
+    sampler: Sampler
+    validation: Validation
+    selection: str
+    precision: str
+    shots_unit: ShotsUnit
+    score_on: str = "test"
+
+    @classmethod
+    def of(cls, spec: RunSpec, method: type[Method]) -> Protocol:
+        """The run's protocol, or, under the profile `published`, that of the method's paper."""
+        validation, selection = spec.validation, spec.selection
+        if spec.profile == "published":
+            validation = method.published.validation
+            selection = method.published.selection
+        if spec.protocol.name == "validation-free":
+            validation, selection = "none", "last"
+        return cls(
+            spec.views, spec.sampler, validation, selection, spec.precision, spec.shots_unit,
+            spec.score_on,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PlanCell:
+    """One number in a table, or the reason why it cannot be.
+
+    shots: None is the full training set, 0 with seed 0 a zero-shot cell. parts: of what the key is
+    made, see `key_parts`. data: what is trained on. part: what is tested, where that is not the
+    test split of `data`. told: what the record says of its protocol, nothing of few-shot.
+    """
+
+    key: str
+    row: Row
+    data: LoadedDataset
+    backbone: LoadedBackbone
+    shots: int | None
+    seed: int
+    hparams: HParams
+    info: CellInfo
+    protocol: Protocol
+    notes: tuple[str, ...] = ()
+    impossible: str | None = None
+    support: SupportIndices | None = field(default=None, repr=False)
+    parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    part: Part | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tested(self) -> LoadedDataset:
+        """What is tested, named as tables name it."""
+        return self.data if self.part is None else self.part.data
+
+    @property
+    def rebound(self) -> bool:
+        """Whether what is trained is bound to other classes before it is tested."""
+        return self.part is not None and self.part.columns is None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The backbone and the dataset whose images are trained on."""
+        return self.backbone.source, home(self.data)
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """Cells of one group can be trained as one."""
+        return self.backbone.source, self.data.dataset.name, self.row.label
+
+
+def make_rows(registry: Registry, specs: tuple[MethodSpec, ...]) -> list[Row]:
+    """The table's rows; raises UsageError for unknown methods and hyperparameters."""
+    rows = []
+    for spec in specs:
+        method, plugin = registry.method(spec.name)
+        hparams = make_hparams(method, spec.hparams)
+        rows.append(Row(spec.label, method, plugin, hparams, spec.note))
+    return rows
+
+
+def plan_cells(spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone) -> list[PlanCell]:
+    """All cells of one row in one scene and on one backbone; of a method that reads symptoms, those
+    of every kind of knowledge, labelled with it."""
+    if "symptoms" not in row.method.needs:
+        return _plan_row(spec, row, scene, backbone)
+    found = []
+    for kind in spec.knowledge:
+        label = row.label if kind == "symptoms" else f"{row.label} ({kind} knowledge)"
+        named = dataclasses.replace(row, label=label)
+        parts = tuple(part and part.with_knowledge(kind) for part in scene.parts)
+        other = dataclasses.replace(scene, data=scene.data.with_knowledge(kind), parts=parts)
+        found += _plan_row(spec, named, other, backbone)
+    return found
+
+
+def _plan_row(spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone) -> list[PlanCell]:
+    if row.method.uses_support:
+        shots = [None if k == "full" else k for k in spec.shots]
+        return [
+            _plan_cell(spec, row, scene, part, backbone, k, seed)
+            for k in shots
+            for seed in spec.seeds
+            for part in scene.parts
+        ]
+    found = []
+    for part in scene.parts:
+        if part is not None and part.columns is None:
+            # Nothing is trained: what is tested is all that there is.
+            own = Scene(part.data, told=part.told, reason=scene.reason)
+            found.append(_plan_cell(spec, row, own, None, backbone, 0, 0))
+        else:
+            found.append(_plan_cell(spec, row, scene, part, backbone, 0, 0))
+    return found
+
+
+def _plan_cell(
+    spec: RunSpec,
+    row: Row,
+    scene: Scene,
+    part: Part | None,
+    backbone: LoadedBackbone,
+    shots: int | None,
+    seed: int,
+) -> PlanCell:
+    data, told = scene.data, scene.told if part is None else part.told
+    protocol = Protocol.of(spec, row.method)
+    reason = scene.reason or impossible_pair(row.method, backbone.backbone, data)
+    if reason is None and part is not None and part.columns is None:
+        reason = impossible_pair(row.method, backbone.backbone, part.data)
+    if reason is None and "val" in row.method.needs and protocol.validation == "none":
+        reason = f"'{row.method.name}' needs validation images and the run gives none"
+    support = None
+    names = data.dataset.class_names
+    if shots != 0 and reason is None:
+        try:
+            support = draw(
+                spec.protocol.name, data, shots, seed,
+                protocol.sampler, protocol.validation, protocol.shots_unit,
+            )  # fmt: skip
+        except SamplingError as error:
+            reason = str(error)
+    towers = backbone.backbone
+    info = CellInfo(
+        shots=shots,
+        n_support=0 if support is None else len(support.train),
+        n_classes=len(names),
+        backbone=towers.name,
+        dim=towers.dim,
+        width=towers.width if isinstance(towers, Backbone) else 0,
+        dataset=home(data),
+    )
+    hparams = row.hparams.for_cell(info)
+    notes = hparams.notes(info)
+    if saw := data.texts_saw(row.method.needs):
+        notes = (*notes, f"its texts were written from {saw} labelled training images a class")
+    if spec.profile == "quick" and hparams != (quick := hparams.quick(info)):
+        hparams, notes = quick, (*notes, "profile quick: unpublished settings")
+    if spec.score_on != "test":
+        notes = (
+            *notes,
+            f"scored on {len(data.splits['test'])} validation images, none of the test split",
+        )
+    if row.note:
+        notes = (*notes, row.note)
+    parts = key_parts(protocol, row, hparams, data, towers, shots, seed)
+    if told:
+        parts["protocol"] = key_of(told)
+    if part is not None:
+        parts["tested"] = part.key(row.method.needs)
+        notes = (*notes, *part.notes)
+    return PlanCell(
+        sha(parts), row, data, backbone, shots, seed, hparams, info, protocol, notes, reason,
+        support, parts, part, told,
+    )  # fmt: skip
+
+
+def impossible_pair(
+    method: type[Method], backbone: ImageBackbone, data: LoadedDataset
+) -> str | None:
+    """Why this method cannot run there, or None."""
+    needs = method.needs
+    if needs & TEXTS and not isinstance(backbone, Backbone):
+        return f"'{method.name}' needs a text tower and '{backbone.name}' has none"
+    if "vit" in needs and not backbone.vision_layers:
+        return f"'{method.name}' needs a vision transformer and '{backbone.name}' is none"
+    if "symptoms" in needs and data.symptoms is None:
+        name = data.dataset.name
+        return f"'{method.name}' needs symptoms and '{name}' has none; give --symptoms {name}=FILE"
+    if "descriptions" in needs and data.descriptions is None:
+        name = data.dataset.name
+        return (
+            f"'{method.name}' needs descriptions and '{name}' has none; give --descriptions "
+            f"{name}=FILE"
+        )
+    return None
+
+
+def key_parts(
+    protocol: Protocol,
+    row: Row,
+    hparams: HParams,
+    data: LoadedDataset,
+    backbone: ImageBackbone,
+    shots: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Everything that makes the cell's numbers, and nothing else: a cell's key is the SHA-256 of
+    this, and its record keeps it, so that a later run can say what changed.
+
+    Built-in methods raise `revision` when their numbers change; of a user's plugin the code
+    itself counts. Metrics do not: they are computed anew from the scores that are kept.
+    """
+    method, needs = row.method, row.method.needs
+    parts: dict[str, Any] = {
+        "engine.revision": ENGINE_REVISION,
+        "method": method.name,
+        "method.revision": method.revision,
+        "method.code": None if row.plugin.builtin else row.plugin.code_sha256,
+        "hparams": {k: _plain(v) for k, v in dataclasses.asdict(hparams).items()},
+        "backbone": backbone.fingerprint,
+        "data": data.fingerprint,
+        "loader.revision": data.dataset.revision,
+        "shots": "full" if shots is None else shots,
+        "seed": seed,
+        "precision": protocol.precision,
+    }
+    if needs & TEXTS:
+        parts["texts"] = sha([data.dataset.class_names, data.dataset.templates])
+    if "symptoms" in needs:
+        parts["symptoms"] = data.symptoms_sha256
+    if "descriptions" in needs:
+        parts["descriptions"] = sha(data.descriptions)
+    if method.uses_support:
+        parts["sampler.revision"] = sampling.REVISION
+        for name in ("views", "sampler", "validation", "selection", "shots_unit"):
+            parts[name] = getattr(protocol, name)
+    return parts
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def metric_revisions() -> dict[str, int]:
+    """Metric -> revision, kept in records so that an old number is known as one."""
+    return {name: metric.revision for name, metric in METRICS.items()}
+
+
+_VALIDATION = {
+    "none": "no validation image",
+    "k": "k validation images a class for k shots",
+    "min(k,4)": "min(k,4) validation images a class for k shots",
+    "full": "the whole validation split",
+}
+
+
+_SELECTION = {
+    "last": "the last step is scored",
+    "best_val": "the epoch that is best on validation is scored",
+}
+
+
+def profile_note(spec: RunSpec, cell: PlanCell) -> str:
+    """A footnote for the cell's row; "" where the profile gives none a protocol of its own.
+
+    It belongs to the run, not to the record: the same record may stand in a table of one protocol
+    for all rows.
+    """
+    if spec.profile != "published" or not cell.row.method.uses_support:
+        return ""
+    told = f"{_VALIDATION[cell.protocol.validation]}, {_SELECTION[cell.protocol.selection]}"
+    views = "" if spec.views == "per-epoch" else f"; training views are the run's ({spec.views})"
+    return f"as in its paper (profile published): {told}{views}"

@@ -1,0 +1,274 @@
+"""Reading a run's datasets and backbones: splits checked, symptoms and descriptions bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from vipbench.api import SPLITS, Dataset, ImageBackbone, ImageError
+from vipbench.api.dataset import DataError, Split
+from vipbench.engine.planning.leaks import group_overlap, kept_summary
+from vipbench.engine.planning.sampling import nested_order
+from vipbench.errors import UsageError
+from vipbench.images import ImageLike
+from vipbench.plugins.registry import Plugin, Registry
+from vipbench.results.sharing.privacy import public_source
+from vipbench.runspec.run import RunSpec
+from vipbench.symptoms import load_descriptions, load_symptoms, replace_knowledge
+
+Texts: TypeAlias = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class OwnTexts:
+    """symptoms, descriptions: class name -> texts, None where there are none. images_seen: of each
+    kind, how many labelled training images of a class, at most, it was written from. from_files:
+    the kinds that a file gave."""
+
+    symptoms: Texts | None
+    descriptions: Texts | None
+    images_seen: Mapping[str, int]
+    notices: tuple[str, ...]
+    from_files: tuple[str, ...] = ()
+
+
+def own_texts(
+    spec: RunSpec,
+    source: str,
+    name: str,
+    class_names: Sequence[str],
+    symptoms: Texts | None,
+    descriptions: Texts | None,
+) -> OwnTexts:
+    """Symptoms and descriptions of the dataset `name`, asked for as `source`. A file that says it
+    holds descriptions counts as such whichever flag gives it. Raises UsageError."""
+    found: dict[str, Texts | None] = {"symptoms": symptoms, "descriptions": descriptions}
+    seen: dict[str, int] = {}
+    notices: list[str] = []
+    from_file: dict[str, Path] = {}
+    for flag, load in (("symptoms", load_symptoms), ("descriptions", load_descriptions)):
+        files: Mapping[str, Path] = getattr(spec, flag)
+        file = files.get(source, files.get(name, files.get("*")))
+        if file is None:
+            continue
+        loaded = load(file, class_names)
+        if loaded.kind in from_file:
+            raise UsageError(
+                f"two files give the {loaded.kind} of '{name}': {from_file[loaded.kind]} and {file}"
+            )
+        from_file[loaded.kind] = file
+        found[loaded.kind] = loaded.symptoms
+        if loaded.images_seen:
+            seen[loaded.kind] = loaded.images_seen
+        notices += [f"{loaded.kind} of '{name}': {warning}" for warning in loaded.warnings]
+    return OwnTexts(
+        found["symptoms"], found["descriptions"], seen, tuple(notices), tuple(from_file)
+    )
+
+
+@dataclass(frozen=True)
+class _Some(Sequence[ImageLike]):
+    """Some images of a split, opened when asked for."""
+
+    images: Sequence[ImageLike]
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageLike: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageLike]: ...
+    def __getitem__(self, index: int | slice) -> ImageLike | list[ImageLike]:
+        if isinstance(index, slice):
+            return [self.images[row] for row in self.rows[index]]
+        return self.images[self.rows[index]]
+
+
+def on_validation(
+    splits: Mapping[str, Split], spec: RunSpec, name: str, class_names: Sequence[str]
+) -> dict[str, Split]:
+    """The splits with validation images in the test split's place, as `spec.score_on` says: the
+    whole split, or k or min(k,4) of each class, the same for every method and seed.
+
+    Nothing of the test split is read, and nothing that is drawn from here on depends on it.
+    Raises DataError where a class has no validation images.
+    """
+    val = splits["val"]
+    for label, count in enumerate(val.counts(len(class_names))):
+        if count == 0:
+            raise DataError(
+                f"class '{class_names[label]}' has no validation images, and the run is scored on "
+                "them"
+            )
+    if spec.score_on != "val:full" and spec.shots != ("full",):
+        (k,) = spec.shots
+        assert isinstance(k, int)
+        most = k if spec.score_on == "val:k" else min(k, 4)
+    else:
+        most = 4 if spec.score_on == "val:min(k,4)" else len(val)
+    rows: list[int] = []
+    for label in range(len(class_names)):
+        rows += nested_order(val, label, ("scored", name, label))[:most].tolist()
+    return {"train": splits["train"], "val": val, "test": subset(val, sorted(rows))}
+
+
+def subset(split: Split, rows: Sequence[int]) -> Split:
+    """Some images of a split, in the order of `rows`."""
+    if len(rows) == len(split):
+        return split
+    labels: npt.NDArray[np.int64] = split.labels[list(rows)]
+    groups = None if split.groups is None else tuple(split.groups[i] for i in rows)
+    ids = tuple(split.ids[i] for i in rows)
+    return Split(_Some(split.images, tuple(rows)), labels, ids, groups)
+
+
+Bound = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class LoadedDataset:
+    """A dataset with its splits read, its symptoms and descriptions in the order of its classes.
+
+    source: how a run asks for it, as records tell it: PATH stands for a path. images_seen: kind of
+    texts ("symptoms" or "descriptions") -> how many labelled training images of a class, at most,
+    they were written from; what is not in it was written from none. from_files: kinds of texts
+    that the user's own files gave.
+    """
+
+    dataset: Dataset
+    plugin: Plugin
+    splits: Mapping[str, Split]
+    fingerprint: str
+    symptoms: Bound | None
+    symptoms_sha256: str | None
+    notices: tuple[str, ...]
+    descriptions: Bound | None = None
+    source: str = ""
+    knowledge: str = "symptoms"
+    images_seen: Mapping[str, int] = field(default_factory=dict)
+    from_files: tuple[str, ...] = ()
+
+    def with_knowledge(self, knowledge: str) -> LoadedDataset:
+        """This with other texts in the symptoms' place; see vipbench.symptoms.knowledge."""
+        if self.symptoms is None or knowledge == self.knowledge:
+            return self
+        names = self.dataset.class_names
+        own = dict(zip(names, self.symptoms, strict=True))
+        bound = _bind(replace_knowledge(own, knowledge), names)
+        # What is turned into its opposite was still read off images; what replaces it was not.
+        seen = self.images_seen if knowledge == "incorrect" else {}
+        return dataclasses.replace(
+            self, symptoms=bound, symptoms_sha256=sha(bound), knowledge=knowledge, images_seen=seen
+        )
+
+    def texts_saw(self, needs: Set[str]) -> int:
+        """The most labelled images of a class behind the texts that a method with `needs` reads."""
+        return max((n for kind, n in self.images_seen.items() if kind in needs), default=0)
+
+    def counts(self, split: str) -> list[int]:
+        """Images of each class in a split."""
+        return self.splits[split].counts(len(self.dataset.class_names))
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A backbone with its weights."""
+
+    backbone: ImageBackbone
+    plugin: Plugin
+    source: str
+
+
+def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDataset:
+    """Read `source`; raises UsageError naming what is wrong with the data."""
+    dataset, plugin = registry.dataset(source)
+    try:
+        splits = dict(dataset.load(spec.data_root))
+        missing = [name for name in SPLITS if name not in splits]
+        if missing:
+            raise DataError(f"the splits {', '.join(missing)} are missing")
+        _check_splits(dataset, splits)
+        overlap = group_overlap(splits)
+        if overlap and not spec.allow_group_overlap:
+            raise DataError(
+                f"groups cross splits: {overlap}; a model would be tested on patients that it has "
+                "seen. Mend the split, or give --allow-group-overlap to run it all the same"
+            )
+        if spec.score_on != "test":
+            splits = on_validation(splits, spec, dataset.name, dataset.class_names)
+        fingerprint = dataset.fingerprint(splits)
+    except (DataError, ImageError) as error:
+        raise UsageError(f"dataset '{source}': {error}") from error
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{plugin}: dataset '{source}' failed to load: {type(error).__name__}: {error}"
+        ) from error
+    notices = [f"{dataset.name}: licence: {dataset.licence}"]
+    if overlap:
+        notices.append(f"{dataset.name}: groups cross splits: {overlap}")
+    leaks = kept_summary(fingerprint)
+    if leaks:
+        notices.append(f"{dataset.name}: `vipbench audit` found {leaks}")
+    names = dataset.class_names
+    texts = own_texts(spec, source, dataset.name, names, dataset.symptoms, dataset.descriptions)
+    bound = _bind(texts.symptoms, names)
+    return LoadedDataset(
+        dataset,
+        plugin,
+        splits,
+        fingerprint,
+        bound,
+        None if bound is None else sha(bound),
+        (*notices, *texts.notices),
+        _bind(texts.descriptions, names),
+        public_source(source, spec.data_root),
+        images_seen=texts.images_seen,
+        from_files=texts.from_files,
+    )
+
+
+def load_backbone(registry: Registry, source: str) -> LoadedBackbone:
+    """Load `source` with its weights; raises UsageError."""
+    backbone, plugin = registry.backbone(source)
+    return LoadedBackbone(backbone, plugin, source)
+
+
+def _check_splits(dataset: Dataset, splits: Mapping[str, Split]) -> None:
+    names = dataset.class_names
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise DataError(f"class names must be two or more, each once; got {list(names)}")
+    for name in SPLITS:
+        labels = splits[name].labels
+        bad = [int(i) for i in ((labels < 0) | (labels >= len(names))).nonzero()[0][:1]]
+        if bad:
+            image = splits[name].ids[bad[0]]
+            raise DataError(
+                f"image '{image}' of split '{name}' has the label {labels[bad[0]]}; "
+                f"expected 0 to {len(names) - 1} ({len(names)} classes)"
+            )
+    for name in ("train", "test"):
+        for label, count in enumerate(splits[name].counts(len(names))):
+            if count == 0:
+                raise DataError(f"class '{names[label]}' has no image in split '{name}'")
+
+
+def _bind(texts: Mapping[str, Sequence[str]] | None, names: Sequence[str]) -> Bound | None:
+    return None if texts is None else tuple(tuple(texts[name]) for name in names)
+
+
+def sha(content: Any) -> str:
+    """SHA-256 of anything that JSON can hold."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,290 @@
+"""What is trained, and on what it is tested, under each protocol of a run.
+
+A scene is data to train on and the parts that each training is tested on; docs/protocols.md says
+where each protocol comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vipbench.api import Dataset, Split
+from vipbench.engine.planning.loading import Bound, LoadedDataset, sha, subset
+from vipbench.engine.planning.sampling import (
+    Indices,
+    Sampler,
+    ShotsUnit,
+    SupportIndices,
+    Validation,
+    draw_prevalent,
+    draw_support,
+)
+from vipbench.errors import UsageError, unknown
+from vipbench.results.records.protocol_names import BASE, NEW, part_name, target_name
+from vipbench.runspec.protocol import find
+from vipbench.runspec.run import RunSpec
+
+# Fewer classes leave no choice among the new ones.
+FEWEST_CLASSES = 4
+# What a protocol's name does not make of the numbers: part of records, not of keys.
+_NAMES = ("source", "source_given", "target")
+
+
+@dataclass(frozen=True)
+class View(LoadedDataset):
+    """Classes `first`, `first + 1`, … of a dataset as one of their own, or a dataset under another
+    name. home: the name of the dataset that has the images; its splits are whole."""
+
+    home: str = ""
+    first: int = 0
+
+    def counts(self, split: str) -> list[int]:
+        """Images of each class in a split."""
+        last = self.first + len(self.dataset.class_names)
+        return self.splits[split].counts(last)[self.first : last]
+
+
+class _Named(Dataset):
+    """A loaded dataset under another name, or some of its classes."""
+
+    def __init__(self, dataset: Dataset, name: str, class_names: tuple[str, ...]) -> None:
+        for key in ("templates", "licence", "sharing", "citation", "caption"):
+            setattr(self, key, getattr(dataset, key))
+        # A class attribute elsewhere.
+        vars(self)["revision"] = dataset.revision
+        self.name, self.class_names = name, class_names
+
+    def load(self, root: Path | None) -> Mapping[str, Split]:
+        """Never asked for: it is loaded already."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a training is tested on, where that is not the test split of its own data.
+
+    data: named as tables name it. told: the record's protocol fields. columns: of each class those
+    of the training that stand for it; None binds the trained method to the classes of `data`.
+    """
+
+    data: LoadedDataset
+    told: Mapping[str, Any]
+    columns: tuple[tuple[int, ...], ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def with_knowledge(self, kind: str) -> Part:
+        """See LoadedDataset."""
+        return dataclasses.replace(self, data=self.data.with_knowledge(kind))
+
+    def key(self, needs: frozenset[str]) -> dict[str, Any]:
+        """Of what the key of a cell is made, besides its training."""
+        data = self.data
+        parts: dict[str, Any] = {
+            "data": data.fingerprint,
+            "loader.revision": data.dataset.revision,
+            "texts": sha([data.dataset.class_names, data.dataset.templates]),
+        }
+        if self.columns is not None:
+            return parts | {"columns": self.columns}
+        if "symptoms" in needs:
+            parts["symptoms"] = data.symptoms_sha256
+        if "descriptions" in needs:
+            parts["descriptions"] = sha(data.descriptions)
+        return parts
+
+
+@dataclass(frozen=True)
+class Scene:
+    """data: what is trained on. parts: what each training is tested on; None is the test split of
+    `data`. told: the record's protocol fields of that one. reason: why nothing of it can be run."""
+
+    data: LoadedDataset
+    parts: tuple[Part | None, ...] = (None,)
+    told: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+
+
+def home(data: LoadedDataset) -> str:
+    """The name of the dataset that has the images."""
+    return data.home if isinstance(data, View) else data.dataset.name
+
+
+def test_rows(data: LoadedDataset) -> list[int]:
+    """Places of the tested images in the test split of their home."""
+    test = data.splits["test"]
+    if not isinstance(data, View):
+        return list(range(len(test)))
+    last = data.first + len(data.dataset.class_names)
+    return np.flatnonzero((test.labels >= data.first) & (test.labels < last)).tolist()
+
+
+def test_split(data: LoadedDataset) -> Split:
+    """The tested images, labels from 0."""
+    split = subset(data.splits["test"], test_rows(data))
+    if isinstance(data, View) and data.first:
+        return dataclasses.replace(split, labels=split.labels - data.first)
+    return split
+
+
+def key_of(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a protocol makes numbers."""
+    return {name: value for name, value in told.items() if name not in _NAMES}
+
+
+def arrange(spec: RunSpec, datasets: Sequence[LoadedDataset]) -> list[Scene]:
+    """What is trained and tested, in the order of the run's datasets. Raises UsageError where the
+    classes of a domain shift do not map."""
+    name = spec.protocol.name
+    if name == "base-to-new":
+        return [_base_to_new(data) for data in datasets]
+    if spec.protocol.transfers:
+        return [_transfer(spec, datasets)]
+    if name in ("imbalanced", "validation-free"):
+        return [Scene(_view(data, part_name(data.dataset.name, name)), told={"name": name})
+                for data in datasets]  # fmt: skip
+    return [Scene(data) for data in datasets]
+
+
+def _view(data: LoadedDataset, name: str, first: int = 0, last: int | None = None) -> View:
+    names = data.dataset.class_names[first:last]
+    whole = len(names) == len(data.dataset.class_names)
+
+    def some(texts: Bound | None) -> Bound | None:
+        return None if texts is None else texts[first:last]
+
+    fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    symptoms = some(data.symptoms)
+    fields |= {"dataset": _Named(data.dataset, name, names), "home": home(data), "first": first}
+    fields |= {"symptoms": symptoms, "descriptions": some(data.descriptions)}
+    if not whole and symptoms is not None:
+        fields["symptoms_sha256"] = sha(symptoms)
+    return View(**fields)
+
+
+def _base_to_new(data: LoadedDataset) -> Scene:
+    name, n = data.dataset.name, len(data.dataset.class_names)
+    half = (n + 1) // 2
+    base = _view(data, part_name(name, BASE), 0, half)
+    new = _view(data, part_name(name, NEW), half, n)
+    reason = None
+    if n < FEWEST_CLASSES:
+        reason = (
+            f"'{name}' has {n} classes; base-to-new needs {FEWEST_CLASSES} or more, so that there "
+            "is a choice among the base classes and among the new ones"
+        )
+    told = {"name": "base-to-new"}
+    return Scene(
+        base, (None, Part(new, told | {"part": NEW})), told | {"part": BASE}, reason
+    )  # fmt: skip
+
+
+def _transfer(spec: RunSpec, datasets: Sequence[LoadedDataset]) -> Scene:
+    by_source = dict(zip(spec.datasets, datasets, strict=True))
+    trained = spec.protocol.trained_on(spec.datasets)
+    source, shift = by_source.pop(trained), spec.protocol.name == "domain-shift"
+    classes = {find(name, spec.datasets): of for name, of in spec.protocol.classes.items()}
+    parts: list[Part | None] = [None]
+    for given, target in by_source.items():
+        names = source.dataset.name, target.dataset.name
+        told: dict[str, Any] = {
+            "name": spec.protocol.name,
+            "source": names[0],
+            "source_given": source.source,
+            "target": names[1],
+        }
+        columns: tuple[tuple[int, ...], ...] | None = None
+        notes: tuple[str, ...] = ()
+        if shift:
+            columns, told["classes"], notes = _columns(source, target, classes.get(given, {}))
+        view = _view(target, target_name(*names, shift))
+        parts.append(Part(view, told, columns, notes))
+    return Scene(source, tuple(parts))
+
+
+def _columns(
+    source: LoadedDataset, target: LoadedDataset, given: Mapping[str, Sequence[str]]
+) -> tuple[tuple[tuple[int, ...], ...], dict[str, list[str]], tuple[str, ...]]:
+    """Of each class of the target its classes of the source, by place and by name; notes."""
+    ours, theirs = source.dataset.class_names, target.dataset.class_names
+    names = source.dataset.name, target.dataset.name
+    place = {_plain(name): i for i, name in enumerate(ours)}
+    mapped = {}
+    for own, stand in given.items():
+        if _plain(own) not in map(_plain, theirs):
+            raise unknown(f"class of '{names[1]}'", own, theirs, "protocol.classes names it.")
+        for one in stand:
+            if _plain(one) not in place:
+                raise unknown(f"class of '{names[0]}'", one, ours, "protocol.classes names it.")
+        mapped[_plain(own)] = tuple(place[_plain(one)] for one in stand)
+    for own in theirs:
+        if _plain(own) not in mapped and _plain(own) in place:
+            mapped[_plain(own)] = (place[_plain(own)],)
+    lost = [own for own in theirs if _plain(own) not in mapped]
+    if lost:
+        raise UsageError(
+            f"protocol: no class of '{names[0]}' ({', '.join(ours)}) stands for "
+            f"{', '.join(repr(own) for own in lost)} of '{names[1]}'; give protocol.classes: "
+            f"{{{names[1]}: {{{lost[0]}: {ours[0]}}}}}, or leave '{names[1]}' out"
+        )
+    columns = tuple(mapped[_plain(own)] for own in theirs)
+    used = [i for column in columns for i in column]
+    twice = [ours[i] for i in dict.fromkeys(used) if used.count(i) > 1]
+    if twice:
+        raise UsageError(
+            f"protocol: '{twice[0]}' of '{names[0]}' stands for two classes of '{names[1]}', which "
+            "it cannot tell apart"
+        )
+    told = {own: [ours[i] for i in column] for own, column in zip(theirs, columns, strict=True)}
+    left = [name for i, name in enumerate(ours) if i not in used]
+    notes = (f"no choice on {names[1]}, which has no such class: {', '.join(left)}",) * bool(left)
+    return columns, told, notes
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", " ")
+
+
+def draw(
+    protocol: str,
+    data: LoadedDataset,
+    shots: int | None,
+    seed: int,
+    sampler: Sampler,
+    validation: Validation,
+    unit: ShotsUnit,
+) -> SupportIndices:
+    """The support set and validation images, as places in the whole splits. protocol: the run's.
+    Raises SamplingError."""
+    train, val, names = data.splits["train"], data.splits["val"], data.dataset.class_names
+    if protocol == "imbalanced":
+        return draw_prevalent(train, val, names, shots, seed, validation, data.fingerprint)
+
+    def drawn(train: Split, val: Split, names: Sequence[str]) -> SupportIndices:
+        return draw_support(
+            train, val, len(names), names, shots, seed, sampler, validation, data.fingerprint, unit
+        )
+
+    if int(train.labels.max(initial=0)) < len(names):
+        return drawn(train, val, names)
+    places = {s: np.flatnonzero(data.splits[s].labels < len(names)) for s in ("train", "val")}
+    if sampler == "coop":
+        # As its programs do: drawn from all classes, of which some are then left out.
+        whole = max(int(split.labels.max(initial=0)) for split in (train, val)) + 1
+        every = (*names, *(f"class {label}" for label in range(len(names), whole)))
+        found = drawn(train, val, every)
+        return _each(found, lambda split, rows: rows[np.isin(rows, places[split])])
+    found = drawn(
+        subset(train, places["train"].tolist()), subset(val, places["val"].tolist()), names
+    )
+    return _each(found, lambda split, rows: places[split][rows])
+
+
+def _each(found: SupportIndices, change: Callable[[str, Indices], Indices]) -> SupportIndices:
+    val = None if found.val is None else change("val", found.val)
+    return SupportIndices(change("train", found.train), val)

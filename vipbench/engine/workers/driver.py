@@ -1,0 +1,253 @@
+"""The driver: it plans, hands groups of cells to its crew of workers, and alone writes the store.
+
+No torch here: a plugin that hangs, exits or is killed takes a worker with it, never the driver.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import threading
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from vipbench.engine.workers.plan import (
+    CatalogueEntry,
+    Estimate,
+    Observer,
+    Outcome,
+    Plan,
+    PlannedCell,
+    Stored,
+)
+from vipbench.engine.workers.pool import Crew, Group
+from vipbench.engine.workers.process import Stopped, Worker, WorkerDiedError
+from vipbench.errors import UsageError
+from vipbench.results import Predictions, Record
+from vipbench.results.store.store import Store
+from vipbench.runspec.run import RunSpec
+
+
+@dataclass
+class Signal:
+    """The signal that arrived, and whether one did."""
+
+    number: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether the run is to stop."""
+        return self.number is not None
+
+
+@contextmanager
+def stop_signals() -> Iterator[Signal]:
+    """Turn the first SIGINT or SIGTERM into a flag; a second one ends the process."""
+    stopped = Signal()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stopped.number is not None:
+            # The worker ends by itself when its pipe closes with this process.
+            os._exit(128 + number)
+        stopped.number = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = [
+    "CatalogueEntry",
+    "Estimate",
+    "Observer",
+    "Outcome",
+    "Plan",
+    "PlannedCell",
+    "catalogue",
+    "estimate",
+    "plan",
+    "run",
+]
+
+
+def catalogue(plugins_dir: Path | None = None, count: bool = False) -> list[CatalogueEntry]:
+    """Everything registered; `count` adds the trainable parameters (see `counting`). UsageError."""
+    with Worker() as worker:
+        folder = None if plugins_dir is None else str(plugins_dir)
+        event = _ask(worker, "catalogue", plugins_dir=folder, count=count)
+    return [CatalogueEntry(**entry) for entry in event["entries"]]
+
+
+def plan(spec: RunSpec, retry: bool = True) -> Plan:
+    """The cells of `spec` and, of each, whether it is done. Writes nothing. Raises UsageError.
+
+    retry: whether cells that failed before are to be done again.
+    """
+    with Worker() as worker:
+        return _judged(_ask(worker, "plan", suite=spec.to_yaml()), spec, retry)
+
+
+def estimate(spec: RunSpec, retry: bool = True) -> tuple[Plan, list[Estimate]]:
+    """The plan, and what each group of its cells that are to do will take, measured by a few steps
+    and encodings. Writes nothing. Raises UsageError."""
+    with Worker() as worker:
+        planned = _judged(_ask(worker, "plan", suite=spec.to_yaml()), spec, retry)
+        found = []
+        for keys in planned.groups():
+            event = _ask(worker, "estimate", keys=keys)
+            found.append(Estimate(**{k: v for k, v in event.items() if k != "event"}))
+        return planned, found
+
+
+def run(
+    spec: RunSpec,
+    observer: Observer | None = None,
+    retry: bool = True,
+    only: Collection[str] | None = None,
+) -> Outcome:
+    """Run what is missing of `spec` into `spec.out`. Raises UsageError before anything runs.
+
+    retry: whether cells that failed before are tried again. only: the keys of the cells to run.
+    SIGINT and SIGTERM stop it: what is finished is kept, and `Outcome.signal` says so. A second
+    one ends the process at once.
+    """
+    with stop_signals() as stopped:
+        driver = _Driver(spec, observer or Observer(), stopped, retry)
+        try:
+            driver.run(only)
+        except Stopped:
+            driver.crew.rescue()
+        finally:
+            driver.close()
+        return replace(driver.outcome, signal=stopped.number)
+
+
+class _Driver:
+    """One run in progress; its crew's desk."""
+
+    def __init__(
+        self, spec: RunSpec, observer: Observer, stopped: Signal, retry: bool = True
+    ) -> None:
+        self.spec = spec
+        self.observer = observer
+        self.retry = retry
+        self.crew = Crew(spec, self, stopped)
+        self.store: Store | None = None
+        self.cells: dict[str, PlannedCell] = {}
+        self.ended: set[str] = set()  # cells that have a record of this run
+        self.outcome = Outcome(0, 0, 0, 0)
+
+    def run(self, only: Collection[str] | None) -> None:
+        planned = _judged(self.crew.plan(), self.spec, self.retry)
+        self.cells = {cell.key: cell for cell in planned.cells}
+        self.outcome = replace(
+            self.outcome,
+            skipped=len(planned.of("done")),
+            impossible=len(planned.of("impossible")),
+        )
+        self.observer.planned(planned)
+        if only is not None:
+            planned = replace(planned, cells=[c for c in planned.cells if c.key in only])
+        self.store = Store(self.spec.out)
+        self.spec.save()
+        self.store.save_plan([cell.as_dict() for cell in planned.cells])
+        groups = [Group(keys, self._pair(keys[0])) for keys in planned.groups()]
+        self.crew.work(groups, int(planned.info["workers"]))
+
+    def _pair(self, key: str) -> tuple[str, str]:
+        cell = self.cells[key]
+        return cell.backbone, cell.dataset
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """See Desk."""
+        if event["event"] == "done":
+            learned, predictions = event.get("parameters"), _predictions(event["predictions"])
+            told = event["record"]
+            if predictions is not None:
+                told["provenance"]["prediction_hash"] = predictions.prediction_hash
+            self._keep(
+                Record.of(told),
+                predictions,
+                None if learned is None else base64.b64decode(learned),
+            )
+        elif event["event"] == "note":
+            self.observer.note(event["text"])
+
+    def write_off(self, base: Mapping[str, Any], kind: str, message: str) -> None:
+        """See Desk."""
+        cell = self.cells[base["key"]]
+        error = {
+            "type": kind,
+            "message": f"plugin '{cell.plugin}' ({cell.file}): {message}",
+            "traceback": None,
+            "plugin": cell.plugin,
+            "file": cell.file,
+        }
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        told = {**base, "status": "error", "error": error, "created": now}
+        self._keep(Record.of(told), None)
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """See Desk."""
+        return [key for key in keys if key not in self.ended]
+
+    def progress(self, key: str, share: float) -> None:
+        """See Desk."""
+        self.observer.progress(self.cells[key], share)
+
+    def _keep(
+        self, record: Record, predictions: Predictions | None, parameters: bytes | None = None
+    ) -> None:
+        assert self.store is not None
+        self.store.add(record, predictions, parameters)
+        self.ended.add(record.key)
+        done, failed = (1, 0) if record.ok else (0, 1)
+        self.outcome = replace(
+            self.outcome, done=self.outcome.done + done, failed=self.outcome.failed + failed
+        )
+        self.observer.cell_done(self.cells[record.key], record)
+
+    def close(self) -> None:
+        """End the workers, close the store."""
+        self.crew.close()
+        if self.store is not None:
+            self.store.close()
+
+
+def _judged(event: Mapping[str, Any], spec: RunSpec, retry: bool) -> Plan:
+    stored = Stored.read(spec.out)
+    cells = [stored.judge(PlannedCell(**item), retry) for item in event["cells"]]
+    return Plan(cells, event["notices"], event["info"])
+
+
+def _ask(worker: Worker, do: str, **arguments: Any) -> dict[str, Any]:
+    try:
+        return worker.ask(do, **arguments)
+    except WorkerDiedError as error:
+        raise UsageError(f"planning failed: {error}") from error
+
+
+def _predictions(event: Mapping[str, Any] | None) -> Predictions | None:
+    if event is None:
+        return None
+    raw = zlib.decompress(base64.b64decode(event["scores"]))
+    return Predictions(
+        ids=event["ids"],
+        groups=event["groups"],
+        labels=np.asarray(event["labels"], dtype=np.int64),
+        scores=np.frombuffer(raw, dtype=np.float32).reshape(event["shape"]),
+    )

@@ -1,0 +1,216 @@
+"""What a run plans, tells and comes to, as its caller sees it. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from vipbench.results import Record
+from vipbench.results.records.plan import Slot
+from vipbench.results.store.store import FILE, Store
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell of the grid. shots: images per class, "full", or 0 for zero-shot methods.
+    status: done, todo or impossible; reason: why impossible, or why to be done again. note: what
+    tables of this run say of the row. parts: of what the key is made."""
+
+    key: str
+    backbone: str
+    dataset: str
+    method: str
+    shots: int | str
+    seed: int
+    status: str
+    reason: str | None
+    group: str
+    plugin: str
+    file: str
+    note: str = ""
+    parts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def slot(self) -> tuple[str, str, str, int | str, int]:
+        """The place in the grid, as records have it."""
+        return (self.backbone, self.dataset, self.method, self.shots, self.seed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the store keeps plans."""
+        names = (
+            "key",
+            "backbone",
+            "dataset",
+            "method",
+            "shots",
+            "seed",
+            "status",
+            "reason",
+            "note",
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a run, in table order. notices: lines that a person should see. info: device,
+    number of workers and versions, as the worker found them."""
+
+    cells: list[PlannedCell]
+    notices: list[str] = field(default_factory=list)
+    info: dict[str, str] = field(default_factory=dict)
+
+    def of(self, status: str) -> list[PlannedCell]:
+        """The cells of one status."""
+        return [cell for cell in self.cells if cell.status == status]
+
+    def groups(self) -> list[list[str]]:
+        """The keys of the cells that are to be done, by the group that they run in."""
+        found: dict[str, list[str]] = {}
+        for cell in self.of("todo"):
+            found.setdefault(cell.group, []).append(cell.key)
+        return list(found.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one group of cells will take. group: the row. work_seconds: to train and score; None
+    where it cannot be told. note: why. What groups share is counted with the first."""
+
+    group: str
+    cells: int
+    note: str = ""
+    encode_seconds: float = 0.0
+    work_seconds: float | None = None
+    cache_bytes: int = 0
+    result_bytes: int = 0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One registered thing for `vipbench list`; kind: method, backbone or dataset."""
+
+    kind: str
+    name: str
+    help: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. done: cells finished now; failed: error records written now; skipped:
+    cells that were done before; signal: what stopped it (2, 15), or None."""
+
+    done: int
+    failed: int
+    skipped: int
+    impossible: int
+    signal: int | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the run early."""
+        return self.signal is not None
+
+
+class Observer:
+    """What a run tells; override what you want to hear."""
+
+    def planned(self, plan: Plan) -> None:
+        """Before anything runs."""
+
+    def cell_done(self, cell: PlannedCell, record: Record) -> None:
+        """A cell's record is on the disk."""
+
+    def progress(self, cell: PlannedCell, share: float) -> None:
+        """How far the group of this cell is: share in [0,1] of its cells that have no record yet.
+        Several groups may be in work."""
+
+    def note(self, text: str) -> None:
+        """One line worth reading."""
+
+
+NOT_AGAIN = "failed before, not tried again"
+
+
+_NAMES = {
+    "engine.revision": "the engine's revision",
+    "method.revision": "the method's revision",
+    "method.code": "the plugin's code",
+    "backbone": "the backbone's weights or preprocessing",
+    "data": "the dataset's images, labels, splits or groups",
+    "loader.revision": "the loader's revision",
+    "sampler.revision": "the sampler's revision",
+    "texts": "class names or templates",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an output folder holds. records: without history, in the order of adding. disputed:
+    keys of several submissions; they have a result, though none that stands."""
+
+    records: tuple[Record, ...] = ()
+    disputed: frozenset[str] = frozenset()
+    _by_key: dict[str, Record] = field(default_factory=dict, repr=False)
+    _by_slot: dict[Slot, Record] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._by_key.update((record.key, record) for record in self.records)
+        self._by_slot.update((record.slot, record) for record in self.records)
+
+    @classmethod
+    def read(cls, out: Path) -> Self:
+        """The records of the folder `out`; nothing where it has none. Raises StoreError."""
+        if not (out / FILE).exists():
+            return cls()
+        with Store(out, readonly=True) as store:
+            return cls(tuple(store.records(history=False)), frozenset(store.disputed()))
+
+    def judge(self, cell: PlannedCell, retry: bool = True) -> PlannedCell:
+        """The cell with the state that it has here. retry: whether a failed one is to be done."""
+        if cell.status != "todo":
+            return cell
+        record, last = self._by_key.get(cell.key), self._by_slot.get(cell.slot)
+        if cell.key in self.disputed or (record is not None and record.ok):
+            return replace(cell, status="done")
+        if record is not None and retry:
+            return replace(cell, reason="failed before, tried again")
+        if record is not None:
+            return replace(cell, status="done", reason=NOT_AGAIN)
+        return cell if last is None else replace(cell, reason=what_changed(last, cell.parts))
+
+
+def what_changed(old: Record, parts: Mapping[str, Any]) -> str:
+    """In words: why the record `old` does not answer for a cell whose key has `parts`."""
+    before = old.provenance.get("key_parts")
+    if not isinstance(before, dict):
+        return "changed since the last result, which does not tell of what its key was made"
+    flat_before, flat_now = _flat(before), _flat(parts)
+    told = []
+    for name in dict.fromkeys([*flat_now, *flat_before]):
+        was, now = flat_before.get(name), flat_now.get(name)
+        if was != now:
+            told.append(f"{_NAMES.get(name, name)} ({_show(was)} -> {_show(now)})")
+    return f"changed since the last result: {', '.join(told) or 'nothing that the key names'}"
+
+
+def _flat(parts: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {}
+    for name, value in parts.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{name}.{key}": item for key, item in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, str) and len(value) == 64:
+        return value[:8]
+    return str(value)

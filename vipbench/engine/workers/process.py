@@ -1,0 +1,201 @@
+"""A worker process as its driver sees it. No torch here.
+
+Its events come through a pipe that is read when something has arrived (`receive`), so that one
+thread can watch any number of workers (see `crew`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import vipbench
+from vipbench.errors import UsageError
+
+START = "from vipbench.engine.workers.main import main; main()"
+# What a plugin may print before its worker's output is cut.
+LOG_LIMIT = 8 * 1024 * 1024
+# Seconds between a worker's hanging up and its end.
+GRACE = 5.0
+# Seconds between two looks at a signal that may have come.
+BEAT = 0.2
+# What is read of one worker at a time: the others wait meanwhile.
+CHUNK, CHUNKS = 1 << 16, 64
+
+
+class WorkerDiedError(RuntimeError):
+    """The worker ended by itself; the message says how, and the last that it printed."""
+
+
+class Stopped(BaseException):
+    """The run was told to stop. Not an Exception: nothing on the way up may swallow it."""
+
+
+class Worker:
+    """One worker process; commands go in, events come out.
+
+    ready: whether it waits for a command. last: when it gave its last sign of life, by
+    `time.monotonic`. planned: whether it knows the run's cells; its owner's to set.
+    """
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.planned = False
+        self.last = time.monotonic()
+        self._buffer = bytearray()
+        self._ended = False
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
+        root = str(Path(vipbench.__file__).parents[1])
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+        # -P: no module of the working directory may stand in for an installed one.
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", START],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,  # Ctrl-C goes to the driver alone, which decides.
+            # Threads that wait by spinning starve each other on a busy machine.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path},
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process, self._in, self._out = process, process.stdin, process.stdout
+        os.set_blocking(self._out.fileno(), False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """What `select` waits for."""
+        return self._out.fileno()
+
+    def send(self, do: str, **arguments: Any) -> None:
+        """Give a command. Raises WorkerDiedError."""
+        self.ready = False
+        self.last = time.monotonic()
+        try:
+            self._in.write(json.dumps({"do": do, "with": arguments}).encode() + b"\n")
+            self._in.flush()
+        except OSError:
+            raise WorkerDiedError(self._obituary()) from None
+
+    def receive(self) -> list[dict[str, Any]]:
+        """The events that have arrived, maybe none. Raises WorkerDiedError when the worker has
+        ended and all that it sent was given out."""
+        if self._ended:
+            raise WorkerDiedError(self._obituary())
+        for _ in range(CHUNKS):
+            try:
+                chunk = os.read(self._out.fileno(), CHUNK)
+            except BlockingIOError:
+                break
+            if not chunk:
+                self._ended = True
+                break
+            self._buffer += chunk
+        events = []
+        *lines, rest = bytes(self._buffer).split(b"\n") if b"\n" in self._buffer else (b"",)
+        if lines:
+            self._buffer = bytearray(rest)
+        for line in lines:
+            self.last = time.monotonic()
+            try:
+                event = json.loads(line)
+                self.ready = event["event"] == "ready"
+            except (ValueError, TypeError, KeyError):
+                # Something else wrote to its pipe: nothing that follows can be trusted.
+                self._kill_group()
+                self._ended = True
+                break
+            if not self.ready:
+                events.append(event)
+        if self._ended and not events:
+            raise WorkerDiedError(self._obituary())
+        return events
+
+    def ask(
+        self, do: str, stop: Callable[[], bool] = lambda: False, **arguments: Any
+    ) -> dict[str, Any]:
+        """Give a command, wait until it is done, and return its last event.
+
+        stop: asked several times a second; True raises Stopped. Raises WorkerDiedError, and
+        UsageError where the worker answers with one.
+        """
+        self.send(do, **arguments)
+        answer: dict[str, Any] = {}
+        while not self.ready:
+            if stop():
+                raise Stopped
+            if not select.select([self], [], [], BEAT)[0]:
+                self.bound_log()
+                continue
+            for event in self.receive():
+                if event["event"] == "usage_error":
+                    raise UsageError(event["message"])
+                answer = event
+        return answer
+
+    def memory(self) -> int:
+        """Bytes of memory that it takes; 0 where that cannot be told."""
+        try:
+            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def kill(self) -> None:
+        """End the worker and whatever it started, at once."""
+        if self._process.returncode is None:
+            self._kill_group()
+        self._process.wait()
+
+    def _kill_group(self) -> None:
+        # Only while the worker is not waited for: until then its number is nobody else's.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _last_words(self) -> int:
+        """Its exit status; what it started goes with it, and so does one that only hung up."""
+        if self._process.returncode is None:
+            until = time.monotonic() + GRACE
+            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            while time.monotonic() < until and not os.waitid(os.P_PID, self._process.pid, flags):
+                time.sleep(0.02)
+            self._kill_group()
+        return self._process.wait()
+
+    def close(self) -> None:
+        """End the worker and free what it held. Closing twice is no error."""
+        self.kill()
+        for stream in (self._in, self._out):
+            with contextlib.suppress(OSError):
+                stream.close()
+        self._log.close()
+
+    def bound_log(self) -> None:
+        """Forget what it printed where that is too much."""
+        if os.fstat(self._log.fileno()).st_size > LOG_LIMIT:
+            self._log.truncate(0)
+
+    def _obituary(self) -> str:
+        code = self._last_words()
+        how = f"exit status {code}"
+        if code < 0:
+            how = f"signal {signal.Signals(-code).name}"
+        size = os.fstat(self._log.fileno()).st_size
+        self._log.seek(max(0, size - 4000))
+        said = self._log.read().decode("utf-8", "replace").strip("\0\n ")
+        return f"the worker process ended with {how}" + (f"; it said: {said}" if said else "")

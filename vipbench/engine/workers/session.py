@@ -1,0 +1,279 @@
+"""The process that imports torch and runs plugins; it begins in `lifeline`.
+
+It reads one JSON command a line on standard input and writes one JSON event a line on the
+descriptor that standard output was; whatever a plugin prints goes to standard error. It ends
+when its input does, so that it never outlives its driver.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vipbench.api import TextError, UnsupportedError
+from vipbench.engine.evaluation.count_parameters import trainable_counts
+from vipbench.engine.evaluation.estimate import Estimator
+from vipbench.engine.evaluation.records import base_record
+from vipbench.engine.evaluation.runner import GroupRunner
+from vipbench.engine.evaluation.scoring import Finished
+from vipbench.engine.features.cache import evict
+from vipbench.engine.features.features import Features
+from vipbench.engine.machine import Share, share
+from vipbench.engine.planning.cells import PlanCell, make_rows, plan_cells, profile_note
+from vipbench.engine.planning.hparams import hparam_types, search_space
+from vipbench.engine.planning.loading import (
+    LoadedBackbone,
+    LoadedDataset,
+    load_backbone,
+    load_dataset,
+)
+from vipbench.engine.planning.protocols import arrange
+from vipbench.engine.training.cuda_graphs import Replays, replays
+from vipbench.errors import UsageError
+from vipbench.plugins.registry import Registry, load_registry, provenance
+from vipbench.runspec.run import RunSpec
+
+Send = Callable[[dict[str, Any]], None]
+
+
+Runners = dict[tuple[str, str], GroupRunner]
+
+
+class Session:
+    """What the worker holds between commands; what `replays` refused stays so in later plans."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.spec: RunSpec | None = None
+        self.cells: dict[str, PlanCell] = {}
+        self.runners: Runners = {}
+        self.estimator = Estimator()
+        self.device: torch.device | None = None
+        self.replays: Replays | None = None
+
+    def handle(self, command: dict[str, Any]) -> None:
+        """One command; a UsageError becomes an event."""
+        try:
+            getattr(self, f"do_{command['do']}")(**command.get("with", {}))
+        except UsageError as error:
+            self.send({"event": "usage_error", "message": str(error)})
+
+    def do_catalogue(self, plugins_dir: str | None, count: bool = False) -> None:
+        """What is registered."""
+        registry = load_registry(None if plugins_dir is None else Path(plugins_dir))
+        entries = [*_describe_methods(registry)]
+        if count:
+            numbers = trainable_counts(registry)
+            for entry in entries:
+                entry["detail"]["trainable"] = numbers[entry["name"]]
+        for kind, table in (("backbone", registry.backbones), ("dataset", registry.datasets)):
+            for found in table.values():
+                detail = dict(provenance(found.plugin))
+                entries.append(
+                    {"kind": kind, "name": found.name, "help": found.help, "detail": detail}
+                )
+        self.send({"event": "catalogue", "entries": entries})
+
+    def do_plan(self, suite: str, number: int = 0) -> None:
+        """Expand a RunSpec into cells, loading every dataset and backbone of it.
+
+        number: which of the run's workers this is; it decides the device.
+        """
+        self.spec = run = RunSpec.from_yaml_text(suite)
+        machine = share(run)
+        device = machine.device(number)
+        registry = load_registry(run.plugins_dir)
+        rows = make_rows(registry, run.methods)
+        # Names first: a misspelled backbone must not wait for the hashing of a dataset.
+        for source in run.datasets:
+            registry.get("dataset", source.partition(":")[0])
+        for source in run.backbones:
+            registry.get("backbone", source.partition(":")[0])
+        backbones = [load_backbone(registry, source) for source in run.backbones]
+        datasets = [load_dataset(registry, run, source) for source in run.datasets]
+        _check_names([d.dataset.name for d in datasets], "datasets")
+        _check_names([b.backbone.name for b in backbones], "backbones")
+        scenes = arrange(run, datasets)
+        if device != self.device:
+            self.device, self.replays = device, replays(device, self.note)
+        self.cells, cells = {}, []
+        for backbone in backbones:
+            backbone.backbone.to(device)
+            for data in datasets:
+                self.runners[backbone.source, data.dataset.name] = self._runner(
+                    machine, backbone, data
+                )
+            for scene in scenes:
+                for row in rows:
+                    planned = plan_cells(run, row, scene, backbone)
+                    reasons = _cannot_build(self.runners, planned)
+                    for cell in planned:
+                        self.cells[cell.key] = cell
+                        reason = cell.impossible or reasons.get(cell.tested.dataset.name)
+                        cells.append(_planned(cell, reason, profile_note(run, cell)))
+        notices = [notice for data in datasets for notice in data.notices]
+        notices += [f"{d.dataset.name}: {d.dataset.caption}" for d in datasets if d.dataset.caption]
+        notices += [
+            f"{b.backbone.name}: licence of the weights: {b.backbone.licence}" for b in backbones
+        ]
+        workers = str(machine.workers)
+        info = {"device": machine.told, "workers": workers, "torch": torch.__version__}
+        self.send({"event": "plan", "cells": cells, "notices": notices, "info": info})
+
+    def do_run(self, keys: list[str]) -> None:
+        """Run one group: cells of the same row, dataset and backbone."""
+        cells = [self.cells[key] for key in keys]
+        runner = self.runners[cells[0].place]
+        # Should this process end, its driver can write down what it was at.
+        self.send({"event": "begun", "records": [base_record(cell) for cell in cells]})
+        for finished in runner.run(cells):
+            self.send({"event": "done", **_finished(finished)})
+        evict()
+        encoded = {"encoded_images": runner.features.encoded_images}
+        encoded["encoded_texts"] = runner.shelf.encoded_texts if runner.shelf else 0
+        self.send({"event": "group_done", **encoded, "spoilt": runner.spoilt})
+
+    def do_estimate(self, keys: list[str]) -> None:
+        """What one group will take."""
+        cells = [self.cells[key] for key in keys]
+        runner = self.runners[cells[0].place]
+        found = self.estimator.group(runner, cells)
+        self.send({"event": "estimate", "group": cells[0].row.label, **found})
+
+    def run_alone(self, key: str) -> Finished:
+        """One planned cell by itself; whatever it raises comes through."""
+        cell = self.cells[key]
+        return self.runners[cell.place].run_alone(cell)
+
+    def note(self, text: str) -> None:
+        """Tell the user."""
+        self.send({"event": "note", "text": text})
+
+    def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
+        features = Features(
+            backbone.backbone, data.splits, data.fingerprint, _Ticker(self.send), self.note,
+            workers=machine.workers,
+        )  # fmt: skip
+        runner = GroupRunner(features, self.note, machine, self.replays)
+        runner.features_of = lambda name: self.runners[backbone.source, name].features
+        return runner
+
+
+class _Ticker:
+    """Signs of life, at most two a second."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._last = 0.0
+
+    def __call__(self, share: float) -> None:
+        """Report that `share` in [0,1] of the work at hand is done."""
+        now = time.monotonic()
+        if now - self._last > 0.5:
+            self._last = now
+            self._send({"event": "tick", "share": share})
+
+
+def _cannot_build(runners: Runners, cells: list[PlanCell]) -> dict[str, str]:
+    """What is tested -> why it cannot be: the method cannot be built on this backbone, where it
+    says so itself, or serves no other classes than those that it is trained on. Tried once for each
+    of what is tested; cells are of one row."""
+    firsts: dict[str, PlanCell] = {}
+    for cell in cells:
+        if cell.impossible is None:
+            firsts.setdefault(cell.tested.dataset.name, cell)
+    found: dict[str, str] = {}
+    rebound = next((c for c in firsts.values() if c.rebound), None)
+    if rebound is not None and (reason := _asked(runners[rebound.place].try_transfer, rebound)):
+        return dict.fromkeys(firsts, reason)
+    for name, cell in firsts.items():
+        if reason := _asked(runners[cell.place].try_build, cell):
+            found[name] = reason
+    return found
+
+
+def _asked(attempt: Callable[[PlanCell], Any], cell: PlanCell) -> str | None:
+    try:
+        answer = attempt(cell)
+    except (UnsupportedError, TextError) as error:
+        return str(error)
+    except Exception:
+        # Any other failure is the cell's own, and becomes its record.
+        return None
+    return answer if isinstance(answer, str) else None
+
+
+def _planned(cell: PlanCell, reason: str | None, note: str) -> dict[str, Any]:
+    return {
+        "key": cell.key,
+        "backbone": cell.backbone.backbone.name,
+        "dataset": cell.tested.dataset.name,
+        "method": cell.row.label,
+        "shots": "full" if cell.shots is None else cell.shots,
+        "seed": cell.seed,
+        "group": "\x1f".join(cell.group),
+        "status": "todo" if reason is None else "impossible",
+        "reason": reason,
+        "note": note,
+        "plugin": cell.row.plugin.name,
+        "file": cell.row.plugin.file.name,
+        "parts": dict(cell.parts),
+    }
+
+
+def _finished(finished: Finished) -> dict[str, Any]:
+    event: dict[str, Any] = {"record": finished.record.to_dict(), "predictions": None}
+    if finished.parameters is not None:
+        event["parameters"] = base64.b64encode(finished.parameters).decode()
+    if finished.predictions is not None:
+        p = finished.predictions
+        event["predictions"] = {
+            "ids": p.ids,
+            "groups": p.groups,
+            "labels": p.labels.tolist(),
+            "shape": list(p.scores.shape),
+            "scores": base64.b64encode(zlib.compress(p.scores.tobytes(), 1)).decode(),
+        }
+    return event
+
+
+def _describe_methods(registry: Registry) -> Iterable[dict[str, Any]]:
+    for found in registry.methods.values():
+        method = found.target
+        types = {k: getattr(t, "__name__", str(t)) for k, t in hparam_types(method).items()}
+        default = method.HParams()
+        yield {
+            "kind": "method",
+            "name": found.name,
+            "help": found.help,
+            "detail": {
+                "kind": method.kind,
+                "paper": method.paper,
+                "year": method.year,
+                "bibtex": method.bibtex,
+                "cost": method.cost,
+                "needs": sorted(method.needs),
+                "inputs": method.inputs,
+                "published_validation": method.published.validation,
+                "uses_support": method.uses_support,
+                "hparams": {
+                    k: {"type": t, "default": getattr(default, k)} for k, t in types.items()
+                },
+                "tunes": search_space(method),
+                **provenance(found.plugin),
+            },
+        }
+
+
+def _check_names(names: list[str], what: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"two of the {what} are both named '{twice[0]}' in tables; rename one file or folder"
+        )

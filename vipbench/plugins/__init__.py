@@ -1,0 +1,1 @@
+"""Discovery of plugins, their names and their provenance."""

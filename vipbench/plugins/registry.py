@@ -1,0 +1,233 @@
+"""Discovery of plugins: built-ins, entry points, single files; names, provenance, error texts."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import pluggy
+
+from vipbench import __version__, hookspecs
+from vipbench.api import Dataset, HParams, ImageBackbone, Method
+from vipbench.errors import UsageError, unknown
+from vipbench.fetching import Needed
+from vipbench.plugins.files import (
+    Plugin,
+    describe,
+    load_entry_point,
+    load_file,
+    plugin_files,
+    provenance,
+)
+
+__all__ = ["Plugin", "Registered", "Registry", "load_registry", "provenance"]
+
+ENTRY_POINT_GROUP = "vipbench"
+
+# Every module of these rooms is a plugin, but for those with a leading underscore.
+BUILTIN_ROOMS = ("methods", "backbones", "datasets")
+
+Kind = Literal["method", "backbone", "dataset"]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered thing: a Method class, or a factory of backbones or datasets; files, known: see
+    hookspecs.RegisterBackbone."""
+
+    kind: Kind
+    name: str
+    plugin: Plugin
+    target: Any
+    help: str = ""
+    files: Callable[[str | None], Iterable[Needed]] | None = None
+    known: tuple[str, ...] = ()
+
+
+@dataclass
+class Registry:
+    """All registered methods, backbones and datasets."""
+
+    methods: dict[str, Registered] = field(default_factory=dict)
+    backbones: dict[str, Registered] = field(default_factory=dict)
+    datasets: dict[str, Registered] = field(default_factory=dict)
+
+    def of(self, kind: Kind) -> dict[str, Registered]:
+        """The table of one kind."""
+        tables = {"method": self.methods, "backbone": self.backbones, "dataset": self.datasets}
+        return tables[kind]
+
+    def get(self, kind: Kind, name: str) -> Registered:
+        """The registered `name`; raises UsageError with close matches."""
+        table = self.of(kind)
+        if name not in table:
+            raise unknown(kind, name, table, f"`vipbench list {kind}s` shows what there is.")
+        return table[name]
+
+    def method(self, name: str) -> tuple[type[Method], Plugin]:
+        """A method's class and its plugin."""
+        found = self.get("method", name)
+        return found.target, found.plugin
+
+    def dataset(self, source: str) -> tuple[Dataset, Plugin]:
+        """The dataset of `NAME[:ARG]`; raises UsageError."""
+        return self._make("dataset", source, Dataset)
+
+    def backbone(self, source: str) -> tuple[ImageBackbone, Plugin]:
+        """The backbone of `NAME[:ARG]`, its weights loaded; raises UsageError."""
+        return self._make("backbone", source, ImageBackbone)
+
+    def files(self, source: str) -> Iterable[Needed]:
+        """What the backbone `NAME[:ARG]` needs on the disk, one after another; raises UsageError,
+        also while it is gone through."""
+        name, colon, argument = source.partition(":")
+        found = self.get("backbone", name)
+        return () if found.files is None else found.files(argument if colon else None)
+
+    def _make(self, kind: Kind, source: str, base: type[Any]) -> tuple[Any, Plugin]:
+        name, colon, argument = source.partition(":")
+        found = self.get(kind, name)
+        try:
+            made = found.target(argument if colon else None)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"{found.plugin}: hook register_{kind}s: the factory of '{source}' failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(made, base):
+            raise UsageError(
+                f"{found.plugin}: hook register_{kind}s: the factory of '{source}' gave a "
+                f"{type(made).__name__}; expected a {base.__name__}"
+            )
+        return made, found.plugin
+
+
+def builtin_modules() -> list[str]:
+    """The modules that vipbench's own methods, backbones and datasets are in, room by room."""
+    found = []
+    for room in BUILTIN_ROOMS:
+        package = importlib.import_module(f"vipbench.{room}")
+        names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
+        found += [f"{package.__name__}.{name}" for name in names if not name.startswith("_")]
+    return found
+
+
+def load_registry(
+    plugins_dir: Path | None = None, failed: list[UsageError] | None = None
+) -> Registry:
+    """Load built-ins, entry points and the files of `plugins_dir`, and let each register.
+
+    Raises UsageError naming plugin and file for a failing import, a misspelled hook, a second
+    use of a name, or something that is not what its hook registers; where `failed` is given, it
+    takes these, and the others are loaded.
+    """
+    manager = pluggy.PluginManager("vipbench")
+    manager.add_hookspecs(hookspecs)
+    registry = Registry()
+    for module_name in builtin_modules():
+        module = importlib.import_module(module_name)
+        _add(manager, registry, module, describe("vipbench", __version__, module, builtin=True))
+    files = [] if plugins_dir is None else plugin_files(plugins_dir)
+    for one in (*entry_points(group=ENTRY_POINT_GROUP), *files):
+        try:
+            if isinstance(one, Path):
+                module = load_file(one)
+                plugin = describe(one.stem, None, module)
+            else:
+                module = load_entry_point(one)
+                version = one.dist.version if one.dist else None
+                plugin = describe(one.dist.name if one.dist else one.name, version, module)
+            _add(manager, registry, module, plugin)
+        except UsageError as error:
+            if failed is None:
+                raise
+            failed.append(error)
+    return registry
+
+
+def _add(
+    manager: pluggy.PluginManager, registry: Registry, module: ModuleType, plugin: Plugin
+) -> None:
+    try:
+        manager.register(module, name=f"{plugin.name}:{module.__name__}")
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        known = [name for name in vars(hookspecs) if name.startswith("register_")]
+        raise UsageError(f"{plugin}: {error}; the hooks are {', '.join(known)}") from error
+    hooks: list[tuple[str, Callable[..., None]]] = [
+        ("register_methods", partial(_register_method, registry, plugin)),
+        ("register_backbones", partial(_register_factory, registry, plugin, "backbone")),
+        ("register_datasets", partial(_register_factory, registry, plugin, "dataset")),
+    ]
+    for hook, register in hooks:
+        function = getattr(module, hook, None)
+        if function is None:
+            continue
+        if not hasattr(function, "vipbench_impl"):
+            raise UsageError(
+                f"{plugin}: {hook} lacks the decorator; write @vipbench.hookimpl above it"
+            )
+        try:
+            function(register)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"{plugin}: hook {hook} failed: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _register_method(registry: Registry, plugin: Plugin, method: type[Method]) -> None:
+    where = f"{plugin}: hook register_methods"
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise UsageError(f"{where}: got {method!r}; expected a subclass of vipbench.api.Method")
+    for attribute in ("name", "kind"):
+        if not isinstance(getattr(method, attribute, None), str):
+            raise UsageError(f"{where}: {method.__name__} lacks the class attribute '{attribute}'")
+    if not issubclass(method.HParams, HParams):
+        raise UsageError(f"{where}: {method.__name__}.HParams must subclass vipbench.api.HParams")
+    _store(registry, Registered("method", method.name, plugin, method, _first_line(method)))
+
+
+def _register_factory(
+    registry: Registry,
+    plugin: Plugin,
+    kind: Kind,
+    name: str,
+    factory: Callable[[str | None], Any],
+    help: str = "",
+    files: Callable[[str | None], Iterable[Needed]] | None = None,
+    known: Sequence[str] = (),
+) -> None:
+    if not callable(factory):
+        raise UsageError(f"{plugin}: hook register_{kind}s: the factory of '{name}' is no callable")
+    _store(registry, Registered(kind, name, plugin, factory, help, files, tuple(known)))
+
+
+def _store(registry: Registry, new: Registered) -> None:
+    legal = new.name and all(c.isalnum() or c in "-_+." for c in new.name)
+    if not legal or new.name != new.name.lower():
+        raise UsageError(
+            f"{new.plugin}: the {new.kind} name '{new.name}' must be a lowercase word of letters, "
+            "digits and - _ + ."
+        )
+    table = registry.of(new.kind)
+    if new.name in table:
+        raise UsageError(
+            f"two plugins register the {new.kind} '{new.name}': {table[new.name].plugin} and "
+            f"{new.plugin}; rename one or remove it"
+        )
+    table[new.name] = new
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]

@@ -1,0 +1,90 @@
+"""The records of one or several output folders, taken together. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.predictions import Predictions
+from vipbench.results.records.record import Record
+from vipbench.results.store.store import Store
+from vipbench.results.store.submissions import agree, fingerprint
+
+
+@dataclass
+class Gathered:
+    """records: one of every key that is not in dispute. disputed: key -> the results of it that
+    differ, within a folder or between folders. plan: the cells that were asked for, each once.
+    predictions: what a record of `records` said of every test image."""
+
+    records: list[Record] = field(default_factory=list)
+    disputed: dict[str, list[Record]] = field(default_factory=dict)
+    plan: list[PlanCell] = field(default_factory=list)
+    predictions: Callable[[str], Predictions | None] = lambda key: None
+
+
+class Folders:
+    """Several results folders, open for reading while `with` lasts. Raises StoreError."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._stack = ExitStack()
+        try:
+            self.stores = [
+                self._stack.enter_context(Store(folder, readonly=True)) for folder in folders
+            ]
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def gather(self) -> Gathered:
+        """All records, without histories. A failed one gives way to a result of the same key; of
+        results that agree the first is taken."""
+        found: dict[str, list[Record]] = {}
+        home: dict[str, Store] = {}
+        plan: dict[tuple[str | None, object], PlanCell] = {}
+        for store in self.stores:
+            for record in store.records(history=False):
+                _collect(found.setdefault(record.key, []), record)
+                home.setdefault(record.key, store)
+            disputed = store.submissions()
+            for key in store.disputed():
+                for _, record in disputed[key]:
+                    _collect(found.setdefault(key, []), record)
+            for cell in store.plan():
+                plan.setdefault((cell.key, cell.slot), cell)
+
+        def predictions(key: str) -> Predictions | None:
+            return home[key].predictions(key) if key in home else None
+
+        return Gathered(
+            [records[0] for records in found.values() if len(records) == 1],
+            {key: records for key, records in found.items() if len(records) > 1},
+            list(plan.values()),
+            predictions,
+        )
+
+
+def _collect(there: list[Record], record: Record) -> None:
+    if not record.ok and there:
+        return
+    if record.ok and there and not there[0].ok:
+        there.clear()
+    mine = fingerprint(record, None)
+    if not any(agree(mine, fingerprint(other, None)) for other in there):
+        there.append(record)

@@ -1,0 +1,215 @@
+"""The leaderboard as one self-contained page. No torch here.
+
+The page holds its data as JSON, its style and its script; a content security policy lets it load
+nothing else and run no other script.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from vipbench.results.leaderboard.entries import SHOWN, Entry
+from vipbench.results.leaderboard.ranking import Bounds
+from vipbench.results.records.comparable import versions
+from vipbench.results.records.metrics import METRICS, metric_value
+from vipbench.results.records.record import Record
+from vipbench.results.records.rerun_command import is_file_plugin, row_command
+from vipbench.results.sharing.privacy import scrub
+from vipbench.results.store.submissions import OWN, device, submitter
+
+GENERATOR = "vipbench leaderboard"
+SCRIPTS = ("model.js", "curves.js", "provenance.js", "table.js")
+# Numbers are kept as whole multiples of this.
+UNIT = 1e-5
+
+
+def render_page(entries: Sequence[Entry], title: str = "Leaderboard") -> str:
+    """The page's HTML. Whatever names hold, none of it becomes markup."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    folder = resources.files("vipbench.results.leaderboard").joinpath("templates")
+    style = folder.joinpath("leaderboard.css").read_text(encoding="utf-8")
+    script = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
+    environment = Environment(
+        loader=PackageLoader("vipbench.results.leaderboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("leaderboard.html.j2").render(
+        title=title,
+        generator=GENERATOR,
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_csp_hash(style),
+        script_hash=_csp_hash(script),
+        data=Markup(embedded(page_data(entries))),
+    )
+
+
+def write_page(folder: Path, page: str) -> Path:
+    """Write FOLDER/index.html, over an older leaderboard but over nothing else. Raises
+    FileExistsError, OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "index.html"
+    if path.exists() and f'content="{GENERATOR}"' not in path.read_text("utf-8", "replace")[:2000]:
+        raise FileExistsError(f"{path} is no leaderboard of vipbench; give another folder with -o")
+    part = path.with_name("index.html.part")
+    part.write_text(page, encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def embedded(data: Any) -> str:
+    """JSON that can stand inside a <script> element: it can neither end it nor start a comment."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def _csp_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+@dataclass
+class _Pool:
+    """Values that many entries share, each once; entries hold their places."""
+
+    items: list[Any] = field(default_factory=list)
+    _places: dict[str, int] = field(default_factory=dict)
+
+    def place(self, value: Any) -> int:
+        told = json.dumps(value, sort_keys=True)
+        if told not in self._places:
+            self._places[told] = len(self.items)
+            self.items.append(value)
+        return self._places[told]
+
+
+def page_data(entries: Sequence[Entry]) -> dict[str, Any]:
+    """What the page's script reads; `templates/model.js` unpacks it. Names stand as they are; out
+    of what else a person wrote the paths are taken."""
+    pools = {
+        name: _Pool() for name in ("datasets", "backbones", "rows", "runs", "commands", "notes")
+    }
+    lines = [_line(entry, pools) for entry in entries]
+    return {
+        "unit": UNIT,
+        "metrics": [
+            {
+                "name": m.name,
+                "title": m.title,
+                "definition": m.definition,
+                "percent": m.percent,
+                "higher": m.higher_better,
+            }
+            for m in (METRICS[name] for name in SHOWN)
+        ],
+        **{name: pool.items for name, pool in pools.items()},
+        "entries": lines,
+    }
+
+
+def _line(entry: Entry, pools: dict[str, _Pool]) -> list[Any]:
+    first = entry.first
+    return [
+        entry.section,
+        pools["datasets"].place(_dataset(first)),
+        pools["backbones"].place(_backbone(first)),
+        pools["rows"].place(_row(first)),
+        first.cell.shots,
+        pools["commands"].place(row_command(first)),
+        entry.expected,
+        [pools["notes"].place(scrub(note)) for note in entry.notes],
+        [
+            _bounds(entry.bounds.get(name), entry.ranks.get(name), entry.rules.get(name, ""))
+            for name in SHOWN
+        ],
+        [_cell(record, pools) for record in entry.records],
+        [[r.key, r.cell.seed, r.error.type if r.error else ""] for r in entry.failed],
+        [[_cell(record, pools) for record in records] for records in entry.disputed],
+    ]
+
+
+def _bounds(found: Bounds | None, rank: int | None, rule: str) -> list[Any] | int:
+    if found is None:
+        return 0
+    numbers = [_number(v) for v in (found.mean, found.sd, found.low, found.high)]
+    return [*numbers, rank, found.of[:1], rule[:1]]
+
+
+def _number(value: float | None) -> int | None:
+    return None if value is None else round(value / UNIT)
+
+
+def _cell(record: Record, pools: dict[str, _Pool]) -> list[Any]:
+    run = {**scrub(versions(record)), "device": device(record)}
+    if submitter(record) != OWN:
+        run["submitter"] = submitter(record)
+    return [
+        record.key,
+        record.cell.seed,
+        pools["runs"].place(run),
+        record.created,
+        *(_number(metric_value(record.metrics, name)) for name in SHOWN),
+    ]
+
+
+def _dataset(record: Record) -> dict[str, Any]:
+    d = record.data
+    return {
+        "name": record.cell.dataset,
+        "source": _part(record, "dataset").get("source"),
+        "plugin": _plugin(record, "dataset"),
+        "fingerprint": d.fingerprint,
+        "classes": d.class_names,
+        "counts": {"train": d.train_counts, "val": d.val_counts, "test": d.test_counts},
+        "licence": d.licence,
+        "caption": scrub(d.caption),
+    }
+
+
+def _backbone(record: Record) -> dict[str, Any]:
+    part = _part(record, "backbone")
+    return {
+        "name": record.cell.backbone,
+        "fingerprint": part.get("fingerprint"),
+        "plugin": _plugin(record, "backbone"),
+        "licence": part.get("licence"),
+    }
+
+
+def _row(record: Record) -> dict[str, Any]:
+    part = _part(record, "method")
+    return {
+        "label": record.cell.method,
+        "name": record.cell.method_name,
+        "kind": str(part.get("kind") or "–"),
+        "revision": part.get("revision"),
+        "needs": sorted(record.needs),
+        "plugin": _plugin(record, "method"),
+        "file_plugin": is_file_plugin(record),
+        "hparams": scrub(record.hparams),
+        "recipe": scrub(record.recipe),
+        "protocol": scrub(record.protocol.model_dump()),
+        "symptoms": record.data.symptoms_sha256 if "symptoms" in record.needs else None,
+        "support": [record.data.n_support, record.data.n_val],
+    }
+
+
+def _plugin(record: Record, name: str) -> dict[str, Any]:
+    part = _part(record, name)
+    return {k: part.get(k) for k in ("plugin", "version", "file_sha256") if part.get(k)}
+
+
+def _part(record: Record, name: str) -> dict[str, Any]:
+    part = record.provenance.get(name)
+    return part if isinstance(part, dict) else {}

@@ -1,0 +1,1 @@
+"""What is known of one cell: record, predictions, metrics, comparability."""

@@ -1,0 +1,98 @@
+"""From records to a comparison table: methods down, shots across. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from vipbench.results.records.comparable import (
+    TableError,
+    benchmark,
+    differences,
+    require_equal,
+    revisions,
+    settings,
+)
+from vipbench.results.records.plan import PlanCell, plan_cell
+from vipbench.results.records.record import Record
+
+Place = tuple[str, str]  # (dataset, backbone)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a table, with the records that there are: what captions and notes tell of."""
+
+    planned: tuple[PlanCell, ...]
+    records: Mapping[str, Record]
+    left_out: tuple[Record, ...] = ()
+
+    def possible(self) -> list[PlanCell]:
+        """Cells that can have a number."""
+        return [cell for cell in self.planned if cell.status != "impossible"]
+
+    def record_of(self, cell: PlanCell) -> Record | None:
+        """A cell's record, done or failed."""
+        return None if cell.key is None else self.records.get(cell.key)
+
+    def done(self) -> list[tuple[PlanCell, Record]]:
+        """Cells with numbers."""
+        return self._done
+
+    @cached_property
+    def _done(self) -> list[tuple[PlanCell, Record]]:
+        pairs = ((cell, self.record_of(cell)) for cell in self.possible())
+        return [(cell, record) for cell, record in pairs if record is not None and record.ok]
+
+
+def cells_of(
+    records: list[Record], planned: Iterable[PlanCell | Mapping[str, Any]] | None
+) -> Cells:
+    """The cells that were asked for, with their records. Raises TableError where a place in the
+    grid is taken twice."""
+    by_key = {record.key: record for record in records}
+    if len(by_key) != len(records):
+        raise TableError("the same record is given twice")
+    cells = [plan_cell(cell) for cell in planned or ()]
+    if not cells:
+        cells = [PlanCell(record.key, *record.slot, status="done") for record in records]
+    slots: dict[Any, PlanCell] = {}
+    for cell in cells:
+        other = slots.setdefault(cell.slot, cell)
+        if other.key == cell.key:
+            continue
+        pair = [by_key.get(c.key or "") for c in (other, cell)]
+        told = differences([settings(r) for r in pair if r is not None])
+        raise TableError(
+            f"{cell.method} on {cell.dataset}, {cell.backbone}, shots {cell.shots}, seed "
+            f"{cell.seed} is there twice, under different settings: "
+            f"{'; '.join(told) or 'which ones the records do not tell'}. Show one output folder, "
+            f"or give the variants labels of their own (in a suite: name: …, label: …)"
+        )
+    if not slots:
+        raise TableError("there are no cells to show; `vipbench run` makes some")
+    keys = {cell.key for cell in cells}
+    shown = {key: record for key, record in by_key.items() if key in keys}
+    left_out = tuple(record for record in records if record.key not in keys)
+    return Cells(tuple(slots.values()), shown, left_out)
+
+
+def check_comparable(cells: Cells, metrics: Sequence[str]) -> None:
+    """Raise TableError where an entry mixes settings, or a column images, weights, definitions."""
+    entries: dict[Any, list[Record]] = {}
+    places: dict[Place, list[Record]] = {}
+    for cell, record in cells.done():
+        entries.setdefault(cell.slot[:-1], []).append(record)
+        places.setdefault((cell.dataset, cell.backbone), []).append(record)
+    for (backbone, dataset, method, shots), group in entries.items():
+        where = f"{method} on {dataset}, {backbone}, shots {shots}"
+        require_equal(group, [settings(r) for r in group], where)
+    for (dataset, backbone), group in places.items():
+        where = f"{dataset}, {backbone}"
+        require_equal(group, [benchmark(r) for r in group], where)
+        told = [found for r in group if (found := revisions(r, metrics))]
+        for name in dict.fromkeys(name for found in told for name in found):
+            # A record from before a metric was added has no number to mix, and no revision.
+            require_equal(group, [{name: f[name]} for f in told if name in f], where)

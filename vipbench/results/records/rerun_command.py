@@ -1,0 +1,109 @@
+"""The command that makes a record's cell again. No torch here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vipbench.results.records.protocol_names import place_of
+from vipbench.results.records.record import Record, dump
+from vipbench.runspec.values import default_label
+from vipbench.runspec.yaml import Scalar
+
+
+def run_command(record: Record, seeds: Iterable[int] = ()) -> str:
+    """`vipbench run …` for the record's row at its shots; seeds: by default the record's own.
+
+    A dataset, plugin or file of texts that came from a path has PATH, DIR or FILE in its place.
+    """
+    c = record.cell
+    if c.shots == 0:
+        return row_command(record)
+    told = ",".join(map(str, seeds or [c.seed]))
+    return f"{row_command(record)} --shots {c.shots} --seeds {told}"
+
+
+def row_command(record: Record) -> str:
+    """`run_command` before its shots and seeds."""
+    c = record.cell
+    words = ["vipbench", "run", "--methods", method_words(record)]
+    words += ["--datasets", ",".join(_sources(record)), "--backbones", c.backbone]
+    told = place_of(record)
+    if told:
+        words += ["--protocol", _protocol(record, told)]
+    if c.shots != 0:
+        for name in ("views", "sampler", "validation", "selection"):
+            words += [f"--{name}", str(getattr(record.protocol, name))]
+        unit = record.protocol.shots_unit
+        if unit != "image":
+            words += ["--shots-unit", unit]
+    words += ["--precision", record.protocol.precision]
+    from_files = getattr(record.data, "texts_from_files", None)
+    for kind in from_files if isinstance(from_files, list) else ():
+        if kind in ("symptoms", "descriptions"):
+            words += [f"--{kind}", "FILE"]
+    if knowledge(record) != "symptoms":
+        words += ["--knowledge", knowledge(record)]
+    if is_quick(record):
+        words += ["--profile", "quick"]
+    if is_file_plugin(record):
+        words += ["--plugins-dir", "DIR"]
+    return shlex.join(words)
+
+
+def method_words(record: Record) -> str:
+    """The method as `--methods` takes it: its label, or, where that is somebody's own word, the
+    registered name with every hyperparameter."""
+    label, name = own_label(record), record.cell.method_name
+    if label == name or (label.startswith(f"{name}[") and label.endswith("]")):
+        return label
+    return default_label(name, scalars(record.hparams))
+
+
+def scalars(hparams: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The hyperparameters that a flag can say."""
+    return {k: v for k, v in hparams.items() if v is None or isinstance(v, (bool, int, float, str))}
+
+
+def knowledge(record: Record) -> str:
+    """What stood in the symptoms' place; "symptoms" where they stood there themselves."""
+    return str(getattr(record.data, "knowledge", None) or "symptoms")
+
+
+def own_label(record: Record) -> str:
+    """The row's label, as the run was asked for it: without the kind of knowledge."""
+    return record.cell.method.removesuffix(f" ({knowledge(record)} knowledge)")
+
+
+def is_quick(record: Record) -> bool:
+    """Whether the run's profile was `quick`, as far as it changed the row."""
+    return any(note.startswith("profile quick") for note in record.notes)
+
+
+def is_file_plugin(record: Record) -> bool:
+    """Whether the method came from a single file in a --plugins-dir."""
+    method = record.provenance.get("method")
+    if not isinstance(method, dict):
+        return False
+    return method.get("plugin") != "vipbench" and method.get("version") is None
+
+
+def _sources(record: Record) -> list[str]:
+    """The dataset of the record, after that which was trained on where it is another."""
+    source = place_of(record).get("source_given")
+    return [source, _source(record)] if isinstance(source, str) else [_source(record)]
+
+
+def _protocol(record: Record, told: Mapping[str, Any]) -> str:
+    """What --protocol takes."""
+    name = str(told["name"])
+    if not told.get("classes"):
+        return name
+    return dump({"name": name, "classes": {_source(record): told["classes"]}})
+
+
+def _source(record: Record) -> str:
+    dataset = record.provenance.get("dataset")
+    source = dataset.get("source") if isinstance(dataset, dict) else None
+    return source if isinstance(source, str) and source else record.cell.dataset

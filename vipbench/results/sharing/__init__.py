@@ -1,0 +1,1 @@
+"""Results that travel: exports, bundles, pseudonyms, citations."""

@@ -1,0 +1,159 @@
+"""Exported rows as files: Parquet, CSV, JSON lines. No torch here."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vipbench.errors import UsageError, unknown
+from vipbench.results.records.csv import write_csv
+from vipbench.results.records.metrics import METRICS
+from vipbench.results.records.record import dump
+from vipbench.results.sharing.rows import COLUMNS, JSON_COLUMNS, Row
+
+SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
+_WHOLE = ("export_schema", "seed", "n", "n_support", "n_val", "method_revision")
+_REAL = tuple(m.name for m in METRICS.values() if not m.per_class)
+# A field of a CSV file may hold the scores of a whole test set.
+_LONGEST_FIELD = 1 << 30
+
+
+def format_of(path: Path, given: str | None) -> str:
+    """The format's name: as given, or by the file's ending. Raises UsageError."""
+    if given is not None:
+        if given not in SUFFIXES.values():
+            raise unknown("format", given, SUFFIXES.values())
+        return given
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"'{path}' does not say its format; name it {', '.join('*' + s for s in SUFFIXES)} or "
+            "give --format"
+        )
+    return SUFFIXES[path.suffix.lower()]
+
+
+def write_rows(path: Path, rows: Iterable[Row], form: str) -> None:
+    """Write a file whole or not at all. Raises UsageError without the package that Parquet needs,
+    OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if form == "csv":
+        write_csv(path, COLUMNS, ([_flat(row, name) for name in COLUMNS] for row in rows))
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        if form == "jsonl":
+            with part.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(dump(row) + "\n" for row in rows)
+        else:
+            _write_parquet(part, rows)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_file(path: Path) -> Iterator[Row]:
+    """The rows of a file in any of the formats. Raises UsageError, OSError."""
+    form = format_of(path, None)
+    try:
+        yield from {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}[form](path)
+    except UsageError:
+        raise
+    except (ValueError, csv.Error, RecursionError, OverflowError, MemoryError) as error:
+        # No UTF-8, no JSON, endless digits, nesting or fields.
+        raise UsageError(f"'{path}' is not a {form} file that vipbench exported: {error}") from None
+
+
+def _flat(row: Row, name: str) -> Any:
+    value = row[name]
+    return dump(value) if name in JSON_COLUMNS and value is not None else value
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UsageError(
+            "Parquet files need the package pyarrow: pip install 'vipbench[parquet]', or choose "
+            "--format csv or jsonl"
+        ) from None
+    return pyarrow
+
+
+def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
+    arrow = _parquet()
+    kinds = dict.fromkeys(COLUMNS, arrow.string())
+    kinds |= dict.fromkeys(_WHOLE, arrow.int64()) | dict.fromkeys(_REAL, arrow.float64())
+    schema = arrow.schema(list(kinds.items()))
+    with arrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        batch: list[Row] = []
+        for row in rows:
+            batch.append({name: _flat(row, name) for name in COLUMNS})
+            if len(batch) == 500:
+                writer.write_table(arrow.Table.from_pylist(batch, schema))
+                batch = []
+        writer.write_table(arrow.Table.from_pylist(batch, schema))
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    arrow = _parquet()
+    try:
+        file = arrow.parquet.ParquetFile(path)
+        _check_columns(path, file.schema_arrow.names)
+        for batch in file.iter_batches(500):
+            for row in batch.to_pylist():
+                yield {k: _read_json(k, v) for k, v in row.items()}
+    except (arrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's; pyarrow's own, of what a damaged file says, carry no number
+        raise UsageError(
+            f"'{path}' is not a parquet file that vipbench exported: {error}"
+        ) from None
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise UsageError(f"'{path}' holds a line that is no JSON object")
+            _check_columns(path, row)
+            yield row
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = csv.DictReader(file)
+            _check_columns(path, lines.fieldnames or ())
+            for line in lines:
+                yield {k: _typed(k, v) for k, v in line.items() if k is not None}
+    finally:
+        csv.field_size_limit(before)
+
+
+def _typed(name: str, text: str | None) -> Any:
+    if not text:
+        return None
+    # The apostrophe that keeps a spreadsheet from running a text as a formula.
+    text = text.removeprefix("'")
+    if name in _WHOLE:
+        return int(text) if text.isdecimal() else text
+    return _read_json(name, text)
+
+
+def _read_json(name: str, value: Any) -> Any:
+    return json.loads(value) if name in JSON_COLUMNS and isinstance(value, str) else value
+
+
+def _check_columns(path: Path, names: Iterable[str]) -> None:
+    missing = [name for name in COLUMNS if name not in set(names)]
+    if missing:
+        raise UsageError(
+            f"'{path}' lacks the columns {', '.join(missing[:5])}: it is not what "
+            "`vipbench export` writes"
+        )

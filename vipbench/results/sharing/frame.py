@@ -1,0 +1,36 @@
+"""Records as a pandas DataFrame. No torch here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import pandas as pd
+
+from vipbench.results.records.csv import RECORD_COLUMNS, record_row
+from vipbench.results.records.metrics import METRICS
+from vipbench.results.records.record import Record
+from vipbench.results.store.store import Store
+
+_FLOATS = [m.name for m in METRICS.values() if not m.per_class]
+
+
+def load_results(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """One row a record of a results folder, in the order of their adding; see `frame`. Raises
+    StoreError."""
+    with Store(folder, readonly=True) as store:
+        return frame(store.records(history=False))
+
+
+def frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a record, in the columns of the CSV file (export.RECORD_COLUMNS).
+
+    Metrics are fractions, NaN where undefined or failed; `sensitivity` and `specificity` are dicts
+    by class, `hparams`, `recipe`, `protocol` and `timing` dicts; `shots` is a number or "full";
+    `created` a time.
+    """
+    found = pd.DataFrame([record_row(record) for record in records], columns=RECORD_COLUMNS)
+    found[_FLOATS] = found[_FLOATS].astype("float64")
+    found["n"] = found["n"].astype("Int64")
+    found["created"] = pd.to_datetime(found["created"], utc=True, format="ISO8601")
+    return found

@@ -1,0 +1,289 @@
+"""Opening results.sqlite, and what SQLite says in words. No torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vipbench.results.records.record import sha256
+from vipbench.results.store.lock import StoreError
+
+VERSION = 3
+
+
+# The oldest layout that can be read as it is.
+READABLE = 1
+
+
+APPLICATION_ID = 0x76697062  # "vipb"
+
+
+_PARAMETERS = """CREATE TABLE parameters (
+        id INTEGER PRIMARY KEY REFERENCES records (id),
+        data BLOB NOT NULL
+    ) STRICT"""
+
+
+# No index but SQLite's own of row numbers: damage to another would hide a row that is whole. Who
+# looks for a key has read all rows and knows its number.
+_TABLES = (
+    """CREATE TABLE records (
+        id INTEGER PRIMARY KEY,
+        key TEXT NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('ok', 'error')),
+        json TEXT NOT NULL,
+        history_sha256 TEXT NOT NULL,
+        predictions_sha256 TEXT,
+        sha256 TEXT NOT NULL
+    ) STRICT""",
+    """CREATE TABLE histories (
+        id INTEGER PRIMARY KEY REFERENCES records (id),
+        json TEXT NOT NULL
+    ) STRICT""",
+    """CREATE TABLE predictions (
+        id INTEGER PRIMARY KEY REFERENCES records (id),
+        testset INTEGER NOT NULL REFERENCES testsets (id),
+        n INTEGER NOT NULL,
+        classes INTEGER NOT NULL,
+        scores BLOB NOT NULL
+    ) STRICT""",
+    """CREATE TABLE testsets (
+        id INTEGER PRIMARY KEY,
+        sha256 TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        json BLOB NOT NULL
+    ) STRICT""",
+    _PARAMETERS,
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT",
+)
+
+
+def _add_parameters(db: sqlite3.Connection) -> None:
+    db.execute(_PARAMETERS)
+
+
+# version -> what brings a file of that version to the next one, inside a transaction.
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {
+    # Since layout 2 a key may have several rows, of which an older reader would show any one.
+    1: lambda db: None,
+    2: _add_parameters,
+}
+
+
+def create_tables(db: sqlite3.Connection) -> None:
+    """Lay out an empty file, inside the caller's transaction."""
+    for statement in _TABLES:
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def migrate(db: sqlite3.Connection, found: int) -> None:
+    """Bring a file of version `found` to VERSION, inside the caller's transaction."""
+    for version in range(found, VERSION):
+        MIGRATIONS[version](db)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def layout(db: sqlite3.Connection) -> tuple[int, int]:
+    """(application id, version) as the file's header gives them."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return application, version
+
+
+# How long a reader or the writer waits for the other's transaction, in seconds.
+PATIENCE = 60.0
+
+
+WHAT_TO_DO = (
+    "Restore it from a copy, or move it away and run again: its cells are then run anew. Nothing "
+    "was changed."
+)
+
+
+def damaged(path: Path, what: str) -> StoreError:
+    """The error for a file whose content is not what was written."""
+    return StoreError(f"{path} is damaged: {what}. {WHAT_TO_DO}")
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """SQLite's errors as StoreErrors that say what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith("SQLITE_FULL"):
+            text = (
+                "no space left on the disk. What was kept is safe; free some and run the same "
+                "command again"
+            )
+        elif name.startswith("SQLITE_BUSY"):
+            text = (
+                f"it stayed locked by another program for {PATIENCE:.0f} s; close what has it open "
+                f"and try again"
+            )
+        elif name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
+            text = (
+                f"it cannot be opened or written ({error}); check the rights of the file and its "
+                f"folder"
+            )
+        elif name.startswith("SQLITE_IOERR"):
+            text = (
+                f"reading or writing failed ({error}); check disk and space, then run the same "
+                f"command again"
+            )
+        else:
+            raise damaged(path, str(error)) from error
+        raise StoreError(f"{path}: {text}") from error
+    except UnicodeDecodeError as error:
+        raise damaged(path, str(error)) from error
+    except OSError as error:
+        text = f"{error.strerror}; check the folder's rights and space, then run again"
+        raise StoreError(f"{path}: {text}") from error
+
+
+@contextmanager
+def transaction(
+    db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE"
+) -> Iterator[sqlite3.Connection]:
+    """All of the block or nothing of it. One that only reads may lie within another."""
+    if begin == "BEGIN" and db.in_transaction:
+        yield db
+        return
+    db.execute(begin)
+    try:
+        yield db
+        db.execute("COMMIT")
+    except BaseException:
+        # SQLite has rolled back by itself after some failures, a full disk among them.
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def create(path: Path) -> None:
+    """Make an empty results file.
+
+    It is laid out under another name first: a results file is whole from its first moment, so one
+    of no size is damage and not a beginning.
+    """
+    new = path.with_name(path.name + ".new")
+    with explained(path):
+        # A journal whose file was removed would be rolled back into the new one.
+        for stale in (new, Path(f"{new}-journal"), Path(f"{path}-journal")):
+            stale.unlink(missing_ok=True)
+        db = sqlite3.connect(new, isolation_level=None)
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+            with transaction(db):
+                create_tables(db)
+                put_meta(db, "records", {"count": 0, "xor": "0" * 64})
+                put_meta(db, "plan", {"runs": 0, "cells": []})
+        finally:
+            db.close()
+        new.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def connect(path: Path, readonly: bool) -> sqlite3.Connection:
+    """Open a results file and check that it is one, is whole and has a layout that is known; for
+    writing, bring an older layout up to date. Raises StoreError."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path}: no such file. Is this the output folder of a run? "
+            f"`vipbench run --out {path.parent}` makes one"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    if head != b"SQLite format 3\0":
+        what = "is empty: it was cut short" if not head else "is not a results file"
+        raise StoreError(f"{path} {what}. {WHAT_TO_DO}")
+    with explained(path):
+        # Opened for writing even to read: what a killed driver left half written has to be rolled
+        # back before anyone reads. SQLite itself falls back where it may not write.
+        uri = f"{path.absolute().as_uri()}?mode=rw"
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=PATIENCE)
+        try:
+            _check_layout(db, path, readonly)
+            if readonly:
+                db.execute("PRAGMA query_only = ON")
+            else:
+                _prepare_writing(db)
+        except BaseException as error:
+            db.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                _refuse_cut_short(path)
+            raise
+    return db
+
+
+def _refuse_cut_short(path: Path) -> None:
+    """A plainer word than SQLite's for a file that is shorter than its own header says."""
+    with path.open("rb") as file:
+        header = file.read(100)
+    page_size = int.from_bytes(header[16:18], "big")
+    told = int.from_bytes(header[28:32], "big") * (65536 if page_size == 1 else page_size)
+    size = path.stat().st_size
+    if size < max(told, 100):
+        raise StoreError(f"{path} was cut short: {size} bytes of {told}. {WHAT_TO_DO}")
+
+
+def _check_layout(db: sqlite3.Connection, path: Path, readonly: bool) -> None:
+    db.execute("PRAGMA cell_size_check = ON")
+    # The first look at the file: SQLite compares its length with what its header says.
+    application, version = layout(db)
+    if application != APPLICATION_ID or version < 1:
+        raise StoreError(f"{path} is an SQLite file, but no results file. {WHAT_TO_DO}")
+    if version > VERSION:
+        raise StoreError(
+            f"{path} has layout {version}, this vipbench reads up to {VERSION}: upgrade "
+            f"vipbench, or give another output folder"
+        )
+    if readonly and version < READABLE:
+        raise StoreError(
+            f"{path} has the older layout {version}; `vipbench run` on this folder brings it to "
+            f"layout {VERSION}"
+        )
+
+
+def _prepare_writing(db: sqlite3.Connection) -> None:
+    # DELETE, not WAL: WAL keeps its index in memory shared between processes, which network file
+    # systems do not give. FULL: a commit is on the disk when it returns.
+    db.execute("PRAGMA journal_mode = DELETE")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    _, version = layout(db)
+    if version < VERSION:
+        with transaction(db):
+            migrate(db, version)
+
+
+def get_meta(db: sqlite3.Connection, path: Path, name: str) -> dict[str, Any]:
+    """An entry of `meta`, checked. Raises StoreError."""
+    row = db.execute("SELECT value, sha256 FROM meta WHERE name = ?", (name,)).fetchone()
+    if row is None or sha256(f"{name}\n{row[0]}") != row[1]:
+        raise damaged(path, f"its entry '{name}' was altered or is missing")
+    value: dict[str, Any] = json.loads(row[0])
+    return value
+
+
+def put_meta(db: sqlite3.Connection, name: str, value: dict[str, Any]) -> None:
+    """Write an entry of `meta`, inside the caller's transaction."""
+    text = json.dumps(value, separators=(",", ":"))
+    db.execute(
+        "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (name, text, sha256(f"{name}\n{text}"))
+    )

@@ -1,0 +1,1 @@
+"""What to run: suites, methods, protocols, outputs and the values in them."""

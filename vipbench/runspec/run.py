@@ -1,0 +1,217 @@
+"""What one run is: the grid of methods, datasets, backbones, shots and seeds, and its protocol.
+
+The command line's flags and a YAML suite describe the same `RunSpec`. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from vipbench.errors import UsageError, unknown
+from vipbench.runspec import values as specmachine
+from vipbench.runspec import values as words
+from vipbench.runspec.errors import usage_error
+from vipbench.runspec.methods import MethodSpec as MethodSpec
+from vipbench.runspec.methods import methods_of, with_settings
+from vipbench.runspec.outputs import FigureOutput, TableOutput, figure_outputs, table_outputs
+from vipbench.runspec.protocol import ProtocolSpec, check_together, protocol_of
+from vipbench.runspec.values import dataset_keys, text_file_flags, text_files
+from vipbench.runspec.yaml import Document, dump_yaml, parse_yaml, read_yaml
+
+Shots: TypeAlias = int | Literal["full"]
+
+METHODS = ("zero-shot", "symptoms-mean", "symptoms-max", "linear-probe", "coop", "cocoop", "vip")
+DATASETS = ("synthderm",)
+TINY, REAL = "tiny-clip", "openclip:ViT-B-16/openai"
+SUITE_NAME = "suite.yaml"
+TEXT_FILES = ("symptoms", "descriptions")
+KNOWLEDGE = ("symptoms", "out-of-domain", "useless", "incorrect")  # see vipbench.symptoms.knowledge
+
+
+def _knowledge(value: Any) -> tuple[str, ...]:
+    found = words.once(map(str, words.items(value, f"some of {', '.join(KNOWLEDGE)}")))
+    for name in found:
+        if name not in KNOWLEDGE:
+            raise unknown("knowledge", name, KNOWLEDGE)
+    return found
+
+
+class RunSpec(BaseModel):
+    """The whole of a run. Each field is a suite's key, and a flag with `-` for `_`.
+
+    methods, datasets, backbones, shots, seeds: the grid. A dataset or backbone is `NAME` or
+        `NAME:ARG`, kept as given. shots: images a class, or "full" for the training split.
+    data_root: the folder where datasets are looked for. symptoms: dataset -> symptom file; the
+        key "*" is every dataset. descriptions: the same for texts that hold the class name.
+        knowledge: what stands in the symptoms' place, a row each
+        for methods that read symptoms. out: the results folder. plugins_dir: single-file plugins.
+    device: "auto", "cpu", "cuda", or CUDA devices such as "cuda:0,cuda:1". workers: processes that
+        run groups of cells at once; None is one for each CUDA device, or one.
+    protocol: what is trained, and on what it is tested; see `ProtocolSpec`.
+    views: training views of the support images: "per-epoch", how many, or "none".
+    sampler: how support sets are drawn. validation: validation images a class, in terms of the
+        shots k. selection: which epoch is scored. profile: one protocol for every row, each
+        paper's own validation and selection, or cheap settings. shots_unit: whether shots count
+        images or groups (patients, lesions). allow_group_overlap: run although splits share
+        groups. cell_timeout: seconds a cell may take. tables, figures: what else the run leaves in
+        its folder: presets of `vipbench table`, kinds of `vipbench plot`.
+    Paths of a suite file are relative to its folder.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(methods_of)] = Field(
+        default_factory=lambda: tuple(MethodSpec(name=name) for name in METHODS)
+    )
+    datasets: Annotated[tuple[str, ...], BeforeValidator(words.names)] = DATASETS
+    backbones: Annotated[tuple[str, ...], BeforeValidator(words.names)] = Field(
+        default_factory=lambda known: (TINY if known.get("datasets") == DATASETS else REAL,)
+    )
+    protocol: Annotated[ProtocolSpec, BeforeValidator(protocol_of)] = ProtocolSpec()
+    shots: Annotated[tuple[Shots, ...], BeforeValidator(words.shots)] = Field(
+        default_factory=lambda known: known["protocol"].default_shots
+    )
+    seeds: Annotated[tuple[int, ...], BeforeValidator(words.seeds)] = (1, 2, 3)
+    data_root: Annotated[Path | None, BeforeValidator(words.path)] = None
+    symptoms: Annotated[dict[str, Path], BeforeValidator(text_files)] = {}
+    descriptions: Annotated[dict[str, Path], BeforeValidator(text_files)] = {}
+    knowledge: Annotated[tuple[str, ...], BeforeValidator(_knowledge)] = ("symptoms",)
+    out: Annotated[Path, BeforeValidator(words.required_path)] = Path("vipbench-results")
+    plugins_dir: Annotated[Path | None, BeforeValidator(words.path)] = None
+    device: Annotated[str, BeforeValidator(specmachine.device)] = "auto"
+    workers: Annotated[int | None, BeforeValidator(specmachine.workers)] = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    views: Annotated[int | Literal["per-epoch", "none"], BeforeValidator(words.views)] = "per-epoch"
+    sampler: Literal["nested", "coop"] = "nested"
+    validation: Literal["none", "k", "min(k,4)", "full"] = Field(
+        default_factory=lambda known: known["protocol"].default_validation
+    )
+    selection: Literal["last", "best_val"] = "last"
+    score_on: Literal["test", "val:k", "val:min(k,4)", "val:full"] = "test"
+    profile: Literal["matched", "published", "quick"] = "matched"
+    shots_unit: Literal["image", "group"] = "image"
+    allow_group_overlap: Annotated[bool, Field(strict=True)] = False
+    cell_timeout: Annotated[float, BeforeValidator(words.seconds)] = 3600.0
+    title: Annotated[str | None, BeforeValidator(words.title)] = None
+    tables: Annotated[tuple[TableOutput, ...], BeforeValidator(table_outputs)] = ()
+    figures: Annotated[tuple[FigureOutput, ...], BeforeValidator(figure_outputs)] = ()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        check_together(self.protocol, self)
+        if self.selection == "best_val" and self.validation == "none":
+            raise UsageError(
+                "selection: 'best_val' needs validation images, and validation is 'none'; "
+                "give validation 'min(k,4)', 'k' or 'full', or selection 'last'"
+            )
+        if self.score_on in ("val:k", "val:min(k,4)") and len(self.shots) > 1:
+            raise UsageError(
+                f"score_on: '{self.score_on}' means the same images for a whole run, so it goes "
+                f"with one number of shots, and {len(self.shots)} are given"
+            )
+        for name in TEXT_FILES:
+            for dataset in getattr(self, name):
+                if dataset not in dataset_keys(self.datasets):
+                    raise UsageError(
+                        f"{name}: a file is given for '{dataset}', which is not among the datasets "
+                        f"{', '.join(self.datasets)}"
+                    )
+        return self
+
+    @classmethod
+    def parse(
+        cls, values: Mapping[str, Any], source: str = "", document: Document | None = None
+    ) -> Self:
+        """A RunSpec from plain values. UsageError names the key and, where a `document` is given,
+        `source` and line; without one the key is named as a flag."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise usage_error(error, cls.model_fields, source, document) from None
+
+    @classmethod
+    def from_yaml(cls, path: Path | str) -> Self:
+        """The suite file `path`; its relative paths start at its folder. Raises UsageError."""
+        path = Path(path)
+        return cls._from_document(read_yaml(path, "suite"), f"suite '{path}'", path.parent)
+
+    @classmethod
+    def from_yaml_text(cls, text: str, source: str = "suite", folder: Path = Path()) -> Self:
+        """A suite's text; relative paths start at `folder`. Raises UsageError."""
+        return cls._from_document(parse_yaml(text, source), source, folder)
+
+    @classmethod
+    def _from_document(cls, document: Document, source: str, folder: Path) -> Self:
+        values = document.value
+        if not isinstance(values, dict):
+            raise UsageError(
+                f"{source} holds {words.show(values)}; expected keys and values such as "
+                "'methods: [zero-shot, vip]'"
+            )
+        for key in values:
+            if not isinstance(key, str):
+                raise UsageError(f"{source}: the key {key!r} is not text; put it in quotes")
+        spec = cls.parse(values, source, document)
+        based: dict[str, Any] = {}
+        for key in {"data_root", "out", "plugins_dir"} & spec.model_fields_set:
+            if getattr(spec, key) is not None:
+                based[key] = folder / getattr(spec, key)
+        for key in TEXT_FILES:
+            if getattr(spec, key):
+                based[key] = {name: folder / file for name, file in getattr(spec, key).items()}
+        return spec.model_copy(update=based)
+
+    def to_yaml(self) -> str:
+        """The suite that says all of this; `from_yaml_text` reads it back."""
+        values = {key: getattr(self, key) for key in type(self).model_fields}
+        for key in ("methods", "tables", "figures"):
+            values[key] = [one.as_yaml() for one in values[key]]
+        values["protocol"] = self.protocol.as_yaml()
+        for key in TEXT_FILES:
+            values[key] = {name: str(file) for name, file in values[key].items()}
+        for key, value in values.items():
+            if isinstance(value, Path | tuple):
+                values[key] = str(value) if isinstance(value, Path) else list(value)
+        first = {"title": values.pop("title")}
+        return dump_yaml({k: v for k, v in (first | values).items() if v not in (None, {}, [])})
+
+    def save(self, folder: Path | None = None) -> Path:
+        """Write `suite.yaml` into `folder` (by default `out`, made where it is missing), so that
+        `--suite FOLDER/suite.yaml` goes on with this run from anywhere; returns its path."""
+        folder = folder or self.out
+        folder.mkdir(parents=True, exist_ok=True)
+        given = [key for key in ("data_root", "plugins_dir") if getattr(self, key) is not None]
+        update: dict[str, Any] = {key: getattr(self, key).absolute() for key in given}
+        for key in TEXT_FILES:
+            update[key] = {name: file.absolute() for name, file in getattr(self, key).items()}
+        same = folder.absolute() == self.out.absolute()
+        update["out"] = Path() if same else self.out.absolute()
+        file = folder / SUITE_NAME
+        part = file.with_suffix(".part")
+        part.write_text(self.model_copy(update=update).to_yaml(), encoding="utf-8")
+        part.replace(file)
+        return file
+
+    def merge(self, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> Self:
+        """This suite with `flags` (field -> value as on the command line; None = not given) and
+        `settings` ("method.hparam=value", for every entry of that method). Raises UsageError."""
+        values: dict[str, Any] = {key: getattr(self, key) for key in self.model_fields_set}
+        given = {key: value for key, value in flags.items() if value is not None}
+        files = {key: values.pop(key, {}) for key in TEXT_FILES}
+        more = {key: given.pop(key, ()) for key in TEXT_FILES}
+        spec = type(self).parse({**values, **given})
+        keys, update = dataset_keys(spec.datasets), dict[str, Any]()
+        for key in TEXT_FILES:
+            # A suite's file for a dataset that the flags took out of the run is dropped.
+            found = {name: file for name, file in files[key].items() if name in keys}
+            found |= text_file_flags(more[key], spec.datasets, f"--{key}")
+            if found:
+                update[key] = found
+        if settings:
+            update["methods"] = with_settings(spec.methods, settings)
+        kept = {key: getattr(spec, key) for key in spec.model_fields_set}
+        return type(self).parse({**kept, **update})

@@ -1,0 +1,352 @@
+"""The words of a RunSpec: what a flag or a suite's value may look like, and what it means.
+
+Every function takes a value as the command line (text) or YAML gives it and returns the checked
+form, or raises UsageError saying what was expected. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vipbench.errors import UsageError, unknown
+from vipbench.runspec.yaml import Scalar, format_scalar, parse_scalar
+
+T = TypeVar("T")
+
+
+MAX_LIST = 10_000
+
+
+MAX_SHOTS = 10**7
+
+
+MARKS = ",[]='\""  # what has a meaning inside the brackets of a method
+
+
+RESERVED = ("name", "label", "hparams", "note")
+
+
+def split(text: str, separator: str = ",") -> list[str]:
+    """`text` at each `separator` that is not inside [brackets] or quotes; parts are stripped."""
+    parts, depth, quote, start, fresh, closed = [], 0, "", 0, True, -2
+    for i, char in enumerate(text):
+        if quote:
+            if char == quote:
+                quote, closed = "", i
+        elif char in "'\"" and (fresh or (closed == i - 1 and char == text[closed])):
+            quote = char  # a doubled mark goes on; one elsewhere is an apostrophe
+        elif char == "[":
+            depth += 1
+        elif char == "]":
+            depth -= 1
+        elif char == separator and depth <= 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+        fresh = char in ",=[" or (fresh and char == " ")
+    return [*parts, text[start:].strip()]
+
+
+def items(value: Any, what: str) -> list[Any]:
+    """A list's items, or the parts of a text with commas; never empty."""
+    found = split(value) if isinstance(value, str) else value
+    if isinstance(found, bool | int | float | Mapping):
+        found = [found]
+    if not isinstance(found, Sequence) or len(found) == 0 or "" in found:
+        raise UsageError(f"expected {what}, got {show(value)}")
+    if len(found) > MAX_LIST:
+        raise UsageError(f"{len(found):,} values are too many, the limit is {MAX_LIST:,}")
+    return list(found)
+
+
+def once(values: Iterable[T], name: Callable[[T], str] = str) -> tuple[T, ...]:
+    """`values`, all different."""
+    seen: dict[str, T] = {}
+    for value in values:
+        if name(value) in seen:
+            raise UsageError(f"{show(name(value))} is given twice")
+        seen[name(value)] = value
+    return tuple(seen.values())
+
+
+def text(value: Any, what: str) -> str:
+    """One line of printable text."""
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise UsageError(f"expected {what}, got {show(value)}")
+    return value.strip()
+
+
+def word(value: Any) -> str:
+    """A method's name."""
+    name = text(value, "a method's name")
+    if any(char in " ,=[]'\"" for char in name):
+        raise UsageError(f"expected a method's name, or NAME[hparam=value,...], got {show(value)}")
+    return name
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """Datasets or backbones: `NAME` or `NAME:ARG`, separated by commas in a text."""
+    found = []
+    for item in items(value, "names separated by commas"):
+        name = text(item, "a name")
+        if isinstance(value, str) and name[0] in "'\"" and name[-1:] == name[0] and len(name) > 2:
+            name = name[1:-1]
+        head, colon, arg = name.partition(":")
+        if not head.strip() or (colon and not arg.strip()):
+            raise UsageError(f"expected NAME or NAME:ARG, got {show(item)}")
+        found.append(name)
+    return once(found)
+
+
+def shots(value: Any) -> tuple[Any, ...]:
+    """Images a class: whole numbers from 1, or "full"."""
+    expected = "numbers of images a class such as 1,2,4 or the word full"
+    found: list[int | str] = []
+    for item in items(value, expected):
+        if item == "full":
+            found.append(item)
+            continue
+        number = _whole(item, expected)
+        if number < 1:
+            raise UsageError(
+                f"{number} shots cannot be run: zero-shot methods run without a support set by "
+                "themselves; shots must be 1 or more, or full"
+            )
+        if number > MAX_SHOTS:
+            raise UsageError(f"{number} shots are too many; 'full' takes every training image")
+        found.append(number)
+    return once(found)
+
+
+def seeds(value: Any) -> tuple[int, ...]:
+    """Whole numbers from 0; `1-8` is 1 to 8."""
+    expected = "seeds such as 1,2,3 or 1-8"
+    found: list[int] = []
+    for item in items(value, expected):
+        if isinstance(item, str) and "-" in item.strip()[1:]:
+            low, _, high = item.strip().partition("-")
+            first, last = _whole(low, expected), _whole(high, expected)
+            if first > last:
+                raise UsageError(f"the range {item} runs backwards; write {last}-{first}")
+            if last - first >= MAX_LIST:
+                raise UsageError(f"the range {item} is too long, the limit is {MAX_LIST:,} seeds")
+            found.extend(range(first, last + 1))
+        else:
+            found.append(_whole(item, expected))
+    if any(not 0 <= seed < 2**32 for seed in found):
+        raise UsageError(f"expected seeds from 0 to 4294967295, got {show(value)}")
+    return once(found)
+
+
+def views(value: Any) -> int | str:
+    """ "per-epoch", "none", or how many, from 1."""
+    if value in ("per-epoch", "none"):
+        return str(value)
+    expected = "per-epoch, none or a number of views from 1"
+    number = _whole(value, expected)
+    if number < 1:
+        raise UsageError(f"expected {expected}, got {number}; 'none' trains without augmentation")
+    return number
+
+
+def seconds(value: Any) -> float:
+    """A time above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"expected a number of seconds, got {show(value)}")
+    if not (value > 0 and math.isfinite(value)):
+        raise UsageError(f"expected a number of seconds above 0, got {value}")
+    return float(value)
+
+
+def path(value: Any) -> Path | None:
+    """A path; `~/` is the home folder."""
+    if value is None or isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise UsageError(f"expected a path, got {show(value)}")
+    return Path(value).expanduser() if value.startswith("~/") else Path(value)
+
+
+def required_path(value: Any) -> Path:
+    """A path, not nothing."""
+    found = path(value)
+    if found is None:
+        raise UsageError("expected a path, got nothing")
+    return found
+
+
+def title(value: Any) -> str | None:
+    """A heading; line breaks become spaces."""
+    if value is None:
+        return None
+    return text(" ".join(value.split()) if isinstance(value, str) else value, "a line of text")
+
+
+def label(value: Any) -> str:
+    """A row's heading in the table."""
+    return text(value, "a label, one line of text")
+
+
+def note(value: Any) -> str:
+    """What is said below a table of a row; may be empty."""
+    return "" if value == "" else text(value, "a note, one line of text")
+
+
+def hparams(value: Any) -> dict[str, Scalar]:
+    """Hyperparameter -> one plain value."""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"expected hyperparameters, got {show(value)}")
+    for name, given in value.items():
+        if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
+            raise UsageError(f"expected a hyperparameter's name, got {show(name)}")
+        if not (given is None or isinstance(given, bool | int | float | str)):
+            raise UsageError(f"'{name}' must be one plain value, got {show(given)}")
+        if isinstance(given, float) and not math.isfinite(given):
+            raise UsageError(f"'{name}' must be a finite number, got {given}")
+        if isinstance(given, str) and not given.isprintable():
+            raise UsageError(f"'{name}' must be one line of printable text, got {show(given)}")
+    return dict(value)
+
+
+def method_text(value: str) -> tuple[str, dict[str, Scalar]]:
+    """`vip` or `vip[context=off,merge=mean]` -> name, hyperparameters."""
+    name, bracket, rest = value.partition("[")
+    if not bracket:
+        return word(value), {}
+    if not rest.endswith("]"):
+        raise UsageError(f"{show(value)} lacks its closing bracket; write NAME[hparam=value,...]")
+    found: dict[str, Scalar] = {}
+    for part in split(rest[:-1]):
+        key, equals, given = (piece.strip() for piece in part.partition("="))
+        if not equals or not key:
+            raise UsageError(f"expected hparam=value between the brackets of {show(value)}")
+        if key in found:
+            raise UsageError(f"'{key}' is given twice in {show(value)}")
+        if given[:1] not in ("'", '"') and set("[]") & set(given):
+            raise UsageError(f"brackets inside the brackets of {show(value)} must be in quotes")
+        found[key] = scalar(given, key)
+    return word(name), hparams(found)
+
+
+def default_label(name: str, settings: Mapping[str, Scalar]) -> str:
+    """`name`, or `name[hparam=value,...]`, which `method_text` reads back."""
+    if not settings:
+        return name
+    inner = ",".join(f"{key}={format_scalar(v, quote=MARKS)}" for key, v in settings.items())
+    return f"{name}[{inner}]"
+
+
+def setting(flag: str) -> tuple[str, str, Scalar]:
+    """`method.hparam=value` of --set -> method, hparam, value."""
+    left, equals, value = flag.partition("=")
+    method, dot, hparam = left.strip().rpartition(".")
+    if not (equals and dot and method and hparam.isidentifier()):
+        raise UsageError(f"--set takes method.hparam=value, such as vip.context=off, got '{flag}'")
+    return method, hparam, scalar(value.strip(), f"{method}.{hparam}")
+
+
+def scalar(value: str, name: str) -> Scalar:
+    """One value of the command line, read as YAML would."""
+    try:
+        return parse_scalar(value)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def show(value: Any) -> str:
+    """`value` as a message quotes it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"{'on' if value else 'off'} (a yes-or-no value; put the word in quotes)"
+    shown = f"'{value}'" if isinstance(value, str) and value.isprintable() else repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def _whole(value: Any, expected: str) -> int:
+    digits = value.strip() if isinstance(value, str) else ""
+    sign = digits[:1] in ("+", "-")
+    if digits[sign:].isascii() and digits[sign:].isdigit() and len(digits) < 20:
+        return int(digits)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"expected {expected}, got {show(value)}")
+    return value
+
+
+MOST_WORKERS = 256
+
+
+_DEVICES = re.compile(r"cuda:\d{1,3}(,cuda:\d{1,3})*")
+
+
+def device(value: Any) -> str:
+    """ "auto", "cpu", "cuda", or CUDA devices by number such as "cuda:0,cuda:2", also as a list."""
+    parts = [value] if isinstance(value, str) else value
+    told = ""
+    if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
+        told = ",".join(word.strip() for part in parts for word in part.split(","))
+    if told not in ("auto", "cpu", "cuda") and not _DEVICES.fullmatch(told):
+        raise UsageError(
+            "expected 'auto', 'cpu' or 'cuda', or CUDA devices such as 'cuda:0,cuda:1', got "
+            f"{show(value)}"
+        )
+    return ",".join(once(told.split(",")))
+
+
+def cuda_numbers(device: str) -> list[int] | None:
+    """The CUDA devices that `device` names by number; None where it names none."""
+    if not device.startswith("cuda:"):
+        return None
+    return [int(part.removeprefix("cuda:")) for part in device.split(",")]
+
+
+def workers(value: Any) -> int | None:
+    """How many worker processes, from 1; None: as many as there are CUDA devices, else one."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_WORKERS:
+        raise UsageError(
+            f"expected a number of worker processes from 1 to {MOST_WORKERS}, got {show(value)}"
+        )
+    return value
+
+
+def text_files(value: Any) -> dict[str, Path]:
+    """Dataset -> symptom file; a path alone is for every dataset."""
+    if value is None:
+        return {}
+    if isinstance(value, str | Path):
+        return {"*": required_path(value)}
+    if not isinstance(value, Mapping):
+        raise UsageError(f"expected 'DATASET: FILE' lines or one file, got {show(value)}")
+    return {text(name, "a dataset"): required_path(file) for name, file in value.items()}
+
+
+def dataset_keys(datasets: Iterable[str]) -> list[str]:
+    """What may name a dataset in `symptoms`: `NAME:ARG` as given, the name of a file or folder
+    ARG, by which tables call such a dataset, or "*" for all."""
+    files = [Path(arg) for _, _, arg in (source.partition(":") for source in datasets) if arg]
+    return list(dict.fromkeys([*datasets, "*", *(f.stem for f in files), *(f.name for f in files)]))
+
+
+def text_file_flags(
+    flags: Iterable[str], datasets: Sequence[str], option: str = "--symptoms"
+) -> dict[str, Path]:
+    """`[DATASET=]FILE` flags; a FILE alone is for every dataset."""
+    found: dict[str, Path] = {}
+    keys = dataset_keys(datasets)
+    for flag in flags:
+        # A dataset such as `npz:PATH` may hold a `=` itself.
+        cuts = [i for i, char in enumerate(flag) if char == "=" and flag[:i] in keys]
+        name, file = (flag[: cuts[-1]], flag[cuts[-1] + 1 :]) if cuts else ("*", flag)
+        if not cuts and "=" in flag and not Path(flag).exists():
+            given = flag.partition("=")[0]
+            raise unknown("dataset", given, datasets, f"{option} takes [DATASET=]FILE.")
+        if name in found:
+            whose = "every dataset" if name == "*" else f"'{name}'"
+            raise UsageError(f"{option} is given twice for {whose}")
+        found[name] = required_path(file)
+    return found

@@ -1,0 +1,1 @@
+"""Symptoms written by a language model."""
