@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_help import HEAVY
+
 REPO = Path(__file__).resolve().parents[1]
 PACKAGE = REPO / "vipbench"
 
@@ -23,6 +25,26 @@ LAYERS = (
     {"cli", "testing", "__main__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+# The rooms inside a layer, lowest first; those of one set do not know each other.
+INSIDE: dict[str, tuple[set[str], ...]] = {
+    "engine": (
+        {"training"},
+        {"features"},
+        {"planning"},
+        {"evaluation"},
+        {"workers"},
+        {"explain"},
+    ),
+    "results": (
+        {"records"},
+        {"stats", "store"},
+        {"tables", "sharing"},
+        {"figures", "compare", "leaderboard"},
+    ),
+}
+# Folders that hold one file for each method or command grow with them.
+MAY_GROW = {"methods", "cli", "cli/commands"}
+MOST_FILES = 18
 # Whatever answers before a run, or only reads results, must not wait for torch.
 TORCH_FREE = [*sorted(LAYERS[0]), "hookspecs", "engine.workers.driver", "cli", "__main__"]
 
@@ -96,19 +118,63 @@ def test_imports_never_go_up() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_rooms_of_one_layer_form_no_circle() -> None:
-    arrows: dict[str, set[str]] = {room: set() for room in RANK}
-    for file in files(PACKAGE):
-        room = room_of(module_of(file))
-        for name, _ in imports(file, typing=False):
-            # The package itself is imported before any of its rooms.
-            if room_of(name) not in (room, "vipbench"):
-                arrows[room].add(room_of(name))
+@pytest.mark.parametrize("layer", INSIDE)
+def test_rooms_inside_a_layer_import_only_those_before_them(layer: str) -> None:
+    rank = {room: i for i, rooms in enumerate(INSIDE[layer]) for room in rooms}
+    folders = {f.parent.name for f in (PACKAGE / layer).glob("*/__init__.py")}
+    assert folders == rank.keys(), f"name the place of {folders ^ rank.keys()} in INSIDE"
+    wrong = []
+    for room in rank:
+        for file in files(PACKAGE / layer / room):
+            for name, line in imports(file):
+                other = [*name.split("."), "", ""][2] if room_of(name) == layer else ""
+                if other in rank and other != room and rank[other] >= rank[room]:
+                    wrong.append(f"{file.relative_to(REPO)}:{line} ({room}) imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def folders_of_the_package() -> list[Path]:
+    return [f.parent for f in files(PACKAGE) if f.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("folder", folders_of_the_package(), ids=lambda f: str(f.relative_to(REPO)))
+def test_files_and_folders_form_no_circle(folder: Path) -> None:
+    """Imports inside functions and under TYPE_CHECKING count too: a reader follows them."""
+    package = module_of(folder / "__init__.py")
+    arrows: dict[str, set[str]] = {}
+    for file in files(folder):
+        # A folder's __init__.py is imported before anything in it.
+        if file == folder / "__init__.py":
+            continue
+        node = file.relative_to(folder).with_suffix("").parts[0]
+        uses = arrows.setdefault(node, set())
+        for name, _ in imports(file):
+            if name.startswith(f"{package}."):
+                uses.add(name.removeprefix(f"{package}.").split(".")[0])
+        uses.discard(node)
     while arrows:
-        free = [room for room, uses in arrows.items() if not uses & arrows.keys()]
-        assert free, f"a circle among {arrows}"
-        for room in free:
-            del arrows[room]
+        free = [node for node, uses in arrows.items() if not uses & arrows.keys()]
+        assert free, f"a circle in {folder.relative_to(REPO)} among {arrows}"
+        for node in free:
+            del arrows[node]
+
+
+@pytest.mark.parametrize("folder", folders_of_the_package(), ids=lambda f: str(f.relative_to(REPO)))
+def test_no_folder_is_crowded(folder: Path) -> None:
+    held = [f for f in folder.glob("*.py") if f.name != "__init__.py"]
+    if str(folder.relative_to(PACKAGE)) not in MAY_GROW:
+        assert len(held) <= MOST_FILES, f"{folder.relative_to(REPO)} holds {len(held)} files"
+
+
+def test_options_of_commands_import_nothing_heavy() -> None:
+    """`vipbench run --help` imports cli/*.py alone; what commands do stands in cli/commands/."""
+    for file in (PACKAGE / "cli").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            bad = {n.split(".")[0] for n in names} & set(HEAVY)
+            assert not bad, f"{file.relative_to(REPO)}: {sorted(bad)} would be imported for --help"
 
 
 def test_the_engine_imports_no_concrete_plugin() -> None:
