@@ -1,4 +1,4 @@
-"""`vipbench audit`: leaks between a dataset's splits."""
+"""`vipbench audit`: the options, and the report of leaks between a dataset's splits."""
 
 from __future__ import annotations
 

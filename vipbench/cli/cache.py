@@ -1,4 +1,4 @@
-"""`vipbench cache`: what the feature cache holds, and emptying it."""
+"""`vipbench cache`: the options, and what the commands on the feature cache do."""
 
 from __future__ import annotations
 

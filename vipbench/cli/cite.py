@@ -1,4 +1,4 @@
-"""The commands that hand results on, and their options; what they do is in modules of their own."""
+"""`vipbench cite`: the options."""
 
 from __future__ import annotations
 

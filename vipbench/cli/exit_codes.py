@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command needs it."""
+"""The exit codes of every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vipbench explain`, `prompts`, `predict` and `evaluate`: the options."""
+"""`vipbench explain`: the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vipbench fetch` and `vipbench doctor`: having what a run needs before it needs it."""
+"""`vipbench fetch`: the options."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The commands that make what goes into a paper, and their options; what they do is in modules of
-their own."""
+"""`vipbench plot`: the options."""
 
 from __future__ import annotations
 

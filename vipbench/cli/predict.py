@@ -1,4 +1,4 @@
-"""`vipbench explain`, `prompts`, `predict` and `evaluate`: the options."""
+"""`vipbench predict`: the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vipbench explain`, `prompts`, `predict` and `evaluate`: the options."""
+"""`vipbench prompts`: the options."""
 
 from __future__ import annotations
 

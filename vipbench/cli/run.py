@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is in the modules beside this one."""
+"""`vipbench run`: the options."""
 
 from __future__ import annotations
 

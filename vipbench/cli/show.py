@@ -1,5 +1,4 @@
-"""The commands for looking inside, writing plugins and being ready, and their options; what they
-do is in modules of their own."""
+"""`vipbench show`: the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vipbench symptoms`: the options; what the commands do is in `symptomwork` and `generating`."""
+"""`vipbench symptoms` and its subcommands: the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of a RunSpec: what a flag or a suite's value may look like, and what it means.
+"""The values of a RunSpec: what a flag or a suite may say, and what it means.
 
 Every function takes a value as the command line (text) or YAML gives it and returns the checked
 form, or raises UsageError saying what was expected. No torch here.

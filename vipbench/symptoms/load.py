@@ -1,4 +1,4 @@
-"""Reading symptom sets, `{"class name": ["symptom", …], …}`, and checking them.
+"""Reading symptom sets and descriptions, `{"class name": ["text", …], …}`, and checking them.
 
 Classes are bound by name, never by order. The class name must not be in its own symptoms: the
 method would then read the very word that symptoms are to replace.

@@ -1,4 +1,4 @@
-"""From the text behind `openclip:` to a backbone."""
+"""`openclip:` names: find config and weights, build the model, wrap its towers."""
 
 from __future__ import annotations
 

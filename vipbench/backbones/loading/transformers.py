@@ -1,4 +1,4 @@
-"""From the text behind `transformers:` to a backbone."""
+"""`transformers:` names: load a folder or repository and wrap its model's towers."""
 
 from __future__ import annotations
 

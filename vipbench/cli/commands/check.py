@@ -1,4 +1,4 @@
-"""`vipbench check` and `vipbench new`: for who writes plugins."""
+"""`vipbench check`: run the conformance tests on a plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `vipbench doctor` says."""
+"""`vipbench doctor`: report what is installed and what is missing."""
 
 from __future__ import annotations
 

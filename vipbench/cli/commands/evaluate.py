@@ -1,4 +1,4 @@
-"""`vipbench explain`, `prompts`, `predict` and `evaluate`: what they do."""
+"""`vipbench evaluate`: score a prompt file on a dataset."""
 
 from __future__ import annotations
 

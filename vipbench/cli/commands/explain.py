@@ -1,4 +1,4 @@
-"""`vipbench explain`, `prompts`, `predict` and `evaluate`: what they do."""
+"""`vipbench explain`: pages of per-image symptom scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vipbench export --bundle` and `vipbench reproduce`: a run in one file, and back."""
+"""`vipbench export`: write records, or a bundle of a whole run."""
 
 from __future__ import annotations
 

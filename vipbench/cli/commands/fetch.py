@@ -1,4 +1,4 @@
-"""What `vipbench fetch` does."""
+"""`vipbench fetch`: download weights and data before a run."""
 
 from __future__ import annotations
 

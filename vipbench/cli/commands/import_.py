@@ -1,4 +1,4 @@
-"""`vipbench export`, `import` and `merge`: results that travel."""
+"""`vipbench import`: read exported records into a results folder."""
 
 from __future__ import annotations
 

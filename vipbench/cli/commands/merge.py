@@ -1,4 +1,4 @@
-"""`vipbench export`, `import` and `merge`: results that travel."""
+"""`vipbench merge`: combine results folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vipbench check` and `vipbench new`: for who writes plugins."""
+"""`vipbench new`: write the file of a new plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vipbench explain`, `prompts`, `predict` and `evaluate`: what they do."""
+"""`vipbench predict`: classify images with a prompt file."""
 
 from __future__ import annotations
 

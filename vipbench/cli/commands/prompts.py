@@ -1,4 +1,4 @@
-"""`vipbench explain`, `prompts`, `predict` and `evaluate`: what they do."""
+"""`vipbench prompts`: write learned prompts to files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vipbench export --bundle` and `vipbench reproduce`: a run in one file, and back."""
+"""`vipbench reproduce`: run a bundle again and compare the results."""
 
 from __future__ import annotations
 

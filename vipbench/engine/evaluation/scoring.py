@@ -1,4 +1,4 @@
-"""Trained cells on their test images: what is scored, and what is kept of it."""
+"""Scoring trained cells on their test images, and the finished records."""
 
 from __future__ import annotations
 

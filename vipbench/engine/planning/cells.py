@@ -1,4 +1,4 @@
-"""From a RunSpec to cells: what there is to run, under which key, and what cannot be and why."""
+"""From a RunSpec to cells: what there is to run, under which key, what is impossible and why."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Leaks between a dataset's splits: images that are in two of them, groups that cross, and symptoms
-that name a class. What an audit found is kept beside the feature cache, so that runs can warn."""
+"""Leaks between a dataset's splits: groups, equal and similar images, symptoms naming a class."""
 
 from __future__ import annotations
 

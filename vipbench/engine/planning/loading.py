@@ -1,4 +1,4 @@
-"""Reading a run's datasets and backbones: splits checked, symptoms and descriptions bound."""
+"""Loading a run's datasets and backbones, with their checked splits and texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which training and validation images a cell sees. No torch here.
+"""Which training and validation images a cell sees, balanced or by natural prevalence.
 
 Two samplers. `nested`: the support set depends on (dataset content, shots, seed) alone, and the
 k-shot set is contained in every larger one of the same seed. `coop`: the very images that

@@ -1,4 +1,4 @@
-"""The batches of stacked cells, step by step, written where the step reads them."""
+"""The schedule of a cell's batches, and writing stacked batches where the step reads them."""
 
 from __future__ import annotations
 

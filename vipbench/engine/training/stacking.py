@@ -1,4 +1,4 @@
-"""A cell to train, its schedule, and which cells may train as one."""
+"""A cell to train, and which cells may train as one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""How a worker begins: it listens to its driver before anything heavy is imported, so that it ends
-with its driver at once, whatever it is doing. No torch here."""
+"""The entry point of a worker process: it obeys its driver and ends with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run plans, tells and comes to, as its caller sees it. No torch here."""
+"""What a run plans, reports and returns, and what changed since a record was stored."""
 
 from __future__ import annotations
 

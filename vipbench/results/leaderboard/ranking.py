@@ -1,4 +1,4 @@
-"""Means with their intervals, and places that entries share. No torch here."""
+"""Means with their intervals, and the ranks that entries share by paired tests."""
 
 from __future__ import annotations
 

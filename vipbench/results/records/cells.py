@@ -1,4 +1,4 @@
-"""From records to a comparison table: methods down, shots across. No torch here."""
+"""The records of a comparison, by method and place, and whether they are comparable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is computed from one cell's scores, each metric defined once. No torch here.
+"""What is computed from one cell's scores, each metric defined once, and the majority baseline.
 
 Throughout, N test images and C classes; the predicted class is the first of the highest scores, and
 p = softmax(scores) in double precision. Sources: macro averages as in Sokolova and Lapalme 2009;

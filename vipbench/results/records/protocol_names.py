@@ -1,8 +1,7 @@
-"""Names of what one training is tested on, as tables show them in the dataset's place.
+"""Names of protocols, and of what a training is tested on, as tables show them.
 
 `synthderm [base]` is a part of a dataset, or a dataset under another protocol than few-shot;
 `a->b` is b, tested with what was trained on a; `a->b [shift]` the same with a's classes.
-No torch here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether what a record says follows from what it stores. No torch here."""
+"""Metrics computed again from stored scores, to check a record or to bring it up to date."""
 
 from __future__ import annotations
 

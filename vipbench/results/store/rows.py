@@ -1,4 +1,4 @@
-"""The rows of `records` and of what hangs on them. No torch here."""
+"""The rows of a store: records, packed scores, learned parameters and their hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening results.sqlite, and what SQLite says in words. No torch here."""
+"""Opening results.sqlite: its schema, migrations, transactions and error messages."""
 
 from __future__ import annotations
 

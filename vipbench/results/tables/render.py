@@ -1,4 +1,4 @@
-"""A table in each format. No torch here."""
+"""A table in each format: text, GitHub, CSV, JSON, HTML, LaTeX."""
 
 from __future__ import annotations
 

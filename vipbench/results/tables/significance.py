@@ -1,4 +1,4 @@
-"""Which entries of a column no other method beats significantly. No torch here."""
+"""Which entries of a column no other method significantly beats, and their intervals."""
 
 from __future__ import annotations
 
