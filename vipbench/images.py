@@ -14,6 +14,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 ImageLike: TypeAlias = "str | PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
 
+# Part of a cell's key and of the feature cache's keys: raise it when a file gives other pixels.
+READER_REVISION = 1
+
 # 8192 x 8192: above it an image is a slide, which needs tiling first, or a decompression bomb.
 MAX_PIXELS = 64 * 1024 * 1024
 

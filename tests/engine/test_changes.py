@@ -42,7 +42,8 @@ def test_every_part_that_changed_is_named_and_no_other() -> None:
     assert told == (
         "changed since the last result: the method's revision (1 -> 2), "
         "hparams.lr (0.1 -> 0.2), hparams.depth (none -> 3), "
-        "the backbone's weights or preprocessing (aaaaaaaa -> bbbbbbbb)"
+        "the backbone's weights, tokenizer or preprocessing, or how they are read "
+        "(aaaaaaaa -> bbbbbbbb)"
     )
     assert "does not tell" in what_changed(record_with(None), new)
 

@@ -119,8 +119,11 @@ def test_another_version_of_a_library_misses(
     assert given.encoded() == len(ITEMS)
 
 
-def test_another_revision_misses(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FEATURE_REVISION", module.FEATURE_REVISION + 1)
+@pytest.mark.parametrize("revision", ["FEATURE_REVISION", "READER_REVISION"])
+def test_another_revision_misses(
+    given: Given, revision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, revision, getattr(module, revision) + 1)
     assert given.encoded() == len(ITEMS)
 
 

@@ -10,6 +10,10 @@ from torch import nn
 from vipbench.backbones.loading.weights import read_json
 from vipbench.errors import UsageError
 
+# Part of the fingerprint of backbones whose transform is read here: raise it when the same folder
+# gives other pixels.
+PREPROCESS_REVISION = 1
+
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)

@@ -17,6 +17,10 @@ from vipbench.backbones.towers.tokens import Wordpieces
 from vipbench.errors import UsageError
 from vipbench.fetching import HubFile
 
+# Part of the fingerprint of backbones whose tokenizer is framed here: raise it when the same files
+# give other tokens.
+TOKENIZER_REVISION = 1
+
 
 def openclip_wordpieces(
     config: Mapping[str, Any], folder: Path | None, name: str, bring: str
@@ -89,6 +93,7 @@ def framed_wordpieces(
         start=tuple(framed[:at]),
         end=tuple(end),
         pad=int(tokenizer.pad_token_id),
-        identity=f"{type(tokenizer).__name__} {hashlib.sha256(vocabulary).hexdigest()}",
+        identity=f"{type(tokenizer).__name__} {hashlib.sha256(vocabulary).hexdigest()} "
+        f"revision {TOKENIZER_REVISION}",
         glue=glue,
     )

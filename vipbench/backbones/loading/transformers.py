@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vipbench.api import Backbone, UnsupportedError
 from vipbench.backbones.loading import hub as _hub
 from vipbench.backbones.loading.openclip import build
-from vipbench.backbones.loading.preprocess import read_preprocess
+from vipbench.backbones.loading.preprocess import PREPROCESS_REVISION, read_preprocess
 from vipbench.backbones.loading.tokenizers import framed_wordpieces
 from vipbench.backbones.loading.weights import read_json
 from vipbench.backbones.towers.bidirectional import BertSide, SiglipSide, TextSide, first_row
@@ -47,6 +47,7 @@ def build_pair(
         "licence": licence,
         "wordpieces": wordpieces,
         "preprocess": preprocess,
+        "revisions": {"preprocess": PREPROCESS_REVISION},
     }
     if kind == "clip":
         clip, config = as_open_clip(model)

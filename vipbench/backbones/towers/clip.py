@@ -36,7 +36,7 @@ class ClipBackbone(Backbone):
     model: fp32 weights. config: the model's configuration as open_clip keeps it (`embed_dim`,
     `vision_cfg`, `text_cfg`, `quick_gelu`). preprocess: fields of `open_clip.PreprocessCfg`
     that differ from the defaults; the size is the model's own. trained_tokens: those that
-    training saw, where not all.
+    training saw, where not all. revisions: of what read the files, for the fingerprint.
     Raises UnsupportedError for a text tower that cannot take a learned context.
 
     weights_sha256: digest of all weights, the same whatever file they came from.
@@ -53,6 +53,7 @@ class ClipBackbone(Backbone):
         licence: str = "unknown",
         citation: str = "",
         trained_tokens: Sequence[int] | None = None,
+        revisions: Mapping[str, int] | None = None,
     ) -> None:
         self._model = cast(Any, model.eval().requires_grad_(False))
         self._config = copy.deepcopy(dict(config))
@@ -79,7 +80,7 @@ class ClipBackbone(Backbone):
         self.vision_width = self._vision.width
         self.vision_layers = len(self._vision.layers)
         self.weights_sha256 = digest_weights(model)
-        self.fingerprint = self._digest()
+        self.fingerprint = self._digest(revisions or {})
 
     @property
     def device(self) -> torch.device:
@@ -204,13 +205,14 @@ class ClipBackbone(Backbone):
             ).visual
         return tower.to(self.device).train().requires_grad_(True)
 
-    def _digest(self) -> str:
+    def _digest(self, revisions: Mapping[str, int]) -> str:
         """SHA-256 over everything that a feature depends on."""
         facts = {
             "config": self._config,
             "preprocess": {k: str(v) for k, v in vars(self._preprocess).items()},
             "wordpieces": self._wordpieces.identity,
             "weights": self.weights_sha256,
+            **({"revisions": dict(revisions)} if revisions else {}),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 

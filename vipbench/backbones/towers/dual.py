@@ -34,6 +34,7 @@ class DualBackbone(Backbone):
 
     model: holds all weights of both, fp32. facts: what else a feature depends on, as JSON.
     preprocess: fields of `open_clip.PreprocessCfg`; the size is the image side's own.
+    revisions: of what read the files, for the fingerprint.
     memory_budget: bytes that `encode_text` may keep for the gradient; set it to what is free.
     """
 
@@ -53,6 +54,7 @@ class DualBackbone(Backbone):
         facts: Mapping[str, Any],
         licence: str = "unknown",
         citation: str = "",
+        revisions: Mapping[str, int] | None = None,
     ) -> None:
         self._model = model.eval().requires_grad_(False)
         self._images, self._texts, self._wordpieces = images, texts, wordpieces
@@ -72,6 +74,7 @@ class DualBackbone(Backbone):
             "wordpieces": wordpieces.identity,
             "context_length": texts.context_length,
             "weights": self.weights_sha256,
+            **({"revisions": dict(revisions)} if revisions else {}),
         }
         text = json.dumps(known, sort_keys=True, default=str)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()

@@ -16,8 +16,9 @@ from torch import Tensor
 from vipbench.api import ImageBackbone, Split, Views
 from vipbench.engine.features.cache import Item, Shelf, open_shelf
 from vipbench.engine.features.images import Pictures
+from vipbench.images import READER_REVISION
 
-# Part of the cache's keys: raise it when the same image and view give other features.
+# Part of the cache's keys and of a cell's: raise it when the same pixels give other features.
 FEATURE_REVISION = 3
 # The same of texts.
 TEXT_REVISION = 1
@@ -205,7 +206,8 @@ class Features:
         kind: object = "evaluation"
         if views is not None:
             kind = [views[0].scale, views[0].flip, views[1]]
-        parts = {**self._parts(), "revision": FEATURE_REVISION, "split": split, "view": kind}
+        revisions = {"revision": FEATURE_REVISION, "reader": READER_REVISION}
+        parts = {**self._parts(), **revisions, "split": split, "view": kind}
         return self._shelves.setdefault((split, str(kind)), open_shelf(parts))
 
     def _parts(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vipbench.api import Backbone, CellInfo, HParams, ImageBackbone, Method
+from vipbench.engine.features.features import FEATURE_REVISION, TEXT_REVISION
 from vipbench.engine.planning import sampling
 from vipbench.engine.planning.hparams import make_hparams
 from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, sha
@@ -19,6 +20,7 @@ from vipbench.engine.planning.sampling import (
     SupportIndices,
     Validation,
 )
+from vipbench.images import READER_REVISION
 from vipbench.plugins.registry import Plugin, Registry
 from vipbench.results.records.metrics import METRICS
 from vipbench.runspec.run import MethodSpec, RunSpec
@@ -260,6 +262,8 @@ def key_parts(
     method, needs = row.method, row.method.needs
     parts: dict[str, Any] = {
         "engine.revision": ENGINE_REVISION,
+        "reader.revision": READER_REVISION,
+        "features.revision": FEATURE_REVISION,
         "method": method.name,
         "method.revision": method.revision,
         "method.code": None if row.plugin.builtin else row.plugin.code_sha256,
@@ -272,6 +276,7 @@ def key_parts(
         "precision": protocol.precision,
     }
     if needs & TEXTS:
+        parts["text.revision"] = TEXT_REVISION
         parts["texts"] = sha([data.dataset.class_names, data.dataset.templates])
     if "symptoms" in needs:
         parts["symptoms"] = data.symptoms_sha256
