@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from vipbench.api import Split
-from vipbench.engine.planning.leaks import group_overlap
+from vipbench.engine.planning.leaks import equal_images, group_overlap
 
 
 def split(name: str, groups: list[str] | None, n: int = 3) -> Split:
@@ -34,3 +34,27 @@ def test_no_overlap():
     without = {name: split(name, None) for name in ("train", "val", "test")}
     assert group_overlap(without) is None
     assert group_overlap({**without, "train": split("train", ["p"])}) is None
+
+
+def greys(name: str, levels: list[int], labels: list[int]) -> Split:
+    images = [np.full((2, 2), level, np.uint8) for level in levels]
+    ids = tuple(f"{name}/{i}" for i in range(len(levels)))
+    return Split(images, np.array(labels, np.int64), ids)
+
+
+def test_equal_images_are_counted_by_split_and_class():
+    splits = {
+        "train": greys("train", [1, 2, 3, 3, 4, 4], [0, 0, 0, 0, 1, 0]),
+        "val": greys("val", [9], [0]),
+        "test": greys("test", [1, 2, 9, 7], [0, 1, 0, 0]),
+    }
+    found = equal_images(splits, ["benign", "malignant"])
+    assert found is not None
+    assert "2 images are both in train and test, 1 of them under two classes" in found.sentence
+    assert "1 image is both in val and test" in found.sentence
+    assert "2 images are more than once in train, 1 of them under two classes" in found.sentence
+    # Of the examples, one under two classes; ids stand in it alone.
+    assert found.example == "train 'train/1' (benign) and test 'test/1' (malignant)"
+    assert "train/" not in found.sentence
+    alone = {name: greys(name, [i], [0]) for i, name in enumerate(("train", "val", "test"))}
+    assert equal_images(alone, ["benign", "malignant"]) is None

@@ -9,6 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -51,6 +52,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of each image's content (`digest_image`), computed once. Raises ImageError."""
+        return tuple(digest_image(self.images[i], name=name) for i, name in enumerate(self.ids))
+
     def open(self, index: int) -> Image.Image:
         """The image `index` as RGB. Raises ImageError naming the file when it cannot be read."""
         return open_image(self.images[index], name=self.ids[index])
@@ -72,6 +78,9 @@ class Dataset(ABC):
         the dataset ships none (a user can bring a file).
     descriptions: class name -> texts that hold the class name, for methods trained against
         LLM-written descriptions; None where the dataset ships none.
+    notes: what `load` did with input that a person may have meant otherwise (folders left out,
+        spellings taken as one), a sentence each: printed before a run and kept in its records;
+        exports leave them out, so they may name files and groups.
     revision: raise it when the loader's output changes.
     """
 
@@ -84,6 +93,7 @@ class Dataset(ABC):
     sharing: Literal["local", "allowed"] = "local"
     citation: str = ""
     caption: str = ""  # one sentence that tables of this dataset carry (for instance: synthetic)
+    notes: tuple[str, ...] = ()
     revision: ClassVar[int] = 1
 
     @abstractmethod
@@ -135,9 +145,9 @@ def fingerprint_splits(
     for name in SPLITS:
         split = splits[name]
         put(name, len(split))
-        for i in range(len(split)):
+        for i, content in enumerate(split.digests):
             group = split.groups[i] if split.groups is not None else ""
-            put(digest_image(split.images[i], name=split.ids[i]), int(split.labels[i]), group)
+            put(content, int(split.labels[i]), group)
     return digest.hexdigest()
 
 

@@ -59,6 +59,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
             "fingerprint": data.fingerprint,
             "licence": data.dataset.licence,
             "caption": data.dataset.caption,
+            "notes": list(data.notes),
             "symptoms_sha256": data.symptoms_sha256,
             "knowledge": data.knowledge,
             "symptom_images_seen": data.texts_saw(row.method.needs),

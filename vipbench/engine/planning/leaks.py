@@ -44,6 +44,56 @@ def group_overlap(splits: Mapping[str, Split]) -> str | None:
     return "; ".join(parts) or None
 
 
+@dataclass(frozen=True)
+class EqualImages:
+    """sentence: how many images are there more than once, and where; it names none. example: two
+    of them, by their ids."""
+
+    sentence: str
+    example: str
+
+
+def equal_images(splits: Mapping[str, Split], class_names: Sequence[str]) -> EqualImages | None:
+    """Images of equal content in two splits, or twice in one; None where there are none.
+
+    Files that were saved again are not equal: `audit` finds those. Raises ImageError.
+    """
+    places: dict[str, list[tuple[str, int]]] = {}
+    for name, split in splits.items():
+        for index, digest in enumerate(split.digests):
+            places.setdefault(digest, []).append((name, index))
+    counts: dict[tuple[str, ...], list[int]] = {}  # splits -> contents, of these with two classes
+    example = ""
+    found_two = False
+    for copies in places.values():
+        if len(copies) < 2:
+            continue
+        names = tuple(dict.fromkeys(name for name, _ in copies))
+        labels = [int(splits[name].labels[i]) for name, i in copies]
+        two = len(set(labels)) > 1
+        count = counts.setdefault(names, [0, 0])
+        count[0] += 1
+        count[1] += two
+        if not example or (two and not found_two):
+            other = next((k for k, label in enumerate(labels) if label != labels[0]), 1)
+            example = " and ".join(
+                f"{copies[k][0]} '{splits[copies[k][0]].ids[copies[k][1]]}' "
+                f"({class_names[labels[k]]})"
+                for k in (0, other)
+            )
+            found_two = two
+    if not counts:
+        return None
+    parts = []
+    for names in sorted(counts, key=lambda names: (-len(names), names)):
+        n, differ = counts[names]
+        where = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+        times = "both in " if len(names) == 2 else "in " if len(names) > 2 else "more than once in "
+        classes = f", {differ} of them under two classes" if differ else ""
+        parts.append(f"{n} {'image is' if n == 1 else 'images are'} {times}{where}{classes}")
+    return EqualImages("; ".join(parts), example)
+
+
 Floats = npt.NDArray[np.float32]
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from vipbench.api import SPLITS, Dataset, ImageBackbone, ImageError
 from vipbench.api.dataset import DataError, Split
-from vipbench.engine.planning.leaks import group_overlap, kept_summary
+from vipbench.engine.planning.leaks import equal_images, group_overlap, kept_summary
 from vipbench.engine.planning.sampling import nested_order
 from vipbench.errors import UsageError
 from vipbench.images import ImageLike
@@ -142,7 +142,7 @@ class LoadedDataset:
     source: how a run asks for it, as records tell it: PATH stands for a path. images_seen: kind of
     texts ("symptoms" or "descriptions") -> how many labelled training images of a class, at most,
     they were written from; what is not in it was written from none. from_files: kinds of texts
-    that the user's own files gave.
+    that the user's own files gave. notes: what its records keep of odd input, see Dataset.notes.
     """
 
     dataset: Dataset
@@ -157,6 +157,7 @@ class LoadedDataset:
     knowledge: str = "symptoms"
     images_seen: Mapping[str, int] = field(default_factory=dict)
     from_files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def with_knowledge(self, knowledge: str) -> LoadedDataset:
         """This with other texts in the symptoms' place; see vipbench.symptoms.knowledge."""
@@ -204,7 +205,10 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
                 f"groups cross splits: {overlap}; a model would be tested on patients that it has "
                 "seen. Mend the split, or give --allow-group-overlap to run it all the same"
             )
-        if spec.score_on != "test":
+        tested = spec.score_on == "test"
+        read = splits if tested else {name: splits[name] for name in ("train", "val")}
+        equal = equal_images(read, dataset.class_names)
+        if not tested:
             splits = on_validation(splits, spec, dataset.name, dataset.class_names)
         fingerprint = dataset.fingerprint(splits)
     except (DataError, ImageError) as error:
@@ -215,9 +219,12 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         raise UsageError(
             f"{plugin}: dataset '{source}' failed to load: {type(error).__name__}: {error}"
         ) from error
+    notes = [*dataset.notes, *([f"groups cross splits: {overlap}"] if overlap else [])]
+    if equal is not None:
+        notes.append(f"{equal.sentence}, for instance {equal.example}")
+        dataset.caption = f"{dataset.caption} {equal.sentence}.".strip()
     notices = [f"{dataset.name}: licence: {dataset.licence}"]
-    if overlap:
-        notices.append(f"{dataset.name}: groups cross splits: {overlap}")
+    notices += [f"{dataset.name}: {note}" for note in notes]
     leaks = kept_summary(fingerprint)
     if leaks:
         notices.append(f"{dataset.name}: `vipbench audit` found {leaks}")
@@ -236,6 +243,7 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         public_source(source, spec.data_root),
         images_seen=texts.images_seen,
         from_files=texts.from_files,
+        notes=tuple(notes),
     )
 
 

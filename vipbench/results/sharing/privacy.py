@@ -57,6 +57,7 @@ def public_record(record: Record) -> Record:
             part.pop("file", None)
     for name in ("hparams", "recipe", "provenance", "notes", "data"):
         if name == "data":
+            value[name].pop("notes", None)  # they may name files, images and patients
             value[name]["caption"] = scrub(value[name]["caption"])
         else:
             value[name] = scrub(value[name])
