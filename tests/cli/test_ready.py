@@ -228,6 +228,16 @@ def test_doctor(cli: Cli, toy: Path, tmp_path: Path) -> None:
         "likewise medmnist:pathmnist_64", "missing  derm7pt", "missing  pneumonia",
     ):  # fmt: skip
         assert said in well.stdout
+    for variable, value, line in (
+        ("CUDA_GRAPHS", None, "CUDA graphs are off"), ("CUDA_GRAPHS", "1", "CUDA graphs are on"),
+        ("DECODERS", None, "processes: off"), ("DECODERS", "3", "3 for each worker"),
+    ):  # fmt: skip
+        set_by = "is not set" if value is None else f"={value}"
+        ours = {} if value is None else {f"VIPBENCH_{variable}": value}
+        said = well if value is None else cli("doctor", "--data-root", tmp_path, env=env | ours)
+        [found] = [row for row in said.stdout.splitlines() if f"VIPBENCH_{variable}" in row]
+        assert line in found
+        assert set_by in found
     (tmp_path / "bad.py").write_text("import nothing_of_that_name\n")
     (tmp_path / "good.py").write_text(REACH)
     npz = f"npz:{toy / 'toy.npz'}"

@@ -30,6 +30,7 @@ from vipbench.engine.training.stacking import TrainCell
 from vipbench.engine.training.step import Step
 from vipbench.engine.training.trainer import train
 from vipbench.engine.workers import session as worker
+from vipbench.errors import UsageError
 from vipbench.runspec.run import RunSpec
 
 
@@ -299,9 +300,18 @@ def test_agreement_is_by_rounding_alone_and_for_each_cell() -> None:
 
 
 def test_switch_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert replays(torch.device("cpu"), pytest.fail) is None
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.delenv(replay.VARIABLE, raising=False)
+    assert replays(cuda, pytest.fail) is None
     monkeypatch.setenv(replay.VARIABLE, "0")
-    assert replays(torch.device("cuda"), pytest.fail) is None
+    assert replays(cuda, pytest.fail) is None
+    monkeypatch.setenv(replay.VARIABLE, "1")
+    assert replays(cpu, pytest.fail) is None
+    monkeypatch.setattr(replay, "CudaGraphs", lambda device: Tapes())
+    assert replays(cuda, pytest.fail) is not None
+    monkeypatch.setenv(replay.VARIABLE, "yes")
+    with pytest.raises(UsageError, match="VIPBENCH_CUDA_GRAPHS is 'yes'; expected 1"):
+        replays(cpu, pytest.fail)
 
 
 @pytest.mark.parametrize("goes_wrong", [False, True])
@@ -356,7 +366,8 @@ def test_a_run(goes_wrong: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", [Toy, Scalar])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_on_a_gpu(method: type[Toy], optimizer: str) -> None:
+def test_on_a_gpu(method: type[Toy], optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(replay.VARIABLE, "1")
     device = torch.device("cuda", torch.cuda.current_device())
     ends = []
     repeats = replays(device, pytest.fail)

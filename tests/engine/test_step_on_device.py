@@ -315,8 +315,9 @@ def test_what_is_refused(how: Any, works: bool) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", [name for name in TRAINED if name not in NOT_RECORDED])
-def test_on_a_gpu(name: str, precision: Any) -> None:
+def test_on_a_gpu(name: str, precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real recording of every method's step."""
+    monkeypatch.setenv("VIPBENCH_CUDA_GRAPHS", "1")
     tower = tiny()
     tower.to("cuda")
     tower.training_precision = precision

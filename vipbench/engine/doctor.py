@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vipbench.api import DataError
+from vipbench.engine.features import decode_pool
 from vipbench.engine.machine import threads
+from vipbench.engine.training import cuda_graphs
 from vipbench.errors import UsageError, unknown
 from vipbench.fetching import offline
 from vipbench.plugins.registry import Registry, load_registry
@@ -56,6 +58,8 @@ def report(plugins_dir: Path | None, data_root: Path | None, sources: Sequence[s
             "devices": [_device(i) for i in range(torch.cuda.device_count())]
             if torch.cuda.is_available()
             else [],
+            "graphs": cuda_graphs.asked(),
+            "decoders": decode_pool.asked(),
         },
         "plugins": plugins,
         "failed": [str(error) for error in failed],

@@ -117,9 +117,19 @@ def _device(told: dict[str, Any]) -> None:
         f"  CPU       {plural(os.cpu_count() or 1, 'core')}, torch uses "
         f"{plural(told['torch']['threads'], 'thread')}, {size(memory)} of memory"
     )
+    state = "on where training runs on CUDA" if told["torch"]["graphs"] else "off"
+    print(f"  graphs    CUDA graphs are {state} ({_set('VIPBENCH_CUDA_GRAPHS')})")
+    count = told["torch"]["decoders"]
+    state = f"{count} for each worker" if count else "off, threads decode"
+    print(f"  decoders  decoding processes: {state} ({_set('VIPBENCH_DECODERS')})")
     variable = offline.forbidden()
     if variable is not None:
         print(f"  network   {variable} forbids connections")
+
+
+def _set(variable: str) -> str:
+    value = os.environ.get(variable)
+    return f"{variable} is not set" if value is None else f"{variable}={value}"
 
 
 def _caches(data_root: Path | None, broken: list[str]) -> None:

@@ -31,19 +31,17 @@ from torch import Tensor
 
 from vipbench.api import ImageBackbone
 from vipbench.engine.features.decode_process import Job, bytes_of, serve
-from vipbench.engine.machine import cores
 from vipbench.errors import UsageError
 
 VARIABLE = "VIPBENCH_DECODERS"
-# The most that are started unasked, and the most that can be asked for.
-MOST, MOST_ASKED = 8, 64
-# A decoder imports for seconds before its first image: so many views must wait, unasked and where
-# decoders are asked for.
-WORTH, WORTH_ASKED = 512, 64
+# The most decoders of one worker.
+MOST = 64
+# A decoder imports for seconds before its first image: so many views must wait.
+WORTH = 64
 # Bytes of a pickled transform above which it is taken to hold weights; a pipe holds as many before
 # anyone reads.
 LARGEST = 1 << 16
-# Seconds in which a decoder that was asked for must be ready, or that it has to end.
+# Seconds in which a decoder must be ready, or that it has to end.
 PATIENCE, GRACE = 120.0, 5.0
 
 
@@ -51,29 +49,20 @@ class NotPortableError(ValueError):
     """A backbone's preprocessing cannot be sent to another process; the message says why."""
 
 
-def asked() -> int | None:
-    """How many decoders `VIPBENCH_DECODERS` asks for; None where it does not say. Raises
-    UsageError."""
-    given = os.environ.get(VARIABLE, "").strip()
-    if not given:
-        return None
-    if not (given.isascii() and given.isdigit() and int(given) <= MOST_ASKED):
+def asked() -> int:
+    """How many decoders `VIPBENCH_DECODERS` asks for, 0 without it. Raises UsageError."""
+    given = os.environ.get(VARIABLE, "").strip() or "0"
+    if not (given.isascii() and given.isdigit() and int(given) <= MOST):
         raise UsageError(
             f"{VARIABLE} is '{given}'; expected a whole number from 0 (threads decode images) to "
-            f"{MOST_ASKED} (so many processes do); leave it out to let vipbench choose"
+            f"{MOST} (so many processes do)"
         )
     return int(given)
 
 
-def wanted(device: torch.device, workers: int, waiting: int) -> int:
-    """How many decoders to start where `waiting` views are to be encoded on `device` by one of so
-    many workers; 0 where threads are to decode. Raises UsageError."""
-    told = asked()
-    if told is not None:
-        return told if waiting >= WORTH_ASKED else 0
-    # One decoder is no faster than a thread.
-    found = min(MOST, cores(workers) - 1)
-    return found if device.type == "cuda" and waiting >= WORTH and found > 1 else 0
+def wanted(waiting: int) -> int:
+    """How many decoders to start where `waiting` views are to be encoded. Raises UsageError."""
+    return asked() if waiting >= WORTH else 0
 
 
 def portable(backbone: ImageBackbone) -> bytes:
@@ -102,19 +91,18 @@ def portable(backbone: ImageBackbone) -> bytes:
 class Decoders:
     """So many decoders; to be used in a `with` block, at whose end they end.
 
-    transform: as `portable` gives it. patient: whether their threads wait until they are ready,
-    instead of decoding meanwhile. threads: where `run` is to be called. refused: why decoders are
-    of no use to this backbone, empty where they are. problems: what else went wrong, for the user,
-    once the block has ended.
+    transform: as `portable` gives it. threads: where `run` is to be called. refused: why decoders
+    are of no use to this backbone, empty where they are. problems: what else went wrong, for the
+    user, once the block has ended.
     """
 
-    def __init__(self, transform: bytes, count: int, patient: bool) -> None:
+    def __init__(self, transform: bytes, count: int) -> None:
         self.problems: list[str] = []
         self.refused = ""
         self.threads = ThreadPoolExecutor(
             count, "decoders", initializer=torch.set_num_threads, initargs=(1,)
         )
-        self._transform, self._count, self._patient = transform, count, patient
+        self._transform, self._count = transform, count
         self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         self._all: list[_Decoder] = []
         # Why each decoder that is no more was lost; threads append to it.
@@ -126,7 +114,7 @@ class Decoders:
             # It would let Ctrl-C through again in the midst of the first start.
             resource_tracker.ensure_running()
             for _ in range(self._count):
-                decoder = _Decoder(self._transform, self._patient)
+                decoder = _Decoder(self._transform)
                 self._all.append(decoder)
                 self._free.put(decoder)
         except Exception as error:
@@ -183,9 +171,9 @@ class Decoders:
 class _Decoder:
     """One decoder as its worker sees it. trusted: whether its pixels were found to be right."""
 
-    def __init__(self, transform: bytes, patient: bool) -> None:
+    def __init__(self, transform: bytes) -> None:
         self.trusted = False
-        self._ready, self._patient = False, patient
+        self._ready, self._waited = False, False
         context = get_context("spawn")
         self._link, there = context.Pipe()
         self.process: SpawnProcess = context.Process(target=serve, args=(there,), daemon=True)
@@ -204,8 +192,9 @@ class _Decoder:
         """What it makes of `job`; None where it is not ready yet, or could not do it. Raises
         EOFError or OSError where it has ended, NotPortableError where it can do nothing."""
         if not self._ready:
-            waited, self._patient = PATIENCE if self._patient else 0, False
-            if not self._link.poll(waited):
+            # Once in vain is enough: a thread decodes until it is ready.
+            patience, self._waited = 0 if self._waited else PATIENCE, True
+            if not self._link.poll(patience):
                 return None
             if reason := self._link.recv():
                 raise NotPortableError(reason)

@@ -69,16 +69,12 @@ class Features:
     encoded_images: int = 0
     # Asked before images are encoded: what is wrong with the towers must not enter the cache.
     before_encoding: Callable[[], None] = lambda: None
-    # How many workers share the cores.
-    workers: int = 1
     _plain: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     _views: dict[tuple[object, ...], _ViewTable] = field(default_factory=dict)
     _shelves: dict[tuple[str, str], Shelf] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._pictures = Pictures(
-            self.backbone, self.splits, self.dataset_key, self.workers, self.note
-        )
+        self._pictures = Pictures(self.backbone, self.splits, self.dataset_key, self.note)
 
     def plain(self, split: str, indices: Sequence[int]) -> Tensor:
         """Features (N,D) of the evaluation view."""

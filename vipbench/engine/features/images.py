@@ -49,14 +49,12 @@ class _Work:
 class Pictures:
     """Preprocessed images of one dataset; indices are positions in a split.
 
-    workers: how many share the cores. note: tells the user. Raises UsageError where
-    `VIPBENCH_DECODERS` is no number of processes.
+    note: tells the user. Raises UsageError where `VIPBENCH_DECODERS` is no number of processes.
     """
 
     backbone: ImageBackbone
     splits: Mapping[str, Split]
     dataset_key: str
-    workers: int = 1
     note: Callable[[str], None] = lambda text: None
     _kept: dict[tuple[str, int], Image.Image] = field(default_factory=dict)
     _kept_bytes: int = 0
@@ -75,14 +73,14 @@ class Pictures:
 
     @contextmanager
     def decoding(self, count: int) -> Iterator[int]:
-        """For as long as `count` views are encoded: processes decode where that pays or was asked
-        for. Gives how many batches to begin ahead of the one that is encoded."""
-        wanted = decoders.wanted(self.backbone.device, self.workers, count)
+        """For as long as `count` views are encoded: processes decode where they were asked for.
+        Gives how many batches to begin ahead of the one that is encoded."""
+        wanted = decoders.wanted(count)
         sent = self._portable() if wanted else None
         if sent is None:
             yield AHEAD
             return
-        found = Decoders(sent, wanted, patient=decoders.asked() is not None)
+        found = Decoders(sent, wanted)
         try:
             with found as self._decoders:
                 yield AHEAD_OF_DECODERS
@@ -151,7 +149,7 @@ class Pictures:
 
     def _portable(self) -> bytes | None:
         """The preprocessing for another process; None where it cannot be sent, which the user is
-        told once where processes were asked for."""
+        told once."""
         try:
             if self._refused:
                 raise NotPortableError(self._refused)
@@ -161,7 +159,7 @@ class Pictures:
                 f"backbone '{self.backbone.name}': threads decode its images, though "
                 f"{decoders.VARIABLE} asks for processes: {error}"
             )
-            if decoders.asked() is not None and said not in _told:
+            if said not in _told:
                 _told.add(said)
                 self.note(said)
             return None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vipbench.api import Method
 from vipbench.engine.training.step import Step
+from vipbench.errors import UsageError
 
 VARIABLE = "VIPBENCH_CUDA_GRAPHS"
 # Steps before a recording; they are part of the training.
@@ -108,10 +109,18 @@ def _never_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
+def asked() -> bool:
+    """Whether `VIPBENCH_CUDA_GRAPHS` asks for graphs. Raises UsageError."""
+    given = os.environ.get(VARIABLE, "").strip() or "0"
+    if given not in ("0", "1"):
+        raise UsageError(f"{VARIABLE} is '{given}'; expected 1 (steps are recorded) or 0 (off)")
+    return given == "1"
+
+
 def replays(device: torch.device, note: Callable[[str], None]) -> Replays | None:
     """What a process repeats its steps with; None where `device` cannot, or VIPBENCH_CUDA_GRAPHS
-    is 0."""
-    if device.type != "cuda" or os.environ.get(VARIABLE) == "0":
+    does not ask for it. Raises UsageError."""
+    if not asked() or device.type != "cuda":
         return None
     return Replays(CudaGraphs(device), note)
 

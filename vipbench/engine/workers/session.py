@@ -156,10 +156,8 @@ class Session:
         self.send({"event": "note", "text": text})
 
     def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
-        features = Features(
-            backbone.backbone, data.splits, data.fingerprint, _Ticker(self.send), self.note,
-            workers=machine.workers,
-        )  # fmt: skip
+        ticker = _Ticker(self.send)
+        features = Features(backbone.backbone, data.splits, data.fingerprint, ticker, self.note)
         runner = GroupRunner(features, self.note, machine, self.replays)
         runner.features_of = lambda name: self.runners[backbone.source, name].features
         return runner
