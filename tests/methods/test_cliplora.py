@@ -11,7 +11,7 @@ import torch
 from tests.backbones.clips import random_backbone
 from tests.golden_util import load_golden
 from tests.methods.golden_images import hold_to_figures
-from tests.methods.image_tasks import fit, make, scores, toy_task
+from tests.methods.image_tasks import fit, make, scores, toy_images, toy_task
 from vipbench.api import CellInfo
 from vipbench.methods.cliplora import CLIPLoRA, dropout, random_bits
 
@@ -43,6 +43,22 @@ def test_the_default_scores_with_the_checkpoints_temperature() -> None:
     paper, official = (make(CLIPLoRA, backbone, compat=c) for c in ("paper", "official"))
     ratio = scores(official)[0] / scores(paper)[0]
     torch.testing.assert_close(ratio, torch.full_like(ratio, 100 / backbone.logit_scale))
+
+
+def test_fixed_texts_are_the_mean_over_the_datasets_templates() -> None:
+    backbone = random_backbone()
+    task = toy_task(backbone)  # two templates
+    x, _ = toy_images(30, backbone.image_size, seed=9)
+    with torch.no_grad():
+        images = backbone.encode_image(x)
+    mean, first = (
+        task.cosine_logits(images, task.class_features(templates))
+        for templates in (None, task.templates[:1])
+    )
+    assert (mean - first).abs().max() > 1e-3
+    for template, expected in (("", mean), (task.templates[0], first)):
+        method = make(CLIPLoRA, backbone, encoder="vision", template=template, dropout=0.0)
+        torch.testing.assert_close(scores(method)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_text_prompts(towers: str, classes: int, shots: int) -> None:
     method = case.make(ProGrad, n_ctx=6, strength=0.7, temperature=2.0, **settings)
     ours = case.starts(method)
     assert not ours["context"][:2].any()
-    close(ours["context"][2:], clip.words("a photo of a"), 1e-6)
+    close(ours["context"][2:], clip.words("a scan of a"), 1e-6)  # the dataset's template
 
     def two(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         z, teacher = logits(x), (clip.logits(x, scan) / 2).softmax(-1)

@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 
+from tests.backbones.clips import random_backbone
 from tests.golden_util import golden_backbone, load_golden
 from tests.methods.given import close, generator, scores, tensor, train
 from vipbench import api
@@ -74,6 +75,52 @@ def test_the_recorded_figures_of_prograd(shared: Path) -> None:
         ProGrad, golden, strength=hyper["LAMBDA"], temperature=hyper["T"], **common(golden)
     )
     meets(golden, built)
+
+
+def words_of(
+    method: type[api.Method],
+    template: str,
+    descriptions: tuple[tuple[str, ...], ...] | None = None,
+    **hparams: Any,
+) -> api.Method:
+    """The method on a random CLIP with the real vocabulary, for a dataset with this template."""
+    backbone, names = random_backbone(), ("red spot", "mole")
+    info = api.CellInfo(None, 2, 2, "random", backbone.dim, backbone.width, "toy")
+    task = api.Task(backbone, names, (template,), None, info, generator, descriptions=descriptions)
+    return method(task, method.HParams(**hparams).for_cell(info))
+
+
+def test_prograd_starts_from_the_words_of_the_datasets_template() -> None:
+    method = words_of(ProGrad, "a dermoscopy picture of {}, a lesion.", n_ctx=8)
+    words = method.task.backbone.embed_words("a dermoscopy picture of")  # (n,W)
+    assert len(words) > 4  # one of them has several tokens
+    assert torch.equal(method.context[-len(words) :], words)
+    assert not method.context[: -len(words)].any()
+    with pytest.raises(api.UnsupportedError, match=r"n_ctx is 4.*'a dermoscopy picture of'") as e:
+        words_of(ProGrad, "a dermoscopy picture of {}.", n_ctx=4)
+    assert f"set n_ctx to {len(words)}" in str(e.value)
+    assert words_of(ProGrad, "{}.", n_ctx=4).context.all()  # no words: drawn
+
+
+def test_biomedcoop_loses_no_word_with_several_tokens() -> None:
+    texts = (("red spot, seen",), ("mole, seen",))
+    words = "a dermoscopy picture of"
+    tokens = len(random_backbone().embed_words(words))
+    for n_ctx in (1, tokens):
+        method = words_of(
+            BiomedCoOp, "{}", texts, n_ctx=n_ctx, context_init=words, n_prompts=1
+        )  # fmt: skip
+        plain = method.task.text_features([f"{words} red spot.", f"{words} mole."])
+        with torch.no_grad():
+            close(method._classes(), torch.nn.functional.normalize(plain, dim=-1), 1e-5)
+    with pytest.raises(
+        api.UnsupportedError, match=f"2 context vectors end within a word of '{words}"
+    ):
+        words_of(BiomedCoOp, "{}", texts, n_ctx=2, context_init=words, n_prompts=1)
+    many = words_of(
+        BiomedCoOp, "{}", texts, n_ctx=1, context_init=words, n_prompts=1, class_specific=True
+    )
+    assert many.context.shape[0] == 2
 
 
 def official_descriptions(golden: dict[str, Any]) -> tuple[tuple[str, ...], ...]:

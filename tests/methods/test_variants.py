@@ -78,7 +78,11 @@ def claprepo_training(
     return params
 
 
-def linear(case: Case, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+def linear(
+    case: Case,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     x, y, text, test, scale = arrays(case)
     if "labels_text" in case and loss is joint_marker:
         x = torch.cat([x, tensor(case["samples_text"])])
@@ -86,7 +90,7 @@ def linear(case: Case, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -
         loss = None
 
     def total(w: Tensor) -> Tensor:
-        entropy = F.cross_entropy(scale * cosine(x, w), y)
+        entropy = F.cross_entropy(scale * cosine(x, w), y, class_weights)
         return entropy if loss is None else entropy + loss(w, text)
 
     (w,) = ssbench_training(case, [text], total)
@@ -97,10 +101,17 @@ def joint_marker(w: Tensor, text: Tensor) -> Tensor:
     raise AssertionError("only marks the joint training")
 
 
+def ssbench_lpcw(case: Case) -> Tensor:
+    _, y, text, *_ = arrays(case)
+    counts = torch.bincount(y, minlength=len(text))
+    return linear(case, class_weights=len(y) / ((counts > 0).sum() * counts.clamp(min=1)))
+
+
 def ssbench_clap(case: Case) -> Tensor:
     x, y, text, _, scale = arrays(case)
     known = (scale * cosine(x, text)).softmax(-1)
-    strength = torch.stack([known[y == c, c].mean() for c in range(len(text))])
+    # A class without support images takes the mean of the others, which leaves the mean as it is.
+    strength = torch.stack([known[y == c, c].mean() for c in y.unique().tolist()])
 
     def penalty(w: Tensor, text: Tensor) -> Tensor:
         return strength.mean() * (w - text).square().sum(-1).mean()
@@ -124,7 +135,9 @@ def ssbench_lppp(case: Case) -> Tensor:
     t, unit = F.normalize(text, dim=-1), F.normalize(x, dim=-1)
     member = F.one_hot(y, len(t)).float()
     raw = x @ t.T
-    alpha = torch.full((len(t),), float(250 * (member * raw).sum(0).div(member.sum(0)).mean()))
+    alpha = torch.full(
+        (len(t),), float(250 * (member * raw).sum(0).div(member.sum(0).clamp(min=1)).mean())
+    )
     steps = len(case["losses"])
     lr = 4 * len(x) / float(torch.linalg.eigvalsh(unit.T @ unit)[-1])
     lr_alpha = len(x) / (4 * float(raw.square().sum(0).max()))
@@ -214,7 +227,7 @@ VARIANTS: dict[str, tuple[Callable[[Case], Tensor], type[api.Method], dict[str, 
     "ssbench_clipadapt": (ssbench_clipadapt, CLIPAdapter, {"lr": 0.1, "epochs": 300}),
     "ssbench_crossmodal": (lambda case: linear(case, joint_marker), CrossModal, {}),
     "ssbench_lp": (linear, ZSLP, {}),
-    "ssbench_lpcw": (linear, ZSLP, {}),  # its class weights are 1: the counts are equal
+    "ssbench_lpcw": (ssbench_lpcw, ZSLP, {}),
     "ssbench_lppp": (ssbench_lppp, LPPlusPlus, {}),
     "ssbench_lppp_tf": (ssbench_lppp, LPPlusPlus, {}),
     "ssbench_ss": (ssbench_ss, NCM, {"logit_scale": math.exp(4.0)}),
@@ -259,6 +272,33 @@ def test_a_variant_is_what_the_page_says_and_not_the_method(shared: Path, name: 
     assert moved == pytest.approx(float(row[1]), rel=0.06)
     assert abs(changed - int(row[2])) <= 1
     assert moved > 100 * tolerance
+
+
+def unequal(case: Case, counts: tuple[int, ...], repeat: tuple[int, ...]) -> Case:
+    """The case with the first `counts` images of each class, each `repeat` times."""
+    labels = case["support_labels"]
+    rows = [
+        np.repeat(np.flatnonzero(labels == c)[:n], r)
+        for c, (n, r) in enumerate(zip(counts, repeat, strict=True))
+    ]
+    some = np.concatenate(rows)
+    support = {f"support_{part}": case[f"support_{part}"][some] for part in ("features", "labels")}
+    return {**case, **support}
+
+
+def test_class_weights_are_those_of_images_repeated_to_equal_counts(shared: Path) -> None:
+    case = load_golden(shared / "golden" / "ssbench_lpcw_a.npz")
+    weighted = ssbench_lpcw(unequal(case, (4, 2, 1, 4, 0), (1, 1, 1, 1, 1)))
+    repeated = linear(unequal(case, (4, 2, 1, 4, 0), (1, 2, 4, 1, 1)))
+    torch.testing.assert_close(weighted, repeated, rtol=0, atol=1e-3)
+    unweighted = linear(unequal(case, (4, 2, 1, 4, 0), (1, 1, 1, 1, 1)))
+    assert (weighted - unweighted).abs().max() > 1
+
+
+def test_a_class_without_support_takes_the_mean_strength_of_the_others(shared: Path) -> None:
+    case = load_golden(shared / "golden" / "ssbench_clap_a.npz")
+    found = ssbench_clap(unequal(case, (4, 2, 1, 4, 0), (1, 1, 1, 1, 1)))
+    assert bool(torch.isfinite(found).all())
 
 
 def test_one_variant_can_be_had_by_hyperparameters(shared: Path) -> None:

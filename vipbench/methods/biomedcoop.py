@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
+from vipbench.methods.shared.deep import starting_words
 
 UNTUNED = "λ of BiomedCoOp untuned: one default for all datasets, where the paper tunes each"
 
@@ -34,6 +35,7 @@ class BiomedCoOp(api.Method):
     kind = "TP"
     paper = "Koleilat et al., BiomedCoOp: Learning to Prompt for Biomedical Vision-Language Models"
     year = 2025
+    revision = 2
     needs = frozenset({"text", "descriptions"})
     bibtex = """@inproceedings{koleilat2025biomedcoop,
   title = {{BiomedCoOp}: Learning to Prompt for Biomedical Vision-Language Models},
@@ -45,8 +47,9 @@ class BiomedCoOp(api.Method):
     @dataclass(frozen=True)
     class HParams(api.HParams):
         """n_prompts: descriptions of each class that are used, the least that there must be.
-        consistency, distillation: λ₁, λ₂. n_ctx: M; context_init's first M words are its start,
-        where it has so many, and its other words stay in the text."""
+        consistency, distillation: λ₁, λ₂. n_ctx: M. context_init: words whose first M tokens
+        start the context; the words after them stay in the text. Fewer tokens, or empty:
+        N(0, 0.02²)."""
 
         n_prompts: int = 50
         consistency: float = 0.5
@@ -86,18 +89,10 @@ class BiomedCoOp(api.Method):
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
         many = (task.n_classes,) if hparams.class_specific else ()
-        words = hparams.context_init.split()
-        if words and len(words) >= hparams.n_ctx:
-            # Words beyond the M-th stay in the text, frozen.
-            rest = " ".join([*words[hparams.n_ctx :], ""])
-            start = task.backbone.embed_words(hparams.context_init)[: hparams.n_ctx]  # (M,W)
-            context = start.expand(*many, -1, -1)
-        else:
-            rest = ""
-            context = task.normal("context", *many, hparams.n_ctx, task.info.width)
-        texts = [("", f"{rest}{name}.") for name in task.names]
+        context, rest = starting_words(task, hparams.context_init, hparams.n_ctx, many)
+        texts = [("", f"{rest} {name}.".lstrip()) for name in task.names]
         self.prompts = task.embed(texts, hparams.n_ctx)  # (C,)
-        self.context = nn.Parameter(context.clone())  # (M,W) or (C,M,W)
+        self.context = nn.Parameter(context)  # (M,W) or (C,M,W)
         known = task.description_texts(hparams.n_prompts)
         self.experts = F.normalize(task.text_features(known), dim=-1)  # (C,K,D)
         self.centre = F.normalize(self.experts.mean(1), dim=-1)  # (C,D)

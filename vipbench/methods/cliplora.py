@@ -37,6 +37,7 @@ class CLIPLoRA(api.Method):
   title={Low-Rank Few-Shot Adaptation of Vision-Language Models},
   author={Zanella, Maxime and Ben Ayed, Ismail},
   booktitle={CVPR Workshops}, year={2024}}"""
+    revision = 2
     inputs = "images"
     needs = frozenset({"text", "vit"})
 
@@ -51,7 +52,8 @@ class CLIPLoRA(api.Method):
         """params: letters of the projections, of q, k, v, o. encoder: which towers. position: in
         which blocks. max_iterations: cuts 500·k (unpublished, for quick runs). compat:
         `official` scores with a temperature of 100 whatever the checkpoint's is. template:
-        empty is the dataset's first."""
+        empty is the dataset's first; with encoder `vision`, where texts stay as they are, the
+        mean over all of the dataset's, as in the official program."""
 
         rank: int = 2
         alpha: float = 1.0
@@ -126,7 +128,8 @@ class CLIPLoRA(api.Method):
         tap = _LowRank(self)
         backbone = self.task.backbone
         if self.hparams.encoder == "vision":
-            classes = self.task.class_features([self.hparams.template or self.task.templates[0]])
+            given = self.hparams.template
+            classes = self.task.class_features([given] if given else None)
         else:
             classes = self.task.encode_text(self.prompts, tap=tap)  # (C,D)
         if self.hparams.encoder == "text":

@@ -3,8 +3,9 @@
 Eq. 5: the gradient of CoOp's cross-entropy loses its part against the gradient of the
 Kullback-Leibler divergence from the zero-shot prediction, λ times it; momentum and weight decay
 act afterwards, and the divergence's own gradient is never applied. Settings as CoOp's, with the
-temperature T = 1 and λ = 1. With initial words the official program puts them last and fills the
-first places of the M vectors with zeros.
+temperature T = 1 and λ = 1. The context starts from the words before the class name in the
+dataset's template; they are the last of the M vectors, and the vectors before them are zeros, as in
+the official program, which refuses fewer vectors than words.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class ProGrad(api.Method):
     kind = "TP"
     paper = "Zhu et al., Prompt-aligned Gradient for Prompt Tuning"
     year = 2023
+    revision = 2
     bibtex = """@inproceedings{zhu2023prompt,
   title = {Prompt-aligned Gradient for Prompt Tuning},
   author = {Zhu, Beier and Niu, Yulei and Han, Yucheng and Wu, Yue and Zhang, Hanwang},
@@ -36,11 +38,12 @@ class ProGrad(api.Method):
 
     @dataclass(frozen=True)
     class HParams(api.HParams):
-        """n_ctx: M. context_init: words at the end of the context; empty draws all of it.
-        strength: λ. temperature: T. epochs: None follows CoOp's rule by shots."""
+        """n_ctx: M. context_init: words at the end of the context; None takes those before the
+        class name in the dataset's first template; empty draws all of it. strength: λ.
+        temperature: T. epochs: None follows CoOp's rule by shots."""
 
         n_ctx: int = 16
-        context_init: str = "a photo of a"
+        context_init: str | None = None
         class_specific: bool = False
         strength: float = 1.0
         temperature: float = 1.0
@@ -67,8 +70,17 @@ class ProGrad(api.Method):
         texts = [("", f"{name}.") for name in task.names]
         self.prompts = task.embed(texts, hparams.n_ctx)  # (C,)
         many = (task.n_classes,) if hparams.class_specific else ()
-        if hparams.context_init:
-            words = task.backbone.embed_words(hparams.context_init)[-hparams.n_ctx :]  # (n,W)
+        start = hparams.context_init
+        if start is None:
+            start = task.templates[0].partition("{}")[0].strip()
+        if start:
+            words = task.backbone.embed_words(start)  # (n,W)
+            if len(words) > hparams.n_ctx:
+                raise api.UnsupportedError(
+                    f"n_ctx is {hparams.n_ctx}, and the start words '{start}' are {len(words)} "
+                    f"tokens of '{task.backbone.name}'; set n_ctx to {len(words)} or more, or "
+                    "name other words by context_init"
+                )
             blank = words.new_zeros(hparams.n_ctx - len(words), words.shape[1])
             context = torch.cat([blank, words]).expand(*many, -1, -1)
         else:

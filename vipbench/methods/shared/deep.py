@@ -44,11 +44,14 @@ def first_row(prompts: api.Prompts) -> int:
     return int(prompts.gaps.flatten()[0])
 
 
-def starting_words(task: api.Task, words: str, n_ctx: int) -> tuple[Tensor, str]:
-    """A context (M,W) to start from, and which of `words` are left over for the text itself.
+def starting_words(
+    task: api.Task, words: str, n_ctx: int, many: tuple[int, ...] = ()
+) -> tuple[Tensor, str]:
+    """A context (*many,M,W) to start from, and which of `words` are left over for the text itself.
 
     The first M tokens of `words` start the context. Where `words` are fewer tokens than that, or
-    none, the context is drawn from N(0, 0.02²) and nothing is left over.
+    none, the context is drawn from N(0, 0.02²) and nothing is left over. many: (C,) for a context
+    of each class; all start from the same words.
     Raises UnsupportedError where M tokens end within a word.
     """
     parts = words.split()
@@ -57,12 +60,13 @@ def starting_words(task: api.Task, words: str, n_ctx: int) -> tuple[Tensor, str]
         if len(tokens) >= n_ctx:
             for i in range(1, len(parts) + 1):
                 if len(task.backbone.embed_words(" ".join(parts[:i]))) == n_ctx:
-                    return tokens[:n_ctx].clone(), " ".join(parts[i:])
+                    start = tokens[:n_ctx].expand(*many, -1, -1).clone()
+                    return start, " ".join(parts[i:])
             raise api.UnsupportedError(
                 f"{n_ctx} context vectors end within a word of '{words}' under the tokenizer of "
                 f"'{task.backbone.name}'; choose another n_ctx or context_init"
             )
-    return task.normal("context", n_ctx, task.info.width), ""
+    return task.normal("context", *many, n_ctx, task.info.width), ""
 
 
 def at_least(least: int, **values: int | None) -> None:
