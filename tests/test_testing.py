@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipbench import api
@@ -94,9 +95,60 @@ class DeafPrompts(Plain):
         return super().loss(batch) + 0 * self.context.sum()
 
 
+class Trained(Plain):
+    """A linear layer that the engine trains."""
+
+    needs = frozenset()
+    uses_support = True
+
+    @dataclass(frozen=True)
+    class HParams(api.HParams):
+        """The recipe alone."""
+
+        def recipe(self, info: api.CellInfo) -> api.Recipe:
+            return api.Recipe(lr=0.1)
+
+    def __init__(self, task: api.Task, hparams: api.HParams) -> None:
+        super().__init__(task, hparams)
+        self.weight = nn.Parameter(task.normal("weight", task.n_classes, task.info.dim))
+        self.temperature = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) @ self.weight.T * (1 + self.temperature)
+
+
+class Unweighted(Trained):
+    """Declares what its loss does not do."""
+
+    pads = True
+
+    def loss(self, batch: api.Batch) -> Tensor:
+        return F.cross_entropy(self(batch.x), batch.labels)
+
+
+class Later(Trained):
+    """Its loss sees the padding as soon as the temperature has moved."""
+
+    pads = True
+
+    def loss(self, batch: api.Batch) -> Tensor:
+        own = batch.mean(F.cross_entropy(self(batch.x), batch.labels, reduction="none"))
+        return own + 100 * self.temperature**2 * self(batch.x).square().mean()
+
+
+class Centred(Trained):
+    """The default loss, of a forward that reads the batch in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0) if self.training else x)
+
+
 @pytest.mark.parametrize(
     ("method", "rule"),
     [
+        (Unweighted, "padding changes nothing"),
+        (Later, "padding changes nothing"),
+        (Centred, "padding changes nothing"),
         (DeafPrompts, "learns the toy"),
         (Shape, "shapes"),
         (Nan, "finite"),

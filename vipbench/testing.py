@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from vipbench.api import (
     SPLITS,
     Backbone,
+    Batch,
     CellInfo,
     Dataset,
     ImageBackbone,
@@ -32,6 +34,7 @@ from vipbench.api import (
     Support,
     Task,
     has_own_fit,
+    pads_batches,
 )
 from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError
 from vipbench.engine.seeding import cell_generator
@@ -43,6 +46,8 @@ CLASSES = ("dark disc", "bright square", "grey ring")
 SYMPTOMS = (("low values", "round edge"), ("high values",), ("hollow middle", "even rim"))
 DESCRIPTIONS = tuple(tuple(f"a {name} seen {i} times" for i in range(60)) for name in CLASSES)
 SHOTS, EPOCHS, TOLERANCE = 3, 3, 1e-3
+# How far padding may move a loss or a gradient, in relation to its largest value: rounding.
+PADDING = 1e-5
 # Epochs after which a loss must have been lower than in the first; more where few do not do it.
 LEARNING = (4, 40)
 TEXTS = frozenset({"text", "symptoms", "descriptions"})
@@ -91,6 +96,8 @@ def check_method(
         guard.check(what)
     except SpoiltError as error:
         raise ConformanceError("frozen weights are untouched", str(error)) from None
+    if method.uses_support and pads_batches(method) and not has_own_fit(method):
+        _check_padding(method, tower)
     if method.uses_support and stacking and not has_own_fit(method):
         _check_stacking(method, tower, epochs)
     if method.uses_support:
@@ -167,6 +174,50 @@ def _check_stacking(method: type[Method], tower: ImageBackbone, epochs: int) -> 
             )
 
 
+def _check_padding(method: type[Method], tower: ImageBackbone) -> None:
+    """Images of weight 0, with other labels, leave losses and gradients as they are."""
+    cell = _cell(method, tower, 1)
+    if cell is None:
+        return
+    made, support = cell.method, cell.support
+    x, labels = _images(tower, method, 5, seed=77)
+    more_x = torch.cat([support.plain, x])
+    more_labels = torch.cat([support.labels, (labels + 1).to(support.labels) % len(CLASSES)])
+    weight = torch.cat([torch.ones(len(support.labels)), torch.zeros(len(x))]).to(tower.device)
+    for steps in (0, 3):
+        if steps:
+            recipe = dataclasses.replace(_short(cell.recipe, 1), epochs=None, iterations=steps)
+            train([dataclasses.replace(cell, recipe=recipe)])
+        _fill_noise(made, cell.generator)
+        whole = Batch(support.plain, support.labels, torch.ones_like(support.labels).to(weight))
+        own = _gradients(made, whole)
+        padded = _gradients(made, Batch(more_x, more_labels, weight))
+        for name, value in own.items():
+            apart = float((value - padded[name]).abs().max())
+            if not apart <= PADDING * max(float(value.abs().max()), PADDING):
+                raise ConformanceError(
+                    "padding changes nothing",
+                    f"{method.name}, after {steps} steps, {len(x)} images of weight 0: {name} "
+                    f"{_apart(value, padded[name])}. Take means over the batch by `batch.mean`, or "
+                    "override `loss` without `pads = True`, which gets no padding",
+                )
+
+
+def _gradients(method: Method, batch: Batch) -> dict[str, Tensor]:
+    """The losses of a batch and, for each of them, the gradients of all parameters, by name."""
+    method.train()
+    trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    losses = method.loss(batch)
+    found: dict[str, Tensor] = {}
+    for i, loss in enumerate(losses if isinstance(losses, tuple) else (losses,)):
+        found[f"loss {i + 1}"] = loss.detach()
+        grads = torch.autograd.grad(
+            loss, list(trained.values()), retain_graph=True, materialize_grads=True
+        )
+        found |= {f"the gradient of '{k}'": g for k, g in zip(trained, grads, strict=True)}
+    return found
+
+
 def _check_learning(method: type[Method], tower: ImageBackbone) -> None:
     """Images of the toy's classes are told apart after training; where texts decide, whose made-up
     class names mean nothing to the towers, it is enough that training lowers its own loss."""
@@ -203,44 +254,69 @@ def _trained(
     """One prepared, trained and finished method a seed; together where they stack. cells: takes
     what the engine trained."""
     cells = [] if cells is None else cells
-    built: list[tuple[Method, Support | None, Callable[[str], torch.Generator]]] = []
+    built: list[_Built] = []
     for seed in seeds:
-        generator = cell_generator("conformance", SHOTS, seed)
-        n = SHOTS * len(CLASSES)
-        info = CellInfo(
-            SHOTS, n, len(CLASSES), tower.name, tower.dim, getattr(tower, "width", 0), "toy"
-        )
-        task = Task(
-            tower, CLASSES, ("a photo of a {}.",), SYMPTOMS, info, generator, {}, DESCRIPTIONS
-        )
-        hparams = method.HParams().for_cell(info)
-        if has_own_fit(method):  # whose length no recipe tells
-            hparams = hparams.quick(info)
-        made = method(task, hparams).to(task.device)
-        for name, shape in made.noise().items():
-            setattr(made, name, torch.zeros(shape, device=task.device))
-        support = _support(tower, method, seed) if method.uses_support else None
-        if support is not None:
-            made.prepare(support)
-        built.append((made, support, generator))
-        recipe = hparams.recipe(info)
-        if support is None:
+        one = _built(method, tower, seed)
+        built.append(one)
+        if one.support is None:
             continue
         if has_own_fit(method):
-            made.fit(support)
-        elif recipe is not None and recipe.epochs != 0:
-            cells.append(TrainCell(made, _short(recipe, epochs), support, generator))
+            one.method.fit(one.support)
+        elif one.recipe is not None and one.recipe.epochs != 0:
+            recipe = _short(one.recipe, epochs)
+            cells.append(TrainCell(one.method, recipe, one.support, one.generator))
     parts = [cells] if cells and can_stack(cells) else [[cell] for cell in cells]
     for part in parts:
         train(part)
-    for made, support, generator in built:
-        made.eval()
-        for name, shape in made.noise().items():
-            value = torch.randn(*shape, generator=generator(f"noise-eval/{name}"))
-            setattr(made, name, value.to(tower.device))
-        if support is not None:
-            made.finish(support)
-    return [made for made, *_ in built]
+    for one in built:
+        one.method.eval()
+        _fill_noise(one.method, one.generator)
+        if one.support is not None:
+            one.method.finish(one.support)
+    return [one.method for one in built]
+
+
+@dataclass
+class _Built:
+    """A cell whose method is built and prepared. recipe: None where the engine trains nothing."""
+
+    method: Method
+    recipe: Recipe | None
+    support: Support | None
+    generator: Callable[[str], torch.Generator]
+
+
+def _built(method: type[Method], tower: ImageBackbone, seed: int) -> _Built:
+    generator = cell_generator("conformance", SHOTS, seed)
+    n = SHOTS * len(CLASSES)
+    info = CellInfo(
+        SHOTS, n, len(CLASSES), tower.name, tower.dim, getattr(tower, "width", 0), "toy"
+    )
+    task = Task(tower, CLASSES, ("a photo of a {}.",), SYMPTOMS, info, generator, {}, DESCRIPTIONS)
+    hparams = method.HParams().for_cell(info)
+    if has_own_fit(method):  # whose length no recipe tells
+        hparams = hparams.quick(info)
+    made = method(task, hparams).to(task.device)
+    for name, shape in made.noise().items():
+        setattr(made, name, torch.zeros(shape, device=task.device))
+    support = _support(tower, method, seed) if method.uses_support else None
+    if support is not None:
+        made.prepare(support)
+    return _Built(made, hparams.recipe(info), support, generator)
+
+
+def _cell(method: type[Method], tower: ImageBackbone, seed: int) -> TrainCell | None:
+    """A cell ready to train; None where the engine trains nothing."""
+    one = _built(method, tower, seed)
+    if one.recipe is None or one.recipe.epochs == 0 or one.support is None:
+        return None
+    return TrainCell(one.method, one.recipe, one.support, one.generator)
+
+
+def _fill_noise(method: Method, generator: Callable[[str], torch.Generator]) -> None:
+    for name, shape in method.noise().items():
+        value = torch.randn(*shape, generator=generator(f"noise-eval/{name}"))
+        setattr(method, name, value.to(method.task.device))
 
 
 def _short(recipe: Recipe, epochs: int | None) -> Recipe:

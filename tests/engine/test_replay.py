@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.engine.test_training import Toy, cell
+from tests.engine.test_training import Centring, Toy, cell
 from vipbench import api
 from vipbench.engine.training import cuda_graphs as replay
 from vipbench.engine.training.cuda_graphs import (
@@ -186,6 +186,17 @@ def test_repeated_steps_are_the_steps(
     stretches = [b - a for a, b in zip([0, *steps[:-1]], steps, strict=True)]
     assert repeats.replayed == sum(n - WARM for n in stretches if n >= FEWEST) > 0
     assert all(tape.closed for tape in tapes.tapes)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_batches_of_several_sizes_are_not_recorded(drop_last: bool) -> None:
+    tapes = Tapes()
+    sizes = [(11, FEWEST, 4)] * 2
+    plain, repeated = (cells(Centring, sizes, drop_last=drop_last) for _ in range(2))
+    train(plain)
+    train(repeated, replays=Replays(tapes, pytest.fail))
+    same(repeated, plain)
+    assert bool(tapes.tapes) == drop_last
 
 
 def test_few_steps_are_not_recorded() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vipbench import api
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.training.batches import schedule
-from vipbench.engine.training.stacking import TrainCell, can_stack
+from vipbench.engine.training.stacking import TrainCell, can_stack, partition
 from vipbench.engine.training.trainer import train
 
 DIM, CLASSES = 6, 3
@@ -26,6 +26,7 @@ class Toy(api.Method):
     name = "toy"
     kind = "AD"
     needs = frozenset()
+    pads = True
 
     @dataclass(frozen=True)
     class HParams(api.HParams):
@@ -55,14 +56,37 @@ class Toy(api.Method):
         return grads[0] + 2 * grads[1]
 
 
-def cell(seed: int, n: int, recipe: api.Recipe, best_val: bool = False) -> TrainCell:
+# How many images each call of a loss saw.
+SEEN: list[int] = []
+
+
+class Centring(Toy):
+    """A loss of its own that knows no weights, on a forward with batch statistics."""
+
+    pads = False
+
+    def loss(self, batch: api.Batch) -> tuple[Tensor, ...]:
+        SEEN.append(len(batch.labels))
+        x = batch.x - batch.x.mean(0)
+        ce = F.cross_entropy(x @ self.weight.T + self(batch.x), batch.labels)
+        return ce, (self.weight - self.anchor).square().mean()
+
+
+def cell(
+    seed: int,
+    n: int,
+    recipe: api.Recipe,
+    best_val: bool = False,
+    method: type[Toy] = Toy,
+) -> TrainCell:
     generator = cell_generator("toy", n, seed)
     draw = generator("data")
     views = torch.randn(4, n, DIM, generator=draw)
     labels = torch.arange(n) % CLASSES
     val = api.Labelled(torch.randn(9, DIM, generator=draw), torch.arange(9) % CLASSES)
     support = api.Support(views[0], labels, CLASSES, n, lambda v: views[v], 4, val=val)
-    return TrainCell(Toy(generator("init"), Toy.HParams()), recipe, support, generator, best_val)
+    made = method(generator("init"), Toy.HParams())
+    return TrainCell(made, recipe, support, generator, best_val)
 
 
 @settings(max_examples=25)
@@ -98,10 +122,11 @@ def test_stacked_equals_alone(data: st.DataObject) -> None:
             torch.testing.assert_close(mine_told, other_told, rtol=1e-4, atol=1e-5)
 
 
-def test_alone_equals_a_plain_torch_loop() -> None:
+@pytest.mark.parametrize("method", [Toy, Centring])
+def test_alone_equals_a_plain_torch_loop(method: type[Toy]) -> None:
     """One cell, written as anyone would write the loop."""
     recipe = api.Recipe(lr=0.1, epochs=3, batch_size=4, drop_last=False)
-    ours, plain = cell(1, 10, recipe), cell(1, 10, recipe)
+    ours, plain = (cell(1, 10, recipe, method=method) for _ in range(2))
     train([ours])
     method, support, plan = plain.method, plain.support, schedule(plain)
     noise = plain.generator("noise/shake")
@@ -122,6 +147,71 @@ def test_alone_equals_a_plain_torch_loop() -> None:
     assert ours.losses == pytest.approx(losses, rel=1e-5)
     # Every epoch sees each of the 10 images once, under its view, before the step's update.
     assert [h["support_accuracy"] for h in ours.history] == [n / 10 for n in right]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@settings(max_examples=15)
+@given(data=st.data())
+def test_a_loss_without_weights_stacks_where_batches_are_alike(
+    pooled: bool, data: st.DataObject
+) -> None:
+    base = api.Recipe(lr=0.1, drop_last=data.draw(st.booleans()), pooled=pooled)
+    plans = []
+    for seed in range(4):
+        batch = data.draw(st.sampled_from([None, 3, 4]))
+        recipe = replace(base, epochs=data.draw(st.integers(1, 4)), batch_size=batch)
+        plans.append((seed, data.draw(st.integers(2, 7)), recipe, data.draw(st.booleans())))
+    stacked, alone = ([cell(*p, method=Centring) for p in plans] for _ in range(2))
+    parts = partition(stacked)
+    for part in parts:
+        sizes = [schedule(one).sizes for one in part]
+        assert all(a[: len(b)] == b[: len(a)] for a in sizes for b in sizes)
+        SEEN.clear()
+        train(part)
+        assert set(SEEN) == {n for each in sizes for n in each}
+    for one in alone:
+        train([one])
+    for mine, other in zip(stacked, alone, strict=True):
+        torch.testing.assert_close(mine.method.weight, other.method.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_which_cells_of_a_loss_without_weights_stack() -> None:
+    def two(n: int, m: int, batch: int, drop_last: bool) -> int:
+        recipe = api.Recipe(batch_size=batch, drop_last=drop_last)
+        return len(partition([cell(s, k, recipe, method=Centring) for s, k in ((1, n), (2, m))]))
+
+    assert two(8, 8, 5, False) == 1  # batches of 5 and 3 in both
+    assert two(8, 12, 4, False) == 1  # 4 at every step
+    assert two(9, 11, 4, True) == 1
+    assert two(8, 9, 4, False) == 2
+    assert two(3, 8, 4, True) == 2
+
+
+def test_whose_batches_are_padded() -> None:
+    class Default(api.Method):
+        pass
+
+    class Own(Default):
+        def loss(self, batch: api.Batch) -> Tensor:
+            return batch.x.mean()
+
+    class Declared(Own):
+        pads = True
+
+    class Again(Declared):
+        def loss(self, batch: api.Batch) -> Tensor:
+            return batch.x.mean()
+
+    class Towers(Default):
+        trains_towers = True
+
+    class Never(Default):
+        pads = False
+
+    expected = {Default: True, Own: False, Declared: True, Again: False, Towers: False}
+    for method, padded in {**expected, Never: False}.items():
+        assert api.pads_batches(method) == padded, method
+        assert api.pads_batches(type("Derived", (method,), {})) == padded, method
 
 
 def test_validation_is_scored_ten_times_or_where_it_selects_every_epoch() -> None:

@@ -13,7 +13,7 @@ from vipbench.api.backbone import (
     UnsupportedError,
 )
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split, fingerprint_splits
-from vipbench.api.method import Batch, Labelled, Method, Support, has_own_fit
+from vipbench.api.method import Batch, Labelled, Method, Support, has_own_fit, pads_batches
 from vipbench.api.recipe import CellInfo, Choice, HParams, Published, Range, Recipe, Views
 from vipbench.api.task import Task
 from vipbench.fetching import HubFile, Needed, WebFile
@@ -54,4 +54,5 @@ __all__ = [
     "fingerprint_splits",
     "has_own_fit",
     "open_image",
+    "pads_batches",
 ]

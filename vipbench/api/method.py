@@ -57,7 +57,8 @@ class Support:
 
 @dataclass(frozen=True)
 class Batch:
-    """x (B,D) features or (B,3,H,H) images; labels (B,); weight (B,), 0 for padding."""
+    """x (B,D) features or (B,3,H,H) images; labels (B,); weight (B,), 0 for padding, which comes
+    only where `pads_batches` holds for the method."""
 
     x: Tensor
     labels: Tensor
@@ -83,7 +84,8 @@ class Method(nn.Module, ABC):
     Task.description_texts), "val", "test_images" (transductive), "vit" (a vision transformer).
     uses_support: False for zero-shot methods, which run once, at 0 shots. transfers: whether what
     it learned serves classes that it was not trained on (base-to-new, cross-dataset): None lets the
-    engine find out, see docs/protocols.md. A plain tensor attribute becomes a buffer by itself.
+    engine find out, see docs/protocols.md. pads: whether a `loss` of the method's own respects
+    `batch.weight`, see `pads_batches`. A plain tensor attribute becomes a buffer by itself.
     """
 
     name: ClassVar[str]
@@ -97,6 +99,7 @@ class Method(nn.Module, ABC):
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     uses_support: ClassVar[bool] = True
     transfers: ClassVar[bool | None] = None
+    pads: ClassVar[bool] = False
     stackable: ClassVar[bool] = True
     trains_towers: ClassVar[bool] = False
     published: ClassVar[Published] = Published()
@@ -130,7 +133,11 @@ class Method(nn.Module, ABC):
         """x (B,D), or images (B,3,H,H) -> logits (B,C). Each image's logits depend on it alone."""
 
     def loss(self, batch: Batch) -> Tensor | tuple[Tensor, ...]:
-        """A scalar, or a tuple of scalars for `combine`. Default: mean cross-entropy."""
+        """A scalar, or a tuple of scalars for `combine`. Default: mean cross-entropy.
+
+        A loss that is overridden gets batches without padding, and its cells train together where
+        their batches are equally long. `pads = True` beside it says that it takes every mean over
+        the batch by `batch.mean`; it then gets padded batches, and more cells train together."""
         return batch.mean(F.cross_entropy(self(batch.x), batch.labels, reduction="none"))
 
     def combine(self, grads: tuple[Tensor, ...]) -> Tensor:
@@ -156,6 +163,19 @@ class Method(nn.Module, ABC):
         """x (N,·) -> logits (N,C). Default: forward in chunks. Methods that need
         "test_images" see the whole test set here."""
         return torch.cat([self(chunk) for chunk in x.split(256)])
+
+
+def pads_batches(method: type[Method]) -> bool:
+    """Whether the engine may pad this method's batches by images of weight 0: where it keeps the
+    default loss, or the class that overrides `loss`, or one derived from it, declares `pads`."""
+    for owner in method.__mro__:
+        if owner is Method:
+            return not method.trains_towers
+        if "pads" in vars(owner):
+            return bool(owner.__dict__["pads"])
+        if "loss" in vars(owner):
+            return False
+    return False
 
 
 def has_own_fit(method: type[Method]) -> bool:

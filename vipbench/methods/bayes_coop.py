@@ -32,6 +32,7 @@ class BayesCoOp(api.Method):
     paper = "Derakhshani et al., Bayesian Prompt Learning for Image-Language Model Generalization"
     year = 2023
     cost = "hours"
+    pads = True
     bibtex = """@inproceedings{derakhshani2023bayesian,
   title = {Bayesian Prompt Learning for Image-Language Model Generalization},
   author = {Derakhshani, Mohammad Mahdi and Sanchez, Enrique and Bulat, Adrian and

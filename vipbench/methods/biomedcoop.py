@@ -37,6 +37,7 @@ class BiomedCoOp(api.Method):
     year = 2025
     revision = 2
     needs = frozenset({"text", "descriptions"})
+    pads = True
     bibtex = """@inproceedings{koleilat2025biomedcoop,
   title = {{BiomedCoOp}: Learning to Prompt for Biomedical Vision-Language Models},
   author = {Koleilat, Taha and Asgariandehkordi, Hojat and Rivaz, Hassan and Xiao, Yiming},

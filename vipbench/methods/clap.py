@@ -31,6 +31,7 @@ class CLAP(api.Method):
     )
     year = 2024
     cost = "seconds"
+    pads = True
     bibtex = """@inproceedings{silva2024closer,
   title = {A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models},
   author = {Silva-Rodr{\\'i}guez, Julio and Hajimiri, Sina and {Ben Ayed}, Ismail and Dolz, Jose},

@@ -25,6 +25,7 @@ class KgCoOp(api.Method):
     kind = "TP"
     paper = "Yao et al., Visual-Language Prompt Tuning with Knowledge-guided Context Optimization"
     year = 2023
+    pads = True
     bibtex = """@inproceedings{yao2023visual,
   title = {Visual-Language Prompt Tuning with Knowledge-guided Context Optimization},
   author = {Yao, Hantao and Zhang, Rui and Xu, Changsheng},

@@ -29,6 +29,7 @@ class ProGrad(api.Method):
     paper = "Zhu et al., Prompt-aligned Gradient for Prompt Tuning"
     year = 2023
     revision = 2
+    pads = True
     bibtex = """@inproceedings{zhu2023prompt,
   title = {Prompt-aligned Gradient for Prompt Tuning},
   author = {Zhu, Beier and Niu, Yulei and Han, Yucheng and Wu, Yue and Zhang, Hanwang},

@@ -68,6 +68,7 @@ class PromptSRC(api.Method):
   booktitle={ICCV}, year={2023}}"""
     inputs = "images"
     needs = frozenset({"text", "vit"})
+    pads = True
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vipbench.api import Support
+from vipbench.api import Support, pads_batches
 from vipbench.engine.training.optim import learning_rates, steps_per_epoch, total_steps
-from vipbench.engine.training.stacking import TrainCell
+from vipbench.engine.training.stacking import TrainCell, batch_sizes, pool_size
 
 
 @dataclass
 class Schedule:
-    """What a cell does at each step: rows (steps,B) into its support, weight (steps,B), view and
-    rate per step."""
+    """What a cell does at each step: rows (steps,B) into its support, weight (steps,B), images
+    that are no padding, view and rate per step."""
 
     rows: Tensor
     weight: Tensor
+    sizes: list[int]
     view: list[int]
     lr: list[float]
     per_epoch: int
@@ -40,10 +41,11 @@ def schedule(cell: TrainCell) -> Schedule:
     """Batches, views and rates of the whole training, from the cell's own generator."""
     recipe, n = cell.recipe, len(cell.support.labels)
     steps, per_epoch = total_steps(recipe, n), steps_per_epoch(recipe, n)
-    pool = len(pooled(cell).labels)
+    pool = pool_size(cell)
     batch = min(recipe.batch_size or pool, pool)
     order = cell.generator("batches")
     rows, weight = torch.zeros(steps, batch, dtype=torch.long), torch.zeros(steps, batch)
+    sizes = batch_sizes(cell)
     view = []
     permutation = torch.arange(pool)
     for step in range(steps):
@@ -56,7 +58,8 @@ def schedule(cell: TrainCell) -> Schedule:
         rows[step, len(chosen) :] = chosen[0]
         weight[step, : len(chosen)] = 1.0
         view.append(epoch)
-    return Schedule(rows, weight, view, learning_rates(recipe, n), per_epoch)
+    each = [sizes[step % len(sizes)] for step in range(steps)]
+    return Schedule(rows, weight, each, view, learning_rates(recipe, n), per_epoch)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Batches:
     """The live cells' support images, one behind the other, each under its view of the moment.
 
     rows, labels, weight: (steps, cells, B) of all steps to come, rows counted through all cells.
-    start: the step that comes first.
+    start: the step that comes first. even: whether all of these steps' batches have one shape.
     """
 
     def __init__(self, cells: Sequence[TrainCell], plans: Sequence[Schedule], start: int) -> None:
@@ -98,36 +101,42 @@ class Batches:
         self.weight = sent(torch.stack(weights, dim=1), device)
         rates = [plan.lr[start : start + steps] for plan in plans]
         self.rates = sent(torch.tensor(rates, dtype=torch.float32).T.contiguous(), device)
-        self._inputs: Inputs | None = None
+        # Cells of a method whose batches are not padded have batches of one size at each step.
+        padded = pads_batches(type(cells[0].method))
+        self.sizes = [width] * steps if padded else plans[0].sizes[start : start + steps]
+        self.even = len(set(self.sizes)) == 1
+        self._inputs: dict[int, Inputs] = {}
 
     def write(self, step: int) -> Inputs:
-        """The inputs of `step`: always the same tensors, with other values."""
+        """The inputs of `step`: for each size of batch always the same tensors, with other
+        values."""
         at = step - self.start
-        x = self._images(step)
-        if self._inputs is None:
-            shape = self.rows.shape[1:]
-            self._inputs = Inputs(
-                x.new_empty(*shape, *x.shape[1:]),
-                torch.empty_like(self.labels[0]),
-                torch.empty_like(self.weight[0]),
+        size = self.sizes[at]
+        x = self._images(step, size)
+        if size not in self._inputs:
+            self._inputs[size] = Inputs(
+                x.new_empty(len(self.plans), size, *x.shape[1:]),
+                torch.empty_like(self.labels[0, :, :size]),
+                torch.empty_like(self.weight[0, :, :size]),
                 torch.empty_like(self.rates[0]),
             )
-        into = self._inputs
+        into = self._inputs[size]
         if self.take is None:
-            torch.index_select(x, 0, self.rows[at].flatten(), out=into.x.flatten(0, 1))
+            rows = self.rows[at, :, :size].flatten()
+            torch.index_select(x, 0, rows, out=into.x.flatten(0, 1))
         else:
             into.x.copy_(x[None])
-        into.labels.copy_(self.labels[at])
-        into.weight.copy_(self.weight[at])
+        into.labels.copy_(self.labels[at, :, :size])
+        into.weight.copy_(self.weight[at, :, :size])
         into.rates.copy_(self.rates[at])
         return into
 
-    def _images(self, step: int) -> Tensor:
-        """All support images (n,·) as `step` sees them, or the images (B,·) of that step."""
+    def _images(self, step: int, size: int) -> Tensor:
+        """All support images (n,·) as `step` sees them, or the images (size,·) of that step."""
         if self.take is not None:
             n_views = self.supports[0].n_views
             view = self.plans[0].view[step] % n_views if n_views else None
-            return self.take(self.plans[0].rows[step].tolist(), view)
+            return self.take(self.plans[0].rows[step, :size].tolist(), view)
         assert self.x is not None
         for i, (support, plan) in enumerate(zip(self.supports, self.plans, strict=True)):
             view = plan.view[step]

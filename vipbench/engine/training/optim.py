@@ -21,6 +21,15 @@ def steps_per_epoch(recipe: Recipe, n: int) -> int:
     return n // batch if recipe.drop_last else math.ceil(n / batch)
 
 
+def epoch_sizes(recipe: Recipe, n: int, pool: int) -> tuple[int, ...]:
+    """How many images each batch of an epoch holds: one number where all hold the same. pool: how
+    many images batches are drawn from, n or those of all views."""
+    batch = min(recipe.batch_size or pool, pool)
+    places = range(0, batch * steps_per_epoch(recipe, n), batch)
+    sizes = tuple(min(batch, pool - place) for place in places)
+    return sizes[:1] if len(set(sizes)) == 1 else sizes
+
+
 def total_steps(recipe: Recipe, n: int) -> int:
     """Steps of the whole training."""
     if recipe.iterations is not None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vipbench.api import Method, Recipe, Support
+from vipbench.api import Method, Recipe, Support, pads_batches
+from vipbench.engine.training.optim import epoch_sizes
 
 # Hyperparameters that reach a method only through its Recipe: cells that differ in these stack.
 RECIPE_FIELDS = frozenset({"lr", "epochs", "iterations", "batch_size"})
@@ -40,6 +41,17 @@ class TrainCell:
     take: Callable[[Sequence[int], int | None], Tensor] | None = None
 
 
+def pool_size(cell: TrainCell) -> int:
+    """How many images the cell's batches are drawn from."""
+    views = cell.support.n_views if cell.recipe.pooled else 0
+    return len(cell.support.labels) * max(1, views)
+
+
+def batch_sizes(cell: TrainCell) -> tuple[int, ...]:
+    """See `epoch_sizes`."""
+    return epoch_sizes(cell.recipe, len(cell.support.labels), pool_size(cell))
+
+
 def can_stack(cells: Sequence[TrainCell]) -> bool:
     """Whether these cells, all of one method, may train as one."""
     first = cells[0]
@@ -57,6 +69,8 @@ def _alike(a: TrainCell, b: TrainCell) -> bool:
     if rest(a.recipe) != rest(b.recipe):
         return False
     if (a.recipe.epoch_weights is None) != (b.recipe.epoch_weights is None):
+        return False
+    if not pads_batches(type(a.method)) and batch_sizes(a) != batch_sizes(b):
         return False
     return same_state(a.method, b.method)
 

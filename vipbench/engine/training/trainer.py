@@ -1,8 +1,9 @@
 """Training of one or many cells of a method as one: torch.func over stacked parameters.
 
 A cell's numbers do not depend on which cells it is stacked with: batch orders, noise and
-initial values come from its own generators, a smaller batch is padded with rows of weight 0,
-and a cell leaves the stack when its last step is done.
+initial values come from its own generators, a smaller batch is padded with rows of weight 0 where
+the method's loss respects them (`pads_batches`), and a cell leaves the stack when its last step is
+done.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class _Stack:
 
     def _runner(self) -> Callable[[], None]:
         """What does the steps until the next cell leaves."""
-        if self.replays is None:
+        if self.replays is None or not self.batches.even:
             return self.state
         return self.replays.stretch(self.state, self.cells[0].method, self.batches.steps)
 

@@ -1,0 +1,128 @@
+"""What a method may rely on in training, in runs of a plugin: batches without padding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from vipbench.engine.workers import driver
+from vipbench.results import Record, Store
+from vipbench.runspec.run import RunSpec
+
+PLUGIN = '''
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import vipbench
+from vipbench import api
+
+
+class Linear(api.Method):
+    """A linear layer on features."""
+
+    kind = "AD"
+    needs = frozenset()
+    drop_last = True
+
+    @dataclass(frozen=True)
+    class HParams(api.HParams):
+        drop_last: bool = True
+        batch_size: int = 32
+        epochs: int = 20
+
+        def recipe(self, info):
+            return api.Recipe(lr=0.1, epochs=self.epochs, batch_size=self.batch_size,
+                              drop_last=self.drop_last)
+
+    def __init__(self, task, hparams):
+        super().__init__(task, hparams)
+        self.weight = torch.nn.Parameter(task.normal("weight", task.n_classes, task.info.dim))
+
+    def forward(self, x):
+        return F.normalize(x, dim=-1) @ self.weight.T
+
+
+class Plain(Linear):
+    """The loss that everybody writes."""
+
+    name = "plain"
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch.x), batch.labels)
+
+
+class Contrast(Linear):
+    """A loss over pairs of the batch."""
+
+    name = "contrast"
+
+    def loss(self, batch):
+        z = F.normalize(self(batch.x), dim=-1)
+        alike = (batch.labels[:, None] == batch.labels).float()
+        return F.binary_cross_entropy_with_logits(z @ z.T, alike)
+
+
+class Weighted(Linear):
+    """The default loss."""
+
+    name = "weighted"
+
+
+@vipbench.hookimpl
+def register_methods(register):
+    for method in (Plain, Contrast, Weighted):
+        register(method)
+'''
+Scores = dict[tuple[str, object], npt.NDArray[np.float32]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("contract")
+    (folder / "plugins").mkdir()
+    (folder / "plugins" / "losses.py").write_text(PLUGIN, encoding="utf-8")
+    return folder
+
+
+def run(folder: Path, out: str, methods: list[str], shots: list[int]) -> list[Record]:
+    driver.run(
+        RunSpec.parse(
+            {
+                "methods": methods, "datasets": ["synthderm"], "backbones": ["tiny-clip"],
+                "shots": shots, "seeds": [1, 2], "views": "none",
+                "out": folder / out, "plugins_dir": folder / "plugins",
+            }
+        )
+    )  # fmt: skip
+    with Store(folder / out, readonly=True) as store:
+        return store.records()
+
+
+def scores(folder: Path, out: str, records: list[Record]) -> Scores:
+    with Store(folder / out, readonly=True) as store:
+        found = {(r.cell.method, (r.cell.shots, r.cell.seed)): r.key for r in records}
+        return {slot: store.predictions(key).scores for slot, key in found.items()}  # type: ignore[union-attr]
+
+
+METHODS = [
+    "plain", "contrast", "weighted", "plain[batch_size=4,drop_last=off]",
+    "contrast[batch_size=4,drop_last=off]",
+]  # fmt: skip
+
+
+def test_no_cell_depends_on_others_of_the_run(folder: Path) -> None:
+    """Six images alone, and beside sets of 24; one of them in batches of 4, 4 and 4, 2."""
+    alone, beside = run(folder, "alone", METHODS, [1]), run(folder, "beside", METHODS, [1, 4])
+    assert all(r.ok for r in (*alone, *beside)), [r.error for r in beside if not r.ok]
+    mine, others = scores(folder, "alone", alone), scores(folder, "beside", beside)
+    assert len(mine) == 2 * len(METHODS)
+    for slot, value in mine.items():
+        np.testing.assert_allclose(others[slot], value, rtol=1e-4, atol=1e-5, err_msg=str(slot))
+    stacked = {(r.cell.method, r.cell.shots): r.provenance["stacked_cells"] for r in beside}
+    assert stacked["weighted", 1] == 4  # padded: all as one
+    assert stacked["plain", 1] == stacked["plain", 4] == 2
