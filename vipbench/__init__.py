@@ -17,9 +17,10 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "hookimpl", "load_results"]
 
 
-def load_results(folder: str | PathLike[str]) -> DataFrame:
+def load_results(folder: str | PathLike[str], superseded: bool = False) -> DataFrame:
     """The records of a results folder as a pandas DataFrame, one row each; docs/results.md names
-    the columns. Metrics are fractions. Imports no torch. Raises StoreError."""
+    the columns. superseded: also those whose place another took, told by a boolean column of that
+    name. Metrics are fractions. Imports no torch. Raises StoreError."""
     from vipbench.results.sharing.frame import load_results as load
 
-    return load(folder)
+    return load(folder, superseded)

@@ -31,7 +31,8 @@ from vipbench.results.tables import (
         (("data", "fingerprint"), "f" * 64, "dataset.fingerprint"),
         (("data", "symptoms_sha256"), None, "symptoms_sha256"),
         (("provenance", "backbone", "fingerprint"), "f" * 64, "backbone.fingerprint"),
-        (("provenance", "method", "revision"), 2, "method.revision: 1 | 2"),
+        (("provenance", "method", "plugin"), "ours", "method.plugin: vipbench.vip | ours"),
+        (("provenance", "key_parts"), {"texts": "a" * 64}, "class names and templates: null | a"),
     ],
 )
 def test_seeds_under_different_settings_are_never_averaged(
@@ -134,4 +135,7 @@ def test_the_same_cell_twice_is_refused_or_planned() -> None:
         comparison([first, first])
     table = comparison([first, second], planned([second]))
     assert entry_of(table, "vip", 4).n == 1
-    assert table.notes == ("1 record of the same cells under earlier settings is not shown.",)
+    assert table.notes == (
+        "1 record of the same cells under earlier settings is not shown. "
+        "`vipbench table DIR --superseded` lists it.",
+    )

@@ -28,6 +28,10 @@ def export(
         bool,
         typer.Option("--include-paths", help="Names of images, groups and files as they are."),
     ] = False,
+    superseded: Annotated[
+        bool,
+        typer.Option("--superseded", help="Also records whose place another took."),
+    ] = False,
     bundle: Annotated[
         bool,
         typer.Option(
@@ -61,4 +65,4 @@ def export(
         raise UsageError("--parameters and --patient-data go into a bundle: add --bundle")
     from vipbench.cli.commands.export import export_command
 
-    return export_command(folder, out, format, include_paths, scores)
+    return export_command(folder, out, format, include_paths, scores, superseded)

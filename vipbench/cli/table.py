@@ -63,6 +63,13 @@ def table(
         bool, typer.Option("--average", help="Add the mean over the datasets.")
     ] = False,
     decimals: Annotated[int, typer.Option("--decimals", metavar="N", help="Decimals shown.")] = 1,
+    superseded: Annotated[
+        bool,
+        typer.Option(
+            "--superseded",
+            help="List the records that tables leave out, as another took their place.",
+        ),
+    ] = False,
     methods: Methods = None,
     datasets: Datasets = None,
     backbones: Backbones = None,
@@ -71,8 +78,10 @@ def table(
 ) -> int:
     """Print the table of a results folder."""
     from vipbench.cli.commands.selection import Selection
-    from vipbench.cli.commands.table import table_command
+    from vipbench.cli.commands.table import superseded_command, table_command
 
+    if superseded:
+        return superseded_command(folder)
     chosen = Selection.of(datasets, backbones, methods, shots, seeds)
     shape = {"rows": rows, "cols": cols, "metrics": metric}
     looks = {"aggregate": aggregate, "highlight": highlight, "average": average}

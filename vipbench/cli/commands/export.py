@@ -165,14 +165,26 @@ def _versions(store: Store, keys: set[str]) -> dict[str, list[str]]:
 
 
 def export_command(
-    folder: Path, out: Path, form: str | None, include_paths: bool, with_scores: bool
+    folder: Path,
+    out: Path,
+    form: str | None,
+    include_paths: bool,
+    with_scores: bool,
+    superseded: bool = False,
 ) -> int:
-    """Write every record of a folder into one file. Raises UsageError, StoreError, OSError."""
+    """Write a folder's records into one file; superseded: also those whose place another took.
+    Raises UsageError, StoreError, OSError."""
     form = format_of(out, form)
     with Store(folder, readonly=True) as store:
-        count = len(store.status())
+        left = frozenset() if superseded else store.superseded()
+        count = len(store.status().keys() - left)
         names = None if include_paths else Pseudonyms.of_folder(folder)
-        write_rows(out, export_rows(store, names, with_scores), form)
+        write_rows(out, export_rows(store, names, with_scores, superseded), form)
+    if left:
+        print(
+            f"note: {plural(len(left), 'record')} whose place another took "
+            f"{'is' if len(left) == 1 else 'are'} left out; --superseded puts them in"
+        )
     print(f"{out}: {plural(count, 'record')}, {out.stat().st_size / 1e6:.1f} MB")
     if include_paths:
         print("note: it names images, groups and paths as they are (--include-paths)")

@@ -33,7 +33,7 @@ def save_outputs(spec: RunSpec) -> list[str]:
         outputs: list[TableOutput | FigureOutput] = [*spec.tables, *spec.figures]
         for output in outputs:
             try:
-                cells = Selection().cells(store)
+                cells = Selection().cells(store, spec.out.name)
                 if isinstance(output, TableOutput):
                     made += _table(spec, output, cells, store)
                 else:

@@ -53,10 +53,12 @@ class Selection:
                     raise UsageError(f"--{name}: {error}") from None
         return cls(**found)
 
-    def cells(self, store: Store) -> Cells:
-        """The chosen cells of what the folder was asked for. Raises UsageError."""
+    def cells(self, store: Store, folder: str | None = None) -> Cells:
+        """The chosen cells of what the folder was asked for. folder: what commands in captions call
+        it, by default as it was given. Raises UsageError."""
+        folder = str(store.out_dir) if folder is None else folder
         try:
-            every = cells_of(store.records(history=False), store.plan())
+            every = cells_of(store.records(history=False), store.plan(), folder)
         except TableError as error:
             raise UsageError(f"{store.out_dir}: {error}") from None
         found = select(every, **vars(self))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vipbench.cli.commands.disputes import tell_disputes
 from vipbench.cli.commands.selection import Selection, labels, opened
+from vipbench.cli.commands.text import columns
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError, unknown
 from vipbench.results.records.cells import Cells, cells_of
+from vipbench.results.records.code import code
+from vipbench.results.records.comparable import differences, settings
 from vipbench.results.store.store import Store
 from vipbench.results.tables import FORMATS, Table, TableError, render
 from vipbench.results.tables.layout import Layout, lay_out
@@ -56,6 +61,44 @@ def table_command(
     return OK
 
 
+def superseded_command(folder: Path) -> int:
+    """List the records whose place another took, with what it has that they have not. Raises
+    StoreError."""
+    with opened(folder) as store:
+        records, gone, planned = store.records(history=False), store.superseded(), store.plan()
+    keys = {cell.slot: cell.key for cell in planned}
+    standing = {record.key: record for record in records if record.key not in gone}
+    lines = [
+        [
+            "key",
+            "method",
+            "dataset",
+            "backbone",
+            "shots",
+            "seed",
+            "accuracy",
+            "created",
+            "what differs",
+        ]
+    ]
+    for record in records:
+        if record.key in gone:
+            c, accuracy = record.cell, record.metrics.get("accuracy")
+            other = standing.get(keys.get(record.slot) or "")
+            told = [settings(r) | code(r) for r in (record, other) if r is not None]
+            why = "; ".join(differences(told)) or "not yet run with the row's present code"
+            why = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", why)
+            number = "" if accuracy is None else f"{100 * accuracy:.1f}"
+            named = (record.key[:12], c.method, c.dataset, c.backbone, c.shots, c.seed)
+            lines.append([*map(str, named), number, record.created, why])
+    if len(lines) == 1:
+        print(f"{folder} has no record whose place another took.")
+        return OK
+    print("\n".join(columns(lines)))
+    print(f"\n`vipbench show KEY {shlex.quote(str(folder))}` prints one of them whole.")
+    return OK
+
+
 def save_tables(folder: Path, title: str | None) -> str:
     """Write table.md, table.tex and results.csv of a results folder; returns the table for a
     terminal. Raises TableError, StoreError, OSError."""
@@ -70,11 +113,12 @@ def save_tables(folder: Path, title: str | None) -> str:
 def _folder_table(store: Store, title: str | None) -> Table:
     """All that the folder was asked for; where that mixes what cannot stand in one table, what
     the last run asked for."""
-    records = store.records()
+    # The files may be moved with their folder: they name it, and no path to it.
+    records, name = store.records(), store.out_dir.name
     try:
-        return _default_table(cells_of(records, store.plan()), title)
+        return _default_table(cells_of(records, store.plan(), name), title)
     except TableError:
-        return _default_table(cells_of(records, store.plan(latest=True)), title)
+        return _default_table(cells_of(records, store.plan(latest=True), name), title)
 
 
 def _default_table(cells: Cells, title: str | None) -> Table:

@@ -18,6 +18,11 @@ from vipbench.results.records.comparable import TableError, protocol, spread, ve
 from vipbench.results.records.metrics import find_metric
 from vipbench.results.stats import LEVEL, Interval, StatsError
 from vipbench.results.stats.pairing import Joint, Load, Pairing, Where, select
+from vipbench.results.tables.differences import (
+    older_words,
+    outdated_words,
+    shared_words,
+)
 
 POPULATIONS = ("both", "images", "seeds", "average", "datasets", "datasets-bootstrap")
 _OVER_DATASETS = ("average", "datasets", "datasets-bootstrap")
@@ -237,7 +242,8 @@ def _mcnemar(joint: Joint, r: int) -> Pair:
 
 def _notes(cells: Cells) -> list[str]:
     done = cells.done()
-    notes = []
+    notes = [f"{told}." for told in (*older_words(cells, ""), *outdated_words(cells))]
+    notes += [f"{told}." for told in shared_words(cells)]
     for name, values in spread((cell.method, protocol(record)) for cell, record in done).items():
         told = "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
         notes.append(f"The methods differ in {name}: {told}.")

@@ -12,7 +12,7 @@ from vipbench.results.records.metrics import find_metric
 from vipbench.results.stats import POPULATIONS
 from vipbench.results.stats.pairing import shot_words
 from vipbench.results.tables import escape
-from vipbench.results.tables.caption import and_
+from vipbench.results.tables.differences import and_
 
 _COLUMNS = (
     "a", "b", "metric", "datasets", "backbone", "shots", "mean_a", "mean_b", "difference", "low",

@@ -94,7 +94,8 @@ def bars(table: Table, groups: Sequence[Group], lines: Sequence[str] = ()) -> Fi
     unit = " (%)" if metric_scale(metric) == 100 else ""
     for axis in axes[:: min(2, len(axes))]:
         axis.set_ylabel(text(metric_title(metric)) + unit)
-    legend_below(figure, _handles(kinds, [*lines, *majority]), _told(table))
+    marked = [f"{label}{table.marks(label)}" for label in (*lines, *majority)]
+    legend_below(figure, _handles(kinds, marked), _told(table))
     return figure
 
 
@@ -142,6 +143,8 @@ def _panel(
                           marker="_", markersize=4)  # fmt: skip
                 end = max(high, height)
             told = f"{height:.{table.decimals}f}" + ("" if entry.saw is None else "†")
+            # Where a group has several rows its name cannot be marked.
+            told += "§" if kind and label in table.older else ""
             axis.annotate(
                 told, (x, end), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
                 fontsize=5.5, bbox=PAPER, zorder=2.5,

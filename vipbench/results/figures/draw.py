@@ -21,7 +21,8 @@ from vipbench.results.records.cells import Cells, check_comparable
 from vipbench.results.records.comparable import TableError
 from vipbench.results.records.metrics import ECE_BINS, find_metric, metric_value
 from vipbench.results.stats.pairing import Load, Pairing, Where, select, shot_words
-from vipbench.results.tables.caption import and_, figure_words
+from vipbench.results.tables.caption import figure_words
+from vipbench.results.tables.differences import OLDER, and_, older_words, outdated_words
 from vipbench.results.tables.layout import Layout, lay_out
 from vipbench.results.tables.presets import most_shots
 from vipbench.results.tables.table import metric_title
@@ -144,7 +145,7 @@ def _panels(kind: str, cells: Cells, load: Load) -> tuple[Figure, str]:
             pairs = tuple((r, p) for r in runs.values() if (p := load(r.key)) is not None)
             if pairs:
                 n.add(len(pairs))
-                named = [method]
+                named = [_marked(method, cells)]
                 named += [dataset] if len({d for d, _ in found}) > 1 else []
                 named += [backbone] if len({b for _, b in found}) > 1 else []
                 panels.append(Panel(", ".join(named), pairs))
@@ -161,14 +162,30 @@ def _panels(kind: str, cells: Cells, load: Load) -> tuple[Figure, str]:
     )
     start = f"On {datasets}, {shot_words(shots)} ({runs_told}): "
     if kind == "confusion":
-        return confusion(panels), start + (
-            "share (%) of each true class's test images predicted as each class, the mean over "
-            "seeds."
+        figure, told = (
+            confusion(panels),
+            (
+                "share (%) of each true class's test images predicted as each class, the mean over "
+                "seeds."
+            ),
         )
-    return reliability(panels), start + (
-        f"accuracy of the test images in each of {ECE_BINS} bins of confidence, all seeds "
-        "together; orange: the gap to perfect calibration; ECE is the mean over seeds."
-    )
+    else:
+        figure, told = (
+            reliability(panels),
+            (
+                f"accuracy of the test images in each of {ECE_BINS} bins of confidence, all seeds "
+                "together; orange: the gap to perfect calibration; ECE is the mean over seeds."
+            ),
+        )
+    return figure, start + told + _code_words(cells)
+
+
+def _marked(method: str, cells: Cells) -> str:
+    return f"{method} {OLDER}" if method in cells.older else method
+
+
+def _code_words(cells: Cells) -> str:
+    return "".join(f" {told}." for told in (*older_words(cells), *outdated_words(cells)))
 
 
 def _ranks(cells: Cells, load: Load, metric: str) -> tuple[Figure, str]:
@@ -193,7 +210,8 @@ def _ranks(cells: Cells, load: Load, metric: str) -> tuple[Figure, str]:
         raise TableError(
             f"{metric_title(metric)} is undefined for some entries; take another metric"
         )
-    found = stats.average_ranks(methods, matrix, find_metric(metric).higher_better)
+    names = [_marked(method, cells) for method in methods]
+    found = stats.average_ranks(names, matrix, find_metric(metric).higher_better)
     p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
     caption = (
         f"Average ranks by {metric_title(metric)} (1 is best) of {len(methods)} methods over "
@@ -204,7 +222,7 @@ def _ranks(cells: Cells, load: Load, metric: str) -> tuple[Figure, str]:
     )
     if apart:
         caption += f" Ranked apart, and not here, as they saw more than the others: {and_(apart)}."
-    return critical_difference(found), caption
+    return critical_difference(found), caption + _code_words(cells)
 
 
 def _alike(cells: Cells) -> tuple[list[str], list[str]]:

@@ -24,6 +24,7 @@ from vipbench.results.leaderboard.ranking import (
     ranks,
     stacked,
 )
+from vipbench.results.records import code
 from vipbench.results.records import comparable as settings
 from vipbench.results.records.metrics import METRICS, metric_value
 from vipbench.results.records.plan import Slot
@@ -43,7 +44,8 @@ class Entry:
     """One line. records: the finished cells, by seed. expected: how many seeds were asked for.
     failed: the failed cells. disputed: results of one key that differ, all of them.
     bounds, ranks: by metric, where there are any; rules: what a metric's rank rests on, PAIRED
-    tests or intervals that lie APART. notes: what has to be said."""
+    tests or intervals that lie APART. notes: what has to be said. older: whether the entry is of
+    older code than others."""
 
     records: list[Record]
     failed: list[Record] = field(default_factory=list)
@@ -53,6 +55,7 @@ class Entry:
     ranks: dict[str, int] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    older: bool = False
 
     @property
     def first(self) -> Record:
@@ -91,6 +94,7 @@ def leaderboard(found: Gathered) -> list[Entry]:
     """The entries of everything gathered, ranked, by dataset, backbone, shots and place."""
     entries = list(_grouped(found))
     _expect(entries, found)
+    _note_code(entries, found)
     resampled = 0
     for entry in entries:
         if entry.done:
@@ -121,7 +125,8 @@ def _grouped(found: Gathered) -> Iterable[Entry]:
     def entry(record: Record) -> Entry:
         c = record.cell
         place = [c.backbone, c.dataset, c.method, str(c.shots)]
-        told = json.dumps([place, settings.settings(record)], sort_keys=True)
+        same = settings.settings(record) | code.code(record)
+        told = json.dumps([place, same], sort_keys=True)
         return entries.setdefault(told, Entry([]))
 
     for record in sorted(found.records, key=lambda r: r.cell.seed):
@@ -143,6 +148,24 @@ def _expect(entries: Iterable[Entry], found: Gathered) -> None:
         planned = slots.get((*entry.first.slot[:4], 0), set())
         # Plans of other settings of the same label ask for other keys.
         entry.expected = max(len(keys), len(planned)) if keys & planned else len(keys)
+
+
+def _note_code(entries: Sequence[Entry], found: Gathered) -> None:
+    """Mark entries made whole by older code than others, and name records that count as not yet run
+    as their row is of other code by now."""
+    every = [r for entry in entries for r in (*entry.records, *entry.failed)]
+    # Whichever folder it lies in, the record made last tells what the code is now.
+    newest = code.newest(every, ())
+    gone = Counter((*record.slot[:4],) for record in found.outdated)
+    for entry in entries:
+        first = entry.first
+        if older := code.older_parts(first, newest):
+            entry.older = True
+            entry.notes.append(f"§: of older code than other rows: {'; '.join(older.values())}")
+        if count := gone[first.slot[:4]]:
+            entry.notes.append(
+                f"{count} record{'s' * (count > 1)} made by older code of this row not counted"
+            )
 
 
 def _bounds(entry: Entry) -> dict[str, Bounds]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vipbench.results.records import code
 from vipbench.results.records.plan import PlanCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
@@ -20,11 +21,13 @@ from vipbench.results.store.submissions import agree, fingerprint
 class Gathered:
     """records: one of every key that is not in dispute. disputed: key -> the results of it that
     differ, within a folder or between folders. plan: the cells that were asked for, each once.
-    predictions: what a record of `records` said of every test image."""
+    predictions: what a record of `records` said of every test image. outdated: records of rows
+    that are of other code by now in their folder, which are in neither."""
 
     records: list[Record] = field(default_factory=list)
     disputed: dict[str, list[Record]] = field(default_factory=dict)
     plan: list[PlanCell] = field(default_factory=list)
+    outdated: list[Record] = field(default_factory=list)
     predictions: Callable[[str], Predictions | None] = lambda key: None
 
 
@@ -58,10 +61,15 @@ class Folders:
         found: dict[str, list[Record]] = {}
         home: dict[str, Store] = {}
         plan: dict[tuple[str | None, object], PlanCell] = {}
+        outdated: dict[str, Record] = {}
         for store in self.stores:
-            for record in store.records(history=False):
-                _collect(found.setdefault(record.key, []), record)
-                home.setdefault(record.key, store)
+            records = store.records(history=False)
+            older = code.outdated(records, store.plan())
+            outdated |= older
+            for record in records:
+                if record.key not in older:
+                    _collect(found.setdefault(record.key, []), record)
+                    home.setdefault(record.key, store)
             disputed = store.submissions()
             for key in store.disputed():
                 for _, record in disputed[key]:
@@ -76,6 +84,8 @@ class Folders:
             [records[0] for records in found.values() if len(records) == 1],
             {key: records for key, records in found.items() if len(records) > 1},
             list(plan.values()),
+            # Another folder may hold the same record where its row is still of that code.
+            [record for key, record in outdated.items() if key not in found],
             predictions,
         )
 

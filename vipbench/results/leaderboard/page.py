@@ -124,7 +124,7 @@ def _line(entry: Entry, pools: dict[str, _Pool]) -> list[Any]:
         entry.section,
         pools["datasets"].place(_dataset(first)),
         pools["backbones"].place(_backbone(first)),
-        pools["rows"].place(_row(first)),
+        pools["rows"].place(_row(first, " §" if entry.older else "")),
         first.cell.shots,
         pools["commands"].place(row_command(first)),
         entry.expected,
@@ -187,10 +187,10 @@ def _backbone(record: Record) -> dict[str, Any]:
     }
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: Record, mark: str) -> dict[str, Any]:
     part = _part(record, "method")
     return {
-        "label": record.cell.method,
+        "label": f"{record.cell.method}{mark}",
         "name": record.cell.method_name,
         "kind": str(part.get("kind") or "–"),
         "revision": part.get("revision"),

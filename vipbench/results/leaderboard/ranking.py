@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vipbench.results.records.comparable import protocol
+from vipbench.results.records.comparable import draw, spread
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
@@ -108,10 +108,6 @@ def in_order_of_means(
 DRAWS = 1000
 
 
-# What a support set depends on besides dataset, shots and seed.
-_OF_THE_DRAW = ("sampler", "shots_unit")
-
-
 @dataclass(frozen=True)
 class Stack:
     """What M entries said of the same N test images on the same R support sets: scores[m][r] is
@@ -132,8 +128,7 @@ def stacked(
     """
     if len({tuple(r.cell.seed for r in records) for records in entries}) != 1:
         return None
-    drawn = [{k: protocol(r[0]).get(k) for k in _OF_THE_DRAW} for r in entries]
-    if any(one != drawn[0] for one in drawn):
+    if spread((records[0].key, draw(records[0])) for records in entries):
         return None
     found: list[list[Predictions]] = []
     for records in entries:

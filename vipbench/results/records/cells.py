@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from vipbench.results.records import code as versions
 from vipbench.results.records.comparable import (
     TableError,
     benchmark,
@@ -23,11 +24,19 @@ Place = tuple[str, str]  # (dataset, backbone)
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a table, with the records that there are: what captions and notes tell of."""
+    """The cells of a table, with the records that there are: what captions and notes tell of.
+
+    left_out: records of no planned cell. outdated: records, by key, of planned cells whose row is
+    of other code by now; they count as not yet run. older: label -> name -> what is older of a row
+    made whole by older code. folder: where the records lie, for commands.
+    """
 
     planned: tuple[PlanCell, ...]
     records: Mapping[str, Record]
     left_out: tuple[Record, ...] = ()
+    outdated: Mapping[str, Record] = field(default_factory=dict)
+    older: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    folder: str = ""
 
     def possible(self) -> list[PlanCell]:
         """Cells that can have a number."""
@@ -48,7 +57,9 @@ class Cells:
 
 
 def cells_of(
-    records: list[Record], planned: Iterable[PlanCell | Mapping[str, Any]] | None
+    records: list[Record],
+    planned: Iterable[PlanCell | Mapping[str, Any]] | None,
+    folder: str = "",
 ) -> Cells:
     """The cells that were asked for, with their records. Raises TableError where a place in the
     grid is taken twice."""
@@ -64,7 +75,7 @@ def cells_of(
         if other.key == cell.key:
             continue
         pair = [by_key.get(c.key or "") for c in (other, cell)]
-        told = differences([settings(r) for r in pair if r is not None])
+        told = differences([settings(r) | versions.code(r) for r in pair if r is not None])
         raise TableError(
             f"{cell.method} on {cell.dataset}, {cell.backbone}, shots {cell.shots}, seed "
             f"{cell.seed} is there twice, under different settings: "
@@ -74,9 +85,12 @@ def cells_of(
     if not slots:
         raise TableError("there are no cells to show; `vipbench run` makes some")
     keys = {cell.key for cell in cells}
-    shown = {key: record for key, record in by_key.items() if key in keys}
+    asked = [record for record in records if record.key in keys]
+    outdated = versions.outdated(asked, cells)
+    shown = {record.key: record for record in asked if record.key not in outdated}
     left_out = tuple(record for record in records if record.key not in keys)
-    return Cells(tuple(slots.values()), shown, left_out)
+    older = versions.older(list(shown.values()), cells)
+    return Cells(tuple(slots.values()), shown, left_out, outdated, older, folder)
 
 
 def check_comparable(cells: Cells, metrics: Sequence[str]) -> None:

@@ -45,11 +45,31 @@ def settings(record: Record) -> dict[str, Any]:
         "method.plugin": method.get("plugin", method.get("name")),
         "method.revision": method.get("revision"),
         "symptoms_sha256": record.data.symptoms_sha256 if "symptoms" in record.needs else None,
+        **{name: digest for name, digest in texts(record).items() if name != "symptoms"},
         **_flat("hparams", record.hparams),
         **_flat("recipe", record.recipe),
         **_flat("protocol", protocol(record)),
     }
     return found | benchmark(record)
+
+
+def draw(record: Record) -> dict[str, Any]:
+    """Dotted name -> what a support set depends on beside dataset, shots and seed; nothing for a
+    record without one."""
+    kept = {k: v for k, v in protocol(record).items() if k in ("sampler", "shots_unit")}
+    revision = _part(record, "key_parts").get("sampler.revision")
+    return kept if revision is None or not kept else {**kept, "sampler.revision": revision}
+
+
+def texts(record: Record) -> dict[str, Any]:
+    """Name -> digest of each kind of texts that the record's method read, as far as it tells."""
+    parts = _part(record, "key_parts")
+    found = {
+        "class names and templates": parts.get("texts"),
+        "descriptions": parts.get("descriptions"),
+    }
+    found = {name: digest for name, digest in found.items() if digest is not None}
+    return found | ({"symptoms": record.data.symptoms_sha256} if "symptoms" in record.needs else {})
 
 
 def benchmark(record: Record) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def place_of(record: Record) -> dict[str, Any]:
 SETTINGS = {
     "views": "training views",
     "sampler": "support sampler",
+    "sampler.revision": "revision of the support sampler",
     "validation": "validation images per class",
     "selection": "model selection",
     "precision": "precision",

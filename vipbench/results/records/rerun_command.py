@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vipbench.results.records.protocol_names import place_of
 from vipbench.results.records.record import Record, dump
 from vipbench.runspec.values import default_label
 from vipbench.runspec.yaml import Scalar
+
+# Where a run writes unless it is told another folder.
+DEFAULT_FOLDER = "vipbench-results"
 
 
 def run_command(record: Record, seeds: Iterable[int] = ()) -> str:
@@ -26,9 +29,44 @@ def run_command(record: Record, seeds: Iterable[int] = ()) -> str:
 
 def row_command(record: Record) -> str:
     """`run_command` before its shots and seeds."""
-    c = record.cell
     words = ["vipbench", "run", "--methods", method_words(record)]
-    words += ["--datasets", ",".join(_sources(record)), "--backbones", c.backbone]
+    words += ["--datasets", ",".join(_sources(record)), "--backbones", record.cell.backbone]
+    return shlex.join([*words, *_options(record)])
+
+
+def again_commands(records: Sequence[Record], folder: str = "") -> list[str]:
+    """The commands that make the records' cells again in `folder`: rows that were run on the same
+    grid share one."""
+    rows: dict[tuple[str, tuple[str, ...]], list[Record]] = {}
+    for record in records:
+        rows.setdefault((method_words(record), _options(record)), []).append(record)
+    grids: dict[tuple[str, ...], list[str]] = {}
+    for (method, options), own in rows.items():
+        grids.setdefault((*_grid(own), *options), []).append(method)
+    out = ("--out", folder) if folder and folder != DEFAULT_FOLDER else ()
+    return [
+        shlex.join(["vipbench", "run", "--methods", ",".join(methods), *grid, *out])
+        for grid, methods in grids.items()
+    ]
+
+
+def _grid(records: Sequence[Record]) -> list[str]:
+    """The flags for datasets, backbones, shots and seeds of records of one row."""
+    cells = [record.cell for record in records]
+    datasets = dict.fromkeys(name for record in records for name in _sources(record))
+    words = ["--datasets", ",".join(datasets)]
+    words += ["--backbones", ",".join(dict.fromkeys(c.backbone for c in cells))]
+    shots = sorted({c.shots for c in cells} - {0}, key=lambda k: (k == "full", k))
+    if shots:
+        words += ["--shots", ",".join(map(str, shots))]
+        words += ["--seeds", ",".join(map(str, sorted({c.seed for c in cells})))]
+    return words
+
+
+def _options(record: Record) -> tuple[str, ...]:
+    """The flags that are neither method, dataset, backbone, shots nor seeds."""
+    c = record.cell
+    words: list[str] = []
     told = place_of(record)
     if told:
         words += ["--protocol", _protocol(record, told)]
@@ -49,7 +87,7 @@ def row_command(record: Record) -> str:
         words += ["--profile", "quick"]
     if is_file_plugin(record):
         words += ["--plugins-dir", "DIR"]
-    return shlex.join(words)
+    return tuple(words)
 
 
 def method_words(record: Record) -> str:

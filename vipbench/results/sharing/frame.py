@@ -15,11 +15,17 @@ from vipbench.results.store.store import Store
 _FLOATS = [m.name for m in METRICS.values() if not m.per_class]
 
 
-def load_results(folder: str | os.PathLike[str]) -> pd.DataFrame:
-    """One row a record of a results folder, in the order of their adding; see `frame`. Raises
-    StoreError."""
+def load_results(folder: str | os.PathLike[str], superseded: bool = False) -> pd.DataFrame:
+    """One row a record of a results folder, in the order of their adding; see `frame`. Records that
+    tables leave out, as another took their place, are left out; with `superseded` they are there,
+    and a boolean column `superseded` tells them. Raises StoreError."""
     with Store(folder, readonly=True) as store:
-        return frame(store.records(history=False))
+        records, gone = store.records(history=False), store.superseded()
+    if not superseded:
+        return frame(record for record in records if record.key not in gone)
+    found = frame(records)
+    found["superseded"] = found["key"].isin(gone)
+    return found
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:

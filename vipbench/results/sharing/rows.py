@@ -43,15 +43,22 @@ Row = dict[str, Any]
 
 
 def export_rows(
-    store: Store, pseudonyms: Pseudonyms | None, with_scores: bool = True
+    store: Store,
+    pseudonyms: Pseudonyms | None,
+    with_scores: bool = True,
+    superseded: bool = False,
 ) -> Iterator[Row]:
     """One row a record, every submission of a disputed key among them.
 
+    superseded: also records whose place another took (`Store.superseded`).
     pseudonyms: None leaves image ids, groups, paths and error messages as they are. The ids,
     groups and labels of a test set are given once, in the first row that refers to it.
     """
     told: set[str] = set()
+    gone = frozenset() if superseded else store.superseded()
     for record, predictions in all_results(store):
+        if record.key in gone:
+            continue
         if not with_scores:
             predictions = None
         if pseudonyms is not None:

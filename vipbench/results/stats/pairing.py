@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vipbench.errors import unknown
 from vipbench.results.records.cells import Cells, check_comparable
-from vipbench.results.records.comparable import differences, protocol
+from vipbench.results.records.comparable import draw, spread
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
 from vipbench.results.stats.bootstrap import DRAWS, TestSet, replicates
@@ -19,8 +19,6 @@ from vipbench.results.stats.intervals import StatsError
 
 Load = Callable[[str], Predictions | None]
 Shots = int | str
-# What a support set, and so a pairing over seeds, depends on besides dataset, shots and seed.
-_OF_THE_DRAW = ("sampler", "shots_unit")
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def select(
         free = name in ("shots", "seed")
         kept = [c for c in kept if getattr(c, name) in wanted or (free and c.shots == 0)]
     whole = all(values is None for values in asked.values())
-    return Cells(tuple(kept), cells.records, cells.left_out if whole else ())
+    return replace(cells, planned=tuple(kept), left_out=cells.left_out if whole else ())
 
 
 class Pairing:
@@ -138,9 +136,12 @@ class Pairing:
         if not own:
             raise StatsError(f"{method} was not run on {place.words()}")
         if len(found) < len(own):
+            older = sum(c.key in self.cells.outdated for c in own)
             raise StatsError(
-                f"{method} on {place.words()} has {len(found)} of its {len(own)} planned runs: "
-                f"finish them with the same `vipbench run`, or name the finished ones with --seeds"
+                f"{method} on {place.words()} has {len(found)} of its {len(own)} planned runs"
+                + (f" ({older} made by older code count as not yet run)" if older else "")
+                + ": finish them with the same `vipbench run`, or name the finished ones with "
+                + "--seeds"
             )
         return found if own[0].shots != 0 else {0: next(iter(found.values()))}
 
@@ -176,11 +177,11 @@ class Pairing:
         )
 
     def _same_draw(self, records: Sequence[Record], place: Where) -> None:
-        drawn = [{k: protocol(r).get(k) for k in _OF_THE_DRAW} for r in records]
-        if told := differences(drawn):
+        if found := spread((record.key, draw(record)) for record in records):
+            told = "; ".join(f"{name}: {' | '.join(values)}" for name, values in found.items())
             raise StatsError(
-                f"on {place.words()} the methods' support sets were drawn differently "
-                f"({'; '.join(told)}): run them with the same --sampler"
+                f"on {place.words()} the methods' support sets were drawn differently ({told}): "
+                f"run them with the same --sampler and the same version of vipbench"
             )
 
     def _numbers(

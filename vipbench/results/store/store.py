@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from vipbench.results.records import csv as export
 from vipbench.results.records import recompute as rescoring
+from vipbench.results.records.code import superseded
 from vipbench.results.records.plan import PlanCell, merge, plan_cell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record, RecordError, sha256
@@ -177,6 +178,12 @@ class Store:
             kept = dict(self._open_db().execute("SELECT id, json FROM histories").fetchall())
         return [self._current(row, kept.get(row.id, "")) for row in rows]
 
+    def superseded(self) -> frozenset[str]:
+        """The keys of records that tables leave out since another took their place; see
+        `code.superseded`."""
+        several = [record for found in self.submissions().values() for _, record in found]
+        return superseded([*self.records(history=False), *several], self.plan())
+
     def record(self, key: str) -> Record | None:
         """The record under `key`. Raises StoreError where it is disputed."""
         number = self._number(key)
@@ -226,8 +233,11 @@ class Store:
             raise damaged(self.path, what) from None
 
     def export_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write every record as one row of a CSV file; see docs/results.md for the columns."""
-        export.write_records(Path(path), self.records(history=False))
+        """Write every record that is not superseded as one row of a CSV file; see docs/results.md
+        for the columns."""
+        gone = self.superseded()
+        kept = (record for record in self.records(history=False) if record.key not in gone)
+        export.write_records(Path(path), kept)
 
     def export_predictions_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one row a record and test image: key, id, group, label, predicted, scores."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vipbench.results.records.comparable import protocol, spread, versions
+from vipbench.results.records.comparable import draw, protocol, spread, versions
 from vipbench.results.records.protocol_names import (
     HARMONIC,
     PLACE_FIELDS,
@@ -15,6 +16,14 @@ from vipbench.results.records.protocol_names import (
     protocol_sentences,
     settings_told,
     split_part,
+)
+from vipbench.results.tables.differences import (
+    and_,
+    by_value,
+    older_words,
+    outdated_words,
+    shared_words,
+    short_validation,
 )
 from vipbench.results.tables.table import Column, Row, Table, metric_scale, metric_title
 
@@ -26,7 +35,12 @@ _MOST_NAMED = 4
 
 def with_words(table: Table, cells: Cells, title: str | None = None) -> Table:
     """The table with its caption and notes."""
-    return replace(table, caption=_caption(table, cells, title), notes=tuple(_notes(table, cells)))
+    return replace(
+        table,
+        caption=_caption(table, cells, title),
+        notes=tuple(_notes(table, cells)),
+        older=tuple(cells.older),
+    )
 
 
 def figure_words(table: Table, cells: Cells, title: str | None, shape: str) -> str:
@@ -68,12 +82,14 @@ def _caption(table: Table, cells: Cells, title: str | None, shape: str = "table"
     told = settings_told([record for _, record in done])
     if told:
         sentences.append(f"Protocol: {told}")
+    sentences += [short_validation(record for _, record in done), *shared_words(cells)]
     if "majority" in table.kinds() and shape != "curves":
         majority = "The majority row always predicts the most frequent class of the training split"
         sentences.append(majority.replace("row", "line") if shape == "bars" else majority)
     made_with = sorted({str(record.provenance.get("vipbench", "?")) for _, record in done})
     if made_with:
         sentences.append(f"Made with vipbench {and_(made_with)}")
+    sentences += older_words(cells)
     # A dataset's own sentence ends as it likes.
     own = dict.fromkeys(record.data.caption for _, record in done if record.data.caption)
     text = ". ".join(sentence for sentence in sentences if sentence) + "."
@@ -166,6 +182,7 @@ def _notes(table: Table, cells: Cells) -> list[str]:
             f"of each class, more than the shots of the entry; such entries are ranked among "
             f"themselves alone."
         )
+    notes += [f"{told}." for told in outdated_words(cells)]
     notes += [*_told(cells), *_failed(cells), *_impossible(cells), *_undefined(table, cells)]
     notes += [*_unequal_seeds(cells), *_mixed(cells), *_left_out(cells)]
     return notes
@@ -240,20 +257,17 @@ def _unequal_seeds(cells: Cells) -> Iterable[str]:
 
 def _mixed(cells: Cells) -> Iterable[str]:
     done = cells.done()
+    # What support sets were drawn by is said of each dataset, see `shared_words`.
+    drawn = {name for _, record in done for name in draw(record)}
     settings = (
-        (cell.method, {k: v for k, v in protocol(record).items() if k not in PLACE_FIELDS})
+        (
+            cell.method,
+            {k: v for k, v in protocol(record).items() if k not in (*PLACE_FIELDS, *drawn)},
+        )
         for cell, record in done
     )
     for name, values in spread(settings).items():
-        yield f"Settings differ in {SETTINGS.get(name, name)}: {_by_value(values)}."
-    symptoms = (
-        (cell.method, {f"symptoms of {cell.dataset}": record.data.symptoms_sha256})
-        for cell, record in done
-        if "symptoms" in record.needs
-    )
-    for name, values in spread(symptoms).items():
-        short = {str(value)[:12]: labels for value, labels in values.items()}
-        yield f"The {name} differ (SHA-256): {_by_value(short)}."
+        yield f"Settings differ in {SETTINGS.get(name, name)}: {by_value(values)}."
     for name, values in spread((cell.method, versions(record)) for cell, record in done).items():
         yield f"Records differ in {name}: {and_(list(values))}."
     for cell_label, files in _code(cells).items():
@@ -278,23 +292,16 @@ def _left_out(cells: Cells) -> Iterable[str]:
     slots = {cell.slot for cell in cells.planned}
     older = sum(record.slot in slots for record in cells.left_out)
     if older:
+        show = shlex.join(["vipbench", "table", cells.folder or "DIR", "--superseded"])
         yield (
             f"{_count(older, 'record')} of the same cells under earlier settings "
-            f"{'is' if older == 1 else 'are'} not shown."
+            f"{'is' if older == 1 else 'are'} not shown. `{show}` lists "
+            f"{'it' if older == 1 else 'them'}."
         )
     others = len(cells.left_out) - older
     if others:
         are = "is" if others == 1 else "are"
         yield f"{_count(others, 'record')} of other cells {are} not shown."
-
-
-def _by_value(values: dict[str, list[str]]) -> str:
-    return "; ".join(f"{value} ({', '.join(labels)})" for value, labels in values.items())
-
-
-def and_(names: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
 def _count(n: int, what: str) -> str:

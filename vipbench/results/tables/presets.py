@@ -150,7 +150,7 @@ def _knowledge(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
     rows = dict(sorted(told.items(), key=lambda item: item[1][0] != "class names"))
     own = select(cells, methods=list(rows))
     order = {method: n for n, method in enumerate(rows)}
-    kept = Cells(tuple(sorted(own.planned, key=lambda c: order[c.method])), own.records)
+    kept = replace(own, planned=tuple(sorted(own.planned, key=lambda c: order[c.method])))
     return most_shots(kept) if trained else kept, replace(
         layout,
         rows=("method",),

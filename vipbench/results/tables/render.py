@@ -182,6 +182,7 @@ _CSV_COLUMNS = ("dataset", "backbone", "method", "kind", "metric", "shots", "sta
 
 
 _CSV_NUMBERS = ("mean", "sd", "n", "n_expected", "rank", "low", "high")
+_CSV_LAST = "older_code"
 
 
 def render(table: Table, format: str = "github") -> str:
@@ -241,7 +242,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], heads: int) -> str:
 
 
 def _csv(table: Table) -> str:
-    lines: list[list[object]] = [[*_CSV_COLUMNS, *_CSV_NUMBERS]]
+    lines: list[list[object]] = [[*_CSV_COLUMNS, *_CSV_NUMBERS, _CSV_LAST]]
     for i, line in enumerate(table.entries):
         for j, entry in enumerate(line):
             if entry.state != "blank":
@@ -249,7 +250,8 @@ def _csv(table: Table) -> str:
                 names = (p.dataset, p.backbone, p.method, p.kind, p.metric)
                 numbers = (getattr(entry, name) for name in _CSV_NUMBERS)
                 shots = entry.shots if p.shots is None else p.shots
-                lines.append([*names, shots, entry.state, *numbers])
+                older = "true" if p.method in table.older else "false"
+                lines.append([*names, shots, entry.state, *numbers, older])
     return csv_text(lines)
 
 

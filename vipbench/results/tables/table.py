@@ -131,7 +131,8 @@ class Table:
     the shown numbers, on which ranks rest. notes: one sentence or more each. heads: what the cells
     at the rows' beginning are. column_levels: the header's lines, of LEVELS. spread: of SPREADS.
     ranks: what the legend says of ranks 1 and 2: "best" or "significant". fixed: dataset, backbone
-    or metric, where the whole table has one and neither rows nor columns say it.
+    or metric, where the whole table has one and neither rows nor columns say it. older: labels of
+    methods made whole by older code than others (`Cells.older`).
     """
 
     columns: tuple[Column, ...]
@@ -146,6 +147,7 @@ class Table:
     spread: str = "sd"
     ranks: str = "best"
     fixed: tuple[tuple[str, str], ...] = ()
+    older: tuple[str, ...] = ()
 
     def levels(self) -> list[str]:
         """The header's levels that say something."""
@@ -167,7 +169,8 @@ class Table:
 
     def marks(self, method: str) -> str:
         """What stands behind a method's name: ‡ where it sees all test images, † where the texts
-        of one of its entries saw more labelled images than its shots."""
+        of one of its entries saw more labelled images than its shots, § where it is of older code
+        than others."""
         return self._marks.get(method, "")
 
     @cached_property
@@ -179,7 +182,8 @@ class Table:
                 told = found.setdefault(column.method or row.label, set())
                 told |= {" ‡"} if "transductive" in (row.kind, column.kind) else set()
                 told |= {" †"} if entry.saw is not None else set()
-        return {method: "".join(sorted(told)) for method, told in found.items()}
+                told |= {" §"} if (column.method or row.label) in self.older else set()
+        return {method: "".join(sorted(told, reverse=True)) for method, told in found.items()}
 
     def saw(self) -> list[int]:
         """How many images texts saw, of the entries for which that is more than their shots."""
@@ -234,7 +238,7 @@ class Table:
             "unit": "fraction",
             "caption": self.caption,
             "notes": list(self.notes),
-            "columns": [_told(column) for column in self.columns],
+            "columns": [self._of_column(column) for column in self.columns],
             "rows": [
                 {
                     "method": row.label,
@@ -246,9 +250,14 @@ class Table:
             ],
         }
 
+    def _of_column(self, column: Column) -> dict[str, Any]:
+        found = {k: v for k, v in vars(column).items() if v is not None}
+        return found | ({"older_code": True} if column.method in self.older else {})
+
     def _of_row(self, row: Row) -> dict[str, Any]:
         names = ("dataset", "backbone", "metric", "shots", "part")
-        found = {k: v for k in names if (v := getattr(row, k)) is not None}
+        found: dict[str, Any] = {k: v for k in names if (v := getattr(row, k)) is not None}
+        found |= {"older_code": True} if row.label in self.older else {}
         if self.heads != ("method",):
             found["cells"] = dict(zip(self.heads, row.cells, strict=True))
         return found
@@ -264,10 +273,6 @@ def metric_title(name: str) -> str:
 def metric_scale(name: str) -> float:
     """What a metric's fraction is multiplied with to be shown."""
     return 100.0 if find_metric(name).percent else 1.0
-
-
-def _told(column: Column) -> dict[str, Any]:
-    return {k: v for k, v in vars(column).items() if v is not None}
 
 
 def ranked(table: Table) -> Table:

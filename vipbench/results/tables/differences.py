@@ -1,0 +1,152 @@
+"""What the cells of a table did not share: code, support sets, texts, validation images. No torch
+here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vipbench.results.records.comparable import draw, spread, texts
+from vipbench.results.records.protocol_names import SETTINGS
+from vipbench.results.records.record import Record
+from vipbench.results.records.rerun_command import again_commands
+from vipbench.results.stats.pairing import shot_words
+
+if TYPE_CHECKING:
+    from vipbench.results.records.cells import Cells
+
+OLDER = "§"
+
+
+def older_words(cells: Cells, mark: str = f"{OLDER}: ") -> list[str]:
+    """A sentence, without its full stop, for each kind of rows of older code than others."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    shown = dict.fromkeys(cell.method for cell in cells.possible())
+    for label in shown:
+        if label in cells.older:
+            found.setdefault(_kind(cells.older[label]), []).append(label)
+    told = []
+    for (whose, what), labels in found.items():
+        records = [r for cell in cells.possible() if (r := cells.record_of(cell)) is not None]
+        again = _again([r for r in records if r.cell.method in labels], cells.folder)
+        told.append(
+            f"{mark}{whose} is older than that of other rows ({what}): {and_(labels)}; {again}"
+        )
+    return told
+
+
+def outdated_words(cells: Cells) -> list[str]:
+    """A sentence, without its full stop, for each row of which some records are of older code."""
+    asked = {cell.key: cell.method for cell in cells.possible()}
+    found: dict[str, list[Record]] = {}
+    for key, record in cells.outdated.items():
+        if key in asked:
+            found.setdefault(asked[key], []).append(record)
+    return [
+        f"{label}: {len(records)} record{'s' * (len(records) > 1)} made by older code of "
+        f"{_made_by(records[0])} count{'s' * (len(records) == 1)} as not yet run; "
+        f"{_again(records, cells.folder)}"
+        for label, records in found.items()
+    ]
+
+
+def shared_words(cells: Cells) -> list[str]:
+    """A sentence, without its full stop, for each thing that cells on the same dataset saw
+    different ones of: support sets, texts, code of the plugin that gives images or features."""
+    done = [(cell.method, record) for cell, record in cells.done()]
+    told = []
+    for dataset in dict.fromkeys(record.cell.dataset for _, record in done):
+        own = [(label, record) for label, record in done if record.cell.dataset == dataset]
+        for name, values in spread((label, draw(record)) for label, record in own).items():
+            told.append(
+                f"Support sets on {dataset} were drawn differently, "
+                f"{SETTINGS.get(name, name)}: {by_value(values)}"
+            )
+        for name, values in spread((label, texts(record)) for label, record in own).items():
+            told.append(f"The {name} of {dataset} differ (SHA-256): {by_value(_short(values))}")
+    for name, values in spread((label, _plugins(record)) for label, record in done).items():
+        told.append(f"The code of {name} differs (SHA-256): {by_value(_short(values))}")
+    return told
+
+
+def short_validation(records: Iterable[Record]) -> str:
+    """Where validation sets have fewer images than their policy asks for; "" for nowhere."""
+    found: dict[str, dict[int | str, str]] = {}
+    for record in records:
+        shots, given, asked = record.cell.shots, record.data.n_val, _asked(record)
+        if given < asked:
+            place = found.setdefault(record.cell.dataset, {})
+            place[shots] = f"{given} instead of {asked} {shot_words(shots)}"
+    places = [
+        f"on {dataset} {', '.join(told[k] for k in sorted(told, key=_ascending))}"
+        for dataset, told in found.items()
+    ]
+    if not places:
+        return ""
+    return (
+        f"Validation sets are smaller than their policy, in images of all classes: {and_(places)}"
+    )
+
+
+def and_(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def by_value(values: Mapping[str, Sequence[str]]) -> str:
+    """`value (label, label); value (label)`."""
+    return "; ".join(f"{value} ({', '.join(labels)})" for value, labels in values.items())
+
+
+def _kind(older: Mapping[str, str]) -> tuple[str, ...]:
+    code = {name: told for name, told in older.items() if name == "method.code"}
+    ours = [told for name, told in older.items() if name not in (*code, "method.revision")]
+    ours += [older["method.revision"]] if not code and "method.revision" in older else []
+    whose = "the plugin's code and vipbench's" if code and ours else "the plugin's code"
+    return whose if code else "vipbench's code", "; ".join([*code.values(), *ours])
+
+
+def _made_by(record: Record) -> str:
+    method = record.provenance.get("method")
+    plugin = method.get("plugin") if isinstance(method, dict) else None
+    return "vipbench" if plugin in (None, "vipbench") else f"plugin '{plugin}'"
+
+
+def _again(records: Sequence[Record], folder: str) -> str:
+    commands = [f"`{command}`" for command in again_commands(records, folder)]
+    cells = "cell" if len(records) == 1 else "cells"
+    return f"{and_(commands)} make{'s' * (len(commands) == 1)} the {cells} again"
+
+
+def _plugins(record: Record) -> dict[str, Any]:
+    """Of the plugins that gave images and features: `dataset plugin 'ward'` -> digest of its file.
+    Code of vipbench itself is told by its revisions."""
+    found = {}
+    for kind in ("dataset", "backbone"):
+        part = record.provenance.get(kind)
+        part = part if isinstance(part, dict) else {}
+        if part.get("plugin") not in (None, "vipbench") and part.get("file_sha256"):
+            found[f"the {kind} plugin '{part['plugin']}'"] = part["file_sha256"]
+    return found
+
+
+def _short(values: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for value, labels in values.items():
+        found.setdefault("none" if value == "null" else value[:12], []).extend(labels)
+    return found
+
+
+def _asked(record: Record) -> int:
+    """How many validation images the policy asks for; 0 where it names no number."""
+    shots, policy = record.cell.shots, record.protocol.validation
+    if shots == 0 or policy not in ("k", "min(k,4)") or (shots == "full" and policy == "k"):
+        return 0
+    each = 4 if isinstance(shots, str) else shots if policy == "k" else min(shots, 4)
+    source = record.provenance.get("trained_on")
+    names = source.get("class_names") if isinstance(source, dict) else None
+    return each * len(names or record.data.class_names)
+
+
+def _ascending(shots: int | str) -> float:
+    return float("inf") if isinstance(shots, str) else shots
