@@ -16,6 +16,8 @@ from vipbench.results.records.record import Record
 _END = (".revision", ".code")
 # What all cells of a row share; other code depends on the dataset or the backbone.
 _OF_THE_ROW = ("method.", "engine.", "sampler.")
+# What every cell has: a record that lacks one was made before that part could be told.
+_OF_ALL = ("reader.revision", "features.revision")
 Scope = tuple[str, ...]
 
 
@@ -24,6 +26,8 @@ def code(record: Record) -> dict[str, Any]:
     method, parts = record.provenance.get("method"), record.provenance.get("key_parts")
     method, parts = (p if isinstance(p, dict) else {} for p in (method, parts))
     found = {name: value for name, value in parts.items() if name.endswith(_END)}
+    if parts:
+        found = dict.fromkeys(_OF_ALL) | found
     found.setdefault("method.revision", method.get("revision"))
     if "method.code" not in found:
         # Code of vipbench itself is told by its revisions.
@@ -120,7 +124,7 @@ def _owners(record: Record) -> Iterator[tuple[Scope, str, Any]]:
 
 def _told(record: Record, name: str, value: Any, now: Any) -> str:
     if name != "method.code":
-        return f"{name} {value}, now {now}"
+        return f"{name} {value or 'unknown'}, now {now}"
     method = record.provenance["method"]
     file = f", file {method['file']}" if method.get("file") else ""
     return f"plugin '{method.get('plugin')}'{file}"

@@ -133,7 +133,7 @@ def _plugins(record: Record) -> dict[str, Any]:
 def _short(values: Mapping[str, list[str]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for value, labels in values.items():
-        found.setdefault("none" if value == "null" else value[:12], []).extend(labels)
+        found.setdefault("none" if value == "null" else value.strip('"')[:12], []).extend(labels)
     return found
 
 

@@ -1,0 +1,139 @@
+"""Records of different code, support sets and texts, made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.results.samples import entry_of, key_of, planned, record_dict
+from vipbench.results.leaderboard.entries import leaderboard
+from vipbench.results.leaderboard.gather import Gathered
+from vipbench.results.records.code import superseded
+from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.record import Record
+from vipbench.results.tables import comparison
+
+PARTS = {
+    "engine.revision": 5,
+    "method.revision": 1,
+    "method.code": None,
+    "reader.revision": 1,
+    "features.revision": 1,
+    "sampler.revision": 1,
+    "texts": "a" * 64,
+}
+
+
+def of_code(
+    method: str, seed: int, parts: Mapping[str, Any], *, value: float = 0.5, **more: Any
+) -> Record:
+    """A record with `parts` of its key beside PARTS; its place is made of all of them."""
+    own = PARTS | dict(parts)
+    told = record_dict(
+        method, 4, seed, metrics={"accuracy": value}, key=key_of(method, seed, own, more), **more
+    )
+    told["provenance"]["method"] |= {"plugin": "ours", "file": "ours.py"}
+    told["provenance"]["key_parts"] = own
+    return Record.of(told)
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["method.code", "method.revision", "engine.revision", "sampler.revision", "reader.revision"],
+)
+def test_seeds_of_other_code_count_as_not_yet_run(part: str) -> None:
+    old = [of_code("vip", seed, {}) for seed in (1, 2, 3)]
+    new = of_code("vip", 1, {part: 2}, value=0.9)
+    plan = [PlanCell(new.key, *new.slot, run=2), *planned(old[1:])]
+    table = comparison([*old, new], plan)
+    entry = entry_of(table, "vip", 4)
+    assert (entry.state, entry.mean, entry.n, entry.n_expected) == ("unfinished", None, 1, 3)
+    assert any("vip: 2 records made by older code" in note for note in table.notes)
+    assert superseded([*old, new], plan) == {record.key for record in old}
+    # Whichever was made last, the run that was last says what the code is now.
+    back = [PlanCell(new.key, *new.slot), *(PlanCell(r.key, *r.slot, run=2) for r in old[1:])]
+    assert entry_of(comparison([*old[1:], new], back), "vip", 4).n == 2
+
+
+def test_seeds_from_before_a_part_was_told_are_of_older_code() -> None:
+    new, old = of_code("vip", 1, {}), of_code("vip", 2, {})
+    told = old.to_dict()
+    del told["provenance"]["key_parts"]["reader.revision"]
+    plan = [PlanCell(new.key, *new.slot, run=2), *planned([old])]
+    assert entry_of(comparison([new, Record.of(told)], plan), "vip", 4).n == 1
+
+
+def test_rows_of_older_revisions_are_marked_once_with_their_commands() -> None:
+    records = [of_code("vip", seed, {"sampler.revision": 2}) for seed in (1, 2)]
+    records += [of_code(name, seed, {}) for name in ("coop", "probe") for seed in (1, 2)]
+    plan = [PlanCell(r.key, *r.slot, run=2 if r.cell.method == "vip" else 1) for r in records]
+    table = comparison(records, plan)
+    assert {row.label: table.marks(row.label) for row in table.rows[1:]} == {
+        "vip": "", "coop": " §", "probe": " §",
+    }  # fmt: skip
+    assert table.caption.count("§") == 1
+    told = table.caption[table.caption.index("§") :]
+    assert "vipbench's code is older" in told
+    assert "sampler.revision 1, now 2" in told
+    assert "coop and probe" in told
+    assert told.count("vipbench run") == 1
+    drawn = "Support sets on toyderm were drawn differently, revision of the support sampler"
+    assert f"{drawn}: 2 (vip); 1 (coop, probe)" in table.caption
+
+
+def test_a_table_says_that_texts_and_support_sets_differ() -> None:
+    records = [of_code("vip", 1, {}), of_code("coop", 1, {"texts": "b" * 64})]
+    other = of_code("probe", 1, {}).to_dict()
+    other["protocol"]["sampler"] = "coop"
+    other["provenance"]["key_parts"].pop("texts")
+    caption = comparison([*records, Record.of(other)]).caption
+    assert "The class names and templates of toyderm differ" in caption
+    assert f"{'a' * 11} (vip); " in caption
+    assert f"{'b' * 11} (coop)" in caption
+    assert "support sampler: nested (vip, coop); coop (probe)" in caption
+    assert "differ" not in comparison(records[:1]).caption
+
+
+def test_a_table_says_that_another_plugin_gave_the_images() -> None:
+    records = []
+    for method, digest in (("vip", "a"), ("coop", "b")):
+        told = of_code(method, 1, {}).to_dict()
+        told["provenance"]["dataset"] = {"plugin": "ward", "file_sha256": digest * 64}
+        records.append(Record.of(told))
+    caption = comparison(records).caption
+    assert "The code of the dataset plugin 'ward' differs" in caption
+
+
+@pytest.mark.parametrize(
+    ("policy", "shots", "given", "told"),
+    [
+        ("k", 4, 6, "on toyderm 6 instead of 12 at 4 shots"),
+        ("k", 2, 6, ""),
+        ("min(k,4)", 16, 11, "on toyderm 11 instead of 12 at 16 shots"),
+        ("min(k,4)", "full", 11, "on toyderm 11 instead of 12 on the full training split"),
+        ("min(k,4)", 16, 12, ""),
+        ("k", "full", 6, ""),
+        ("full", 16, 6, ""),
+        ("none", 16, 0, ""),
+    ],
+)
+def test_a_table_says_where_a_validation_set_is_smaller_than_its_policy(
+    policy: str, shots: int | str, given: int, told: str
+) -> None:
+    value = record_dict("vip", shots)
+    value["protocol"]["validation"] = policy
+    value["data"]["n_val"] = given
+    caption = comparison([Record.of(value)]).caption
+    assert ("Validation sets are smaller" in caption) == bool(told)
+    assert told in caption
+
+
+def test_the_leaderboard_keeps_code_of_several_folders_apart() -> None:
+    records = [of_code("vip", seed, {"method.code": "a" * 64}) for seed in (1, 2)]
+    newer = [of_code("vip", seed, {"method.code": "b" * 64}, value=0.9) for seed in (1, 2)]
+    newer = [Record.of(r.to_dict() | {"created": "2026-02-02T00:00:00+00:00"}) for r in newer]
+    found = leaderboard(Gathered([*newer, *records]))
+    assert [(e.bounds["accuracy"].mean, e.older) for e in found] == [(0.9, False), (0.5, True)]
+    assert any("ours.py" in note for note in found[1].notes)
