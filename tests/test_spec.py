@@ -299,7 +299,7 @@ def test_save_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("datasets: [a, a]", "datasets: 'a' is given twice"),
         ('datasets: ["a\\0b"]', "datasets: expected a name"),
         ("symptoms: {synthdrem: x}", "a file is given for 'synthdrem', which is not among"),
-        ("symptoms: [x]", "symptoms: expected 'DATASET: FILE' lines"),
+        ("symptoms: [x]", "symptoms: expected 'DATASET: PATH' lines"),
         ("out:", "out: expected a path, got nothing"),
         ("title: [x]", "title: expected a line of text"),
         ("- vip", "holds ['vip']; expected keys and values"),

@@ -98,7 +98,7 @@ def test_no_split_column_names_the_command(folder):
         (HEADER + "a/1.png,NV\n", "row 2 has 2 cells; the header has 3"),
         (HEADER + ",NV,train\n", "row 2 has no path"),
         (HEADER + "a/1.png, ,train\n", "row 2 has no label"),
-        (HEADER + "a/1.png,NV,dev\n", "row 2: split is 'dev'; expected train, val, valid"),
+        (HEADER + "a/1.png,NV,holdout\n", "row 2: split is 'holdout'; expected train, val or test"),
         (HEADER + "a/1.png,NV,\n", "row 2: split is ''"),
         (HEADER + "a/1.png,NV,train\na/2.png,mel,train\n", "no row with split 'test'"),
         (HEADER + ROWS + "a/1.png,NV,train\n", r"'a/1\.png' is listed twice: .*row 2 and .*row 7"),

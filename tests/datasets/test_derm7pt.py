@@ -149,7 +149,7 @@ def test_rows_that_are_wrong_are_named(release, tmp_path, make_images):
     write_release(release, [("melanoma", "a/9.jpg"), *cases[1:]], fine)
     bad_release(tmp_path, r"meta\.csv', row 2: image '.*9\.jpg' is missing")
     write_release(release, [("melanoma", "../../../x.jpg"), *cases[1:]], fine)
-    bad_release(tmp_path, r"meta\.csv', row 2: path .* leaves the folder")
+    bad_release(tmp_path, r"meta\.csv', row 2: path .* leads to .*, outside of")
     write_csv(release / "meta/meta.csv", ["diagnosis", "image"], [])
     bad_release(tmp_path, r"meta\.csv' has no column 'derm'; its columns are 'diagnosis', 'image'")
     write_release(release, cases, fine)

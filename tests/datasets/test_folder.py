@@ -126,6 +126,97 @@ def test_splits_that_do_not_fit(tmp_path, make_images):
     layout_error(tmp_path, "'val' and 'valid', which are the same split")
 
 
+@pytest.mark.parametrize(
+    ("names", "notes"),
+    [
+        (("Training", "Testing", "Validation"), []),
+        (("train_images", "test_images", "dev_images"), ["'dev_images' is read as val"]),
+        (("TRAIN", "TEST", "VALID"), []),
+        (("trainset", "tst", "development"), ["as val", "as test"]),
+    ],
+)
+def test_splits_as_people_name_them(tmp_path, make_images, names, notes):
+    for name in names:
+        make_images(tmp_path, files(f"{name}/one", 2) + files(f"{name}/two", 3))
+    dataset, splits = load(tmp_path)
+    assert {k: v.counts(2) for k, v in splits.items()} == {key: [2, 3] for key in splits}
+    for split, name in zip(("train", "test", "val"), names, strict=True):
+        assert {i.partition("/")[0] for i in splits[split].ids} == {name}
+    assert len(dataset.notes) == len(notes)
+    assert all(told in note for told, note in zip(notes, dataset.notes, strict=True))
+
+
+def test_what_is_left_out_is_named(tmp_path, make_images):
+    for split in ("train", "test", "holdout", "extra"):
+        make_images(tmp_path, files(f"{split}/one", 10) + files(f"{split}/two", 10))
+    make_images(tmp_path, ["train/stray.png", "train/other.png"])
+    dataset, splits = load(tmp_path)
+    assert sum(map(len, splits.values())) == 40
+    assert any("'extra', 'holdout'" in note and "left out" in note for note in dataset.notes)
+    assert any("2 image files in 'train'" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        [f"fold{i}" for i in range(1, 6)],
+        ["site A", "site B"],
+        ["benign", "malignant"],
+    ],
+)
+def test_folders_of_the_same_folders_are_no_classes(tmp_path, make_images, folders):
+    for folder in folders:
+        make_images(tmp_path, files(f"{folder}/one", 4) + files(f"{folder}/two", 4))
+    with pytest.raises(DataError, match=rf"'{folders[0]}', .* splits or folds") as caught:
+        load(tmp_path)
+    assert "'one', 'two'" in str(caught.value)
+    # The way out that it names.
+    (tmp_path / "card.yaml").write_text(f"class_names: {{'{folders[0]}': a class}}")
+    assert "a class" in load(tmp_path)[0].class_names
+
+
+def test_folds_of_which_one_lacks_a_class(tmp_path, make_images):
+    for fold in ("Fold_1", "Fold_2"):
+        make_images(tmp_path, files(f"{fold}/one", 4) + files(f"{fold}/two", 4))
+    make_images(tmp_path, files("Fold_3/one", 4) + files("Fold_3/three", 4))
+    layout_error(tmp_path, "splits or folds")
+
+
+def test_patients_below_classes_are_no_splits(tmp_path, make_images):
+    make_images(tmp_path, files("one/p1", 4) + files("one/p2", 4) + files("two/p2", 4))
+    assert load(tmp_path)[0].class_names == ("one", "two")
+
+
+def test_a_class_called_test(tmp_path, make_images):
+    make_images(tmp_path, files("control", 5) + files("test", 5) + files("placebo", 5))
+    with pytest.raises(DataError, match="'test' beside 'control', 'placebo' but no 'train'"):
+        load(tmp_path)
+    (tmp_path / "card.yaml").write_text("class_names: {test: treated}")
+    assert load(tmp_path)[0].class_names == ("control", "placebo", "treated")
+    # Below splits it is a class like any other.
+    for split in ("train", "val", "test"):
+        make_images(tmp_path / "x", files(f"{split}/control", 2) + files(f"{split}/test", 2))
+    assert load(tmp_path / "x")[0].class_names == ("control", "test")
+
+
+def test_one_class_in_two_forms_of_unicode(tmp_path, make_images):
+    for split, name in (("train", "caf\u00e9"), ("val", "cafe\u0301"), ("test", "caf\u00e9")):
+        make_images(tmp_path, files(f"{split}/{name}", 2) + files(f"{split}/tea", 2))
+    assert load(tmp_path)[0].class_names == ("caf\u00e9", "tea")
+    make_images(tmp_path, files("train/te\u200ba", 2))
+    layout_error(tmp_path, r"'te\\u200ba' and 'tea'|'tea' and 'te\\u200ba'")
+
+
+@pytest.mark.parametrize("place", ["one/caf\udce9.png", "caf\udce9/1.png"])
+def test_names_that_are_not_utf8(tmp_path, make_images, place):
+    make_images(tmp_path, files("one", 3) + files("two", 3))
+    try:
+        make_images(tmp_path, [place])
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+    layout_error(tmp_path, r"holds b'caf\\xe9(\.png)?', a name that is not UTF-8; rename")
+
+
 def test_class_names_that_would_look_alike(tmp_path, make_images):
     make_images(tmp_path, files("blue nevus", 3) + files("Blue_nevus", 3))
     layout_error(tmp_path, "'Blue_nevus' and 'blue nevus' would both be shown as 'blue nevus'")

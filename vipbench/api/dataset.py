@@ -81,6 +81,8 @@ class Dataset(ABC):
     notes: what `load` did with input that a person may have meant otherwise (folders left out,
         spellings taken as one), a sentence each: printed before a run and kept in its records;
         exports leave them out, so they may name files and groups.
+    takes_images: whether the data list image files that may lie in a folder of their own;
+        `image_root` is then the folder that the user named for them (`--images`), or None.
     revision: raise it when the loader's output changes.
     """
 
@@ -94,6 +96,8 @@ class Dataset(ABC):
     citation: str = ""
     caption: str = ""  # one sentence that tables of this dataset carry (for instance: synthetic)
     notes: tuple[str, ...] = ()
+    takes_images: ClassVar[bool] = False
+    image_root: Path | None = None
     revision: ClassVar[int] = 1
 
     @abstractmethod

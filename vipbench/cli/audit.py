@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vipbench.cli.exit_codes import FAILED, OK
+from vipbench.cli.options import ImageRoots
 
 SHOWN = 20
 
@@ -24,6 +25,7 @@ def audit(
             "--data-root", metavar="DIR", help="Where datasets are looked for.", show_default=False
         ),
     ] = None,
+    images: ImageRoots = None,
     plugins_dir: Annotated[
         Path | None,
         typer.Option("--plugins-dir", metavar="DIR", envvar="VIPBENCH_PLUGINS_DIR",
@@ -49,7 +51,7 @@ def audit(
     if format not in ("text", "json"):
         raise UsageError(f"--format takes text or json, not '{format}'")
     given = {"datasets": [dataset], "data_root": data_root, "allow_group_overlap": True}
-    spec = RunSpec.parse({k: v for k, v in given.items() if v is not None})
+    spec = RunSpec().merge({**given, "images": images})
     data = load_dataset(load_registry(plugins_dir), spec, dataset)
     names = data.dataset.class_names
     found = auditing.audit(data.dataset.name, data.fingerprint, data.splits, names, data.symptoms)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vipbench.cli.options import ImageRoots
+
 dataset_app = typer.Typer(help="Prepare data.", add_completion=False, rich_markup_mode=None)
 
 
@@ -36,8 +38,9 @@ def split(
         Path | None,
         typer.Option("--data-root", metavar="DIR", show_default=False, help="Where data lie."),
     ] = None,
+    images: ImageRoots = None,
 ) -> int:
     """Draw a stratified split of data that have none, and write it beside them."""
     from vipbench.cli.commands.dataset import split_command
 
-    return split_command(source, data_root, group, ratios, seed, out)
+    return split_command(source, data_root, group, ratios, seed, out, images or ())

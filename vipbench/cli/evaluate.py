@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from vipbench.cli.options import Plugins, Prompt, text
+from vipbench.cli.options import ImageRoots, Plugins, Prompt, text
 
 
 def evaluate(
     prompt: Prompt,
     dataset: Annotated[str, text("--dataset", "NAME", "The dataset, such as npz:FILE.")],
     data_root: Annotated[Path | None, text("--data-root", "DIR", "Where it is looked for.")] = None,
+    images: ImageRoots = None,
     symptoms: Annotated[
         list[str] | None,
         text("--symptoms", "FILE", "Its symptoms, where its classes are others."),
@@ -22,4 +23,4 @@ def evaluate(
     trained on, what was learned is put on their names and texts, if it belongs to no class."""
     from vipbench.cli.commands.evaluate import evaluate_command
 
-    return evaluate_command(prompt, dataset, data_root, plugins_dir, symptoms or ())
+    return evaluate_command(prompt, dataset, data_root, plugins_dir, symptoms or (), images or ())

@@ -14,7 +14,8 @@ def explain(
     context: typer.Context,
     run: Run,
     images: Annotated[
-        list[Path] | None, text("--images", "PATH...", "Image files to explain.")
+        list[str] | None,
+        text("--images", "PATH...", "Image files to explain; [DATASET=]DIR: where a table's are."),
     ] = None,
     errors: Annotated[
         int, text("--errors", "N", "The N most confidently wrong test images. [6]")
@@ -37,7 +38,7 @@ def explain(
     across the test set which symptoms decide, and which images names get wrong."""
     from vipbench.cli.commands.explain import explain_command
 
-    paths = [*(images or []), *(map(Path, context.args) if images else ())]
+    given = [*(images or []), *(context.args if images else ())]
     if context.args and not images:
         raise typer.BadParameter(f"unexpected extra argument {context.args[0]}", context)
-    return explain_command(run, paths, errors, out, cell, embed, include_paths)
+    return explain_command(run, given, errors, out, cell, embed, include_paths)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import NOT_OF_THE_SUITE, Offline, PluginsDir, text
+from vipbench.cli.options import NOT_OF_THE_SUITE, ImageRoots, Offline, PluginsDir, text
 from vipbench.fetching import offline as connections
 
 
@@ -47,6 +47,7 @@ def run(
     data_root: Annotated[
         Path | None, text("--data-root", "DIR", "Where datasets are looked for.")
     ] = None,
+    images: ImageRoots = None,
     symptoms: Annotated[
         list[str] | None,
         text("--symptoms", "[DATASET=]FILE", "A symptom file (JSON); repeatable."),

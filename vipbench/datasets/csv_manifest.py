@@ -1,40 +1,30 @@
 """`csv:PATH`: a table with the columns path, label[, split][, group][, sha256].
 
-Paths are relative to the CSV file's folder. A card beside it (`STEM.yaml`) may say what the
-columns are called, where the images are (`images: FOLDER`), what classes are shown as, and
-templates, symptoms, licence, … Classes are in natural order of their names.
+Images are looked for below the folder that the user named (`--images`, or `images: DIR` in the
+card), then below the table's own. A card beside the table (`STEM.yaml`) may also say what the
+columns are called, what classes are shown as, and templates, symptoms, licence, … Classes are in
+natural order of their names; spellings of one label or patient that differ in what nobody sees, or
+in how a number is written, are one.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import vipbench
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split
 from vipbench.datasets.reading.card import COLUMNS, Card, find_card
-from vipbench.datasets.reading.paths import find_source, inside, listed, natural_key
-from vipbench.datasets.reading.rows import Row, make_splits, take_val
+from vipbench.datasets.reading.image_folders import ImageFolders
+from vipbench.datasets.reading.manifest import Entry, classes_of, read_manifest
+from vipbench.datasets.reading.paths import find_source
+from vipbench.datasets.reading.rows import Row, locate, make_splits, take_val
+from vipbench.datasets.reading.spelling import split_of
+from vipbench.datasets.reading.table import read_table
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
-
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of a manifest, by the columns' own names; None where there is no such column."""
-
-    where: str
-    path: str
-    label: str
-    split: str | None
-    group: str | None
-    sha256: str | None
 
 
 class CsvDataset(Dataset):
@@ -42,6 +32,8 @@ class CsvDataset(Dataset):
     the data folder. class_names are known once it is loaded."""
 
     class_names: tuple[str, ...] = ()
+    takes_images = True
+    revision = 2
 
     def __init__(self, argument: str | None) -> None:
         if not argument:
@@ -57,13 +49,11 @@ class CsvDataset(Dataset):
         """Read the manifest and find its images. Raises DataError naming file and row."""
         path = self.locate(root)
         card = card_of(path)
-        entries = read_manifest(path, card.columns)
-        if entries[0].split is None:
-            column = (
-                _patient_column(path)
-                if entries[0].group is None
-                else card.columns.get("group", "group")
-            )
+        manifest = read_manifest(path, card)
+        entries = manifest.entries
+        if not manifest.has_split:
+            grouped = any(entry.group is not None for entry in entries)
+            column = card.columns.get("group", "group") if grouped else _patient_column(path)
             elsewhere = None if Path(self.argument).expanduser().exists() else root
             raise UsageError(no_split(f"csv:{self.argument}", column, elsewhere))
         found = classes_of(entries)
@@ -76,13 +66,13 @@ class CsvDataset(Dataset):
         for name in ("train", "test"):
             if not rows[name]:
                 raise DataError(f"manifest '{path}' has no row with split '{name}'")
+        rows, files = locate(image_folders(path, card, self.image_root), rows)
+        _check_digests(entries, {row.where: files[row.path] for n in SPLITS for row in rows[n]})
         if not rows["val"]:
             rows, self.caption = take_val(rows, found)
-        base = card.image_folder() or path.parent
-        splits = make_splits(base, rows)
-        _check_digests(base, entries)
+        self.notes = manifest.notes
         card.apply(self)
-        return splits
+        return make_splits(rows, files)
 
 
 def card_of(path: Path) -> Card:
@@ -90,14 +80,16 @@ def card_of(path: Path) -> Card:
     return find_card(path.with_suffix(".yaml"), path.with_suffix(".yml")) or Card(path)
 
 
-def classes_of(entries: Sequence[Entry]) -> list[str]:
-    """The classes, in natural order."""
-    return sorted({entry.label for entry in entries}, key=natural_key)
+def image_folders(path: Path, card: Card, given: Path | None) -> ImageFolders:
+    """Where the images of a manifest may lie: where the user said, and beside it. given: what
+    --images names."""
+    name = path.with_suffix(".yaml").name
+    return ImageFolders([*card.image_folders(given), path.parent], card=name)
 
 
 def _patient_column(path: Path) -> str | None:
     """The column that by its name holds patient ids; None where no name says so."""
-    _, header = next(_read(path))
+    _, header = next(read_table(path, COLUMNS))
     return next((name for name in header if name.lower() in ("patient_id", "patient")), None)
 
 
@@ -118,92 +110,25 @@ def no_split(source: str, group: str | None, root: Path | None = None) -> str:
     )
 
 
-def read_manifest(path: Path, columns: Mapping[str, str]) -> list[Entry]:
-    """The rows of a manifest. columns: what the columns are called, where not by their names.
-
-    Raises DataError naming file and row.
-    """
-    rows = _read(path)
-    header_where, header = next(rows, ("", []))
-    if not header:
-        raise DataError(f"manifest '{path}' is empty; expected the columns path,label[,split]…")
-    names = [name.strip() for name in header]
-    places: dict[str, int | None] = {}
-    for column in COLUMNS:
-        wanted = columns.get(column, column)
-        times = names.count(wanted)
-        if times > 1:
-            raise DataError(f"{header_where}: the column '{wanted}' is there {times} times")
-        if not times and (column in ("path", "label") or column in columns):
-            raise DataError(
-                f"{header_where}: no column '{wanted}' for the {column}; the columns are "
-                f"{listed(names, 20)}. A card '{path.with_suffix('.yaml').name}' can say what "
-                f"they are called: `columns: {{{column}: NAME}}`"
-            )
-        places[column] = names.index(wanted) if times else None
-
-    def value(row: Sequence[str], column: str) -> str | None:
-        place = places[column]
-        return None if place is None else row[place].strip()
-
-    entries = []
-    for where, row in rows:
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) != len(names):
-            raise DataError(f"{where} has {len(row)} cells; the header has {len(names)}")
-        relative, label = value(row, "path"), value(row, "label")
-        if not relative or not label:
-            raise DataError(f"{where} has no {'path' if not relative else 'label'}")
-        entries.append(
-            Entry(
-                where,
-                relative,
-                label,
-                value(row, "split"),
-                value(row, "group"),
-                value(row, "sha256") or None,
-            )
-        )
-    if not entries:
-        raise DataError(f"manifest '{path}' has a header and no rows")
-    return entries
-
-
-def _read(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Rows, each with `manifest 'x.csv', row n` (lines of the file, from 1)."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
-                yield f"manifest '{path}', row {reader.line_num}", row
-    except OSError as error:
-        raise DataError(f"manifest '{path}' cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"manifest '{path}' is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from error
-    except csv.Error as error:
-        raise DataError(f"manifest '{path}', row {reader.line_num}: {error}") from error
-
-
 def _split_of(entry: Entry) -> str:
-    given = (entry.split or "").lower()
-    if given not in SPLIT_NAMES:
+    found = split_of(entry.split or "")
+    if found is None:
         raise DataError(
-            f"{entry.where}: split is '{entry.split}'; expected {', '.join(SPLIT_NAMES)}"
+            f"{entry.where}: split is '{entry.split}'; expected train, val or test (training, "
+            "valid, validation, dev and testing are read, too)"
         )
-    return SPLIT_NAMES[given]
+    return found
 
 
-def _check_digests(base: Path, entries: Sequence[Entry]) -> None:
-    """Each file is the one that the manifest means, and no image is in two splits."""
+def _check_digests(entries: Sequence[Entry], files: Mapping[str, Path]) -> None:
+    """Each file is the one that the manifest means, and no image is in two splits. files: those of
+    the rows, by their place."""
     seen: dict[str, Entry] = {}
     for entry in entries:
         if entry.sha256 is None:
             continue
         digest = entry.sha256.lower()
-        path = inside(base, entry.path, entry.where)
+        path = files[entry.where]
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:

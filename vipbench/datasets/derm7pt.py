@@ -17,8 +17,9 @@ from pathlib import Path
 import vipbench
 from vipbench.api.dataset import DataError, Dataset, Split
 from vipbench.datasets.reading.class_folders import read_class_folders
+from vipbench.datasets.reading.image_folders import ImageFolders
 from vipbench.datasets.reading.paths import counts_note, data_folder, first_with, listed
-from vipbench.datasets.reading.rows import Row, make_splits, ordered
+from vipbench.datasets.reading.rows import Row, locate, make_splits, ordered
 from vipbench.datasets.reading.split_json import find_image_folder, read_split_json
 from vipbench.errors import unknown
 from vipbench.hookspecs import RegisterDataset
@@ -97,7 +98,7 @@ class Derm7ptDataset(Dataset):
             base, rows = self._split_file(base)
         else:
             rows = ordered(read_class_folders(base, {"melanoma": 0, "nevus": 1}))
-        splits = make_splits(base, rows)
+        splits = make_splits(*locate(ImageFolders([base]), rows))
         self.caption = counts_note(splits, self.published)
         return splits
 

@@ -1,16 +1,18 @@
 """`folder:PATH`: images in class folders, with or without train/val/test above them.
 
-    PATH/<split>/<class>/…/<image>     split: train, val (valid, validation), test
+    PATH/<split>/<class>/…/<image>     split: train, val, test, as people write them (Training, dev)
     PATH/<class>/…/<image>             vipbench draws 60/10/30, stratified, with seed 1
 
 Where train and test are there and val is not, a tenth of train is taken as val. Classes are in
-natural order of their folders' names, in which underscores stand for spaces. A card
+natural order of their folders' names, in which underscores stand for spaces. Folders that all hold
+folders of the same names are folds or splits of other names, and refused. A card
 (`PATH/card.yaml`) may give display names, templates, symptoms, licence, …
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +26,19 @@ from vipbench.datasets.reading.paths import (
     find_source,
     images_below,
     listed,
+    loose_images,
+    natural_key,
     stable_name,
     visible_folders,
 )
+from vipbench.datasets.reading.spelling import clean, shown_apart, skeleton, split_of
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
 
 _Listing = tuple[Sequence[Path], Sequence[int]]  # images and their labels
-_SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LAYOUT = "expected <class>/<images>, or train/<class>/<images> and test/<class>/<images>"
+_CLASSES = "Where they are classes, say so in card.yaml: `class_names: {{'{0}': NAME}}`"
+_FOLD = re.compile(r"(?:(?:cv|k)? ?folds?|cv|splits?|parts?|partitions?|batch|run)[ .-]?\d+")
 RATIOS = (6, 1, 3)
 SEED = 1
 
@@ -42,6 +48,8 @@ class FolderDataset(Dataset):
     data folder. class_names and caption are known once it is loaded."""
 
     class_names: tuple[str, ...] = ()
+    takes_images = True
+    revision = 2
 
     def __init__(self, argument: str | None) -> None:
         if not argument:
@@ -62,17 +70,21 @@ class FolderDataset(Dataset):
         if not path.is_dir():
             raise DataError(f"'{path}' is not a folder; {_LAYOUT}")
         card = find_card(path / "card.yaml", path / "card.yml") or Card(path / "card.yaml")
-        folders = visible_folders(path, path)
+        trusted = card.image_folders(self.image_root)
+        folders = visible_folders(path, path, trusted)
         if not folders:
             raise DataError(f"folder '{path}' holds no folders; {_LAYOUT}")
-        splits = split_folders(path, folders)
+        splits, notes = split_folders(path, folders, card.named(), trusted)
         if splits:
-            found, listings = _read_splits(path, splits)
+            found, listings, loose = _read_splits(path, splits, trusted)
+            notes += loose
         else:
-            found, listing = class_folders(path, path, folders)
+            found, listing, loose = class_folders(path, path, folders, trusted)
+            notes += loose
             listings = _draw(path, found, listing, RATIOS)
             ratios = "/".join(str(10 * r) for r in RATIOS)
             self.caption = f"Split {ratios} drawn by vipbench, stratified, seed {SEED}."
+        self.notes = tuple(notes)
         if "val" not in listings:
             drawn = _draw(path, found, listings["train"], (9, 1, 0))
             listings |= {name: drawn[name] for name in ("train", "val")}
@@ -85,12 +97,22 @@ class FolderDataset(Dataset):
         }
 
 
-def split_folders(path: Path, folders: Sequence[Path]) -> dict[str, Path]:
-    """Split -> folder; empty where the folders are classes."""
+def split_folders(
+    path: Path, folders: Sequence[Path], named: Set[str] = frozenset(), trusted: Sequence[Path] = ()
+) -> tuple[dict[str, Path], list[str]]:
+    """Split -> folder, and sentences on how they were read; empty where the folders are classes.
+
+    named: folders that the card calls classes, which settles it. Raises DataError for folders that
+    are neither.
+    """
+    if any(clean(folder.name) in named for folder in folders):
+        return {}, []
     found: dict[str, Path] = {}
+    others = []
     for folder in folders:
-        split = _SPLIT_NAMES.get(folder.name.lower())
+        split = split_of(folder.name)
         if split is None:
+            others.append(folder.name)
             continue
         if split in found:
             raise DataError(
@@ -98,43 +120,81 @@ def split_folders(path: Path, folders: Sequence[Path]) -> dict[str, Path]:
                 "same split; keep one"
             )
         found[split] = folder
-    missing = [name for name in ("train", "test") if name not in found]
-    if found and missing:
+    if not found:
+        _check_classes(path, folders, trusted)
+        return {}, []
+    lacking = [name for name in ("train", "test") if name not in found]
+    if lacking:
+        beside = f" beside {listed(others)}" if others else ""
         raise DataError(
-            f"folder '{path}' holds {listed(f.name for f in found.values())} but no "
-            f"{listed(missing)}; {_LAYOUT}"
+            f"folder '{path}' holds {listed(f.name for f in found.values())}{beside} but no "
+            f"{listed(lacking)}; {_LAYOUT}. {_CLASSES.format(next(iter(found.values())).name)}"
         )
-    return found
+    notes = [
+        f"folder '{folder.name}' is read as {split}"
+        for split, folder in found.items()
+        if split not in folder.name.lower()
+    ]
+    if others:
+        are = "folders {} are no splits and" if len(others) > 1 else "folder {} is no split and"
+        notes.append(f"{are.format(listed(others))} left out; train, val and test are read")
+    return found, notes
 
 
-def _read_splits(path: Path, splits: Mapping[str, Path]) -> tuple[list[str], dict[str, _Listing]]:
+def _check_classes(path: Path, folders: Sequence[Path], trusted: Sequence[Path]) -> None:
+    """Raise DataError for folders that all hold the same folders, or are called folds and hold
+    folders: these hold the classes, or the splits."""
+    inside = [
+        {skeleton(f.name) for f in visible_folders(folder, path, trusted)} for folder in folders
+    ]
+    same = len(folders) > 1 and all(names == inside[0] for names in inside)
+    folds = all(_FOLD.fullmatch(skeleton(folder.name)) for folder in folders)
+    if len(inside[0]) > 1 and (same or folds) and all(inside):
+        raise DataError(
+            f"the folders {listed(f.name for f in folders)} of '{path}' hold folders of the same "
+            f"names, {listed(sorted(inside[0]))}: they look like splits or folds, not like "
+            f"classes; {_LAYOUT}, or a table with a column split (csv:PATH). "
+            f"{_CLASSES.format(folders[0].name)}"
+        )
+
+
+def _read_splits(
+    path: Path, splits: Mapping[str, Path], trusted: Sequence[Path]
+) -> tuple[list[str], dict[str, _Listing], list[str]]:
     listings: dict[str, _Listing] = {}
     classes: dict[str, list[str]] = {}
+    notes: list[str] = []
     for name, folder in splits.items():
-        classes[name], listings[name] = class_folders(path, folder, visible_folders(folder, path))
+        folders = visible_folders(folder, path, trusted)
+        classes[name], listings[name], loose = class_folders(path, folder, folders, trusted)
+        notes += loose
     first = classes["train"]
     for name, found in classes.items():
         if found != first:
-            extra, missing = sorted(set(found) - set(first)), sorted(set(first) - set(found))
+            extra, lacking = sorted(set(found) - set(first)), sorted(set(first) - set(found))
             parts = [f"also has {listed(extra)}"] if extra else []
-            parts += [f"lacks {listed(missing)}"] if missing else []
+            parts += [f"lacks {listed(lacking)}"] if lacking else []
             raise DataError(
                 f"the classes of '{splits[name]}' and '{splits['train']}' differ: the first "
                 f"{' and '.join(parts)}; every split needs the same class folders"
             )
-    return first, listings
+    return first, listings, notes
 
 
-def class_folders(path: Path, parent: Path, folders: Sequence[Path]) -> tuple[list[str], _Listing]:
-    """Classes, images and labels in the class folders `folders` of `parent`, below `path`."""
+def class_folders(
+    path: Path, parent: Path, folders: Sequence[Path], trusted: Sequence[Path] = ()
+) -> tuple[list[str], _Listing, list[str]]:
+    """Classes, images and labels in the class folders `folders` of `parent`, below `path`, and
+    sentences on what was left out."""
     if len(folders) < 2:
         raise DataError(
             f"folder '{parent}' holds {len(folders)} class folders; expected two or more. {_LAYOUT}"
         )
+    folders = sorted(folders, key=lambda folder: natural_key(clean(folder.name)))
     images: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        mine, others = images_below(folder, path)
+        mine, others = images_below(folder, path, trusted)
         if not mine:
             seen = f" (it holds {listed(sorted(others))} files)" if others else ""
             raise DataError(
@@ -143,7 +203,17 @@ def class_folders(path: Path, parent: Path, folders: Sequence[Path]) -> tuple[li
             )
         images += mine
         labels += [label] * len(mine)
-    return [folder.name for folder in folders], (images, labels)
+    names = [clean(folder.name) for folder in folders]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        same = [folder.name for folder in folders if clean(folder.name) == twice]
+        raise DataError(
+            f"the class folders {shown_apart(same)} of '{parent}' differ in what nobody sees; make "
+            "them one"
+        )
+    loose = loose_images(parent, path, trusted)
+    note = f"{len(loose)} image files in '{parent.name}' lie in no class folder and are left out"
+    return names, (images, labels), [note] if loose else []
 
 
 def _draw(

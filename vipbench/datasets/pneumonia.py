@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 import vipbench
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split
 from vipbench.datasets.reading.class_folders import read_class_folders
+from vipbench.datasets.reading.image_folders import ImageFolders
 from vipbench.datasets.reading.paths import counts_note, data_folder, listed
-from vipbench.datasets.reading.rows import Row, make_splits, ordered, take_val, with_groups
+from vipbench.datasets.reading.rows import Row, locate, make_splits, ordered, take_val, with_groups
 from vipbench.datasets.reading.split_json import find_image_folder, read_split_json
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
@@ -57,7 +58,7 @@ class PneumoniaDataset(Dataset):
         if not rows["val"]:
             rows, note = take_val(rows, self.class_names)
             notes = [note]
-        splits = make_splits(base, ordered(rows))
+        splits = make_splits(*locate(ImageFolders([base]), ordered(rows)))
         self.caption = " ".join([*notes, counts_note(splits, (4710, 522, 624))]).strip()
         return splits
 

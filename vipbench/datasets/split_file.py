@@ -1,7 +1,7 @@
 """`split:FILE`: a split file of the CoOp family, with the images beside it or in a folder there.
 
 A card beside the file (`STEM.yaml`) may give display names, templates, symptoms, licence, and
-`images: FOLDER`.
+`images: DIR`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 import vipbench
 from vipbench.api.dataset import DataError, Dataset, Split
 from vipbench.datasets.reading.card import Card, find_card
+from vipbench.datasets.reading.image_folders import ImageFolders
 from vipbench.datasets.reading.paths import find_source
-from vipbench.datasets.reading.rows import make_splits
+from vipbench.datasets.reading.rows import locate, make_splits
 from vipbench.datasets.reading.split_json import find_image_folder, read_split_json
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
@@ -24,6 +25,8 @@ class SplitFileDataset(Dataset):
     the data folder. class_names are known once it is loaded."""
 
     class_names: tuple[str, ...] = ()
+    takes_images = True
+    revision = 2
 
     def __init__(self, argument: str | None) -> None:
         if not argument:
@@ -43,8 +46,9 @@ class SplitFileDataset(Dataset):
         card = find_card(path.with_suffix(".yaml"), path.with_suffix(".yml")) or Card(path)
         names, rows = read_split_json(path)
         self.class_names = card.display_names(names)
-        base = card.image_folder() or find_image_folder(path, rows)
-        splits = make_splits(base, rows)
+        folders = card.image_folders(self.image_root)
+        folders = [*folders, path.parent] if folders else [find_image_folder(path, rows)]
+        splits = make_splits(*locate(ImageFolders(folders, path.with_suffix(".yaml").name), rows))
         card.apply(self)
         return splits
 

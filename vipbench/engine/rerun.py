@@ -18,7 +18,7 @@ from vipbench.results.records.record import Record
 from vipbench.results.records.rerun_command import is_quick, knowledge, own_label, scalars
 from vipbench.results.sharing.privacy import public_source
 from vipbench.results.store.store import Store
-from vipbench.runspec.run import TEXT_FILES, MethodSpec, RunSpec
+from vipbench.runspec.run import PATHS_BY_DATASET, MethodSpec, RunSpec
 
 # Of the largest stored score: other devices and libraries sum in other orders, and training
 # lets the differences grow.
@@ -107,7 +107,7 @@ def _fit(a: RunSpec, b: RunSpec, with_support: bool) -> bool:
     return same and all(labels.get(method.label, method) == method for method in b.methods)
 
 
-GRID = ("methods", "datasets", "backbones", "shots", "seeds", "knowledge", *TEXT_FILES)
+GRID = ("methods", "datasets", "backbones", "shots", "seeds", "knowledge", *PATHS_BY_DATASET)
 OF_SUPPORT = ("views", "sampler", "validation", "selection", "shots_unit")
 
 
@@ -116,7 +116,7 @@ def _union(a: RunSpec, b: RunSpec) -> RunSpec:
     for name in ("methods", "datasets", "backbones", "shots", "seeds", "knowledge"):
         mine = getattr(a, name)
         found[name] = (*mine, *(value for value in getattr(b, name) if value not in mine))
-    for name in TEXT_FILES:
+    for name in PATHS_BY_DATASET:
         found[name] = {**getattr(b, name), **getattr(a, name)}
     return a.model_copy(update=found)
 
@@ -179,16 +179,16 @@ def spec_of(record: Record, suite: RunSpec, out: Path) -> RunSpec:
     }
     if c.shots != 0:
         values |= {k: getattr(p, k) for k in ("views", "sampler", "validation", "selection")}
-    texts = {
+    paths = {
         key: {k: v for k, v in getattr(suite, key).items() if k in ("*", c.dataset, *datasets)}
-        for key in TEXT_FILES
+        for key in PATHS_BY_DATASET
     }
     kept: dict[str, Any] = {
         key: getattr(suite, key)
         for key in ("data_root", "plugins_dir", "device", "cell_timeout", "allow_group_overlap")
         if key in suite.model_fields_set
     }
-    return RunSpec.parse({**kept, **values, **texts, "out": out})
+    return RunSpec.parse({**kept, **values, **paths, "out": out})
 
 
 def _backbones(record: Record, suite: RunSpec) -> list[str]:

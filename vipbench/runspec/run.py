@@ -19,7 +19,7 @@ from vipbench.runspec.methods import MethodSpec as MethodSpec
 from vipbench.runspec.methods import methods_of, with_settings
 from vipbench.runspec.outputs import FigureOutput, TableOutput, figure_outputs, table_outputs
 from vipbench.runspec.protocol import ProtocolSpec, check_together, protocol_of
-from vipbench.runspec.values import dataset_keys, text_file_flags, text_files
+from vipbench.runspec.values import dataset_keys, path_flags, paths_by_dataset
 from vipbench.runspec.yaml import Document, dump_yaml, parse_yaml, read_yaml
 
 Shots: TypeAlias = int | Literal["full"]
@@ -29,6 +29,7 @@ DATASETS = ("synthderm",)
 TINY, REAL = "tiny-clip", "openclip:ViT-B-16/openai"
 SUITE_NAME = "suite.yaml"
 TEXT_FILES = ("symptoms", "descriptions")
+PATHS_BY_DATASET = (*TEXT_FILES, "images")
 KNOWLEDGE = ("symptoms", "out-of-domain", "useless", "incorrect")  # see vipbench.symptoms.knowledge
 
 
@@ -47,6 +48,8 @@ class RunSpec(BaseModel):
         `NAME:ARG`, kept as given. shots: images a class, or "full" for the training split.
     data_root: the folder where datasets are looked for. symptoms: dataset -> symptom file; the
         key "*" is every dataset. descriptions: the same for texts that hold the class name.
+        images: dataset -> the folder below which the image files of a table, a split file or a
+        folder of links lie, beside the data's own.
         knowledge: what stands in the symptoms' place, a row each
         for methods that read symptoms. out: the results folder. plugins_dir: single-file plugins.
     device: "auto", "cpu", "cuda", or CUDA devices such as "cuda:0,cuda:1". workers: processes that
@@ -77,8 +80,9 @@ class RunSpec(BaseModel):
     )
     seeds: Annotated[tuple[int, ...], BeforeValidator(words.seeds)] = (1, 2, 3)
     data_root: Annotated[Path | None, BeforeValidator(words.path)] = None
-    symptoms: Annotated[dict[str, Path], BeforeValidator(text_files)] = {}
-    descriptions: Annotated[dict[str, Path], BeforeValidator(text_files)] = {}
+    symptoms: Annotated[dict[str, Path], BeforeValidator(paths_by_dataset)] = {}
+    descriptions: Annotated[dict[str, Path], BeforeValidator(paths_by_dataset)] = {}
+    images: Annotated[dict[str, Path], BeforeValidator(paths_by_dataset)] = {}
     knowledge: Annotated[tuple[str, ...], BeforeValidator(_knowledge)] = ("symptoms",)
     out: Annotated[Path, BeforeValidator(words.required_path)] = Path("vipbench-results")
     plugins_dir: Annotated[Path | None, BeforeValidator(words.path)] = None
@@ -113,12 +117,13 @@ class RunSpec(BaseModel):
                 f"score_on: '{self.score_on}' means the same images for a whole run, so it goes "
                 f"with one number of shots, and {len(self.shots)} are given"
             )
-        for name in TEXT_FILES:
+        for name in PATHS_BY_DATASET:
             for dataset in getattr(self, name):
                 if dataset not in dataset_keys(self.datasets):
+                    what = "folder" if name == "images" else "file"
                     raise UsageError(
-                        f"{name}: a file is given for '{dataset}', which is not among the datasets "
-                        f"{', '.join(self.datasets)}"
+                        f"{name}: a {what} is given for '{dataset}', which is not among the "
+                        f"datasets {', '.join(self.datasets)}"
                     )
         return self
 
@@ -160,7 +165,7 @@ class RunSpec(BaseModel):
         for key in {"data_root", "out", "plugins_dir"} & spec.model_fields_set:
             if getattr(spec, key) is not None:
                 based[key] = folder / getattr(spec, key)
-        for key in TEXT_FILES:
+        for key in PATHS_BY_DATASET:
             if getattr(spec, key):
                 based[key] = {name: folder / file for name, file in getattr(spec, key).items()}
         return spec.model_copy(update=based)
@@ -171,7 +176,7 @@ class RunSpec(BaseModel):
         for key in ("methods", "tables", "figures"):
             values[key] = [one.as_yaml() for one in values[key]]
         values["protocol"] = self.protocol.as_yaml()
-        for key in TEXT_FILES:
+        for key in PATHS_BY_DATASET:
             values[key] = {name: str(file) for name, file in values[key].items()}
         for key, value in values.items():
             if isinstance(value, Path | tuple):
@@ -186,7 +191,7 @@ class RunSpec(BaseModel):
         folder.mkdir(parents=True, exist_ok=True)
         given = [key for key in ("data_root", "plugins_dir") if getattr(self, key) is not None]
         update: dict[str, Any] = {key: getattr(self, key).absolute() for key in given}
-        for key in TEXT_FILES:
+        for key in PATHS_BY_DATASET:
             update[key] = {name: file.absolute() for name, file in getattr(self, key).items()}
         same = folder.absolute() == self.out.absolute()
         update["out"] = Path() if same else self.out.absolute()
@@ -201,14 +206,14 @@ class RunSpec(BaseModel):
         `settings` ("method.hparam=value", for every entry of that method). Raises UsageError."""
         values: dict[str, Any] = {key: getattr(self, key) for key in self.model_fields_set}
         given = {key: value for key, value in flags.items() if value is not None}
-        files = {key: values.pop(key, {}) for key in TEXT_FILES}
-        more = {key: given.pop(key, ()) for key in TEXT_FILES}
+        files = {key: values.pop(key, {}) for key in PATHS_BY_DATASET}
+        more = {key: given.pop(key, ()) for key in PATHS_BY_DATASET}
         spec = type(self).parse({**values, **given})
         keys, update = dataset_keys(spec.datasets), dict[str, Any]()
-        for key in TEXT_FILES:
-            # A suite's file for a dataset that the flags took out of the run is dropped.
+        for key in PATHS_BY_DATASET:
+            # A suite's path for a dataset that the flags took out of the run is dropped.
             found = {name: file for name, file in files[key].items() if name in keys}
-            found |= text_file_flags(more[key], spec.datasets, f"--{key}")
+            found |= path_flags(more[key], spec.datasets, f"--{key}")
             if found:
                 update[key] = found
         if settings:

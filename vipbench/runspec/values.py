@@ -314,28 +314,28 @@ def workers(value: Any) -> int | None:
     return value
 
 
-def text_files(value: Any) -> dict[str, Path]:
-    """Dataset -> symptom file; a path alone is for every dataset."""
+def paths_by_dataset(value: Any) -> dict[str, Path]:
+    """Dataset -> file or folder; a path alone is for every dataset."""
     if value is None:
         return {}
     if isinstance(value, str | Path):
         return {"*": required_path(value)}
     if not isinstance(value, Mapping):
-        raise UsageError(f"expected 'DATASET: FILE' lines or one file, got {show(value)}")
+        raise UsageError(f"expected 'DATASET: PATH' lines or one path, got {show(value)}")
     return {text(name, "a dataset"): required_path(file) for name, file in value.items()}
 
 
 def dataset_keys(datasets: Iterable[str]) -> list[str]:
-    """What may name a dataset in `symptoms`: `NAME:ARG` as given, the name of a file or folder
-    ARG, by which tables call such a dataset, or "*" for all."""
+    """What may name a dataset in `symptoms` or `images`: `NAME:ARG` as given, the name of a file
+    or folder ARG, by which tables call such a dataset, or "*" for all."""
     files = [Path(arg) for _, _, arg in (source.partition(":") for source in datasets) if arg]
     return list(dict.fromkeys([*datasets, "*", *(f.stem for f in files), *(f.name for f in files)]))
 
 
-def text_file_flags(
+def path_flags(
     flags: Iterable[str], datasets: Sequence[str], option: str = "--symptoms"
 ) -> dict[str, Path]:
-    """`[DATASET=]FILE` flags; a FILE alone is for every dataset."""
+    """`[DATASET=]PATH` flags; a PATH alone is for every dataset."""
     found: dict[str, Path] = {}
     keys = dataset_keys(datasets)
     for flag in flags:
@@ -344,7 +344,7 @@ def text_file_flags(
         name, file = (flag[: cuts[-1]], flag[cuts[-1] + 1 :]) if cuts else ("*", flag)
         if not cuts and "=" in flag and not Path(flag).exists():
             given = flag.partition("=")[0]
-            raise unknown("dataset", given, datasets, f"{option} takes [DATASET=]FILE.")
+            raise unknown("dataset", given, datasets, f"{option} takes [DATASET=]PATH.")
         if name in found:
             whose = "every dataset" if name == "*" else f"'{name}'"
             raise UsageError(f"{option} is given twice for {whose}")

@@ -3,48 +3,67 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vipbench.api.dataset import SPLITS, DataError
-from vipbench.cli.commands.text import columns, plural
+from vipbench.cli.commands.text import clean, columns, plural
 from vipbench.cli.exit_codes import OK
-from vipbench.datasets.csv_manifest import Entry, card_of, classes_of, read_manifest
+from vipbench.datasets.csv_manifest import card_of, image_folders
 from vipbench.datasets.folder import class_folders, split_folders
 from vipbench.datasets.reading.card import Card, find_card
 from vipbench.datasets.reading.draw_split import draw_split
+from vipbench.datasets.reading.manifest import Entry, classes_of, read_manifest
 from vipbench.datasets.reading.paths import find_source, visible_folders
+from vipbench.datasets.reading.rows import Row, locate
 from vipbench.errors import UsageError
+from vipbench.runspec.values import path_flags
 from vipbench.runspec.yaml import dump_yaml, read_yaml
 
 
 def split_command(
-    source: str, root: Path | None, group: str | None, ratios: str, seed: int, out: Path | None
+    source: str,
+    root: Path | None,
+    group: str | None,
+    ratios: str,
+    seed: int,
+    out: Path | None,
+    images: Sequence[str] = (),
 ) -> int:
     """Write the split and say how many images it has. Raises UsageError."""
     from vipbench.api import DataError
 
+    folders = list(path_flags(images, [source], "--images").values())
+    if len(folders) > 1:
+        raise UsageError("--images is given twice; a table has one folder beside its own")
+    given = folders[0] if folders else None
     try:
-        written = write_split(source, root, group, parse_ratios(ratios), seed, out)
+        written = write_split(source, root, group, parse_ratios(ratios), seed, out, given)
     except DataError as error:
         raise UsageError(str(error)) from None
     for line in columns(
         [["class", "train", "val", "test"], *([name, *n] for name, n in written.counts.items())]
     ):
         print(line)
+    for note in written.notes:
+        print(f"note: {clean(note)}")
     groups = "" if written.groups is None else f", {plural(written.groups, 'group')}"
-    print(f"Wrote {written.path}{groups}; use it as csv:{written.path}")
+    with_images = "" if given is None else f" --images {shlex.quote(str(given))}"
+    print(f"Wrote {written.path}{groups}; use it as csv:{written.path}{with_images}")
     return OK
 
 
 @dataclass(frozen=True)
 class WrittenSplit:
-    """The manifest that was written, and the images of each class in train, val and test."""
+    """The manifest that was written, the images of each class in train, val and test, and what was
+    done with odd input."""
 
     path: Path
     counts: dict[str, list[int]]
     groups: int | None
+    notes: Sequence[str] = ()
 
 
 def parse_ratios(text: str) -> tuple[float, float, float]:
@@ -68,21 +87,24 @@ def write_split(
     ratios: tuple[float, float, float] = (6, 1, 3),
     seed: int = 1,
     out: Path | None = None,
+    images: Path | None = None,
 ) -> WrittenSplit:
     """Draw a stratified split of `csv:PATH` or `folder:PATH` and write it beside the data.
 
     group: the column with patient or lesion ids; no group is in two splits. out: the manifest
     to write, in the folder of the data; by default `STEM-split.csv`, or `split.csv` in the
-    folder. The card is copied beside it. Raises UsageError or DataError; overwrites nothing.
+    folder. images: the folder that a table's images are below, where they are not beside it. The
+    card is copied beside it. Raises UsageError or DataError for what a run would refuse;
+    overwrites nothing.
     """
     kind, _, argument = source.partition(":")
     if kind == "csv" and argument:
         path = find_source(argument, root, "manifest")
-        card, entries = _from_manifest(path, group)
+        card, entries, notes = _from_manifest(path, group, images)
         base, default = path.parent, path.with_name(f"{path.stem}-split.csv")
     elif kind == "folder" and argument:
         base = find_source(argument, root, "folder")
-        card, entries = _from_folder(base, group)
+        card, entries, notes = _from_folder(base, group, images)
         default = base / "split.csv"
     else:
         raise UsageError(f"'{source}' cannot be split; expected csv:PATH or folder:PATH")
@@ -94,8 +116,9 @@ def write_split(
         if file.exists():
             raise UsageError(f"'{file}' is there already; remove it, or name another output file")
     classes = classes_of(entries)
+    card.display_names(classes)
     labels = [classes.index(entry.label) for entry in entries]
-    grouped = entries[0].group is not None
+    grouped = any(entry.group is not None for entry in entries)
     groups = [entry.group or entry.path for entry in entries] if grouped else None
     drawn = draw_split(labels, [e.path for e in entries], classes, ratios, seed, groups)
     named = [replace(entries[i], split=name) for name in SPLITS for i in drawn[name]]
@@ -106,35 +129,41 @@ def write_split(
     counts = {name: [0, 0, 0] for name in classes}
     for i, label in enumerate(labels):
         counts[classes[label]][places[i]] += 1
-    return WrittenSplit(target, counts, len(set(groups)) if groups else None)
+    return WrittenSplit(target, counts, len(set(groups)) if groups else None, notes)
 
 
-def _from_manifest(path: Path, group: str | None) -> tuple[Card, list[Entry]]:
+_Found = tuple[Card, list[Entry], Sequence[str]]
+
+
+def _from_manifest(path: Path, group: str | None, images: Path | None) -> _Found:
     card = card_of(path)
-    columns = card.columns if group is None else {**card.columns, "group": group}
-    entries = read_manifest(path, columns)
-    if entries[0].split is not None:
+    manifest = read_manifest(path, card, group)
+    if manifest.has_split:
         raise UsageError(f"manifest '{path}' has a split already; take the column out to draw anew")
-    return card, entries
+    rows = [Row(entry.path, 0, entry.where) for entry in manifest.entries]
+    locate(image_folders(path, card, images), {"train": rows, "val": [], "test": []})
+    return card, manifest.entries, manifest.notes
 
 
-def _from_folder(path: Path, group: str | None) -> tuple[Card, list[Entry]]:
+def _from_folder(path: Path, group: str | None, images: Path | None) -> _Found:
     if group is not None:
         raise UsageError(
             f"'{path}' is a folder, which has no column '{group}'; write a manifest "
             "path,label,group and split that: csv:PATH"
         )
     card = find_card(path / "card.yaml", path / "card.yml") or Card(path)
-    folders = visible_folders(path, path)
-    if split_folders(path, folders):
+    trusted = card.image_folders(images)
+    folders = visible_folders(path, path, trusted)
+    if split_folders(path, folders, card.named(), trusted)[0]:
         raise UsageError(f"'{path}' has a split already: its folders train and test")
-    found, (images, labels) = class_folders(path, path, folders)
-    return card, [
+    found, (files, labels), notes = class_folders(path, path, folders, trusted)
+    entries = [
         Entry(
             f"folder '{path}'", image.relative_to(path).as_posix(), found[label], None, None, None
         )
-        for image, label in zip(images, labels, strict=True)
+        for image, label in zip(files, labels, strict=True)
     ]
+    return card, entries, notes
 
 
 def _write(path: Path, entries: Sequence[Entry]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vipbench.cli.commands.predict import CAUTION
+from vipbench.cli.commands.text import clean
 from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.prompt_files import Trained, elsewhere, split_inputs, unpack
 from vipbench.engine.features.features import Features
@@ -21,12 +23,14 @@ def evaluate_command(
     root: Path | None,
     plugins_dir: Path | None,
     symptoms: Sequence[str] = (),
+    images: Sequence[str] = (),
 ) -> int:
     """Print the metrics on a test split. symptoms: files in the place of the dataset's own, read
-    where its classes are others than those that were trained on."""
+    where its classes are others than those that were trained on. images: where a table's are."""
     registry = load_registry(plugins_dir)
     trained = unpack(prompt, registry)
     given = {"datasets": (dataset,), "data_root": root, "symptoms": symptoms or None}
+    given["images"] = images or None
     spec = RunSpec().merge(given)
     data = load_dataset(registry, spec, dataset)
     order = _same_classes(trained, data.dataset.class_names)
@@ -36,6 +40,8 @@ def evaluate_command(
         print("Its classes are others than those trained on; the texts are those of this dataset.")
     features = Features(trained.backbone.backbone, data.splits, data.fingerprint)
     scores = trained.score(split_inputs(trained, features, "test"))[:, order].numpy()
+    for notice in data.notices:
+        print(f"note: {clean(notice)}", file=sys.stderr)
     labels = data.splits["test"].labels
     metrics = compute_metrics(labels, scores, list(data.dataset.class_names))
     card = trained.card

@@ -17,18 +17,21 @@ from vipbench.images import ImageError
 
 def explain_command(
     run: Path,
-    paths: Sequence[Path],
+    given: Sequence[str],
     errors: int,
     out: Path,
     key: str | None,
     embed: bool,
     include_paths: bool = False,
 ) -> int:
-    """Write the page or figure, and print what decides."""
+    """Write the page or figure, and print what decides. given: image files, and folders, also as
+    DATASET=DIR, in which the images of the run's tables are."""
     if out.suffix.lower() not in (".html", ".htm", ".png", ".pdf"):
         raise UsageError(f"-o takes a name that ends in .html, .png or .pdf, got '{out.name}'")
+    roots = [text for text in given if _is_root(text)]
+    paths = [Path(text) for text in given if text not in roots]
     try:
-        made = explain(run, paths, errors, key, include_paths)
+        made = explain(run, paths, errors, key, include_paths, roots)
     except ImageError as error:
         raise UsageError(str(error)) from None
     write(made, out, bool(paths), embed)
@@ -56,3 +59,9 @@ def explain_command(
         print("Images are not in the page: their licence is not known to allow it", file=sys.stderr)
     print(f"Wrote {out}. {CAUTION}")
     return OK
+
+
+def _is_root(text: str) -> bool:
+    return Path(text).is_dir() or (
+        not Path(text).exists() and Path(text.rpartition("=")[2]).is_dir()
+    )

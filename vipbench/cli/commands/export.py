@@ -114,6 +114,7 @@ def _public_suite(
         "datasets": tuple(renamed.values()),
         "backbones": tuple(_public_backbone(b) for b in spec.backbones),
         **texts,
+        "images": {},
         "data_root": None,
         "plugins_dir": Path("plugins") if sources else None,
         "out": Path("results"),

@@ -30,6 +30,7 @@ def reproduce_command(
 ) -> int:
     """Unpack a bundle into OUT/bundle, run its suite into OUT, compare. Raises UsageError."""
     manifest, files = read_bundle(bundle)
+    _refuse_image_folders(bundle, files[SUITE_NAME])
     pairs = _records(files[RECORDS])
     inside = out / "bundle"
     try:
@@ -52,6 +53,17 @@ def reproduce_command(
     wrong = show_reruns(compare(pairs, out, tolerance), tolerance, "all of the bundle")
     print("reproduced" if not wrong else f"{plural(wrong, 'cell')} not reproduced")
     return FAILED if wrong else OK
+
+
+def _refuse_image_folders(bundle: Path, suite: bytes) -> None:
+    """Which folders are read is for the user to say, not for a file that came from others."""
+    named = RunSpec.from_yaml_text(suite.decode(errors="replace"), f"{bundle}: suite").images
+    if named:
+        raise UsageError(
+            f"{bundle}: its suite names folders of images ({', '.join(map(str, named.values()))}), "
+            "which a bundle may not; nothing was unpacked. Give your copy of the data with "
+            "--dataset NAME=SOURCE, and name the folder in its card: `images: DIR`"
+        )
 
 
 def _records(data: bytes) -> list[tuple[Record, Predictions | None]]:

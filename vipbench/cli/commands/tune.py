@@ -24,7 +24,7 @@ from vipbench.errors import UsageError, unknown
 from vipbench.results import Record
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.store.store import Store
-from vipbench.runspec.run import TEXT_FILES, MethodSpec, RunSpec
+from vipbench.runspec.run import PATHS_BY_DATASET, MethodSpec, RunSpec
 from vipbench.runspec.yaml import format_scalar
 
 MARK = "# Chosen by `vipbench tune`"
@@ -101,7 +101,7 @@ def save_suite(spec: RunSpec, asked: Asked, tuned: Sequence[Tuned]) -> None:
     for key in ("data_root", "plugins_dir"):
         if getattr(spec, key) is not None:
             update[key] = _beside(getattr(spec, key), folder)
-    for key in TEXT_FILES:
+    for key in PATHS_BY_DATASET:
         update[key] = {k: _beside(v, folder) for k, v in getattr(spec, key).items()}
     head = [
         f"{MARK}: {asked.trials} trials a method, the highest {asked.metric} over",

@@ -5,6 +5,7 @@ class_names: {NORMAL: normal lung}    # folder, csv: what the class is called ->
 columns: {path: file, label: finding, group: patient}   # csv only
 templates: ["a chest X-ray of {}."]
 modality: chest X-ray                 # instead of templates
+images: ../share/images               # where the images are, if not beside this file
 symptoms: symptoms.json               # beside the card; or written here, class -> list
 licence: CC BY 4.0
 citation: ...
@@ -22,6 +23,7 @@ from typing import Any, Literal
 
 from vipbench.api.dataset import DataError, Dataset
 from vipbench.datasets.reading.paths import inside, listed
+from vipbench.datasets.reading.spelling import alike, clean, skeleton
 from vipbench.errors import UsageError, unknown
 from vipbench.runspec.yaml import read_yaml
 from vipbench.symptoms import load_symptoms, parse_symptoms
@@ -59,6 +61,7 @@ class Card:
                 f"card '{self.path}': class_names is a list; expected a mapping from the names in "
                 f"the data to display names, {{{found[0]}: ...}}"
             )
+        given = {clean(name): text for name, text in given.items()}
         strange = [name for name in given if name not in found]
         if strange:
             raise DataError(
@@ -68,23 +71,31 @@ class Card:
         shown: dict[str, str] = {}
         for name in found:
             text = given.get(name, name.replace("_", " ").strip())
-            other = next((n for n, t in shown.items() if t.casefold() == text.casefold()), None)
+            other = next((n for n, t in shown.items() if skeleton(t) == skeleton(text)), None)
             if other is not None:
                 raise DataError(
-                    f"the classes '{other}' and '{name}' would both be shown as '{text}'; rename "
-                    f"one, or give display names in a card"
+                    f"the classes '{other}' and '{name}' would both be shown as '{text}', or look "
+                    f"alike{alike(other, name)}; rename one, or give display names in a card"
                 )
             shown[name] = text
         return tuple(shown.values())
 
-    def image_folder(self) -> Path | None:
-        """The folder that `images` names; raises DataError where it is none."""
-        if not self.images:
-            return None
-        folder = inside(self.path.parent, self.images, f"card '{self.path}', images")
-        if not folder.is_dir():
-            raise DataError(f"card '{self.path}': images names '{folder}', which is no folder")
-        return folder
+    def named(self) -> set[str]:
+        """What the data call the classes to which the card gives names."""
+        return set(map(clean, self.class_names)) if isinstance(self.class_names, dict) else set()
+
+    def image_folders(self, given: Path | None) -> list[Path]:
+        """The folders that a user named for the images: `given` on the command line, and `images`
+        of the card (absolute, below the home folder `~`, or as seen from the card). Raises
+        DataError where one is none."""
+        named = [] if given is None else [(given, "--images")]
+        if self.images:
+            folder = self.path.parent / Path(self.images).expanduser()
+            named.append((folder, f"card '{self.path}': images"))
+        for folder, who in named:
+            if not folder.is_dir():
+                raise DataError(f"{who} names '{folder}', which is no folder")
+        return [folder for folder, _ in named]
 
     def apply(self, dataset: Dataset) -> None:
         """Set the attributes of `dataset`, whose class names are known by now."""
@@ -179,7 +190,7 @@ def _class_names(given: Any, wrong: Any) -> tuple[str, ...] | dict[str, str]:
     values = list(given.values()) if isinstance(given, dict) else given
     if not isinstance(values, list) or not values or not all(map(_is_text, values)):
         raise wrong("class_names", "a list of texts, or a mapping of texts to texts")
-    if len({v.casefold() for v in values}) < len(values):
+    if len(set(map(skeleton, values))) < len(values):
         raise wrong("class_names", "names that differ")
     if isinstance(given, dict):
         if not all(map(_is_text, given)):

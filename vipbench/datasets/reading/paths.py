@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -15,6 +16,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 def find_source(argument: str, root: Path | None, what: str) -> Path:
     """The file or folder `argument`: absolute, or relative to the working directory, then to
     the data folder `root`. Raises DataError naming every place that was looked at."""
+    if not is_text(argument):
+        raise DataError(f"{what} {os.fsencode(argument)!r} has a name that is not UTF-8; rename it")
     path = Path(argument).expanduser()
     places = [path] if path.is_absolute() or root is None else [path, root / path]
     for place in places:
@@ -36,15 +39,19 @@ def stable_name(path: Path, root: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
 
 
-def visible_folders(folder: Path, root: Path) -> list[Path]:
-    """The folders in `folder`, in natural order, without hidden ones."""
-    found = [e for e in _entries(folder, root) if e.is_dir()]
+def visible_folders(folder: Path, root: Path, trusted: Sequence[Path] = ()) -> list[Path]:
+    """The folders in `folder`, in natural order, without hidden ones. root, trusted: see
+    `images_below`."""
+    found = [e for e in _entries(folder, root, trusted) if e.is_dir()]
     return sorted(found, key=lambda path: natural_key(stable_name(path, root)))
 
 
-def images_below(folder: Path, root: Path) -> tuple[list[Path], set[str]]:
+def images_below(
+    folder: Path, root: Path, trusted: Sequence[Path] = ()
+) -> tuple[list[Path], set[str]]:
     """Image files in `folder` and its subfolders, in natural order, and the suffixes of the
-    files that were passed over. Raises DataError for a link that leaves `root`."""
+    files that were passed over. Raises DataError for a link that leaves `root` and the folders
+    `trusted`, and for a name that is not UTF-8."""
     images: list[Path] = []
     others: set[str] = set()
     seen: set[Path] = set()
@@ -54,7 +61,7 @@ def images_below(folder: Path, root: Path) -> tuple[list[Path], set[str]]:
         if real in seen:  # a link back to a folder above
             return
         seen.add(real)
-        for entry in _entries(current, root):
+        for entry in _entries(current, root, trusted):
             if entry.is_dir():
                 walk(entry)
             elif entry.suffix.lower() in IMAGE_SUFFIXES:
@@ -93,9 +100,14 @@ def listed(names: Iterable[str], limit: int = 5) -> str:
     return shown + (f" and {len(every) - limit} more" if len(every) > limit else "")
 
 
-def _entries(folder: Path, root: Path) -> Iterator[Path]:
-    """What is in `folder`, without hidden files; links must stay inside `root`."""
-    inner = root.resolve()
+def loose_images(folder: Path, root: Path, trusted: Sequence[Path] = ()) -> list[Path]:
+    """The image files that lie in `folder` itself."""
+    return [e for e in _entries(folder, root, trusted) if e.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _entries(folder: Path, root: Path, trusted: Sequence[Path]) -> Iterator[Path]:
+    """What is in `folder`, without hidden files; links must stay inside `root` or `trusted`."""
+    inner = [place.resolve() for place in (root, *trusted)]
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -103,12 +115,24 @@ def _entries(folder: Path, root: Path) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
-        if entry.is_symlink() and not entry.resolve().is_relative_to(inner):
+        if not is_text(entry.name):
+            raise DataError(
+                f"folder '{folder}' holds {os.fsencode(entry.name)!r}, a name that is not UTF-8; "
+                "rename it (convmv does so for whole folders)"
+            )
+        if entry.is_symlink() and not any(map(entry.resolve().is_relative_to, inner)):
             raise DataError(
                 f"'{entry}' is a link to '{entry.resolve()}', outside of '{root}'; copy the files "
-                "into the folder"
+                "into the folder, or name the folder that it leads to: --images DIR, or "
+                "`images: DIR` in the card"
             )
         yield entry
+
+
+def is_text(name: str) -> bool:
+    """Whether a name on the disk is UTF-8: other bytes come as lone surrogates, which nothing can
+    write down."""
+    return name.isascii() or not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def data_folder(root: Path | None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from vipbench.api.dataset import SPLITS, DataError, Split
 from vipbench.datasets.reading.draw_split import draw_split
-from vipbench.datasets.reading.paths import inside, listed
+from vipbench.datasets.reading.image_folders import ImageFolders
+from vipbench.datasets.reading.paths import listed
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,39 @@ class Row:
 Rows = Mapping[str, Sequence[Row]]
 
 
-def make_splits(base: Path, rows: Rows) -> dict[str, Split]:
-    """Splits of the images below `base`, in the order of the rows.
+def locate(folders: ImageFolders, rows: Rows) -> tuple[dict[str, list[Row]], dict[str, Path]]:
+    """The rows with each path as the name of its image, and name -> file.
 
-    Raises DataError for an image that is listed twice, lies outside of `base`, is missing, or is
-    there under a name of other case.
+    Raises DataError for an image that is listed twice, lies outside of the folders, is missing, or
+    is there under a name of other case.
     """
-    _check_once(rows)
-    every = [row for name in SPLITS for row in rows[name]]
-    files = {row.path: inside(base, row.path, row.where) for row in every}
-    _check_there(base, every, files)
-    return {name: _split(rows[name], files) for name in SPLITS}
+    named: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    files: dict[str, Path] = {}
+    lost: list[Row] = []
+    for split in SPLITS:
+        for row in rows[split]:
+            place = folders.find(row.path, row.where)
+            if place is None:
+                lost.append(row)
+                continue
+            known = files.setdefault(place.name, place.file)
+            if known != place.file and known.resolve() != place.file.resolve():
+                raise DataError(
+                    f"{row.where}: '{place.file}' and '{known}' are both called "
+                    f"'{place.name}' below their folders; rename one"
+                )
+            named[split].append(replace(row, path=place.name))
+    if lost:
+        raise _missing(folders, lost)
+    _check_once(named)
+    return named, files
+
+
+def make_splits(rows: Rows, files: Mapping[str, Path]) -> dict[str, Split]:
+    """Splits of the rows that `locate` gave, in their order. Where some have a group, an image
+    without one is a group of its own."""
+    grouped = any(row.group is not None for name in SPLITS for row in rows[name])
+    return {name: _split(rows[name], files, grouped) for name in SPLITS}
 
 
 def take_val(
@@ -92,26 +115,19 @@ def _check_once(rows: Rows) -> None:
             raise DataError(f"image '{row.path}' is {what}; keep one")
 
 
-def _check_there(base: Path, rows: Iterable[Row], files: Mapping[str, Path]) -> None:
-    missing = [row for row in rows if not files[row.path].is_file()]
-    if not missing:
-        return
-    first = missing[0]
-    other = _other_spelling(base, first.path)
-    if other is not None:
-        raise DataError(
-            f"{first.where}: image '{first.path}' is there as '{other}'; names must agree in case "
-            "and accents, rename one of the two"
-        )
-    count = len(missing)
-    raise DataError(
-        f"{first.where}: image '{files[first.path]}' is missing"
-        + (
-            f", and {count - 1} more: {listed((r.path for r in missing[1:]), 3)}"
-            if count > 1
-            else ""
-        )
-        + "; copy the images there, or take the rows out"
+def _missing(folders: ImageFolders, lost: Sequence[Row]) -> DataError:
+    first, home = lost[0], folders.folders[0]
+    for folder in folders.folders:
+        other = _other_spelling(folder, first.path)
+        if other is not None:
+            return DataError(
+                f"{first.where}: image '{first.path}' is there as '{other}'; names must agree in "
+                "case and accents, rename one of the two"
+            )
+    more = f", and {len(lost) - 1} more: {listed((r.path for r in lost[1:]), 3)}"
+    return DataError(
+        f"{first.where}: image '{home / first.path}' is missing{more if len(lost) > 1 else ''}; "
+        f"{folders.why_missing(first.path)}"
     )
 
 
@@ -137,10 +153,8 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _split(rows: Sequence[Row], files: Mapping[str, Path]) -> Split:
-    groups = None
-    if any(row.group is not None for row in rows):
-        groups = tuple(row.group or row.path for row in rows)
+def _split(rows: Sequence[Row], files: Mapping[str, Path], grouped: bool) -> Split:
+    groups = tuple(row.group or row.path for row in rows) if grouped else None
     return Split(
         [files[row.path] for row in rows],
         np.array([row.label for row in rows], dtype=np.int64),

@@ -13,6 +13,7 @@ from typing import Any
 from vipbench.api.dataset import SPLITS, DataError
 from vipbench.datasets.reading.paths import listed
 from vipbench.datasets.reading.rows import Row
+from vipbench.datasets.reading.spelling import clean, skeleton
 
 MAX_BYTES = 256 * 1024 * 1024
 
@@ -58,7 +59,7 @@ def find_image_folder(path: Path, rows: dict[str, list[Row]]) -> Path:
     raise DataError(
         f"{first.where}: image '{first.path}' is not there; looked for it in "
         f"{listed(map(str, places), 8)}; put the images beside the split file, or name their "
-        f"folder in a card '{path.with_suffix('.yaml').name}' (`images: FOLDER`)"
+        f"folder: --images DIR, or `images: DIR` in a card '{path.with_suffix('.yaml').name}'"
     )
 
 
@@ -90,7 +91,7 @@ def _entry(entry: Any, where: str) -> tuple[str, int, str]:
 
     if not isinstance(entry, Sequence) or len(entry) != 3 or not right(*entry):
         raise DataError(f'{where} is {entry!r}; expected ["rel/path.jpg", 0, "class name"]')
-    return entry[0], entry[1], entry[2].strip()
+    return entry[0], entry[1], clean(entry[2])
 
 
 def _check_labels(path: Path, names: dict[int, tuple[str, str]]) -> None:
@@ -102,9 +103,10 @@ def _check_labels(path: Path, names: dict[int, tuple[str, str]]) -> None:
         )
     by_name: dict[str, int] = {}
     for label, (name, where) in sorted(names.items()):
-        shown = name.replace("_", " ").casefold()
+        shown = skeleton(name)
         if shown in by_name:
             raise DataError(
-                f"{where}: the class '{name}' has the label {label}, and {by_name[shown]} elsewhere"
+                f"{where}: the class '{name}' has the label {label}, and one that looks like it "
+                f"the label {by_name[shown]}"
             )
         by_name[shown] = label

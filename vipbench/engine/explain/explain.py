@@ -75,14 +75,16 @@ def explain(
     errors: int,
     key: str | None = None,
     include_paths: bool = False,
+    roots: Sequence[str] = (),
 ) -> Explanation:
     """Explain image files, or the `errors` most confidently wrong test images, with one cell of a
     results folder: that of `key`, or the one that merges symptoms with the most shots.
 
+    roots: `[DATASET=]DIR`, where the images of the run's tables are now.
     include_paths: names of files and images as they are, else pseudonyms under the folder's salt,
     unless the data may be shared anyway. Raises UsageError.
     """
-    session = open_run(folder)
+    session = open_run(folder, roots)
     with Store(folder, readonly=True) as store:
         done = [k for k, status in store.status().items() if status == "ok" and k in session.cells]
         cells = [session.cells[k] for k in done if "symptoms" in session.cells[k].row.method.needs]

@@ -66,12 +66,14 @@ class Trained:
         return pixels if self.method.inputs == "images" else towers.encode_image(pixels)
 
 
-def open_run(folder: Path) -> Session:
-    """The cells of a results folder, planned as the run did. Raises UsageError."""
+def open_run(folder: Path, images: Sequence[str] = ()) -> Session:
+    """The cells of a results folder, planned as the run did. images: `[DATASET=]DIR`, where the
+    images of its tables are now. Raises UsageError."""
     if not (folder / SUITE_NAME).is_file():
         raise UsageError(f"{folder} is no results folder: it has no {SUITE_NAME}")
     session = Session(lambda event: None)
-    session.do_plan(RunSpec.from_yaml(folder / SUITE_NAME).to_yaml())
+    spec = RunSpec.from_yaml(folder / SUITE_NAME)
+    session.do_plan(spec.merge({"images": images or None}).to_yaml())
     return session
 
 

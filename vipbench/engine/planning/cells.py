@@ -202,6 +202,10 @@ def _plan_cell(
     notes = hparams.notes(info)
     if saw := data.texts_saw(row.method.needs):
         notes = (*notes, f"its texts were written from {saw} labelled training images a class")
+    if "text" in row.method.needs and (
+        numbered := (data if part is None else part.data).numbered()
+    ):
+        notes = (*notes, numbered)
     if spec.profile == "quick" and hparams != (quick := hparams.quick(info)):
         hparams, notes = quick, (*notes, "profile quick: unpublished settings")
     if spec.score_on != "test":

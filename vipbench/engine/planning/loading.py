@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vipbench.api import SPLITS, Dataset, ImageBackbone, ImageError
 from vipbench.api.dataset import DataError, Split
+from vipbench.datasets.reading.spelling import number
 from vipbench.engine.planning.leaks import equal_images, group_overlap, kept_summary
 from vipbench.engine.planning.sampling import nested_order
 from vipbench.errors import UsageError
@@ -172,6 +173,14 @@ class LoadedDataset:
             self, symptoms=bound, symptoms_sha256=sha(bound), knowledge=knowledge, images_seen=seen
         )
 
+    def numbered(self) -> str:
+        """A sentence where classes are named by numbers, which tell a text tower nothing."""
+        names = [name for name in self.dataset.class_names if number(name) is not None]
+        if not names:
+            return ""
+        shown = ", ".join(f"'{name}'" for name in names[:5]) + (", …" if len(names) > 5 else "")
+        return f"its classes are named by numbers ({shown}), which tell a text tower nothing"
+
     def texts_saw(self, needs: Set[str]) -> int:
         """The most labelled images of a class behind the texts that a method with `needs` reads."""
         return max((n for kind, n in self.images_seen.items() if kind in needs), default=0)
@@ -193,6 +202,7 @@ class LoadedBackbone:
 def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDataset:
     """Read `source`; raises UsageError naming what is wrong with the data."""
     dataset, plugin = registry.dataset(source)
+    unread = _name_images(dataset, spec, source)
     try:
         splits = dict(dataset.load(spec.data_root))
         missing = [name for name in SPLITS if name not in splits]
@@ -204,6 +214,7 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
             raise DataError(
                 f"groups cross splits: {overlap}; a model would be tested on patients that it has "
                 "seen. Mend the split, or give --allow-group-overlap to run it all the same"
+                + "".join(f" ({note})" for note in dataset.notes)
             )
         tested = spec.score_on == "test"
         read = splits if tested else {name: splits[name] for name in ("train", "val")}
@@ -221,10 +232,10 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         ) from error
     notes = [*dataset.notes, *([f"groups cross splits: {overlap}"] if overlap else [])]
     if equal is not None:
-        notes.append(f"{equal.sentence}, for instance {equal.example}")
+        notes.append(f"equal images, for instance {equal.example}")
         dataset.caption = f"{dataset.caption} {equal.sentence}.".strip()
     notices = [f"{dataset.name}: licence: {dataset.licence}"]
-    notices += [f"{dataset.name}: {note}" for note in notes]
+    notices += [f"{dataset.name}: {note}" for note in (*notes, *unread)]
     leaks = kept_summary(fingerprint)
     if leaks:
         notices.append(f"{dataset.name}: `vipbench audit` found {leaks}")
@@ -245,6 +256,22 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         from_files=texts.from_files,
         notes=tuple(notes),
     )
+
+
+def _name_images(dataset: Dataset, spec: RunSpec, source: str) -> list[str]:
+    """Tell `dataset` the folder that the run names for its images; a notice where it reads none.
+    Raises UsageError where the folder was named for it alone."""
+    images = spec.images
+    root = images.get(source, images.get(dataset.name, images.get("*")))
+    if root is None:
+        return []
+    if dataset.takes_images:
+        dataset.image_root = root
+        return []
+    why = f"--images {root} is not for it: it lists no image files, as csv:, split: and folder: do"
+    if images.get("*") != root or len(spec.datasets) == 1:
+        raise UsageError(f"dataset '{source}': {why}")
+    return [why]
 
 
 def load_backbone(registry: Registry, source: str) -> LoadedBackbone:

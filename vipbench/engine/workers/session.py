@@ -119,6 +119,12 @@ class Session:
                         cells.append(_planned(cell, reason, profile_note(run, cell)))
         notices = [notice for data in datasets for notice in data.notices]
         notices += [f"{d.dataset.name}: {d.dataset.caption}" for d in datasets if d.dataset.caption]
+        if any("text" in row.method.needs for row in rows):
+            notices += [
+                f"{d.dataset.name}: {told}; `class_names` in the card of the data names them"
+                for d in datasets
+                if (told := d.numbered())
+            ]
         notices += [
             f"{b.backbone.name}: licence of the weights: {b.backbone.licence}" for b in backbones
         ]

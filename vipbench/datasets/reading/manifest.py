@@ -1,0 +1,187 @@
+"""A table of images, as `csv:PATH` reads it, with one spelling for each label and group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vipbench.api.dataset import DataError
+from vipbench.datasets.reading.card import COLUMNS, Card
+from vipbench.datasets.reading.paths import listed, natural_key
+from vipbench.datasets.reading.spelling import (
+    clean,
+    group_key,
+    label_key,
+    label_lists,
+    missing,
+    number,
+    one_spelling,
+    shown_apart,
+)
+from vipbench.datasets.reading.table import read_table
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a manifest, by the columns' own names; None where there is no such column."""
+
+    where: str
+    path: str
+    label: str
+    split: str | None
+    group: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """entries: the rows, with one spelling for each label and group. notes: what was taken as one,
+    a sentence each. has_split: whether there is such a column."""
+
+    entries: list[Entry]
+    notes: tuple[str, ...]
+    has_split: bool
+
+
+def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
+    """The rows of a manifest. card: says what the columns are called, where not by their names.
+    group: the column with groups, where not the card's.
+
+    Raises DataError naming file and row.
+    """
+    columns = card.columns if group is None else {**card.columns, "group": group}
+    rows = read_table(path, [columns.get(column, column) for column in COLUMNS])
+    header_where, header = next(rows, ("", []))
+    if not header:
+        raise DataError(f"manifest '{path}' is empty; expected the columns path,label[,split]…")
+    names = [name.strip() for name in header]
+    cells = [(where, row) for where, row in rows if any(cell.strip() for cell in row)]
+    for where, row in cells:
+        if len(row) != len(names):
+            raise DataError(f"{where} has {len(row)} cells; the header has {len(names)}")
+    places: dict[str, int | None] = {}
+    for column in COLUMNS:
+        wanted = columns.get(column, column)
+        times = names.count(wanted)
+        if times > 1:
+            raise DataError(f"{header_where}: the column '{wanted}' is there {times} times")
+        if not times and (column in ("path", "label") or column in columns):
+            told = one_hot(names, [row for _, row in cells]) if column == "label" else ""
+            raise DataError(
+                f"{header_where}: no column '{wanted}' for the {column}; the columns are "
+                f"{listed(names, 20)}. {told}A card '{path.with_suffix('.yaml').name}' can say "
+                f"what they are called: `columns: {{{column}: NAME}}`"
+            )
+        places[column] = names.index(wanted) if times else None
+    if not cells:
+        raise DataError(f"manifest '{path}' has a header and no rows")
+
+    def value(row: Sequence[str], column: str) -> str | None:
+        place = places[column]
+        return None if place is None else row[place].strip()
+
+    named = card.named()
+    entries = []
+    for where, row in cells:
+        relative, label, group = (value(row, name) or "" for name in ("path", "label", "group"))
+        for name, text in (("path", relative), ("label", label)):
+            if missing(text) and (name == "path" or clean(text) not in named):
+                means = f": '{text}' stands for none" if text else ""
+                raise DataError(
+                    f"{where} has no {name}{means}; fill it in or take the row out"
+                    + (
+                        f" (a class of this name needs a line in the card, class_names: "
+                        f"{{'{text}': NAME}})"
+                        if text and name == "label"
+                        else ""
+                    )
+                )
+        entries.append(
+            Entry(
+                where,
+                relative,
+                label,
+                value(row, "split"),
+                None if missing(group) else group,
+                value(row, "sha256") or None,
+            )
+        )
+    return _one_spelling(entries, named, columns, places["split"] is not None)
+
+
+def _one_spelling(
+    entries: Sequence[Entry], named: Set[str], columns: Mapping[str, str], has_split: bool
+) -> Manifest:
+    """named: labels that the card names, which stay as they are."""
+    lists = label_lists({entry.label for entry in entries if clean(entry.label) not in named})
+    if lists:
+        first = next(entry for entry in entries if entry.label in lists)
+        n = sum(entry.label in lists for entry in entries)
+        raise DataError(
+            f"{first.where}: the label '{first.label}' looks like a list of several "
+            f"({listed(lists[first.label])}), as those of {n} row{'s' * (n > 1)} do: the set is "
+            "multi-label; expected one class for each image. If it is the name of one class, "
+            f"say so in the card: class_names: {{'{first.label}': NAME}}"
+        )
+    labels = one_spelling(
+        (entry.label for entry in entries),
+        lambda text: clean(text) if clean(text) in named else label_key(text),
+    )
+    groups = one_spelling((e.group for e in entries if e.group is not None), group_key)
+    notes = [
+        f"labels spelled {shown_apart(texts)} are taken as one class, '{labels.of[texts[0]]}'"
+        for texts in labels.merged
+    ]
+    column = columns.get("group", "group")
+    if groups.merged:
+        n = len(groups.merged)
+        notes.append(
+            f"{n} id{'s' * (n > 1)} of the column '{column}' {'are' if n > 1 else 'is'} spelled in "
+            "several ways and taken as one group each, for instance "
+            f"{shown_apart(groups.merged[0])}"
+        )
+    lacking = sum(entry.group is None for entry in entries)
+    if 0 < lacking < len(entries):
+        notes.append(
+            f"{lacking} row{'s have' if lacking > 1 else ' has'} nothing in the column '{column}'; "
+            "each such image is taken as a group of its own"
+        )
+    return Manifest(
+        [
+            replace(
+                entry,
+                label=labels.of[entry.label],
+                group=None if entry.group is None else groups.of[entry.group],
+            )
+            for entry in entries
+        ],
+        tuple(notes),
+        has_split,
+    )
+
+
+def one_hot(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A sentence on columns that hold 0 and 1, one for each class; "" where there are fewer than
+    two."""
+    columns = [
+        place
+        for place, name in enumerate(names)
+        if name and rows and {number(row[place]) for row in rows} == {"0", "1"}
+    ]
+    if len(columns) < 2:
+        return ""
+    several = sum(sum(number(row[place]) == "1" for place in columns) > 1 for row in rows)
+    told = (
+        f"The columns {listed((names[place] for place in columns), 20)} hold 0 and 1, one for each "
+        "class (one-hot labels)"
+    )
+    if several:
+        told += f", and {several} rows have several: the set is multi-label; expected one class"
+        return f"{told} for each image. "
+    return f"{told}: write the name of the class that has the 1 into one column. "
+
+
+def classes_of(entries: Sequence[Entry]) -> list[str]:
+    """The classes, in natural order."""
+    return sorted({entry.label for entry in entries}, key=natural_key)
