@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,6 @@ import numpy.typing as npt
 
 from vipbench.api import SPLITS, Dataset, ImageBackbone, ImageError
 from vipbench.api.dataset import DataError, Split
-from vipbench.datasets.reading.spelling import number
 from vipbench.engine.planning.leaks import equal_images, group_overlap, kept_summary
 from vipbench.engine.planning.sampling import nested_order
 from vipbench.errors import UsageError
@@ -25,6 +25,7 @@ from vipbench.results.sharing.privacy import public_source
 from vipbench.runspec.run import RunSpec
 from vipbench.symptoms import load_descriptions, load_symptoms, replace_knowledge
 
+_NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)?")
 Texts: TypeAlias = Mapping[str, Sequence[str]]
 
 
@@ -175,7 +176,7 @@ class LoadedDataset:
 
     def numbered(self) -> str:
         """A sentence where classes are named by numbers, which tell a text tower nothing."""
-        names = [name for name in self.dataset.class_names if number(name) is not None]
+        names = [name for name in self.dataset.class_names if _NUMBER.fullmatch(name)]
         if not names:
             return ""
         shown = ", ".join(f"'{name}'" for name in names[:5]) + (", …" if len(names) > 5 else "")
