@@ -16,12 +16,23 @@ from hypothesis import HealthCheck, settings
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+# Tests load plugins that they wrote; `cli` below starts without this, as a user does.
+os.environ["VIPBENCH_ALLOW_CODE"] = "1"
+
 settings.register_profile("ci", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
 
 REPO = Path(__file__).resolve().parents[1]
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds what the user trusts, in the place of the developer's own."""
+    folder = tmp_path_factory.mktemp("config")
+    os.environ["VIPBENCH_CONFIG"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +51,7 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, config: Path) -> Cli:
     """`cli("list", "methods", env={...}, timeout=60, cwd=...)`: the command line in a process of
     its own, started in an empty folder; returns status, stdout and stderr. The features of one
     test session are encoded once."""
@@ -58,6 +69,7 @@ def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
         # A wide, plain terminal: messages are compared as text.
         mine |= {"PYTHONPATH": path, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
         mine |= {"VIPBENCH_CACHE": str(tmp_path_factory.getbasetemp() / "features")}
+        mine |= {"VIPBENCH_CONFIG": str(config)}
         return subprocess.run(
             [sys.executable, "-m", "vipbench", *map(os.fspath, args)],
             capture_output=True,

@@ -10,6 +10,12 @@ class UsageError(ValueError):
     """What was asked for cannot be done as asked: exit status 2, nothing was run."""
 
 
+def one_line(text: str) -> str:
+    """`text` without control characters, whatever a plugin or a file wrote."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def unknown(kind: str, given: str, known: Iterable[str], hint: str = "") -> UsageError:
     """An unknown name, with close matches and what there is."""
     names = sorted(known)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import safetensors.torch
 import sentencepiece
 import tokenizers
 import torch
@@ -205,3 +206,54 @@ def save_gemma_like(folder: Path) -> None:
 
 def image_processor(folder: Path, kind: str, **settings: Any) -> None:
     getattr(transformers, kind)(**settings).save_pretrained(folder)
+
+
+OWN_CODE = """
+import timm, torch
+from torch import nn
+from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
+
+class PairConfig(PretrainedConfig):
+    model_type = "pair"
+
+    def __init__(self, vision=None, text=None, dim=32, **more):
+        self.vision, self.text, self.dim = vision, text, dim
+        super().__init__(**more)
+
+class Pair(PreTrainedModel):
+    config_class = PairConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.visual = timm.models.vision_transformer.VisionTransformer(**config.vision)
+        width = config.vision["embed_dim"]
+        self.visual_head = nn.Sequential(nn.Linear(width, 40), nn.GELU(), nn.Linear(40, config.dim))
+        self.text = BertModel(BertConfig(**config.text))
+        self.logit_scale = nn.Parameter(torch.tensor(3.0))
+        self.post_init()
+"""
+
+
+def save_own_code(folder: Path, more: str = "") -> tuple[Any, Any]:
+    """A model that code in its folder builds, in the form of KEEP: a timm tower with a head, a BERT
+    with its pooler. more: further lines of that code. The model and its tokenizer."""
+    (folder / "own.py").write_text(OWN_CODE + more)
+    namespace: dict[str, Any] = {}
+    exec(OWN_CODE, namespace)
+    vision = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3,
+              "num_classes": 0, "init_values": 1e-5}  # fmt: skip
+    text = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 40}  # fmt: skip
+    config = namespace["PairConfig"](vision=vision, text=text)
+    model = randomise(namespace["Pair"](config))
+    model.save_pretrained(folder)
+    # As checkpoints of the form are: the library renamed the layer scales when it wrote them.
+    weights = {k.replace(".gamma", ".weight"): v.clone() for k, v in model.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    saved = json.loads(path.read_text())
+    saved["auto_map"] = {"AutoConfig": "own.PairConfig", "AutoModel": "own.Pair"}
+    path.write_text(json.dumps(saved))
+    tokenizer = save_words(folder, start="[CLS]", end="[SEP]", pad="[PAD]", length=30)
+    image_processor(folder, "ViTImageProcessor", size={"height": 32, "width": 32})
+    return model, tokenizer

@@ -7,37 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from tests.backbones import hub_models
 from vipbench.errors import UsageError
 from vipbench.plugins.registry import load_registry
-
-OWN_CODE = """
-import timm, torch
-from torch import nn
-from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
-
-class PairConfig(PretrainedConfig):
-    model_type = "pair"
-
-    def __init__(self, vision=None, text=None, dim=32, **more):
-        self.vision, self.text, self.dim = vision, text, dim
-        super().__init__(**more)
-
-class Pair(PreTrainedModel):
-    config_class = PairConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.visual = timm.models.vision_transformer.VisionTransformer(**config.vision)
-        width = config.vision["embed_dim"]
-        self.visual_head = nn.Sequential(nn.Linear(width, 40), nn.GELU(), nn.Linear(40, config.dim))
-        self.text = BertModel(BertConfig(**config.text))
-        self.logit_scale = nn.Parameter(torch.tensor(3.0))
-        self.post_init()
-"""
 
 
 @pytest.fixture
@@ -111,25 +85,7 @@ def test_damaged_files(refused: Any, tmp_path: Path) -> None:
 
 def test_own_code_runs_only_where_it_is_said(refused: Any, tmp_path: Path) -> None:
     """The form of KEEP: a timm tower with a head, a BERT with its pooler."""
-    (tmp_path / "own.py").write_text(OWN_CODE)
-    namespace: dict[str, Any] = {}
-    exec(OWN_CODE, namespace)
-    vision = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3,
-              "num_classes": 0, "init_values": 1e-5}  # fmt: skip
-    text = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 40}  # fmt: skip
-    config = namespace["PairConfig"](vision=vision, text=text)
-    model = hub_models.randomise(namespace["Pair"](config))
-    model.save_pretrained(tmp_path)
-    # As checkpoints of the form are: the library renamed the layer scales when it wrote them.
-    weights = {k.replace(".gamma", ".weight"): v.clone() for k, v in model.state_dict().items()}
-    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    path = tmp_path / "config.json"
-    saved = json.loads(path.read_text())
-    saved["auto_map"] = {"AutoConfig": "own.PairConfig", "AutoModel": "own.Pair"}
-    path.write_text(json.dumps(saved))
-    tokenizer = hub_models.save_words(tmp_path, start="[CLS]", end="[SEP]", pad="[PAD]", length=30)
-    hub_models.image_processor(tmp_path, "ViTImageProcessor", size={"height": 32, "width": 32})
+    model, tokenizer = hub_models.save_own_code(tmp_path)
     refused(tmp_path, r"\+remote-code")
 
     backbone, _ = load_registry().backbone(f"transformers:{tmp_path}+remote-code")

@@ -141,7 +141,7 @@ def test_merge_tells_the_spread(cli: Cli, ran: Path, tmp_path: Path) -> None:
 
 def test_verify_finds_what_is_wrong(cli: Cli, ran: Path, toy: Path, tmp_path: Path) -> None:
     env = {"TOY_PIDS": str(tmp_path / "pids")}
-    done = cli("verify", ran, "--rerun", "9", env=env)
+    done = cli("verify", ran, "--rerun", "9", "--allow-code", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "metrics: 9 follow from their scores, 0 do not" in done.stdout
     again = re.search(r"run again: 9 cells .*: (\d) identical, (\d) within the tol", done.stdout)
@@ -163,7 +163,7 @@ def test_verify_finds_what_is_wrong(cli: Cli, ran: Path, toy: Path, tmp_path: Pa
     assert "0 follow from their scores, 9 do not" in done.stdout
     assert "accuracy: 0.123 stored" in done.stdout
 
-    done = cli("verify", theirs, "--rerun", "9", env=env)
+    done = cli("verify", theirs, "--rerun", "9", "--allow-code", env=env)
     assert done.returncode == 1
     assert "4 different" in done.stdout
 
@@ -178,7 +178,7 @@ def test_verify_finds_what_is_wrong(cli: Cli, ran: Path, toy: Path, tmp_path: Pa
 
 def test_a_bundle_is_made_again(cli: Cli, ran: Path, toy: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "b.zip"
-    done = cli("export", ran, "--bundle", "-o", bundle, "--parameters")
+    done = cli("export", ran, "--bundle", "--allow-code", "-o", bundle, "--parameters")
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(bundle) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -208,7 +208,8 @@ def test_a_bundle_is_made_again(cli: Cli, ran: Path, toy: Path, tmp_path: Path) 
     given_data = ("--dataset", f"toy=npz:{toy / 'toy.npz'}")
     done = cli("reproduce", bundle, "--out", out, *given_data, env=env)
     assert done.returncode == 2
-    assert "give --yes; nothing was run" in done.stderr
+    assert "--allow-code" in done.stderr
+    assert str(out / "bundle" / "plugins" / "toy.py") in done.stderr
     assert not (tmp_path / "pids").exists()
     done = cli("reproduce", bundle, "--out", out, *given_data, "--yes", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -228,12 +229,14 @@ def test_a_bundle_is_made_again(cli: Cli, ran: Path, toy: Path, tmp_path: Path) 
 
 def test_patient_data_leave_by_flag_alone(cli: Cli, ran: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "b.zip"
-    done = cli("export", ran, "--bundle", "-o", bundle, "--patient-data")
+    done = cli("export", ran, "--bundle", "--allow-code", "-o", bundle, "--patient-data")
     assert done.returncode == 0, done.stderr
     assert "contains-patient-data" in done.stdout
     with zipfile.ZipFile(bundle) as archive:
         assert json.loads(archive.read("manifest.json"))["contains_patient_data"] is True
-    done = cli("export", ran, "--bundle", "-o", tmp_path / "less.zip", "--parameters")
+    done = cli(
+        "export", ran, "--bundle", "--allow-code", "-o", tmp_path / "less.zip", "--parameters"
+    )
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(bundle) as full, zipfile.ZipFile(tmp_path / "less.zip") as less:
         gone = len(set(full.namelist()) - set(less.namelist()))

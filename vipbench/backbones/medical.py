@@ -207,4 +207,5 @@ def _from_library(entry: Entry, folder: str, remote: str) -> Backbone:
         return load_openclip(f"local-dir:{folder}" if folder else f"hf-hub:{entry.repo}")
     from vipbench.backbones.loading.transformers import load_transformers
 
-    return load_transformers(f"{folder or entry.repo}{remote}")
+    source = f"{folder or entry.repo}{remote}"
+    return load_transformers(source, f"{entry.name}:{folder}{remote}")

@@ -24,6 +24,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def _run(args: Sequence[str]) -> int:
     import typer
 
+    from vipbench import trust
     from vipbench.cli.app import app
     from vipbench.errors import UsageError
     from vipbench.fetching import offline
@@ -32,10 +33,11 @@ def _run(args: Sequence[str]) -> int:
     complaint = typer.BadParameter.__mro__[2]
     try:
         offline.obey()
+        trust.ask_here()
         status = app(args=[*args] or ["--help"], prog_name="vipbench", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else OK
-    except UsageError as error:
+    except (UsageError, trust.UntrustedCodeError) as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
         print("\nvipbench: interrupted", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vipbench.cli.exit_codes import FAILED, OK
-from vipbench.cli.options import ImageRoots
+from vipbench.cli.options import AllowCode, ImageRoots, PluginsDir
 
 SHOWN = 20
 
@@ -26,15 +26,12 @@ def audit(
         ),
     ] = None,
     images: ImageRoots = None,
-    plugins_dir: Annotated[
-        Path | None,
-        typer.Option("--plugins-dir", metavar="DIR", envvar="VIPBENCH_PLUGINS_DIR",
-                     help="Load the plugins in DIR's *.py files; they are code, and are run."),
-    ] = None,
+    plugins_dir: PluginsDir = None,
+    allow_code: AllowCode = False,
     format: Annotated[
         str, typer.Option("--format", metavar="text|json", help="The form.")
     ] = "text",
-) -> int:  # fmt: skip
+) -> int:
     """Look for images, groups and class names where they must not be.
 
     Images that are in two splits (the same pixels, or saved again, resized, flipped), groups that

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vipbench.cli.options import AllowCode, PluginsDir
+
 
 def check(
     what: Annotated[
@@ -15,16 +17,12 @@ def check(
             metavar="FILE_OR_NAME", show_default=False, help="A plugin's file, or NAME[:ARG]."
         ),
     ],
-    plugins_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--plugins-dir", metavar="DIR", envvar="VIPBENCH_PLUGINS_DIR", help="Where NAME is."
-        ),
-    ] = None,
+    plugins_dir: PluginsDir = None,
     data_root: Annotated[
         Path | None,
         typer.Option("--data-root", metavar="DIR", show_default=False, help="Where data lie."),
     ] = None,
+    allow_code: AllowCode = False,
 ) -> int:
     """Hold a method, backbone or dataset to the rules that all keep to."""
     from vipbench.cli.commands.check import check_command

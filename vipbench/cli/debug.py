@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vipbench.cli.options import with_flags_of
+from vipbench.cli.options import AllowCode, with_flags_of
 
 
 def make_debug(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., int]:
@@ -21,8 +21,10 @@ def make_debug(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., i
         from vipbench.cli.commands.debug import debug_command
         from vipbench.cli.commands.suites import spec_of_flags
 
-        post_mortem = values.pop("pdb")
+        post_mortem, _ = values.pop("pdb"), values.pop("allow_code")
         return debug_command(spec_of_flags(context, values), post_mortem)
 
     pdb = typer.Option("--pdb", help="Where it fails, stay there in the debugger.")
-    return with_flags_of(debug, run, own, pdb=(False, Annotated[bool, pdb]))
+    return with_flags_of(
+        debug, run, own, pdb=(False, Annotated[bool, pdb]), allow_code=(False, AllowCode)
+    )

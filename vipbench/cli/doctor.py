@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import DataRoot, PluginsFolder
+from vipbench.cli.options import AllowCode, DataRoot, PluginsDir
 
 
 def doctor(
@@ -19,7 +19,8 @@ def doctor(
         ),
     ] = None,
     data_root: DataRoot = None,
-    plugins_dir: PluginsFolder = None,
+    plugins_dir: PluginsDir = None,
+    allow_code: AllowCode = False,
 ) -> int:
     """Say versions, device and caches, which plugins load, and which data and weights are there.
 

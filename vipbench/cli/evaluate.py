@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from vipbench.cli.options import ImageRoots, Plugins, Prompt, text
+from vipbench.cli.options import AllowCode, ImageRoots, PluginsDir, Prompt, text
 
 
 def evaluate(
@@ -17,7 +17,8 @@ def evaluate(
         list[str] | None,
         text("--symptoms", "FILE", "Its symptoms, where its classes are others."),
     ] = None,
-    plugins_dir: Plugins = None,
+    plugins_dir: PluginsDir = None,
+    allow_code: AllowCode = False,
 ) -> int:
     """Score a prompt file on the test split of a dataset. Where its classes are others than those
     trained on, what was learned is put on their names and texts, if it belongs to no class."""

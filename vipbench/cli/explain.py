@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import Run, text
+from vipbench.cli.options import AllowCode, Run, text
 
 
 def explain(
@@ -33,6 +33,7 @@ def explain(
     include_paths: Annotated[
         bool, typer.Option("--include-paths", help="Names of files and images as they are.")
     ] = False,
+    allow_code: AllowCode = False,
 ) -> int:
     """Show for images the score of every symptom, the merge attention, decision and runner-up; and
     across the test set which symptoms decide, and which images names get wrong."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import Folder
+from vipbench.cli.options import AllowCode, Folder
 
 
 def export(
@@ -49,6 +49,7 @@ def export(
             help="Into a bundle: also learned parameters that hold single images' features.",
         ),
     ] = False,
+    allow_code: AllowCode = False,
 ) -> int:
     """Write a folder's records into one file, for others.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import DataRoot, Offline, PluginsFolder
+from vipbench.cli.options import AllowCode, DataRoot, Offline, PluginsDir
 from vipbench.fetching import offline as connections
 
 
@@ -20,7 +20,8 @@ def fetch(
         ),
     ],
     data_root: DataRoot = None,
-    plugins_dir: PluginsFolder = None,
+    plugins_dir: PluginsDir = None,
+    allow_code: AllowCode = False,
     offline: Offline = False,
 ) -> int:
     """Bring what a run needs: weights, tokenizers, configurations of text towers, and data.

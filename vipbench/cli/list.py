@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import PluginsDir
+from vipbench.cli.options import AllowCode, PluginsDir
 
 
 def list_(
@@ -17,6 +17,7 @@ def list_(
         ),
     ] = None,
     plugins_dir: PluginsDir = None,
+    allow_code: AllowCode = False,
     format: Annotated[
         str,
         typer.Option("--format", metavar="text|json", help="json has every hyperparameter."),

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import Plugins, Prompt
+from vipbench.cli.options import AllowCode, PluginsDir, Prompt
 
 
 def predict(
     prompt: Prompt,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", show_default=False)],
-    plugins_dir: Plugins = None,
+    plugins_dir: PluginsDir = None,
+    allow_code: AllowCode = False,
 ) -> int:
     """Classify image files. Research only, not for clinical use."""
     from vipbench.cli.commands.predict import predict_command

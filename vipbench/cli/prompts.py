@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import Run
+from vipbench.cli.options import AllowCode, Run
 
 
 def prompts(
@@ -19,6 +19,7 @@ def prompts(
         bool,
         typer.Option("--patient-data", help="Also what may hold features of single images."),
     ] = False,
+    allow_code: AllowCode = False,
 ) -> int:
     """Write the learned parameters of every finished cell as a safetensors file with a card."""
     from vipbench.cli.commands.prompts import prompts_command

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import OutFolder, Tolerance
+from vipbench.cli.options import AllowCode, OutFolder, Tolerance
 
 
 def reproduce(
@@ -31,9 +31,10 @@ def reproduce(
         ),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Run the bundle's plugins' code without asking.")
+        bool, typer.Option("--yes", help="The same as --allow-code.", show_default=False)
     ] = False,
     tolerance: Tolerance = 1e-3,
+    allow_code: AllowCode = False,
 ) -> int:
     """Make a bundle's run again and compare each cell.
 

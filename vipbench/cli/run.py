@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import NOT_OF_THE_SUITE, ImageRoots, Offline, PluginsDir, text
+from vipbench.cli.options import NOT_OF_THE_SUITE, AllowCode, ImageRoots, Offline, PluginsDir, text
 from vipbench.fetching import offline as connections
 
 
@@ -161,6 +161,7 @@ def run(
         bool, typer.Option("--no-retry", help="Leave cells that failed before as they are.")
     ] = False,
     offline: Offline = False,
+    allow_code: AllowCode = False,
 ) -> int:
     """Run a grid of methods, datasets, backbones, shots and seeds, and print its table.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import text
+from vipbench.cli.options import AllowCode, named_backbone, text
 
 symptoms_app = typer.Typer(
     help="Make, check, show, compare and rank symptom sets.",
@@ -23,7 +23,10 @@ Data = Annotated[str, text("--dataset", "NAME", "The dataset, for its classes.")
 Root = Annotated[Path | None, text("--data-root", "DIR", "Where datasets are looked for.")]
 
 
-Model = Annotated[str, text("--backbone", "NAME", "A backbone with a text tower. [tiny-clip]")]
+Model = Annotated[
+    str,
+    text("--backbone", "NAME", "A backbone with a text tower. [tiny-clip]", named_backbone),
+]
 
 
 File = Annotated[Path | None, text("--symptoms", "FILE", "Instead of the dataset's own set.")]
@@ -74,6 +77,7 @@ def generate(
     ] = 100,
     timeout: Annotated[float, text("--timeout", "SECONDS", "For one reply. [120]")] = 120.0,
     data_root: Root = None,
+    allow_code: AllowCode = False,
 ) -> int:
     """Have a language model write the symptoms (or descriptions) of a dataset's classes.
 
@@ -81,7 +85,7 @@ def generate(
     --send-images. The key comes from VIPBENCH_LLM_KEY or OPENAI_API_KEY. FILE.report.md says of
     every text why it was kept or dropped.
     """
-    values = locals()
+    values = {name: value for name, value in locals().items() if name != "allow_code"}
     from vipbench.cli.commands.symptoms import generate_command
 
     return generate_command(**values)
@@ -92,9 +96,11 @@ def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False)],
     dataset: Data,
     backbone: Annotated[
-        str | None, text("--backbone", "NAME", "Whose token limit to check as well.")
+        str | None,
+        text("--backbone", "NAME", "Whose token limit to check as well.", named_backbone),
     ] = None,
     data_root: Root = None,
+    allow_code: AllowCode = False,
 ) -> int:
     """Look for class names, duplicates, texts over the token limit, too few texts, and classes
     with unlike lengths. Exit status 1 where there are findings."""
@@ -134,7 +140,11 @@ def diff(
 
 @symptoms_app.command(short_help="Rank symptoms on the training set.")
 def rank(
-    dataset: Data, backbone: Model = "tiny-clip", file: File = None, data_root: Root = None
+    dataset: Data,
+    backbone: Model = "tiny-clip",
+    file: File = None,
+    data_root: Root = None,
+    allow_code: AllowCode = False,
 ) -> int:
     """How well each symptom alone tells its class (AUROC), and what the class loses without it."""
     from vipbench.cli.commands.symptoms import rank_command

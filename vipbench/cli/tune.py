@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vipbench.cli.options import with_flags_of
+from vipbench.cli.options import AllowCode, with_flags_of
 
 
 def make_tune(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., int]:
@@ -20,7 +20,7 @@ def make_tune(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., in
         Trials are scored on validation images; the test split is not read. The first trial is the
         settings as given. A trial that is done is not run again. --out is the trials' folder.
         """
-        names = ("trials", "output", "metric", "search_seed", "range", "dry_run")
+        names = ("trials", "output", "metric", "search_seed", "range", "dry_run", "allow_code")
         mine = {name: values.pop(name) for name in names}
         from vipbench.cli.commands.suites import spec_of_flags
 
@@ -56,4 +56,5 @@ def make_tune(run: Callable[..., int], own: tuple[str, ...]) -> Callable[..., in
             False,
             option(bool, "--dry-run", metavar=None, help="List the trials; run nothing."),
         ),
+        allow_code=(False, AllowCode),
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import Folder, Tolerance
+from vipbench.cli.options import AllowCode, Folder, Tolerance
 
 
 def verify(
@@ -26,6 +26,7 @@ def verify(
             help="Where data and plugins are; by default the folder's own suite.yaml.",
         ),
     ] = None,
+    allow_code: AllowCode = False,
 ) -> int:
     """Check that a folder is whole and that its metrics follow from its scores.
 

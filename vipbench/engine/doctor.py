@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vipbench import trust
 from vipbench.api import DataError
 from vipbench.engine.features import decode_pool
 from vipbench.engine.machine import threads
@@ -143,5 +144,10 @@ def main() -> None:
     plugins_dir, data_root = (
         None if asked[key] is None else Path(asked[key]) for key in ("plugins_dir", "data_root")
     )
-    json.dump(report(plugins_dir, data_root, asked["sources"]), out)
+    trust.obey(asked["code"])
+    try:
+        told = report(plugins_dir, data_root, asked["sources"])
+    except trust.UntrustedCodeError as error:
+        told = {"untrusted": error.told()}
+    json.dump(told, out)
     out.flush()

@@ -1,4 +1,8 @@
-"""The files of plugins: loading single files and entry points, and digests of their code."""
+"""The files of plugins: loading single files and entry points, and digests of their code.
+
+Single files and what they import from beside them run from the very bytes whose digests were
+allowed: never from compiled files, nor from what was written to the disk afterwards.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,16 @@ import hashlib
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import NoReturn
 
+from vipbench import trust
 from vipbench.errors import UsageError
 
 
@@ -63,18 +70,156 @@ def plugin_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.py") if not p.name.startswith(("_", "test_")))
 
 
-def load_file(file: Path) -> ModuleType:
-    """Import a single file; modules beside it can be imported by it. Raises UsageError."""
+def allowed_code(files: Sequence[Path], asked: Path) -> dict[Path, bytes]:
+    """The content of plugins' files and of what they import from beside them, where all of it may
+    run. asked: the folder or file that the user or a suite named; see `vipbench.trust`.
+
+    From now on, modules in the plugins' folder are imported from these contents alone; what else
+    lies there is asked for when it is imported. Raises UntrustedCodeError.
+    """
+    code = require_code(files, asked)
+    for folder, contents in code.items():
+        _beside.folders[folder] = (asked, contents)
+        # Last, so that a file beside the plugin never stands in for an installed module.
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    if _beside not in sys.meta_path:
+        sys.meta_path.insert(sys.meta_path.index(PathFinder), _beside)
+    return {file: content for contents in code.values() for file, content in contents.items()}
+
+
+def require_code(files: Sequence[Path], asked: Path) -> dict[Path, dict[Path, bytes]]:
+    """As `allowed_code`, folder by folder; nothing is prepared for imports."""
+    folders: dict[Path, list[Path]] = {}
+    for file in map(Path.resolve, files):
+        folders.setdefault(file.parent, []).append(file)
+    code = {folder: _code_beside(folder, some) for folder, some in folders.items()}
+    digests = [
+        (str(file), trust.sha256(content))
+        for contents in code.values()
+        for file, content in contents.items()
+    ]
+    what = f"the plugin {asked}" if asked.suffix == ".py" else f"the code of the plugins in {asked}"
+    trust.require(what, asked, digests)
+    return code
+
+
+def _code_beside(folder: Path, files: Sequence[Path]) -> dict[Path, bytes]:
+    """Of `files`, and of every module and whole package in `folder` that these name in an import:
+    path -> content."""
+    found: dict[Path, bytes] = {}
+    waiting = list(files)
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found[file] = file.read_bytes()
+        for name in _imported(found[file]):
+            if _is_elsewhere(name, folder):
+                continue
+            module, package = folder / f"{name}.py", folder / name
+            waiting += [module] if module.is_file() else []
+            waiting += filter(Path.is_file, package.rglob("*.py")) if package.is_dir() else []
+    return {file: found[file] for file in sorted(found)}
+
+
+def _is_elsewhere(name: str, folder: Path) -> bool:
+    """Whether importing `name` is known not to reach `folder`, which comes last."""
+    source = getattr(sys.modules.get(name), "__file__", None)
+    there = source is not None and not Path(source).resolve().is_relative_to(folder)
+    return there or name in sys.stdlib_module_names
+
+
+def _imported(code: bytes) -> set[str]:
+    """The first parts of the absolute names that `code` imports."""
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError):
+        return set()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+class _Beside(MetaPathFinder):
+    """Stands before the finder of files, and takes over whatever that finds in a plugins' folder.
+
+    folders: what asked for the folder, and the content of the files that may run.
+    """
+
+    def __init__(self) -> None:
+        self.folders: dict[Path, tuple[Path, dict[Path, bytes]]] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See MetaPathFinder. Raises UntrustedCodeError, and ImportError for compiled modules."""
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.origin is None:
+            return spec
+        file = Path(spec.origin)
+        for folder, (asked, code) in self.folders.items():
+            if not file.is_relative_to(folder):
+                file = file.resolve()
+            if file.is_relative_to(folder):
+                return _source_spec(spec, file, asked, code)
+        return spec
+
+
+def _source_spec(
+    found: ModuleSpec, file: Path, asked: Path, code: dict[Path, bytes]
+) -> ModuleSpec | None:
+    if not isinstance(found.loader, SourceFileLoader):
+        if trust.named(asked):
+            return found
+        raise ImportError(f"{file} is compiled; of a plugins' folder only *.py files are imported")
+    if file not in code:
+        data = file.read_bytes()
+        if not trust.named(asked):
+            trust.require(f"a module of {asked}", asked, [(str(file), trust.sha256(data))])
+        code[file] = data
+    return importlib.util.spec_from_file_location(
+        found.name,
+        file,
+        loader=_Source(found.name, str(file), code[file]),
+        submodule_search_locations=found.submodule_search_locations,
+    )
+
+
+class _Source(SourceFileLoader):
+    """Runs the content that it was given, whatever the file and its compiled form hold by now."""
+
+    def __init__(self, fullname: str, path: str, content: bytes) -> None:
+        super().__init__(fullname, path)
+        self._content = content
+
+    def get_code(self, fullname: str) -> CodeType:
+        """See SourceFileLoader."""
+        code: CodeType = self.source_to_code(self._content, self.path)
+        return code
+
+    def get_data(self, path: str) -> bytes:
+        """See SourceFileLoader."""
+        return self._content if path == self.path else super().get_data(path)
+
+
+_beside = _Beside()
+
+
+def load_file(file: Path, content: bytes) -> ModuleType:
+    """Import a single file from its `content`; see `allowed_code`. Raises UsageError."""
     # A name of its own, so that a drop-in never shadows an installed module of the same name.
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
     name = f"vipbench_plugin_{file.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"plugin '{file.stem}' ({file}) is not a Python file")
-    # Last, so that a file beside the plugin never stands in for an installed module.
-    folder = str(file.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
+    spec = importlib.util.spec_from_file_location(
+        name, file, loader=_Source(name, str(file), content)
+    )
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -100,7 +245,7 @@ def load_entry_point(point: EntryPoint) -> ModuleType:
 
 
 def _import_failed(name: str, where: str, error: BaseException) -> NoReturn:
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | trust.UntrustedCodeError):
         raise error
     raise UsageError(
         f"plugin '{name}' ({where}) cannot be imported: {type(error).__name__}: {error}; "

@@ -20,6 +20,7 @@ from vipbench.errors import UsageError, unknown
 from vipbench.fetching import Needed
 from vipbench.plugins.files import (
     Plugin,
+    allowed_code,
     describe,
     load_entry_point,
     load_file,
@@ -122,13 +123,17 @@ def builtin_modules() -> list[str]:
 
 
 def load_registry(
-    plugins_dir: Path | None = None, failed: list[UsageError] | None = None
+    plugins_dir: Path | None = None,
+    failed: list[UsageError] | None = None,
+    file: Path | None = None,
 ) -> Registry:
-    """Load built-ins, entry points and the files of `plugins_dir`, and let each register.
+    """Load built-ins, entry points and the files of `plugins_dir`, or the one `file`, and let each
+    register.
 
-    Raises UsageError naming plugin and file for a failing import, a misspelled hook, a second
-    use of a name, or something that is not what its hook registers; where `failed` is given, it
-    takes these, and the others are loaded.
+    Raises UntrustedCodeError where the files may not run (see `vipbench.trust`), and UsageError
+    naming plugin and file for a failing import, a misspelled hook, a second use of a name, or
+    something that is not what its hook registers; where `failed` is given, it takes these, and the
+    others are loaded.
     """
     manager = pluggy.PluginManager("vipbench")
     manager.add_hookspecs(hookspecs)
@@ -137,10 +142,13 @@ def load_registry(
         module = importlib.import_module(module_name)
         _add(manager, registry, module, describe("vipbench", __version__, module, builtin=True))
     files = [] if plugins_dir is None else plugin_files(plugins_dir)
+    files = files if file is None else [file]
+    asked = file or plugins_dir
+    code = {} if asked is None else allowed_code(files, asked)
     for one in (*entry_points(group=ENTRY_POINT_GROUP), *files):
         try:
             if isinstance(one, Path):
-                module = load_file(one)
+                module = load_file(one, code[one.resolve()])
                 plugin = describe(one.stem, None, module)
             else:
                 module = load_entry_point(one)

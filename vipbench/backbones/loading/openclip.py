@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vipbench.api import UnsupportedError
 from vipbench.backbones.loading import hub as _hub
 from vipbench.backbones.loading.hub import FORMS
+from vipbench.backbones.loading.remote_code import never_ask
 from vipbench.backbones.loading.tokenizers import openclip_tokenizer, openclip_wordpieces
 from vipbench.backbones.loading.weights import (
     load_into,
@@ -235,6 +236,7 @@ def build(config: Mapping[str, Any], text_config: str | None = None) -> nn.Modul
         vision["timm_model_pretrained"] = False
     if text_config is not None:
         text |= {"hf_model_name": text_config, "hf_model_pretrained": False}
+        never_ask()
     settings |= {"vision_cfg": vision, "text_cfg": text}
     kind = open_clip.CLIP
     if "multimodal_cfg" in config:

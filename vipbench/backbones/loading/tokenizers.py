@@ -32,6 +32,8 @@ def openclip_wordpieces(
     """
     text = config["text_cfg"]
     options = dict(text.get("tokenizer_kwargs") or {})
+    # A checkpoint's own file does not decide that its code runs.
+    options.pop("trust_remote_code", None)
     hub_name = text.get("hf_tokenizer_name")
     if not hub_name:
         options.pop("reduction_mask", None)  # how to shorten long texts; they are refused
@@ -40,7 +42,7 @@ def openclip_wordpieces(
     try:
         source = openclip_tokenizer(config, folder, bring)
         place = source.ensure().parent if isinstance(source, HubFile) else source
-        tokenizer = open_clip.tokenizer.HFTokenizer(str(place), **options)
+        tokenizer = open_clip.tokenizer.HFTokenizer(str(place), trust_remote_code=False, **options)
     except Exception as error:  # transformers raises many kinds
         raise UsageError(
             f"the tokenizer '{hub_name}' of {name} cannot be had: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vipbench.api import Backbone, UnsupportedError
 from vipbench.backbones.loading import hub as _hub
 from vipbench.backbones.loading.openclip import build
 from vipbench.backbones.loading.preprocess import PREPROCESS_REVISION, read_preprocess
+from vipbench.backbones.loading.remote_code import allowed_copy, never_ask
 from vipbench.backbones.loading.tokenizers import framed_wordpieces
 from vipbench.backbones.loading.weights import read_json
 from vipbench.backbones.towers.bidirectional import BertSide, SiglipSide, TextSide, first_row
@@ -200,11 +202,12 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
 
 
-def load_transformers(argument: str) -> Backbone:
-    """The backbone `transformers:argument`.
+def load_transformers(argument: str, asked: str | None = None) -> Backbone:
+    """The backbone `transformers:argument`. asked: its source as a run names it, if another.
 
-    Raises UsageError for a folder or name without a model, for kinds that are not known, and for
-    a model that needs its own code where `+remote-code` does not allow it.
+    Raises UntrustedCodeError where its own code may not run (see `vipbench.trust`), and UsageError
+    for a folder or name without a model, for kinds that are not known, and for a model that needs
+    its own code where `+remote-code` does not allow it.
     """
     source = argument.removesuffix(_REMOTE)
     remote = argument.endswith(_REMOTE)
@@ -216,7 +219,10 @@ def load_transformers(argument: str) -> Backbone:
     if kind not in PAIRS and not remote:
         raise UsageError(_refusal(where, kind, config))
     _check_weights(folder, where)
-    model = _load(folder, where, remote and kind not in PAIRS)
+    asked = asked or f"transformers:{argument}"
+    with allowed_copy(folder, where, asked) if remote else nullcontext(folder) as place:
+        model = _load(place, where, remote and kind not in PAIRS)
+        tokenizer = _tokenizer(place, where, remote)
     licence = "unknown" if folder is local else f"see huggingface.co/{source}"
     name = where
     if folder is local:
@@ -226,7 +232,7 @@ def load_transformers(argument: str) -> Backbone:
         return build_pair(
             model,
             kind,
-            wordpieces=framed_wordpieces(_tokenizer(folder, where, remote)),
+            wordpieces=framed_wordpieces(tokenizer),
             tokens=_most_tokens(folder),
             preprocess=read_preprocess(folder, kind, model, where),
             name=name,
@@ -264,6 +270,8 @@ def transformers_files(argument: str) -> Iterator[Needed]:
     )
     licence = f"see huggingface.co/{repo}"
     yield HubFile(repo, ("config.json",), _PREPROCESSING, licence, hint)
+    if argument.endswith(_REMOTE):
+        yield HubModules(repo, licence, hint)
     only = f"Only safetensors are read, since pickles can run code. {hint}"
     weights = HubFile(repo, _WEIGHTS, (), licence, only)
     yield weights
@@ -271,8 +279,6 @@ def transformers_files(argument: str) -> Iterator[Needed]:
     if path is not None and path.name == _WEIGHTS[1]:
         yield from _hub.shards(path, repo, licence, only)
     yield _hub.tokenizer_files(repo, hint)
-    if argument.endswith(_REMOTE):
-        yield HubModules(repo, licence, hint)
 
 
 def _from_hub(argument: str) -> Path:
@@ -302,6 +308,7 @@ def _load(folder: Path, where: str, remote: bool) -> nn.Module:
     """The model, fp32, every weight from the file."""
     import transformers
 
+    never_ask()
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()

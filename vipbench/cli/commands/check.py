@@ -19,13 +19,15 @@ KINDS: tuple[Kind, ...] = ("method", "dataset", "backbone")
 
 def check_command(what: str, plugins_dir: Path | None, data_root: Path | None) -> int:
     """Run the conformance suite on a file's plugins or on a registered name. Raises UsageError."""
+    from vipbench import trust
     from vipbench.plugins.registry import load_registry
 
     file = Path(what)
     if file.suffix == ".py":
         if not file.is_file():
             raise UsageError(f"'{what}' is no file; give a plugin's file or a registered name")
-        registry = load_registry(file.parent)
+        trust.name(file)
+        registry = load_registry(file=file)
         mine = [
             (kind, name, name)
             for kind in KINDS
@@ -35,6 +37,7 @@ def check_command(what: str, plugins_dir: Path | None, data_root: Path | None) -
         if not mine:
             raise UsageError(f"'{what}' registers nothing; docs/plugins.md has the hooks")
         return _check_all(mine, registry, data_root)
+    trust.name(what)
     registry = load_registry(plugins_dir)
     name = what.partition(":")[0]
     kinds = [kind for kind in KINDS if name in registry.of(kind)]

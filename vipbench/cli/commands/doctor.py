@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import vipbench
+from vipbench import trust
 from vipbench.cli.commands.fetch import sources_of
 from vipbench.cli.commands.text import clean, columns, plural
 from vipbench.cli.exit_codes import FAILED, OK
@@ -90,6 +91,7 @@ def _look(
         "sources": list(sources),
         "data_root": None if data_root is None else str(data_root),
         "plugins_dir": None if plugins_dir is None else str(plugins_dir),
+        "code": trust.grants(),
     }
     done = subprocess.run(
         [sys.executable, "-P", "-c", START],
@@ -101,11 +103,14 @@ def _look(
     )
     try:
         told: dict[str, Any] = json.loads(done.stdout)
-        return told
     except ValueError:
         said = done.stderr.strip().splitlines() or ["nothing was said"]
         broken.append(f"the libraries cannot be used (exit status {done.returncode}): {said[-1]}")
         return None
+    if "untrusted" in told:
+        trust.require(**told["untrusted"])
+        return _look(sources, data_root, plugins_dir, broken)
+    return told
 
 
 def _device(told: dict[str, Any]) -> None:

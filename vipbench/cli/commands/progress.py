@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from vipbench import trust
 from vipbench.cli.commands.text import duration
 
 # A log gets its first line after this time, in seconds, and then ever fewer.
@@ -100,6 +101,7 @@ class Bar:
         )
         self._status = self._console.status("reading data and weights")
         self._status.start()
+        trust.before_questions(self._status.stop)
         # rich hides the cursor; a second Ctrl-C would leave it hidden.
         self._console.show_cursor(True)
         self._task = self._progress.add_task("", total=None, count="", left="")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vipbench.errors import one_line
+
 LONGEST = 500
 
 
 def clean(text: str, longest: int = LONGEST) -> str:
     """One line without control characters, whatever a plugin or a file wrote; cut if too long."""
-    line = " ".join(text.split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    line = one_line(text)
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 

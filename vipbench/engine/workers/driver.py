@@ -31,6 +31,7 @@ from vipbench.engine.workers.plan import (
 from vipbench.engine.workers.pool import Crew, Group
 from vipbench.engine.workers.process import Stopped, Worker, WorkerDiedError
 from vipbench.errors import UsageError
+from vipbench.plugins.files import plugin_files, require_code
 from vipbench.results import Predictions, Record
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import RunSpec
@@ -85,6 +86,7 @@ __all__ = [
 
 def catalogue(plugins_dir: Path | None = None, count: bool = False) -> list[CatalogueEntry]:
     """Everything registered; `count` adds the trainable parameters (see `counting`). UsageError."""
+    _require(plugins_dir)
     with Worker() as worker:
         folder = None if plugins_dir is None else str(plugins_dir)
         event = _ask(worker, "catalogue", plugins_dir=folder, count=count)
@@ -96,6 +98,7 @@ def plan(spec: RunSpec, retry: bool = True) -> Plan:
 
     retry: whether cells that failed before are to be done again.
     """
+    _require(spec.plugins_dir)
     with Worker() as worker:
         return _judged(_ask(worker, "plan", suite=spec.to_yaml()), spec, retry)
 
@@ -103,6 +106,7 @@ def plan(spec: RunSpec, retry: bool = True) -> Plan:
 def estimate(spec: RunSpec, retry: bool = True) -> tuple[Plan, list[Estimate]]:
     """The plan, and what each group of its cells that are to do will take, measured by a few steps
     and encodings. Writes nothing. Raises UsageError."""
+    _require(spec.plugins_dir)
     with Worker() as worker:
         planned = _judged(_ask(worker, "plan", suite=spec.to_yaml()), spec, retry)
         found = []
@@ -124,6 +128,7 @@ def run(
     SIGINT and SIGTERM stop it: what is finished is kept, and `Outcome.signal` says so. A second
     one ends the process at once.
     """
+    _require(spec.plugins_dir)
     with stop_signals() as stopped:
         driver = _Driver(spec, observer or Observer(), stopped, retry)
         try:
@@ -133,6 +138,12 @@ def run(
         finally:
             driver.close()
         return replace(driver.outcome, signal=stopped.number)
+
+
+def _require(plugins_dir: Path | None) -> None:
+    """Ask before a worker is started; the worker itself asks for all that it meets."""
+    if plugins_dir is not None:
+        require_code(plugin_files(plugins_dir), plugins_dir)
 
 
 class _Driver:

@@ -9,6 +9,7 @@ import sys
 import threading
 from typing import Any, TextIO
 
+from vipbench import trust
 from vipbench.engine.workers.session import Session
 from vipbench.fetching import offline
 
@@ -50,5 +51,10 @@ def serve(commands: Commands) -> None:
 
     session = Session(send)
     while True:
-        session.handle(commands.get())
+        command = commands.get()
+        trust.obey(command["code"])
+        try:
+            session.handle(command)
+        except trust.UntrustedCodeError as error:
+            send({"event": "untrusted", "code": error.told()})
         send({"event": "ready"})

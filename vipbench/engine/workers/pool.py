@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from vipbench.engine.workers.process import BEAT, Stopped, Worker, WorkerDiedError
 from vipbench.errors import UsageError
 from vipbench.runspec.run import RunSpec
+from vipbench.trust import UntrustedCodeError
 
 MEMORY_VARIABLE = "VIPBENCH_WORKER_GB"
 
@@ -235,10 +236,13 @@ class Crew:
         kind = event["event"]
         if kind == "usage_error":
             raise UsageError(event["message"])
-        if kind == "plan":
+        if kind == "untrusted" and worker.planned:
+            # Code that is imported within a cell; what this run's plan needs was allowed.
+            raise UntrustedCodeError(**event["code"])
+        if kind == "plan" or kind == "untrusted":
             worker.planned = True
             self._starts = 0
-            if not self._known <= {cell["key"] for cell in event["cells"]}:
+            if kind == "untrusted" or not self._known <= {cell["key"] for cell in event["cells"]}:
                 raise UsageError(
                     "a plugin or data file was changed while the run went on; what is finished is "
                     "kept, and the same command goes on with the files as they are now"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import vipbench
+from vipbench import trust
 from vipbench.errors import UsageError
 
 START = "from vipbench.engine.workers.main import main; main()"
@@ -87,7 +88,8 @@ class Worker:
         self.ready = False
         self.last = time.monotonic()
         try:
-            self._in.write(json.dumps({"do": do, "with": arguments}).encode() + b"\n")
+            command = {"do": do, "with": arguments, "code": trust.grants()}
+            self._in.write(json.dumps(command).encode() + b"\n")
             self._in.flush()
         except OSError:
             raise WorkerDiedError(self._obituary()) from None
@@ -131,8 +133,10 @@ class Worker:
     ) -> dict[str, Any]:
         """Give a command, wait until it is done, and return its last event.
 
-        stop: asked several times a second; True raises Stopped. Raises WorkerDiedError, and
-        UsageError where the worker answers with one.
+        stop: asked several times a second; True raises Stopped. Where the worker meets code that
+        it may not run, this process is asked (see `trust.require`), and the command is given again.
+        Raises WorkerDiedError, UntrustedCodeError, and UsageError where the worker answers with
+        one.
         """
         self.send(do, **arguments)
         answer: dict[str, Any] = {}
@@ -146,6 +150,9 @@ class Worker:
                 if event["event"] == "usage_error":
                     raise UsageError(event["message"])
                 answer = event
+        if answer.get("event") == "untrusted":
+            trust.require(**answer["code"])
+            return self.ask(do, stop, **arguments)
         return answer
 
     def memory(self) -> int:

@@ -1,0 +1,50 @@
+"""`vipbench trust`: the options, and what is done with the list of trusted code."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vipbench.cli.exit_codes import OK
+
+
+def trust(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DIGEST|FILE",
+            show_default=False,
+            help="With --forget: which, by the beginning of the digest or by path; else all.",
+        ),
+    ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="List them (the default).", show_default=False)
+    ] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Ask again before these run.", show_default=False)
+    ] = False,
+) -> int:
+    """List or forget the code from outside that may run: each file by its SHA-256.
+
+    Code becomes trusted when you name it (--plugins-dir, check FILE, a backbone with +remote-code)
+    or answer that it may run. A file with a changed byte is asked for again.
+    """
+    from vipbench import trust as trusting
+    from vipbench.cli.commands.text import clean, columns, plural
+    from vipbench.errors import UsageError
+
+    if what and not forget:
+        raise UsageError(f"{what[0]}: a digest or file goes with --forget")
+    if forget and listed:
+        raise UsageError("give --list or --forget, not both")
+    if forget:
+        gone = trusting.forget(what or ())
+        print(f"{plural(len(gone), 'file')} forgotten")
+        return OK
+    found = trusting.trusted()
+    rows = [(digest, entry["since"], entry["file"]) for digest, entry in found.items()]
+    for line in columns([("SHA-256", "since", "file"), *sorted(rows, key=lambda row: row[1:])]):
+        print(line)
+    print(f"{plural(len(found), 'file')}, kept in {clean(str(trusting.trust_file()))}")
+    return OK
