@@ -13,6 +13,8 @@ from tests.golden_util import load_golden
 from tests.methods.golden_images import hold_to_figures
 from tests.methods.image_tasks import fit, make, scores, toy_images, toy_task
 from vipbench.api import CellInfo
+from vipbench.engine.planning.hparams import make_hparams
+from vipbench.errors import UsageError
 from vipbench.methods.cliplora import CLIPLoRA, dropout, random_bits
 
 
@@ -142,10 +144,10 @@ def test_iterations_follow_the_shots() -> None:
     ("wrong", "message"),
     [
         ({"params": "qx"}, "params is 'qx'; expected letters of q, k, v and o"),
-        ({"dropout": 1.0}, "dropout is 1.0; expected 0 or more, and less than 1"),
-        ({"rank": 0}, "rank is 0; expected 1 or more"),
+        ({"dropout": 1.0}, "dropout is 1.0; expected a number from 0, below 1"),
+        ({"rank": 0}, "rank is 0; expected a whole number from 1"),
     ],
 )
 def test_settings_are_checked(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        CLIPLoRA.HParams(**wrong)
+    with pytest.raises(UsageError, match=message):
+        make_hparams(CLIPLoRA, wrong)

@@ -11,6 +11,8 @@ from tests.backbones.clips import random_backbone
 from tests.golden_util import load_golden
 from tests.methods.golden_images import hold_to_figures, text_and_vision_prompts
 from tests.methods.image_tasks import fit, make, scores, toy_images
+from vipbench.engine.planning.hparams import make_hparams
+from vipbench.errors import UsageError
 from vipbench.methods.ivlp import IVLP
 
 
@@ -52,7 +54,7 @@ def test_without_vision_prompts_image_features_are_the_frozen_ones() -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="depth_text is 0; expected 1 or more"):
-        IVLP.HParams(depth_text=0)
-    with pytest.raises(ValueError, match="depth_vision is -1; expected 0 or more"):
-        IVLP.HParams(depth_vision=-1)
+    with pytest.raises(UsageError, match="depth_text is 0; expected a whole number from 1"):
+        make_hparams(IVLP, {"depth_text": 0})
+    with pytest.raises(UsageError, match="depth_vision is -1; expected a whole number from 0"):
+        make_hparams(IVLP, {"depth_vision": -1})

@@ -12,6 +12,8 @@ from tests.backbones.clips import random_backbone
 from tests.golden_util import load_golden
 from tests.methods.golden_images import hold_to_figures
 from tests.methods.image_tasks import fit, make, scores
+from vipbench.engine.planning.hparams import make_hparams
+from vipbench.errors import UsageError
 from vipbench.methods.vpt import VPT
 
 
@@ -52,5 +54,5 @@ def test_the_template_reaches_the_texts() -> None:
 
 @pytest.mark.parametrize("wrong", [{"n_ctx": 0}, {"depth": 0}])
 def test_settings_below_one_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="is 0; expected 1 or more"):
-        VPT.HParams(**wrong)
+    with pytest.raises(UsageError, match="is 0; expected a whole number from 1"):
+        make_hparams(VPT, wrong)

@@ -14,7 +14,21 @@ from vipbench.api.backbone import (
 )
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split, fingerprint_splits
 from vipbench.api.method import Batch, Labelled, Method, Support, has_own_fit, pads_batches
-from vipbench.api.recipe import CellInfo, Choice, HParams, Published, Range, Recipe, Views
+from vipbench.api.recipe import (
+    CellInfo,
+    Choice,
+    Count,
+    HParams,
+    NonNegative,
+    Positive,
+    Proportion,
+    ProportionBelowOne,
+    Published,
+    Range,
+    Recipe,
+    Views,
+    Whole,
+)
 from vipbench.api.task import Task
 from vipbench.fetching import HubFile, Needed, WebFile
 from vipbench.images import ImageError, ImageLike, open_image
@@ -25,6 +39,7 @@ __all__ = [
     "Batch",
     "CellInfo",
     "Choice",
+    "Count",
     "DataError",
     "Dataset",
     "HParams",
@@ -36,7 +51,11 @@ __all__ = [
     "Method",
     "Needed",
     "NoTap",
+    "NonNegative",
+    "Positive",
     "Prompts",
+    "Proportion",
+    "ProportionBelowOne",
     "Published",
     "Range",
     "Recipe",
@@ -51,6 +70,7 @@ __all__ = [
     "UnsupportedError",
     "Views",
     "WebFile",
+    "Whole",
     "fingerprint_splits",
     "has_own_fit",
     "open_image",

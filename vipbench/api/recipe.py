@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Le, Lt
+
+# Types of hyperparameters with their ranges. Any other range: Annotated[float, Gt(0), Le(5)] with
+# annotated_types or pydantic's Field.
+Count: TypeAlias = Annotated[int, Ge(1)]
+Whole: TypeAlias = Annotated[int, Ge(0)]
+Positive: TypeAlias = Annotated[float, Gt(0)]
+NonNegative: TypeAlias = Annotated[float, Ge(0)]
+Proportion: TypeAlias = Annotated[float, Ge(0), Le(1)]
+ProportionBelowOne: TypeAlias = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,9 @@ class HParams:
 
     Subclass it as a frozen dataclass named `HParams` inside the method. Field types are str,
     int, float, bool, their unions with None, or Literal: the command line sets them by name.
+    `Annotated` types (`Count`, `Positive`, …) give a number its range; a value outside it is
+    refused. Without one, `lr`, `batch_size`, `epochs` and the like have the range of their name.
+    Where nothing sets a limit, numbers go to a million: single precision overflows far beyond it.
 
     tunes: where `vipbench tune` looks for which of them; what is not named keeps its value. Where
     nothing is, a field `lr` with a number as its default is looked for from a tenth to ten times

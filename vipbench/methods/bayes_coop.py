@@ -46,13 +46,13 @@ class BayesCoOp(api.Method):
     class HParams(api.HParams):
         """samples: L. kl: weight of the KL term. n_ctx: M where `context_init` is empty."""
 
-        samples: int = 10
-        kl: float = 1e-3
-        n_ctx: int = 4
+        samples: api.Count = 10
+        kl: api.NonNegative = 1e-3
+        n_ctx: api.Count = 4
         context_init: str = "a photo of a"
-        lr: float = 1e-3
-        batch_size: int = 1
-        epochs: int = 50
+        lr: api.Positive = 1e-3
+        batch_size: api.Count = 1
+        epochs: api.Count = 50
 
         tunes = (
             api.Range("lr", 1e-4, 1e-2, log=True),

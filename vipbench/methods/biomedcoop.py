@@ -52,16 +52,16 @@ class BiomedCoOp(api.Method):
         start the context; the words after them stay in the text. Fewer tokens, or empty:
         N(0, 0.02²)."""
 
-        n_prompts: int = 50
-        consistency: float = 0.5
-        distillation: float = 0.25
-        tau: float = 1.5
-        n_ctx: int = 4
+        n_prompts: api.Count = 50
+        consistency: api.NonNegative = 0.5
+        distillation: api.NonNegative = 0.25
+        tau: api.Positive = 1.5
+        n_ctx: api.Count = 4
         context_init: str = "a photo of a"
         class_specific: bool = False
-        lr: float = 2.5e-3
-        batch_size: int = 4
-        epochs: int = 100
+        lr: api.Positive = 2.5e-3
+        batch_size: api.Count = 4
+        epochs: api.Count = 100
 
         tunes = (
             api.Range("lr", 2.5e-4, 2.5e-2, log=True),

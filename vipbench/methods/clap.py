@@ -43,12 +43,12 @@ class CLAP(api.Method):
     class HParams(api.HParams):
         """passes: augmented passes over the support images. penalty: factor of the second term."""
 
-        penalty: float = 1.0
-        passes: int = 20
+        penalty: api.NonNegative = 1.0
+        passes: api.Whole = 20
         templates: Templates = "first"
-        lr: float = 0.1
-        batch_size: int = 256
-        epochs: int = 300
+        lr: api.Positive = 0.1
+        batch_size: api.Count = 256
+        epochs: api.Count = 300
 
         tunes = (
             api.Range("lr", 1e-2, 1.0, log=True),

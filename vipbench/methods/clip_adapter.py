@@ -38,12 +38,12 @@ class CLIPAdapter(api.Method):
         """ratio: r. reduction: D over the bottleneck's width. epochs: None follows CoOp's rule by
         shots."""
 
-        ratio: float = 0.2
-        reduction: int = 4
+        ratio: api.Proportion = 0.2
+        reduction: api.Count = 4
         templates: Templates = "first"
-        lr: float = 1e-5
-        batch_size: int = 32
-        epochs: int | None = None
+        lr: api.Positive = 1e-5
+        batch_size: api.Count = 32
+        epochs: api.Count | None = None
 
         tunes = (
             api.Range("ratio", 0.1, 0.9),

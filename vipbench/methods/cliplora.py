@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods.shared.deep import at_least
 
 Position = Literal[
     "all", "top1", "top2", "top3", "bottom", "mid", "up", "half-up", "half-bottom"
@@ -55,17 +54,17 @@ class CLIPLoRA(api.Method):
         empty is the dataset's first; with encoder `vision`, where texts stay as they are, the
         mean over all of the dataset's, as in the official program."""
 
-        rank: int = 2
-        alpha: float = 1.0
+        rank: api.Count = 2
+        alpha: api.NonNegative = 1.0
         params: str = "qkv"
         encoder: Literal["both", "text", "vision"] = "both"
         position: Position = "all"
-        dropout: float = 0.25
-        lr: float = 2e-4
-        weight_decay: float = 1e-2
-        batch_size: int = 32
-        iterations_per_shot: int = 500
-        max_iterations: int | None = None
+        dropout: api.ProportionBelowOne = 0.25
+        lr: api.Positive = 2e-4
+        weight_decay: api.NonNegative = 1e-2
+        batch_size: api.Count = 32
+        iterations_per_shot: api.Count = 500
+        max_iterations: api.Count | None = None
         template: str = ""
         compat: Literal["paper", "official"] = "paper"
 
@@ -75,12 +74,8 @@ class CLIPLoRA(api.Method):
         )
 
         def __post_init__(self) -> None:
-            at_least(1, rank=self.rank, iterations_per_shot=self.iterations_per_shot)
-            at_least(1, max_iterations=self.max_iterations)
             if not self.params or not set(self.params) <= set("qkvo"):
                 raise ValueError(f"params is '{self.params}'; expected letters of q, k, v and o")
-            if not 0 <= self.dropout < 1:
-                raise ValueError(f"dropout is {self.dropout}; expected 0 or more, and less than 1")
 
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """AdamW over 500·k iterations."""

@@ -37,11 +37,11 @@ class CoCoOp(api.Method):
     class HParams(api.HParams):
         """context_init: words to start from, which set M; empty draws n_ctx vectors."""
 
-        n_ctx: int = 4
+        n_ctx: api.Count = 4
         context_init: str = "a photo of a"
-        lr: float = 2e-3
-        batch_size: int = 1
-        epochs: int = 10
+        lr: api.Positive = 2e-3
+        batch_size: api.Count = 1
+        epochs: api.Count = 10
 
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """Prompt SGD."""

@@ -39,13 +39,13 @@ class CoOp(api.Method):
         context_init: words to start from, which then set M; empty draws N(0, 0.02²).
         epochs: None follows the paper's rule by shots."""
 
-        n_ctx: int = 16
+        n_ctx: api.Count = 16
         position: Literal["end", "middle", "front"] = "end"
         class_specific: bool = False
         context_init: str = ""
-        lr: float = 2e-3
-        batch_size: int = 32
-        epochs: int | None = None
+        lr: api.Positive = 2e-3
+        batch_size: api.Count = 32
+        epochs: api.Count | None = None
 
         tunes = (
             api.Range("lr", 2e-4, 2e-2, log=True),

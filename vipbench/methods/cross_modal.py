@@ -55,13 +55,13 @@ class CrossModal(api.Method):
         """lr, weight_decay: where they are not searched. batch_size: images and texts
         together."""
 
-        lr: float = 1e-3
-        weight_decay: float = 0.01
+        lr: api.Positive = 1e-3
+        weight_decay: api.NonNegative = 0.01
         search: bool = True
-        iterations: int = 12800
-        batch_size: int = 8
-        warmup: int = 50
-        logit_scale: float = 100.0
+        iterations: api.Count = 12800
+        batch_size: api.Count = 8
+        warmup: api.Whole = 50
+        logit_scale: api.Positive = 100.0
         templates: Templates = "all"
 
         tunes = (

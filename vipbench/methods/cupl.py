@@ -38,7 +38,7 @@ class CuPL(api.Method):
     class HParams(api.HParams):
         """n_prompts: descriptions of each class; None takes as many as every class has."""
 
-        n_prompts: int | None = None
+        n_prompts: api.Count | None = None
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)

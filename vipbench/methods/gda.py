@@ -45,10 +45,10 @@ class GDA(api.Method):
         """alpha: weight of the Gaussian part where it is not searched. passes: augmented passes
         over the support images. logit_scale: of the text logits."""
 
-        alpha: float = 0.1
+        alpha: api.NonNegative = 0.1
         search: bool = True
-        passes: int = 10
-        logit_scale: float = 100.0
+        passes: api.Whole = 10
+        logit_scale: api.Positive = 100.0
         templates: Templates = "first"
 
         tunes = (api.Range("alpha", 1e-4, 100.0, log=True),)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods.shared.deep import DeepPrompts, at_least, first_row, starting_words
+from vipbench.methods.shared.deep import DeepPrompts, first_row, starting_words
 
 
 class IVLP(api.Method):
@@ -41,25 +41,16 @@ class IVLP(api.Method):
         """n_ctx_text, n_ctx_vision: rows a layer. depth_text, depth_vision: in how many layers;
         depth_vision 0 leaves the images alone. context_init: as for MaPLe."""
 
-        n_ctx_text: int = 2
-        n_ctx_vision: int = 2
-        depth_text: int = 12
-        depth_vision: int = 12
+        n_ctx_text: api.Count = 2
+        n_ctx_vision: api.Count = 2
+        depth_text: api.Count = 12
+        depth_vision: api.Whole = 12
         context_init: str = "a photo of a"
-        lr: float = 3.5e-3
-        batch_size: int = 4
-        epochs: int = 5
+        lr: api.Positive = 3.5e-3
+        batch_size: api.Count = 4
+        epochs: api.Count = 5
 
         tunes = (api.Range("lr", 3.5e-4, 3.5e-2, log=True),)
-
-        def __post_init__(self) -> None:
-            at_least(
-                1,
-                n_ctx_text=self.n_ctx_text,
-                n_ctx_vision=self.n_ctx_vision,
-                depth_text=self.depth_text,
-            )
-            at_least(0, depth_vision=self.depth_vision)
 
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """Prompt SGD."""

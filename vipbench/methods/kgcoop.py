@@ -38,13 +38,13 @@ class KgCoOp(api.Method):
         """weight: λ. n_ctx: M where `context_init` is empty. class_specific: a context a
         class."""
 
-        weight: float = 8.0
-        n_ctx: int = 4
+        weight: api.NonNegative = 8.0
+        n_ctx: api.Count = 4
         context_init: str = "a photo of a"
         class_specific: bool = False
-        lr: float = 2e-3
-        batch_size: int = 128
-        epochs: int = 100
+        lr: api.Positive = 2e-3
+        batch_size: api.Count = 128
+        epochs: api.Count = 100
 
         tunes = (
             api.Range("lr", 2e-4, 2e-2, log=True),

@@ -52,10 +52,10 @@ class LinearProbe(api.Method):
         ImageNet). search: whether to search C where there is. steps: of the binary search.
         max_iter: of L-BFGS. normalise: fit unit-length features instead of the tower's own."""
 
-        C: float = 0.316
+        C: api.Positive = 0.316
         search: bool = True
-        steps: int = 8
-        max_iter: int = 1000
+        steps: api.Whole = 8
+        max_iter: api.Count = 1000
         normalise: bool = False
 
         tunes = (api.Range("C", 1e-3, 1e3, log=True),)

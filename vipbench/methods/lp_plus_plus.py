@@ -49,10 +49,10 @@ class LPPlusPlus(api.Method):
         """alpha_every: iterations between two steps of α. alpha_init: α's start over the mean
         cosine. compat: "official" takes the last of equally good iterations on validation."""
 
-        iterations: int = 300
-        momentum: float = 0.9
-        alpha_every: int = 10
-        alpha_init: float = 250.0
+        iterations: api.Count = 300
+        momentum: api.ProportionBelowOne = 0.9
+        alpha_every: api.Count = 10
+        alpha_init: api.Positive = 250.0
         templates: Templates = "first"
         compat: Literal["paper", "official"] = "paper"
 

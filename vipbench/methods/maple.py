@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods.shared.deep import DeepPrompts, at_least, first_row, starting_words
+from vipbench.methods.shared.deep import DeepPrompts, first_row, starting_words
 
 
 class MaPLe(api.Method):
@@ -41,20 +41,17 @@ class MaPLe(api.Method):
         """n_ctx: M. depth: J, at most the layers of the smaller tower. context_init: words to
         start from; with fewer tokens than M, or empty, N(0, 0.02²) is drawn."""
 
-        n_ctx: int = 2
-        depth: int = 9
+        n_ctx: api.Count = 2
+        depth: api.Count = 9
         context_init: str = "a photo of a"
-        lr: float = 3.5e-3
-        batch_size: int = 4
-        epochs: int = 5
+        lr: api.Positive = 3.5e-3
+        batch_size: api.Count = 4
+        epochs: api.Count = 5
 
         tunes = (
             api.Range("lr", 3.5e-4, 3.5e-2, log=True),
             api.Choice("depth", (1, 3, 6, 9)),
         )
-
-        def __post_init__(self) -> None:
-            at_least(1, n_ctx=self.n_ctx, depth=self.depth)
 
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """Prompt SGD."""

@@ -42,7 +42,7 @@ class NCM(api.Method):
         the cosines; it does not change which class wins."""
 
         centre: bool = False
-        logit_scale: float = 100.0
+        logit_scale: api.Positive = 100.0
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)

@@ -43,14 +43,14 @@ class ProGrad(api.Method):
         class name in the dataset's first template; empty draws all of it. strength: λ.
         temperature: T. epochs: None follows CoOp's rule by shots."""
 
-        n_ctx: int = 16
+        n_ctx: api.Count = 16
         context_init: str | None = None
         class_specific: bool = False
-        strength: float = 1.0
-        temperature: float = 1.0
-        lr: float = 2e-3
-        batch_size: int = 32
-        epochs: int | None = None
+        strength: api.NonNegative = 1.0
+        temperature: api.Positive = 1.0
+        lr: api.Positive = 2e-3
+        batch_size: api.Count = 32
+        epochs: api.Count | None = None
 
         tunes = (
             api.Range("lr", 2e-4, 2e-2, log=True),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods.shared.deep import DeepPrompts, at_least, first_row, starting_words
+from vipbench.methods.shared.deep import DeepPrompts, first_row, starting_words
 
 # setting -> epochs, μ, σ.
 _SETTINGS = {"few-shot": (50, 30.0, 30.0), "base-to-new": (20, 15.0, 1.0)}
@@ -78,32 +78,26 @@ class PromptSRC(api.Method):
         texts, the paper's 60 or the dataset's own."""
 
         setting: Literal["few-shot", "base-to-new"] = "few-shot"
-        n_ctx_text: int = 4
-        n_ctx_vision: int = 4
-        depth_text: int = 9
-        depth_vision: int = 9
+        n_ctx_text: api.Count = 4
+        n_ctx_vision: api.Count = 4
+        depth_text: api.Count = 9
+        depth_vision: api.Count = 9
         context_init: str = "a photo of a"
-        text_weight: float = 25.0
-        image_weight: float = 10.0
-        logits_weight: float = 1.0
-        average_mean: float | None = None
-        average_std: float | None = None
+        text_weight: api.NonNegative = 25.0
+        image_weight: api.NonNegative = 10.0
+        logits_weight: api.NonNegative = 1.0
+        average_mean: api.NonNegative | None = None
+        average_std: api.Positive | None = None
         templates: Literal["imagenet", "dataset"] = "imagenet"
-        lr: float = 2.5e-3
-        batch_size: int = 4
-        epochs: int | None = None
+        lr: api.Positive = 2.5e-3
+        batch_size: api.Count = 4
+        epochs: api.Count | None = None
 
         tunes = (
             api.Range("lr", 2.5e-4, 2.5e-2, log=True),
             api.Range("text_weight", 1.0, 50.0, log=True),
             api.Range("image_weight", 1.0, 50.0, log=True),
         )
-
-        def __post_init__(self) -> None:
-            at_least(1, n_ctx_text=self.n_ctx_text, n_ctx_vision=self.n_ctx_vision)
-            at_least(1, depth_text=self.depth_text, depth_vision=self.depth_vision)
-            if self.average_std is not None and self.average_std <= 0:
-                raise ValueError(f"average_std is {self.average_std}; expected more than 0")
 
         def for_cell(self, info: api.CellInfo) -> PromptSRC.HParams:
             """Epochs, μ and σ by `setting`."""

@@ -42,8 +42,8 @@ class SSText(api.Method):
         """tau: None is the checkpoint's. floor: the least λ. normalise: give f and t unit length
         first, which the official program does not."""
 
-        tau: float | None = None
-        floor: float = 1e-3
+        tau: api.Positive | None = None
+        floor: api.Positive = 1e-3
         normalise: bool = False
         templates: Templates = "first"
 

@@ -41,8 +41,8 @@ class SSTextPlus(api.Method):
     class HParams(api.HParams):
         """As of ss-text."""
 
-        tau: float | None = None
-        floor: float = 1e-3
+        tau: api.Positive | None = None
+        floor: api.Positive = 1e-3
         normalise: bool = False
         templates: Templates = "first"
 

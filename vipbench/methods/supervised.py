@@ -19,7 +19,6 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods.shared.deep import at_least
 
 
 class Supervised(api.Method):
@@ -42,11 +41,11 @@ class Supervised(api.Method):
 
         train: Literal["all", "head"] = "all"
         pretrained: bool = True
-        image_size: int | None = None
-        lr: float | None = None
-        weight_decay: float = 1e-2
-        batch_size: int = 32
-        epochs: int = 50
+        image_size: api.Count | None = None
+        lr: api.Positive | None = None
+        weight_decay: api.NonNegative = 1e-2
+        batch_size: api.Count = 32
+        epochs: api.Count = 50
 
         tunes = (
             api.Range("lr", 1e-5, 1e-2, log=True),
@@ -54,7 +53,6 @@ class Supervised(api.Method):
         )
 
         def __post_init__(self) -> None:
-            at_least(1, image_size=self.image_size)
             if self.train == "head" and not self.pretrained:
                 raise ValueError("a head on a tower of random weights learns nothing: train=all")
 

@@ -38,12 +38,12 @@ class TaskRes(api.Method):
     class HParams(api.HParams):
         """alpha: scale of the residual. epochs: None follows the paper by shots."""
 
-        alpha: float = 0.5
+        alpha: api.NonNegative = 0.5
         templates: Templates = "first"
-        lr: float = 2e-3
-        weight_decay: float = 5e-4
-        batch_size: int = 256
-        epochs: int | None = None
+        lr: api.Positive = 2e-3
+        weight_decay: api.NonNegative = 5e-4
+        batch_size: api.Count = 256
+        epochs: api.Count | None = None
 
         tunes = (
             api.Range("alpha", 0.1, 2.0, log=True),

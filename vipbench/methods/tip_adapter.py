@@ -42,15 +42,15 @@ class TipAdapter(api.Method):
         """alpha, beta: where there is no validation, or `search` is off. scale_*, steps_*: the
         grid. passes: augmented passes in the keys. logit_scale: of the text logits."""
 
-        alpha: float = 1.0
-        beta: float = 5.5
+        alpha: api.NonNegative = 1.0
+        beta: api.NonNegative = 5.5
         search: bool = True
-        scale_beta: float = 7.0
-        scale_alpha: float = 3.0
-        steps_beta: int = 200
-        steps_alpha: int = 20
-        passes: int = 10
-        logit_scale: float = 100.0
+        scale_beta: api.Positive = 7.0
+        scale_alpha: api.Positive = 3.0
+        steps_beta: api.Count = 200
+        steps_alpha: api.Count = 20
+        passes: api.Whole = 10
+        logit_scale: api.Positive = 100.0
         templates: Templates = "first"
 
         tunes = (

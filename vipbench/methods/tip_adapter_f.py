@@ -42,19 +42,19 @@ class TipAdapterF(api.Method):
     class HParams(api.HParams):
         """As of tip-adapter, and lr, epochs, batch_size of the training."""
 
-        alpha: float = 1.0
-        beta: float = 5.5
+        alpha: api.NonNegative = 1.0
+        beta: api.NonNegative = 5.5
         search: bool = True
-        scale_beta: float = 7.0
-        scale_alpha: float = 3.0
-        steps_beta: int = 200
-        steps_alpha: int = 20
-        passes: int = 10
-        logit_scale: float = 100.0
+        scale_beta: api.Positive = 7.0
+        scale_alpha: api.Positive = 3.0
+        steps_beta: api.Count = 200
+        steps_alpha: api.Count = 20
+        passes: api.Whole = 10
+        logit_scale: api.Positive = 100.0
         templates: Templates = "first"
-        lr: float = 1e-3
-        epochs: int = 20
-        batch_size: int = 256
+        lr: api.Positive = 1e-3
+        epochs: api.Count = 20
+        batch_size: api.Count = 256
 
         tunes = (
             api.Range("alpha", 0.1, 10.0, log=True),

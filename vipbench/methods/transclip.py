@@ -42,12 +42,12 @@ class TransCLIP(api.Method):
     class HParams(api.HParams):
         """text_weight: λ."""
 
-        text_weight: float = 1.0
-        n_neighbors: int = 3
-        n_most_confident: int = 8
-        max_iter: int = 10
-        inner_iter: int = 5
-        logit_scale: float = 100.0
+        text_weight: api.NonNegative = 1.0
+        n_neighbors: api.Count = 3
+        n_most_confident: api.Count = 8
+        max_iter: api.Count = 10
+        inner_iter: api.Count = 5
+        logit_scale: api.Positive = 100.0
         templates: Templates = "first"
 
         tunes = (api.Range("text_weight", 0.1, 2.0),)

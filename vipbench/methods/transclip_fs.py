@@ -47,14 +47,14 @@ class TransCLIPFS(api.Method):
         """text_weight: λ. gammas: the values of γ to choose from, with commas. gamma: γ without
         validation."""
 
-        text_weight: float = 0.5
+        text_weight: api.NonNegative = 0.5
         gammas: str = "0.002,0.01,0.02,0.2"
-        gamma: float = 0.02
-        n_neighbors: int = 3
-        n_most_confident: int = 8
-        max_iter: int = 10
-        inner_iter: int = 5
-        logit_scale: float = 100.0
+        gamma: api.NonNegative = 0.02
+        n_neighbors: api.Count = 3
+        n_most_confident: api.Count = 8
+        max_iter: api.Count = 10
+        inner_iter: api.Count = 5
+        logit_scale: api.Positive = 100.0
         templates: Templates = "first"
         compat: Literal["paper", "official"] = "paper"
 

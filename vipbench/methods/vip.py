@@ -46,12 +46,12 @@ class ViP(api.Method):
 
         context: bool = True
         merge: Literal["attention", "mean", "max"] = "attention"
-        n_ctx: int = 4
+        n_ctx: api.Count = 4
         position: Literal["end", "middle", "front"] = "end"
         class_specific: bool = False
-        lr: float | None = None
-        batch_size: int | None = None
-        epochs: int = 50
+        lr: api.Positive | None = None
+        batch_size: api.Count | None = None
+        epochs: api.Count = 50
 
         tunes = (
             api.Range("lr", 2e-4, 2e-2, log=True),

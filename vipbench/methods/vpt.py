@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import vipbench
 from vipbench import api
 from vipbench.hookspecs import RegisterMethod
-from vipbench.methods.shared.deep import DeepPrompts, at_least
+from vipbench.methods.shared.deep import DeepPrompts
 
 
 class VPT(api.Method):
@@ -42,21 +42,17 @@ class VPT(api.Method):
         """n_ctx: rows a layer. depth: `deep`, rows of its own in every layer; `shallow`, in the
         first alone; or in how many layers. template: of the texts; empty takes the dataset's."""
 
-        n_ctx: int = 8
-        depth: int | Literal["deep", "shallow"] = "deep"
+        n_ctx: api.Count = 8
+        depth: api.Count | Literal["deep", "shallow"] = "deep"
         template: str = "a photo of a {}."
-        lr: float = 2.5e-3
-        batch_size: int = 4
-        epochs: int = 5
+        lr: api.Positive = 2.5e-3
+        batch_size: api.Count = 4
+        epochs: api.Count = 5
 
         tunes = (
             api.Range("lr", 2.5e-4, 2.5e-2, log=True),
             api.Choice("n_ctx", (2, 4, 8, 16)),
         )
-
-        def __post_init__(self) -> None:
-            at_least(1, n_ctx=self.n_ctx)
-            at_least(1, depth=self.depth if isinstance(self.depth, int) else None)
 
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """Prompt SGD."""

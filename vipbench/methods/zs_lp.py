@@ -38,11 +38,11 @@ class ZSLP(api.Method):
     class HParams(api.HParams):
         """passes: augmented passes over the support images."""
 
-        passes: int = 20
+        passes: api.Whole = 20
         templates: Templates = "first"
-        lr: float = 0.1
-        batch_size: int = 256
-        epochs: int = 300
+        lr: api.Positive = 0.1
+        batch_size: api.Count = 256
+        epochs: api.Count = 300
 
         def recipe(self, info: api.CellInfo) -> api.Recipe:
             """SGD without decay, batches from all passes together."""

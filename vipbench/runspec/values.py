@@ -23,6 +23,9 @@ MAX_LIST = 10_000
 
 MAX_SHOTS = 10**7
 
+# Each view of each image is encoded: more would never end.
+MOST_VIEWS = 10_000
+
 
 MARKS = ",[]='\""  # what has a meaning inside the brackets of a method
 
@@ -142,12 +145,12 @@ def seeds(value: Any) -> tuple[int, ...]:
 
 
 def views(value: Any) -> int | str:
-    """ "per-epoch", "none", or how many, from 1."""
+    """ "per-epoch", "none", or how many, from 1 to MOST_VIEWS."""
     if value in ("per-epoch", "none"):
         return str(value)
-    expected = "per-epoch, none or a number of views from 1"
+    expected = f"per-epoch, none or a number of views from 1 to {MOST_VIEWS}"
     number = _whole(value, expected)
-    if number < 1:
+    if not 1 <= number <= MOST_VIEWS:
         raise UsageError(f"expected {expected}, got {number}; 'none' trains without augmentation")
     return number
 

@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from vipbench.api import Choice, HParams, Method, Range
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from vipbench.api import (
+    Choice,
+    Count,
+    HParams,
+    Method,
+    NonNegative,
+    Positive,
+    ProportionBelowOne,
+    Range,
+)
 from vipbench.errors import UsageError, unknown
+
+# The limit of numbers that have none of their own: single precision overflows far beyond it.
+LARGEST = 1_000_000
+# The ranges of hyperparameters that a plugin names as everybody does but gives no range.
+BY_NAME: Mapping[str, Any] = {
+    "lr": Positive,
+    "epochs": Count,
+    "iterations": Count,
+    "batch_size": Count,
+    "n_ctx": Count,
+    "logit_scale": Positive,
+    "temperature": Positive,
+    "weight_decay": NonNegative,
+    "momentum": ProportionBelowOne,
+    "dropout": ProportionBelowOne,
+}
 
 
 def make_hparams(method: type[Method], given: Mapping[str, Any]) -> HParams:
     """HParams of `method` with `given` values; raises UsageError naming method, name and type."""
-    types_by_name = hparam_types(method)
+    types_by_name, ranges = hparam_types(method), hparam_ranges(method)
     values = {}
     for name, value in given.items():
         if name not in types_by_name:
@@ -22,7 +51,9 @@ def make_hparams(method: type[Method], given: Mapping[str, Any]) -> HParams:
                     f"unknown hyperparameter '{name}': method '{method.name}' has none"
                 )
             raise unknown(f"hyperparameter of '{method.name}'", name, types_by_name)
-        values[name] = _convert(value, types_by_name[name], f"{method.name}.{name}")
+        where = f"{method.name}.{name}"
+        values[name] = _convert(value, types_by_name[name], where)
+        _check_range(values[name], ranges[name], where)
     try:
         return method.HParams(**values)
     except (TypeError, ValueError) as error:
@@ -33,6 +64,54 @@ def hparam_types(method: type[Method]) -> dict[str, Any]:
     """Hyperparameter -> its type."""
     hints = get_type_hints(method.HParams)
     return {f.name: hints[f.name] for f in dataclasses.fields(method.HParams) if f.init}
+
+
+def hparam_ranges(method: type[Method]) -> dict[str, tuple[Any, ...]]:
+    """Hyperparameter -> the constraints on it, as annotated_types has them; () for none."""
+    hints = get_type_hints(method.HParams, include_extras=True)
+    return {
+        name: tuple(_constraints(hints[name])) or tuple(_constraints(BY_NAME.get(name)))
+        for name in hparam_types(method)
+    }
+
+
+def range_text(constraints: Iterable[Any]) -> str:
+    """A range in words, as documents and refusals have it."""
+    words = {Gt: "above", Ge: "from", Lt: "below", Le: "at most"}
+    return ", ".join(
+        f"{words[type(item)]} {dataclasses.astuple(item)[0]}" if type(item) in words else str(item)
+        for item in constraints
+    )
+
+
+def _constraints(kind: Any) -> Iterator[Any]:
+    if get_origin(kind) is Annotated:
+        kind, *found = get_args(kind)
+        for item in found:
+            if isinstance(item, FieldInfo):
+                yield from item.metadata
+            elif isinstance(item, GroupedMetadata):
+                yield from item
+            else:
+                yield item
+    if get_origin(kind) in (Union, types.UnionType):
+        for inner in get_args(kind):
+            yield from _constraints(inner)
+
+
+def _check_range(value: Any, constraints: tuple[Any, ...], where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if not any(isinstance(item, Gt | Ge) for item in constraints):
+        constraints = (Ge(-LARGEST), *constraints)
+    if not any(isinstance(item, Lt | Le) for item in constraints):
+        constraints = (*constraints, Le(LARGEST))
+    kind: Any = Annotated[type(value), *constraints]
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        what = "a whole number" if isinstance(value, int) else "a number"
+        raise UsageError(f"{where} is {value}; expected {what} {range_text(constraints)}") from None
 
 
 def search_space(method: type[Method]) -> dict[str, dict[str, Any]]:

@@ -67,10 +67,3 @@ def starting_words(
                 f"'{task.backbone.name}'; choose another n_ctx or context_init"
             )
     return task.normal("context", *many, n_ctx, task.info.width), ""
-
-
-def at_least(least: int, **values: int | None) -> None:
-    """Raise ValueError for a value below `least`; None passes."""
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; expected {least} or more")
