@@ -51,7 +51,7 @@ def photographs(folder: Path, count: int, side: int) -> list[Path]:
 
 def alone(backbone: ImageBackbone, split: Split) -> tuple[float, float, torch.Tensor]:
     """Seconds until every batch is decoded, seconds from the first batch on, and the last batch."""
-    mine = Pictures(backbone, {"test": split}, "alone")
+    mine = Pictures(backbone, {"test": split})
     items = [(i, 0) for i in range(len(split))]
     parts = [items[i : i + ENCODE_BATCH] for i in range(0, len(items), ENCODE_BATCH)]
     begin, first = time.perf_counter(), 0.0

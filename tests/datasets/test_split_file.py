@@ -170,5 +170,5 @@ def test_the_official_files(shared, tmp_path, name):
     if name == "skin":
         golden = json.loads((shared / "golden/coop_sampler_derm7pt.json").read_text())
         names = dataset.class_names
-        drawn = draw_support(splits["train"], splits["val"], 2, names, 4, 2, "coop", "k", "")
+        drawn = draw_support(splits["train"], splits["val"], 2, names, 4, 2, "coop", "k")
         assert [splits["train"].ids[i] for i in drawn.train] == golden["seed2_shots4"]["train"]

@@ -149,8 +149,10 @@ def test_decoded_images_are_kept_up_to_a_limit(
     images = Wards(10)
     labels = np.zeros(10, dtype=np.int64)
     split = api.Split(images, labels, tuple(map(str, range(10))))
+    assert len(split.digests) == 10  # read once, when the dataset is loaded
+    images.threads.clear()
     monkeypatch.setattr(pictures, "KEEP_BYTES", 4 * 20 * 30 * 3)
-    mine = pictures.Pictures(features.backbone, {"train": split}, "wards")
+    mine = pictures.Pictures(features.backbone, {"train": split})
     items, views = [(i, 0) for i in range(10)], (api.Views(), 1)
     first = mine.get("train", items, views)
     assert len(images.threads) == 10
@@ -158,7 +160,7 @@ def test_decoded_images_are_kept_up_to_a_limit(
     assert torch.equal(mine.get("train", items, views), first)
     assert len(images.threads) == 16
     # The evaluation view, seen once, takes no room.
-    fresh = pictures.Pictures(features.backbone, {"train": split}, "wards")
+    fresh = pictures.Pictures(features.backbone, {"train": split})
     fresh.get("train", items, None)
     assert not fresh._kept
     assert torch.equal(fresh.get("train", items, views), first)
@@ -172,7 +174,7 @@ def test_an_image_that_cannot_be_read_is_named(
     Image.new("RGB", (8, 8)).save(good)
     bad.write_bytes(b"no image")
     split = api.Split([good, bad], np.zeros(2, dtype=np.int64), ("good.png", "bad.png"))
-    mine = pictures.Pictures(features.backbone, {"test": split}, "two")
+    mine = pictures.Pictures(features.backbone, {"test": split})
     with pytest.raises(api.ImageError, match=r"bad\.png"):
         mine.get("test", [(0, 0), (1, 0)], None)
 
@@ -208,7 +210,7 @@ def test_threads_that_decode_start_no_teams_of_their_own(
     before = torch.get_num_threads()
     torch.set_num_threads(2)  # what a new thread would take, too
     try:
-        mine = pictures.Pictures(features.backbone, features.splits, "synthderm")
+        mine = pictures.Pictures(features.backbone, features.splits)
         mine.get("test", [(0, 0), (1, 0)], None)
         assert mine._threads is not None
         assert mine._threads.submit(torch.get_num_threads).result() == 1

@@ -15,7 +15,8 @@ counts = st.lists(st.integers(1, 60), min_size=2, max_size=8)
 
 def make_split(labels: list[int]) -> Split:
     ids = tuple(f"image{i}" for i in range(len(labels)))
-    return Split([np.zeros((1, 1), np.uint8)] * len(labels), np.array(labels, np.int64), ids)
+    images = [np.array([[i // 256, i % 256]], np.uint8) for i in range(len(labels))]
+    return Split(images, np.array(labels, np.int64), ids)
 
 
 @settings(max_examples=200)
@@ -56,14 +57,12 @@ def test_supports_are_nested_and_begin_as_balanced_ones(
     labels: list[int], shots: int, seed: int
 ) -> None:
     train, names = make_split(labels), ("a", "b", "c")
-    small, large = (
-        draw_prevalent(train, train, names, k, seed, "k", "key") for k in (shots, 2 * shots)
-    )
+    small, large = (draw_prevalent(train, train, names, k, seed, "k") for k in (shots, 2 * shots))
     assert len(set(small.train.tolist())) == 3 * shots
     assert set(small.train.tolist()) <= set(large.train.tolist())
     assert small.val is not None
     assert len(small.val) == 3 * shots
-    balanced = draw_support(train, None, 3, names, 8, seed, "nested", "none", "key").train.tolist()
+    balanced = draw_support(train, None, 3, names, 8, seed, "nested", "none").train.tolist()
     for label in range(3):
         mine = [i for i in small.train.tolist() if labels[i] == label]
         order = [i for i in balanced if labels[i] == label]
@@ -72,12 +71,12 @@ def test_supports_are_nested_and_begin_as_balanced_ones(
 
 def test_what_cannot_be_drawn_is_said() -> None:
     train, names = make_split([0] * 5 + [1] * 2), ("a", "b")
-    whole = draw_prevalent(train, None, names, None, 1, "none", "key")
-    assert whole.train.tolist() == list(range(7))
+    whole = draw_prevalent(train, None, names, None, 1, "none")
+    assert sorted(whole.train.tolist()) == list(range(7))
     assert whole.val is None
     with pytest.raises(SamplingError, match=r"4 shots of 2 classes are 8 images.*at most 3"):
-        draw_prevalent(train, None, names, 4, 1, "none", "key")
+        draw_prevalent(train, None, names, 4, 1, "none")
     with pytest.raises(SamplingError, match="class 'c' has no training images"):
-        draw_prevalent(train, None, ("a", "b", "c"), 1, 1, "none", "key")
+        draw_prevalent(train, None, ("a", "b", "c"), 1, 1, "none")
     with pytest.raises(SamplingError, match="class 'b' has no validation images"):
-        draw_prevalent(train, make_split([0]), names, 1, 1, "k", "key")
+        draw_prevalent(train, make_split([0]), names, 1, 1, "k")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,17 +19,37 @@ from vipbench.engine.planning.sampling import (
     draw_support,
     nested_order,
 )
+from vipbench.images import digest_image
 
 NAMES = ("alpha", "beta", "gamma")
 SHARED = Path(__file__).parents[2].parent / "shared"
 
 
-def make_split(labels: list[int], groups: list[str] | None = None) -> Split:
-    images = [np.zeros((1, 1), np.uint8)] * len(labels)
+def make_split(
+    labels: list[int], groups: list[str] | None = None, content: Sequence[int] | None = None
+) -> Split:
+    """content: a number an image, equal for equal images; by default all are different."""
+    numbers = range(len(labels)) if content is None else content
+    images = [np.array([[i // 65536, i // 256 % 256, i % 256]], np.uint8) for i in numbers]
     ids = tuple(f"image{i}" for i in range(len(labels)))
     return Split(
         images, np.array(labels, dtype=np.int64), ids, None if groups is None else tuple(groups)
     )
+
+
+def taken(split: Split, rows: Sequence[int]) -> Split:
+    """Some rows of a split, in this order."""
+    return Split(
+        [split.images[i] for i in rows],
+        split.labels[list(rows)],
+        tuple(split.ids[i] for i in rows),
+        None if split.groups is None else tuple(split.groups[i] for i in rows),
+    )
+
+
+def ids_of(split: Split, rows: npt.NDArray[np.int64] | None) -> list[str]:
+    assert rows is not None
+    return [split.ids[i] for i in rows.tolist()]
 
 
 def draw(train: Split, val: Split | None = None, **changes) -> SupportIndices:
@@ -37,7 +60,6 @@ def draw(train: Split, val: Split | None = None, **changes) -> SupportIndices:
         "seed": 1,
         "sampler": "nested",
         "validation": "none",
-        "dataset_key": "key",
     }
     return draw_support(train, val, **{**arguments, **changes})
 
@@ -124,7 +146,7 @@ def test_shots_in_groups_need_groups():
 def test_nested_groups_are_equally_likely_whatever_their_size():
     groups = ["big"] * 30 + ["small"]
     split = make_split([0] * 31, groups)
-    firsts = [groups[nested_order(split, 0, ("support", "key", seed, 0))[0]] for seed in range(400)]
+    firsts = [groups[nested_order(split, 0, seed, "support")[0]] for seed in range(400)]
     assert 150 < firsts.count("small") < 250
 
 
@@ -138,7 +160,7 @@ def test_nested_spreads_over_all_images():
     assert counts.max() < 140
 
 
-def test_nested_depends_on_dataset_shots_and_seed_alone():
+def test_nested_depends_on_images_shots_and_seed_alone():
     split = make_split([0, 1, 2] * 30)
     np.random.seed(0)  # global state must not matter
     one = draw(split, split, shots=8, validation="none").train.tolist()
@@ -146,18 +168,103 @@ def test_nested_depends_on_dataset_shots_and_seed_alone():
     assert draw(split, split, shots=8, validation="full").train.tolist() == one
     assert draw(split, split, shots=8, validation="k").train.tolist() == one
     assert draw(split, shots=8, seed=2).train.tolist() != one
-    assert draw(split, shots=8, dataset_key="other").train.tolist() != one
+    other = make_split([0, 1, 2] * 30, content=range(90, 180))
+    assert draw(other, shots=8).train.tolist() != one
     val = draw(split, split, shots=8, validation="k").val
     assert val is not None
     assert val.tolist() != one  # a purpose of its own
 
 
-def test_nested_draw_is_the_one_of_revision_1():
-    # A change here changes every published number: raise sampling.REVISION with it.
-    drawn = draw(make_split([0, 1, 2] * 30), make_split([2, 1, 0] * 9), validation="k")
-    assert drawn.val is not None
-    assert drawn.train.tolist() == [30, 42, 73, 76, 65, 47]
-    assert drawn.val.tolist() == [11, 17, 25, 7, 9, 6]
+@settings(max_examples=60)
+@given(many_labels, st.sampled_from([1, 2, 4, None]), seeds, st.booleans(), st.data())
+def test_nested_depends_on_nothing_but_a_classs_own_images(labels, shots, seed, grouped, data):
+    n = len(labels)
+    groups = None
+    if grouped:
+        groups = data.draw(st.lists(st.sampled_from("pqrs"), min_size=n, max_size=n))
+    split = make_split(labels, groups)
+    unit = data.draw(st.sampled_from(["image", "group"])) if grouped and shots == 1 else "image"
+    asked = {"shots": shots, "seed": seed, "validation": "k", "shots_unit": unit}
+    before = draw(split, split, **asked)
+    support, val = ids_of(split, before.train), ids_of(split, before.val)
+
+    order = data.draw(st.permutations(range(n)))
+    turned = taken(split, order)
+    other_val = taken(turned, [i for i in range(n) if i % 3 or turned.labels[i] == 0])
+    after = draw(turned, turned, **asked)
+    assert ids_of(turned, after.train) == support
+    assert ids_of(turned, after.val) == val
+    names = ("a", "b", "c")
+    after = draw(turned, other_val, class_names=names, **asked | {"validation": "none"})
+    assert ids_of(turned, after.train) == support
+
+    # The first class is gone: the others' images are the same.
+    kept = [i for i in range(n) if turned.labels[i] > 0]
+    fewer = taken(turned, kept)
+    fewer = Split(fewer.images, fewer.labels - 1, fewer.ids, fewer.groups)
+    after = draw(fewer, fewer, n_classes=2, class_names=("b", "c"), **asked)
+    label_of = dict(zip(split.ids, labels, strict=True))
+    assert ids_of(fewer, after.train) == [i for i in support if label_of[i] > 0]
+    assert ids_of(fewer, after.val) == [i for i in val if label_of[i] > 0]
+
+
+def test_renamed_images_and_groups_change_nothing():
+    labels, groups = [0, 1, 2] * 20, [f"p{i % 7}" for i in range(60)]
+    split = make_split(labels, groups)
+    renamed = Split(
+        split.images, split.labels, tuple(f"new/{i}" for i in reversed(split.ids)),
+        tuple(f"q{int(g[1:]) * 5 % 7}" for g in groups),
+    )  # fmt: skip
+    for unit in ("image", "group"):
+        one, two = (draw(s, shots=3, shots_unit=unit).train.tolist() for s in (split, renamed))
+        assert one == two
+
+
+def test_equal_images_come_by_id():
+    split = make_split([0] * 12, content=[i // 3 for i in range(12)])
+    drawn = ids_of(split, draw(split, n_classes=1, class_names=["alpha"], shots=12).train)
+    order = list(reversed(range(12)))
+    turned = taken(split, order)
+    again = draw(turned, n_classes=1, class_names=["alpha"], shots=12).train
+    assert ids_of(turned, again) == drawn
+    for start in range(0, 12, 3):
+        assert drawn[start : start + 3] == sorted(drawn[start : start + 3])
+
+
+@pytest.mark.parametrize("purpose", ["support", "validation"])
+def test_a_rank_is_the_hash_that_the_docs_state(purpose):
+    split = make_split([0, 1, 2] * 30)
+    drawn = draw(split, split, shots=5, seed=3, validation="k")
+    digests = [digest_image(image) for image in split.images]
+
+    def rank(row: int) -> str:
+        return hashlib.sha256(f"3 {purpose} {digests[row]}".encode()).hexdigest()
+
+    found = drawn.train if purpose == "support" else drawn.val
+    assert found is not None
+    expected = [
+        row
+        for label in range(3)
+        for row in sorted((i for i in range(90) if i % 3 == label), key=rank)[:5]
+    ]
+    assert found.tolist() == expected
+
+
+def test_a_groups_rank_is_that_of_its_smallest_digest():
+    groups = [f"p{i % 9}" for i in range(40)]
+    split = make_split([0] * 40, groups)
+    drawn = draw(split, n_classes=1, class_names=["alpha"], shots=9, seed=2).train.tolist()
+    smallest = {g: min(d for d, of in zip(split.digests, groups, strict=True) if of == g)
+                for g in set(groups)}  # fmt: skip
+
+    def rank(digest: str) -> str:
+        return hashlib.sha256(f"2 support {digest}".encode()).hexdigest()
+
+    assert [groups[i] for i in drawn] == sorted(smallest, key=lambda g: rank(smallest[g]))
+    first = drawn[0]
+    assert first == min(
+        (i for i in range(40) if groups[i] == groups[first]), key=lambda i: rank(split.digests[i])
+    )
 
 
 @pytest.mark.parametrize("sampler", ["nested", "coop"])
@@ -186,10 +293,10 @@ def test_validation_policies(sampler, validation, shots, per_class):
         assert val.counts(3) == [10] * 3
         assert np.bincount(val.labels[drawn.val]).tolist() == [per_class] * 3
     if shots is None:
-        assert drawn.train.tolist() == list(range(36))
+        assert sorted(drawn.train.tolist()) == list(range(36))
     if per_class == 10 and validation == "full":
         assert drawn.val is not None
-        assert drawn.val.tolist() == list(range(30))
+        assert sorted(drawn.val.tolist()) == list(range(30))
 
 
 @pytest.mark.parametrize("sampler", ["nested", "coop"])
@@ -248,7 +355,7 @@ def test_coop_draws_the_official_lists():
     for key, expected in golden.items():
         seed, shots = map(int, re.findall(r"\d+", key))
         drawn = draw_support(
-            splits["train"], splits["val"], 2, ("melanoma", "nevus"), shots, seed, "coop", "k", ""
+            splits["train"], splits["val"], 2, ("melanoma", "nevus"), shots, seed, "coop", "k"
         )
         assert drawn.val is not None
         assert [paths["train"][i] for i in drawn.train] == expected["train"]

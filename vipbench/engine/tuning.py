@@ -8,6 +8,7 @@ sees those images, so that each of them has the same number of looks at them. No
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from vipbench.engine.planning.sampling import seeded_bits
 from vipbench.errors import UsageError, unknown
 from vipbench.results import Record
 from vipbench.runspec.methods import MethodSpec
@@ -103,9 +103,18 @@ def _points(dims: int, seed: int, name: str, count: int) -> Iterable[list[float]
     """Points of [0,1)^dims that fill it evenly, however many are taken."""
     from scipy.stats import qmc
 
-    rng = np.random.Generator(seeded_bits("tune", seed, name))
+    rng = np.random.Generator(_seeded_bits("tune", seed, name))
     points: list[list[float]] = qmc.Halton(dims, rng=rng).random(count).tolist()
     return points
+
+
+def _seeded_bits(*key: str | int) -> np.random.PCG64:
+    """A bit generator that depends on `key` alone."""
+    digest = hashlib.sha256()
+    for part in key:
+        data = str(part).encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return np.random.PCG64(int.from_bytes(digest.digest(), "little"))
 
 
 def _value(where: Mapping[str, Any], u: float) -> Scalar:

@@ -205,14 +205,13 @@ def _chosen(data: LoadedDataset, images: str) -> list[list[int]]:
     train, names = data.splits["train"], data.dataset.class_names
     parts = images.split(":")
     if images == "train":
-        key = ("symptom-grid", data.fingerprint)
-        return [nested_order(train, c, (*key, c))[:MOST_IMAGES].tolist() for c in range(len(names))]
+        orders = (nested_order(train, c, 0, "symptom-grid") for c in range(len(names)))
+        return [order[:MOST_IMAGES].tolist() for order in orders]
     if len(parts) != 3 or parts[0] != "support" or not all(p.isdigit() for p in parts[1:]):
         raise UsageError(f"--images takes train or support:K:SEED, got '{images}'")
     try:
         drawn = draw_support(
             train, None, len(names), names, int(parts[1]), int(parts[2]), "nested", "none",
-            data.fingerprint,
         )  # fmt: skip
     except SamplingError as error:
         raise UsageError(f"--images {images}: {error}") from None

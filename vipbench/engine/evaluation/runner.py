@@ -237,7 +237,7 @@ class GroupRunner:
             symptoms=data.symptoms,
             descriptions=data.descriptions,
             info=dataclasses.replace(cell.info, n_classes=len(names), dataset=home(data)),
-            generator=cell_generator(cell.data.fingerprint, cell.shots, cell.seed),
+            generator=cell_generator(cell.shots, cell.seed),
             _frozen={} if trial else self.texts,
             _encode=self.shelf and partial(self.shelf, remember=not trial, who=checked),
         )

@@ -37,6 +37,7 @@ from vipbench.results.store.store import Store
 from vipbench.runspec.run import SUITE_NAME, RunSpec
 
 FORMAT = "vipbench-prompt"
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def pack(
     data, towers = cell.data, cell.backbone.backbone
     card = {
         "format": FORMAT,
-        "version": 1,
+        "version": VERSION,
         "vipbench": __version__,
         "key": cell.key,
         "row": cell.row.label,
@@ -143,7 +144,9 @@ def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -
         names = tuple(map(str, card["class_names"]))
         info = CellInfo(**card["info"])
         hparams = dict(card["hparams"])
-        generator = cell_generator(card["dataset_fingerprint"], info.shots, int(card["seed"]))
+        key: list[object] = [info.shots, int(card["seed"])]
+        if card["version"] == 1:  # whose draws depended on the dataset
+            key.insert(0, card["dataset_fingerprint"])
         texts = {
             k: None if card[k] is None else tuple(tuple(map(str, row)) for row in card[k])
             for k in ("symptoms", "descriptions")
@@ -157,7 +160,7 @@ def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -
         raise UsageError(f"{path.name} was trained on other weights than those of '{source}' here")
     backbone.backbone.to(device)
     task = Task(
-        backbone.backbone, names, templates, texts["symptoms"], info, generator,
+        backbone.backbone, names, templates, texts["symptoms"], info, cell_generator(*key),
         descriptions=texts["descriptions"],
     )  # fmt: skip
     built = method(task, make_hparams(method, hparams)).to(task.device)
@@ -170,7 +173,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {})["vipbench"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if card["format"] != FORMAT or card["version"] != 1:
+        if card["format"] != FORMAT or card["version"] not in (1, VERSION):
             raise ValueError("its format is another")
     except FileNotFoundError:
         raise UsageError(f"the prompt file '{path}' does not exist") from None

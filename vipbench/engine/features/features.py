@@ -16,6 +16,7 @@ from torch import Tensor
 from vipbench.api import ImageBackbone, Split, Views
 from vipbench.engine.features.cache import Item, Shelf, open_shelf
 from vipbench.engine.features.images import Pictures
+from vipbench.engine.features.views import VIEW_REVISION
 from vipbench.images import READER_REVISION
 
 # Part of the cache's keys and of a cell's: raise it when the same pixels give other features.
@@ -74,7 +75,7 @@ class Features:
     _shelves: dict[tuple[str, str], Shelf] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._pictures = Pictures(self.backbone, self.splits, self.dataset_key, self.note)
+        self._pictures = Pictures(self.backbone, self.splits, self.note)
 
     def plain(self, split: str, indices: Sequence[int]) -> Tensor:
         """Features (N,D) of the evaluation view."""
@@ -200,9 +201,10 @@ class Features:
 
     def _shelf(self, split: str, views: tuple[Views, int] | None) -> Shelf:
         kind: object = "evaluation"
+        revisions = {"revision": FEATURE_REVISION, "reader": READER_REVISION}
         if views is not None:
             kind = [views[0].scale, views[0].flip, views[1]]
-        revisions = {"revision": FEATURE_REVISION, "reader": READER_REVISION}
+            revisions["views"] = VIEW_REVISION
         parts = {**self._parts(), **revisions, "split": split, "view": kind}
         return self._shelves.setdefault((split, str(kind)), open_shelf(parts))
 

@@ -54,7 +54,6 @@ class Pictures:
 
     backbone: ImageBackbone
     splits: Mapping[str, Split]
-    dataset_key: str
     note: Callable[[str], None] = lambda text: None
     _kept: dict[tuple[str, int], Image.Image] = field(default_factory=dict)
     _kept_bytes: int = 0
@@ -116,10 +115,10 @@ class Pictures:
     def _start(
         self, split: str, views: tuple[Views, int] | None, work: _Work
     ) -> Future[list[Tensor]]:
-        name = self.splits[split].ids[work.index]
         keys: list[tuple[object, ...]] = [() for _ in work.views]
         if views is not None:
-            keys = [(self.dataset_key, split, name, views[1], v) for v in work.views]
+            digest = self.splits[split].digests[work.index]
+            keys = [(digest, views[1], v) for v in work.views]
         sent = None if self._decoders is None else _sendable(work.given)
         size = self.backbone.image_size
         job = Job("" if sent is None else sent, size, views and views[0], tuple(keys))

@@ -9,6 +9,7 @@ from typing import Any
 
 from vipbench.api import Backbone, CellInfo, HParams, ImageBackbone, Method
 from vipbench.engine.features.features import FEATURE_REVISION, TEXT_REVISION
+from vipbench.engine.features.views import VIEW_REVISION
 from vipbench.engine.planning import sampling
 from vipbench.engine.planning.hparams import make_hparams
 from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, sha
@@ -25,8 +26,9 @@ from vipbench.plugins.registry import Plugin, Registry
 from vipbench.results.records.metrics import METRICS
 from vipbench.runspec.run import MethodSpec, RunSpec
 
-# Part of every key: raise it when the engine's own numbers change (batch orders, views, scoring).
-ENGINE_REVISION = 1
+# Part of every key: raise it when the engine's own numbers change (initial values, batch
+# orders, training, scoring).
+ENGINE_REVISION = 2
 
 
 # Needs that a text tower meets.
@@ -288,6 +290,7 @@ def key_parts(
         parts["descriptions"] = sha(data.descriptions)
     if method.uses_support:
         parts["sampler.revision"] = sampling.REVISION
+        parts["views.revision"] = VIEW_REVISION
         for name in ("views", "sampler", "validation", "selection", "shots_unit"):
             parts[name] = getattr(protocol, name)
     return parts

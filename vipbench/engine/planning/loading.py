@@ -120,7 +120,7 @@ def on_validation(
         most = 4 if spec.score_on == "val:min(k,4)" else len(val)
     rows: list[int] = []
     for label in range(len(class_names)):
-        rows += nested_order(val, label, ("scored", name, label))[:most].tolist()
+        rows += nested_order(val, label, 0, "scored")[:most].tolist()
     return {"train": splits["train"], "val": val, "test": subset(val, sorted(rows))}
 
 
@@ -131,7 +131,10 @@ def subset(split: Split, rows: Sequence[int]) -> Split:
     labels: npt.NDArray[np.int64] = split.labels[list(rows)]
     groups = None if split.groups is None else tuple(split.groups[i] for i in rows)
     ids = tuple(split.ids[i] for i in rows)
-    return Split(_Some(split.images, tuple(rows)), labels, ids, groups)
+    some = Split(_Some(split.images, tuple(rows)), labels, ids, groups)
+    if (digests := vars(split).get("digests")) is not None:
+        vars(some)["digests"] = tuple(digests[i] for i in rows)
+    return some
 
 
 Bound = tuple[tuple[str, ...], ...]

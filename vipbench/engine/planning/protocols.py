@@ -263,12 +263,10 @@ def draw(
     Raises SamplingError."""
     train, val, names = data.splits["train"], data.splits["val"], data.dataset.class_names
     if protocol == "imbalanced":
-        return draw_prevalent(train, val, names, shots, seed, validation, data.fingerprint)
+        return draw_prevalent(train, val, names, shots, seed, validation)
 
     def drawn(train: Split, val: Split, names: Sequence[str]) -> SupportIndices:
-        return draw_support(
-            train, val, len(names), names, shots, seed, sampler, validation, data.fingerprint, unit
-        )
+        return draw_support(train, val, len(names), names, shots, seed, sampler, validation, unit)
 
     if int(train.labels.max(initial=0)) < len(names):
         return drawn(train, val, names)

@@ -1,8 +1,8 @@
 """Which training and validation images a cell sees, balanced or by natural prevalence.
 
-Two samplers. `nested`: the support set depends on (dataset content, shots, seed) alone, and the
-k-shot set is contained in every larger one of the same seed. `coop`: the very images that
-programs of the CoOp family draw.
+Two samplers. `nested`: which images of a class are drawn depends on that class's images in the
+split, shots and seed alone, and the k-shot set is contained in every larger one of the same seed.
+`coop`: the very images that programs of the CoOp family draw, which depend on the order of rows.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -33,7 +34,7 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 
 
 # Part of a cell's key: raise it when the same arguments draw other images.
-REVISION = 1
+REVISION = 2
 
 
 class SamplingError(ValueError):
@@ -57,21 +58,21 @@ def draw_support(
     seed: int,
     sampler: Sampler,
     validation: Validation,
-    dataset_key: str,
     shots_unit: ShotsUnit = "image",
 ) -> SupportIndices:
     """Draw the support set and the validation images of a cell.
 
     n_classes: C; class_names: C names, for messages. shots: images per class, None for the full
-    training set in stored order. dataset_key: the dataset's content fingerprint.
+    training set.
     validation: `none`; `k` or `min(k,4)` images per class (a class that has fewer gives all it
-        has); `full`, the whole split in stored order. With the full training set, `k` is the
-        whole split and `min(k,4)` is 4 per class.
+        has); `full`, the whole split. With the full training set, `k` is the whole split and
+        `min(k,4)` is 4 per class.
     shots_unit: what `shots` and the validation policy count: images, or groups (patients), of
         which all images of the class are taken; `group` needs the sampler `nested`.
 
     `nested` returns the images class by class, each class in the order of drawing; where there
-    are groups, distinct groups are drawn first. `coop` returns them as drawn.
+    are groups, distinct groups are drawn first. `coop` returns them as drawn, of a whole split in
+    stored order.
     Raises SamplingError naming the class, how many images it has and how many were asked for.
     """
     if len(class_names) != n_classes:
@@ -98,11 +99,9 @@ def draw_support(
         return SupportIndices(train_indices, val_indices)
 
     def nested(split: Split, purpose: str, k: int | None) -> Indices:
-        if k is None:
-            return _all(split)
         chosen: list[int] = []
         for label in range(n_classes):
-            groups = _ranked_groups(split, label, (purpose, dataset_key, seed, label))
+            groups = _ranked_groups(split, label, seed, purpose)
             if shots_unit == "group":
                 chosen += [index for group in groups[:k] for index in group]
             else:
@@ -115,48 +114,69 @@ def draw_support(
     return SupportIndices(train_indices, nested(val, "validation", val_shots))
 
 
-def nested_order(split: Split, label: int, key: tuple[str | int, ...]) -> Indices:
+def nested_order(split: Split, label: int, seed: int, purpose: str) -> Indices:
     """All images of class `label` in the order in which they are drawn, (n,).
 
-    key: what the order depends on. Every prefix is a support set, so that sets are nested.
-    Where the split has groups, each round takes one more image of every group that has one.
+    Every prefix is a support set, so that sets are nested. Where the split has groups, each round
+    takes one more image of every group that has one.
     """
-    return np.array(_rounds(_ranked_groups(split, label, key)), dtype=np.int64)
+    return np.array(_rounds(_ranked_groups(split, label, seed, purpose)), dtype=np.int64)
 
 
-def _ranked_groups(split: Split, label: int, key: tuple[str | int, ...]) -> list[list[int]]:
-    """The images of a class by group, groups and images shuffled; one each without groups."""
-    bits = seeded_bits(*key)
-    members = _shuffled(np.flatnonzero(np.asarray(split.labels) == label), bits).tolist()
-    if split.groups is None:
-        return [[index] for index in members]
+def _ranked_groups(split: Split, label: int, seed: int, purpose: str) -> list[list[int]]:
+    """The images of a class by group, groups and images by rank; one each without groups."""
+    members = np.flatnonzero(np.asarray(split.labels) == label).tolist()
+    digests, groups = split.digests, split.groups
+    return [
+        [members[place] for place in group]
+        for group in _ranking(
+            tuple(digests[index] for index in members),
+            tuple(split.ids[index] for index in members),
+            None if groups is None else tuple(groups[index] for index in members),
+            seed,
+            purpose,
+        )
+    ]
+
+
+# Every method and backbone of a run asks for the same ones.
+@lru_cache(maxsize=1 << 14)
+def _ranking(
+    digests: tuple[str, ...],
+    ids: tuple[str, ...],
+    groups: tuple[str, ...] | None,
+    seed: int,
+    purpose: str,
+) -> tuple[tuple[int, ...], ...]:
+    """Places 0 to n-1 of a class's images by group, groups and images by rank.
+
+    An image's rank is a hash of seed, purpose and its digest; a group's is that of its smallest
+    digest, not of its first image, since groups with many images would come first more often than
+    not. Of equal ranks the smaller id comes first.
+    """
+    ranks = [_rank(seed, purpose, digest) for digest in digests]
+    order = sorted(range(len(digests)), key=lambda place: (ranks[place], ids[place]))
+    if groups is None:
+        return tuple((place,) for place in order)
     by_group: dict[str, list[int]] = {}
-    for index in members:
-        by_group.setdefault(split.groups[index], []).append(index)
-    # A group's place follows a draw of its own: taken in the order of `members`, groups with
-    # many images would come first more often than not.
-    names = sorted(by_group)
-    return [by_group[names[i]] for i in _shuffled(np.arange(len(names)), bits).tolist()]
+    for place in order:
+        by_group.setdefault(groups[place], []).append(place)
+
+    def rank_of(group: list[int]) -> tuple[str, str]:
+        smallest = min(group, key=lambda place: (digests[place], ids[place]))
+        return ranks[smallest], ids[smallest]
+
+    return tuple(tuple(group) for group in sorted(by_group.values(), key=rank_of))
+
+
+def _rank(seed: int, purpose: str, digest: str) -> str:
+    return hashlib.sha256(f"{seed} {purpose} {digest}".encode()).hexdigest()
 
 
 def _rounds(groups: list[list[int]]) -> list[int]:
     """One image of every group, then one more of every group that has one, and so on."""
     longest = max(map(len, groups), default=0)
     return [group[r] for r in range(longest) for group in groups if r < len(group)]
-
-
-def seeded_bits(*key: str | int) -> np.random.PCG64:
-    """A bit generator that depends on `key` alone (SHA-256 of its parts)."""
-    digest = hashlib.sha256()
-    for part in key:
-        data = str(part).encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return np.random.PCG64(int.from_bytes(digest.digest(), "little"))
-
-
-def _shuffled(values: Indices, bits: np.random.PCG64) -> Indices:
-    # Sorting raw 64-bit draws: numpy promises these to stay, but not Generator.permutation.
-    return values[np.argsort(bits.random_raw(len(values)), kind="stable")]
 
 
 def _coop(split: Split, shots: int, rng: random.Random) -> Indices:
@@ -253,7 +273,6 @@ def draw_prevalent(
     shots: int | None,
     seed: int,
     validation: Validation,
-    dataset_key: str,
 ) -> SupportIndices:
     """Draw shots·C training images by the training split's class frequencies, and validation
     images in the same way, by the validation split's: as many as the policy allows, where there
@@ -265,11 +284,11 @@ def draw_prevalent(
 
     def draw(split: Split, purpose: str, k: int | None) -> Indices:
         counts = split.counts(len(class_names))
-        if k is None or k * len(class_names) >= sum(counts):
-            return np.arange(len(split), dtype=np.int64)
+        if k is not None and k * len(class_names) < sum(counts):
+            counts = quotas(counts, k * len(class_names))
         found: list[int] = []
-        for label, n in enumerate(quotas(counts, k * len(class_names))):
-            found += nested_order(split, label, (purpose, dataset_key, seed, label))[:n].tolist()
+        for label, n in enumerate(counts):
+            found += nested_order(split, label, seed, purpose)[:n].tolist()
         return np.array(found, dtype=np.int64)
 
     _check(train, class_names, "training")

@@ -147,6 +147,7 @@ _NAMES = {
     "data": "the dataset's images, labels, class names, splits or groups",
     "loader.revision": "the loader's revision",
     "sampler.revision": "the sampler's revision",
+    "views.revision": "the revision of training views",
     "texts": "class names or templates",
 }
 
