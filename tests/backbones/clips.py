@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vipbench.api import Prompts
@@ -39,6 +41,14 @@ def random_clip(config: dict[str, Any], seed: int = 0) -> Any:
             if value.dim() == 1:
                 nn.init.normal_(value, mean=1.0 if name.endswith("weight") else 0.0, std=0.1)
     return model.eval()
+
+
+def pictures() -> list[Image.Image]:
+    """Not square, larger and smaller than a tower's 32 pixels, and one of just these."""
+    rng = np.random.default_rng(0)
+    blocks = Image.fromarray(rng.integers(0, 256, (7, 9, 3)).astype(np.uint8))
+    sizes = ((66, 44), (41, 60), (31, 90), (17, 20), (64, 16), (32, 32))
+    return [blocks.resize(size, Image.Resampling.BICUBIC) for size in sizes]
 
 
 def random_backbone(seed: int = 0, **changes: Any) -> ClipBackbone:

@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.backbones.clips import random_backbone, random_clip, tiny_config
+from tests.backbones.clips import pictures, random_backbone, random_clip, tiny_config
 from vipbench.api import Backbone
 from vipbench.backbones.open_clip import openclip, register_backbones, tiny_clip
 from vipbench.errors import UsageError
@@ -89,6 +89,27 @@ FILES: dict[str, tuple[str, Save]] = {
         lambda weights, path: torch.save(
             {"epoch": 3, "name": "x", "state_dict": {f"module.{k}": v for k, v in weights.items()}},
             path,
+        ),
+    ),
+    "compiled": (
+        "w.pt",
+        lambda weights, path: torch.save({f"_orig_mod.{k}": v for k, v in weights.items()}, path),
+    ),
+    "compiled in part, wrapped": (
+        "w.safetensors",
+        lambda weights, path: safetensors.torch.save_file(
+            {f"module.{k.replace('visual.', 'visual._orig_mod.')}": v for k, v in weights.items()},
+            path,
+        ),
+    ),
+    "under model": (
+        "w.pt",
+        lambda weights, path: torch.save({"model": weights, "optimizer": {}, "epoch": 1}, path),
+    ),
+    "under model_state_dict, in a module": (
+        "w.pt",
+        lambda weights, path: torch.save(
+            {"model_state_dict": {f"model.{k}": v for k, v in weights.items()}}, path
         ),
     ),
     "as converted from OpenAI's": (
@@ -227,6 +248,23 @@ def test_weights_that_do_not_fit(
         openclip(f"{ARCH}+gelu@{path}")
 
 
+def test_a_scale_that_is_no_logarithm(tmp_path: Path, model: Any) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(changed(model, logit_scale=torch.tensor(14.2857)), path)
+    (told,) = openclip(f"{ARCH}+gelu@{path}").notes
+    assert "14.2857" in told
+    torch.save(changed(model, logit_scale=torch.tensor(100.0)), path)
+    with pytest.raises(UsageError, match=r"logit_scale .* is 100, .* infinite"):
+        openclip(f"{ARCH}+gelu@{path}")
+
+
+def test_two_sets_of_weights_in_one_file(tmp_path: Path, model: Any) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"state_dict": model.state_dict(), "state_dict_ema": model.state_dict()}, path)
+    with pytest.raises(UsageError, match=r"under 'state_dict' and 'state_dict_ema'.*alone"):
+        openclip(f"{ARCH}+gelu@{path}")
+
+
 class Payload:
     """Unpickling it makes a file."""
 
@@ -334,6 +372,56 @@ def test_a_real_architecture(tmp_path: Path) -> None:
         atol=1e-5,
         rtol=1e-5,
     )
+
+
+PREPROCESS = {
+    "mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear", "resize_mode": "longest",
+    "fill_color": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["folder", "file", "tag"])
+@torch.no_grad()
+def test_texts_and_any_images_equal_open_clips(
+    form: str, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through open_clip's own door, with its tokenizer and transform."""
+    if form == "folder":
+        save_model(model, tmp_path / "open_clip_model.safetensors")
+        stated = {"model_cfg": tiny_config(), "preprocess_cfg": PREPROCESS}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(stated))
+        ours, theirs = f"local-dir:{tmp_path}", (f"local-dir:{tmp_path}", None)
+    elif form == "file":
+        path = save_model(model, tmp_path / "w.safetensors")
+        ours, theirs = f"{ARCH}-quickgelu@{path}", (f"{ARCH}-quickgelu", str(path))
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        facts = {"hf_hub": "org/tagged/", "quick_gelu": True, **PREPROCESS}
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, ARCH, {"mine": facts})
+        repo, commit = tmp_path / "models--org--tagged", "0" * 40
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs" / "main").write_text(commit)
+        (repo / "snapshots" / commit).mkdir(parents=True)
+        path = save_model(model, repo / "snapshots" / commit / "open_clip_model.safetensors")
+        # The library reads the cache of a process, not of a test: it gets the file itself.
+        ours, theirs = f"{ARCH}/mine", (ARCH, str(path))
+    name, weights = theirs
+    options = {"force_quick_gelu": True} if form == "tag" else {}
+    reference, transform = open_clip.create_model_from_pretrained(name, weights, **options)
+    if form == "tag":
+        settings = open_clip.transform.PreprocessCfg(**{**PREPROCESS, "size": 32})
+        transform = open_clip.transform.image_transform_v2(settings, is_train=False)
+    backbone = openclip(ours)
+    texts = ["a photo of a Melanoma.", "Clark's nevus  (12 mm), x-ray", "lung"]
+    pixels = torch.stack([backbone.preprocess(image) for image in pictures()])
+    assert torch.equal(pixels, torch.stack([transform(image) for image in pictures()]))
+    for found, expected in (
+        (backbone.encode_text(backbone.embed(texts)),
+         reference.encode_text(open_clip.get_tokenizer(name)(texts))),
+        (backbone.encode_image(pixels), reference.encode_image(pixels)),
+    ):  # fmt: skip
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_tokenizer_of_the_hub(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from tests.backbones import hub_models
+from tests.backbones.clips import pictures
 from vipbench.api import Backbone, NoTap
 from vipbench.backbones.loading.openclip import build
 from vipbench.errors import UsageError
@@ -72,6 +73,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+STATED = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+
+
 def save(kind: str, folder: Path) -> Any:
     """A repository of the Hub's form in `folder`; the open_clip model in it."""
     config = CONFIGS[kind]
@@ -88,8 +92,7 @@ def save(kind: str, folder: Path) -> Any:
     folder.mkdir(exist_ok=True)
     weights = {k: v.contiguous().clone() for k, v in model.state_dict().items()}
     safetensors.torch.save_file(weights, folder / "open_clip_model.safetensors")
-    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
-    stated = {"model_cfg": config, "preprocess_cfg": preprocess}
+    stated = {"model_cfg": config, "preprocess_cfg": STATED}
     (folder / "open_clip_config.json").write_text(json.dumps(stated))
     return model
 
@@ -151,6 +154,18 @@ def test_image_features_are_open_clips(case: Case) -> None:
     close(case.backbone.encode_image(pixels, NoTap()), theirs)
     assert case.backbone.vision_layers == (12 if "timm_model_name" in
                                            CONFIGS[case.kind]["vision_cfg"] else 2)  # fmt: skip
+
+
+@torch.no_grad()
+def test_any_images_equal_open_clips(case: Case) -> None:
+    side = case.backbone.image_size
+    settings = open_clip.transform.PreprocessCfg(size=side, **STATED)
+    transform = open_clip.transform.image_transform_v2(settings, is_train=False)
+    pixels = torch.stack([case.backbone.preprocess(image) for image in pictures()])
+    assert torch.equal(pixels, torch.stack([transform(image) for image in pictures()]))
+    features = case.model.visual(pixels)
+    theirs = features[0] if isinstance(features, tuple) else features
+    close(case.backbone.encode_image(pixels), theirs)
 
 
 def test_context_of_words_gives_the_text_of_these_words(case: Case) -> None:

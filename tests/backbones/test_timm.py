@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.backbones.clips import pictures
 from tests.backbones.hub_models import randomise
 from tests.conftest import Cli
 from vipbench.api import Backbone, ImageBackbone, NoTap, UnsupportedError
@@ -47,6 +48,21 @@ def test_features_are_timms(name: str, tmp_path: Path) -> None:
     assert backbone.dim == theirs.shape[1]
     assert backbone.name.startswith(f"timm:{name}@")
     assert str(tmp_path) not in backbone.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_any_images_equal_timms(name: str, tmp_path: Path) -> None:
+    model = save(name, tmp_path / "weights.safetensors")
+    backbone = load(f"{name}@{tmp_path / 'weights.safetensors'}")
+    data = timm.data.resolve_model_data_config(model)
+    transform = timm.data.create_transform(**data, is_training=False)
+    # One of the tower's own size is only normalised, as training views are.
+    images = [one for one in pictures() if one.size != (backbone.image_size,) * 2]
+    pixels = torch.stack([transform(image) for image in images])
+    theirs = model.forward_head(model.forward_features(pixels), pre_logits=True)
+    ours = backbone.encode_image(torch.stack([backbone.preprocess(image) for image in images]))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_taps_go_into_vision_transformers_alone(tmp_path: Path) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
 from torch import Tensor
 from torch.func import grad, vmap
 
 from tests.backbones import hub_models
+from tests.backbones.clips import pictures
 from vipbench.api import Backbone, NoTap
 from vipbench.plugins.registry import load_registry
 
@@ -212,26 +212,23 @@ def test_taps_reach_both_towers(case: Case) -> None:
         assert asked == [(tower, layer, *step) for layer in range(layers) for step in steps]
 
 
-def test_preprocessing_follows_the_librarys(case: Case) -> None:
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)).resize((66, 44))
-    if case.kind == "siglip2":
-        # The library would keep the aspect ratio; ours is the square.
-        image = image.resize((48, 48))
-    processor = transformers.AutoImageProcessor.from_pretrained(case.folder)
-    theirs = processor(images=image, return_tensors="pt").pixel_values[0]
-    ours = case.backbone.preprocess(image)
-    if case.kind == "siglip2":
-        ours = case.backbone._images.tower.patches(ours[None])[0][0]
-    assert ours.shape == theirs.shape
-    # Pillow and torch round the resized pixels each in their own way.
-    assert (ours - theirs).abs().mean() < 0.02
-    square = Image.fromarray(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8))
-    theirs = processor(images=square, return_tensors="pt").pixel_values[0]
-    ours = case.backbone.preprocess(square)
-    if case.kind == "siglip2":
-        ours = case.backbone._images.tower.patches(ours[None])[0][0]
-    close(ours, theirs, atol=1e-5)
+CLASS_TEXTS = ["a photo of a Melanoma.", "the lung, x ray (Clark's Nevus)  with 12 mm", "nevus"]
+
+
+@torch.no_grad()
+def test_class_texts_and_any_images_equal_the_librarys(case: Case, tmp_path: Path) -> None:
+    """From the file to the feature, without anything of ours in between."""
+    backbone = case.backbone
+    close(backbone.encode_text(backbone.embed(CLASS_TEXTS)), case.text_features(CLASS_TEXTS))
+    processor = transformers.AutoImageProcessor.from_pretrained(case.folder, backend="pil")
+    given = processor(images=pictures(), return_tensors="pt")
+    theirs = case.model.get_image_features(**given).pooler_output
+    pixels = torch.stack([backbone.preprocess(image) for image in pictures()])
+    close(backbone.encode_image(pixels), theirs)
+    close(backbone.encode_image(pixels, NoTap()), theirs)
+    close(backbone.trainable_copy().eval()(pixels), theirs)
+    again = pickle.loads(pickle.dumps(backbone.preprocess_alone()))
+    assert torch.equal(again(pictures()[0]), pixels[0])
 
 
 def test_trainable_copies(case: Case) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+import transformers
 
 from tests.backbones import hub_models
+from tests.backbones.clips import pictures
+from tests.backbones.test_transformers import SAVERS
 from vipbench.errors import UsageError
 from vipbench.plugins.registry import load_registry
 
@@ -40,11 +45,12 @@ def test_kinds_and_code(refused: Any, tmp_path: Path) -> None:
     refused(tmp_path, r"code of its own \('pair'\).*if you trust its author, write .*\+remote-code")
 
 
-def test_pickles_are_not_read(refused: Any, tmp_path: Path) -> None:
-    model = hub_models.save_clip(tmp_path)
+def test_a_pickle_that_would_run_code_is_refused(refused: Any, tmp_path: Path) -> None:
+    hub_models.save_clip(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    refused(tmp_path, r"no model\.safetensors; it holds pytorch_model\.bin.*can run code")
+    refused(tmp_path, r"has no model\.safetensors.*or pytorch_model\.bin")
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": print}))
+    refused(tmp_path, r"pytorch_model\.bin is not a plain file of weights.*refused")
 
 
 def test_weights_that_do_not_fit(refused: Any, tmp_path: Path) -> None:
@@ -69,18 +75,59 @@ def test_missing_preprocessing(refused: Any, tmp_path: Path) -> None:
     refused(tmp_path, r"no preprocessor_config\.json.*put the one of its image tower there")
 
 
-def test_resizing_that_is_not_supported(refused: Any, tmp_path: Path) -> None:
-    hub_models.save_clip(tmp_path)
-    path = tmp_path / "preprocessor_config.json"
-    stated = json.loads(path.read_text())
-    path.write_text(json.dumps({**stated, "size": {"shortest_edge": 36}}))
-    refused(tmp_path, "resizes images to 36 and cuts out 32 pixels")
-
-
 def test_damaged_files(refused: Any, tmp_path: Path) -> None:
     hub_models.save_clip(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
-    refused(tmp_path, "cannot be loaded")
+    refused(tmp_path, r"model\.safetensors is damaged")
+
+
+def test_weights_without_a_place_in_the_model(refused: Any, tmp_path: Path) -> None:
+    model = hub_models.save_dual(tmp_path)
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    weights["text_projection.lora_A.weight"] = torch.zeros(4, 32)
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    refused(tmp_path, r"1 have no place in the model \(text_projection\.lora_A\.weight\)")
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip2", "vit-bert"])
+def test_no_tokenizer_files(kind: str, refused: Any, tmp_path: Path) -> None:
+    SAVERS[kind](tmp_path)
+    path = tmp_path / "tokenizer.json"
+    state = json.loads(path.read_text())
+    words = [token["content"] for token in state["added_tokens"]]
+    state["model"]["vocab"] = {word: i for i, word in enumerate(words)}
+    state["model"]["merges"] = []
+    path.write_text(json.dumps(state))
+    refused(tmp_path, "its tokenizer cannot tell texts apart")
+    path.unlink()
+    refused(tmp_path, r"has no tokenizer: none of tokenizer\.json, .* is there")
+    if kind == "clip":
+        (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "<|endoftext|>": 2}))
+        refused(tmp_path, r"vocab\.json without merges\.txt")
+
+
+def test_a_text_tower_that_pools_another_token(refused: Any, tmp_path: Path) -> None:
+    hub_models.save_clip(tmp_path, eos_token_id=11)
+    refused(tmp_path, "pools the token 11 .*its tokenizer ends texts with 49407")
+
+
+def test_a_scale_that_is_no_logarithm(refused: Any, tmp_path: Path) -> None:
+    def with_scale(value: float, save: Any) -> tuple[str, ...]:
+        model = save(tmp_path)
+        with torch.no_grad():
+            model.logit_scale.fill_(value)
+        model.save_pretrained(tmp_path)
+        backbone, _ = load_registry().backbone(f"transformers:{tmp_path}")
+        return backbone.notes
+
+    assert with_scale(4.625, hub_models.save_clip) == ()  # ln 100 in bf16
+    (told,) = with_scale(14.2857, hub_models.save_clip)
+    assert "14.2857" in told
+    assert "2.6593" in told
+    with pytest.raises(UsageError, match=r"logit_scale .* is 100, .*infinite.*log\(100\) = 4\.605"):
+        with_scale(100, hub_models.save_clip)
+    assert with_scale(4.765, hub_models.save_siglip) == ()  # the published SigLIP's
+    assert with_scale(14.2857, hub_models.save_siglip) != ()
 
 
 def test_own_code_runs_only_where_it_is_said(refused: Any, tmp_path: Path) -> None:
@@ -97,5 +144,11 @@ def test_own_code_runs_only_where_it_is_said(refused: Any, tmp_path: Path) -> No
         images = model.visual_head(model.visual(pixels))
     ours = backbone.encode_text(backbone.embed(["a photo of a nevus", "lung"]))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(backbone.encode_image(pixels), images, atol=1e-5, rtol=0)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    given = processor(images=pictures(), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        images = model.visual_head(model.visual(given))
+    pixels = torch.stack([backbone.preprocess(image) for image in pictures()])
     torch.testing.assert_close(backbone.encode_image(pixels), images, atol=1e-5, rtol=0)
     assert (backbone.vision_width, backbone.vision_layers) == (48, 2)

@@ -99,7 +99,7 @@ class ImageBackbone(ABC):
     name: what tables show. dim: D. vision_width: width of the vision transformer's tokens, None
     for other towers. vision_layers: its number of blocks, 0 for other towers. image_size: H, the
     side of the square that `preprocess` gives. fingerprint: digest of weights, architecture and
-    preprocessing.
+    preprocessing. notes: what a user must know of the checkpoint; a run shows them.
     """
 
     name: str
@@ -110,6 +110,7 @@ class ImageBackbone(ABC):
     fingerprint: str
     licence: str = "unknown"
     citation: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -174,6 +175,11 @@ class Backbone(ImageBackbone):
     @abstractmethod
     def embed_words(self, words: str) -> Tensor:
         """Token embeddings (n, W) of `words`, without start and end: to start a context from."""
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """The words of `text` that the tokenizer has no tokens for, so that all such words read
+        alike; () where there are none, or where a backbone does not tell."""
+        return ()
 
     def vocabulary(self) -> tuple[list[str], Tensor]:
         """The tokens that are words or parts of words, as they read, and their embeddings (V, W):

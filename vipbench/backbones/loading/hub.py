@@ -9,7 +9,10 @@ from pathlib import Path
 from vipbench.fetching import HubFile, Needed
 
 # Any of these holds a tokenizer's vocabulary; the others go with it.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
 
 
 BESIDE_TOKENIZERS = (

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from vipbench.api import UnsupportedError
 from vipbench.backbones.loading import hub as _hub
+from vipbench.backbones.loading.adapters import CONFIG as ADAPTER
+from vipbench.backbones.loading.adapters import is_adapter
 from vipbench.backbones.loading.hub import FORMS
 from vipbench.backbones.loading.remote_code import never_ask
 from vipbench.backbones.loading.tokenizers import openclip_tokenizer, openclip_wordpieces
 from vipbench.backbones.loading.weights import (
+    check_scale,
     load_into,
     read_json,
     read_weights,
@@ -182,7 +185,7 @@ def load_openclip(argument: str) -> ClipBackbone | DualBackbone:
     path = source.path or source.weights.ensure()
     weights = read_weights(path)
     text_config = bert_folder(source.config, source.folder)
-    model = build(source.config, text_config)
+    model: Any = build(source.config, text_config)
     load_into(model, weights, f"openclip:{argument}")
     pieces = openclip_wordpieces(source.config, source.folder, source.name, source.bring)
     common: dict[str, Any] = {
@@ -198,6 +201,8 @@ def load_openclip(argument: str) -> ClipBackbone | DualBackbone:
             backbone = ClipBackbone(model, **common)
     except UnsupportedError as error:
         raise UsageError(f"openclip:{argument} cannot be used: {error}") from error
+    sigmoid = getattr(model, "logit_bias", None) is not None
+    backbone.notes = check_scale(model.logit_scale, sigmoid, f"openclip:{argument}")
     if source.path is not None:
         # Tables tell local checkpoints apart by content, and never show a path.
         backbone.name = f"{source.name}@{backbone.weights_sha256[:8]}"
@@ -314,6 +319,11 @@ def _from_folder(argument: str) -> _Source:
             f"{' or '.join(_HUB_WEIGHTS)} there, as open_clip writes them for the Hub"
         )
     config, preprocess = _config_file(path)
+    if is_adapter(folder):
+        raise UsageError(
+            f"the folder {folder} holds an adapter ({ADAPTER}), which openclip: does not apply; "
+            "merge it into the weights, and leave its files out"
+        )
     weights = next((folder / n for n in _HUB_WEIGHTS if (folder / n).is_file()), None)
     if weights is None:
         raise UsageError(f"the folder {folder} holds neither {' nor '.join(_HUB_WEIGHTS)}")

@@ -1,97 +1,125 @@
-"""The evaluation transform that a checkpoint of the transformers library states."""
+"""The evaluation transform of a checkpoint of the transformers library, by the library itself."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from PIL import Image
 
-from vipbench.backbones.loading.weights import read_json
+from vipbench.api import UnsupportedError
+from vipbench.backbones.towers.preprocess import (
+    PatchesTransform,
+    Preprocess,
+    ProcessorTransform,
+)
 from vipbench.errors import UsageError
 
 # Part of the fingerprint of backbones whose transform is read here: raise it when the same folder
 # gives other pixels.
-PREPROCESS_REVISION = 1
+PREPROCESS_REVISION = 2
 
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_HALF = (0.5, 0.5, 0.5)
-_INTERPOLATION = {2: "bilinear", 3: "bicubic"}
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What the library's own image processors do where a checkpoint states nothing; KEEP states it in
-# its model card alone.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "clip": {"mean": _CLIP_MEAN, "std": _CLIP_STD, "interpolation": "bicubic"},
-    "siglip": {
-        "mean": _HALF, "std": _HALF, "interpolation": "bicubic", "resize_mode": "squash"
-    },
-    "keep": {"mean": _IMAGENET_MEAN, "std": _IMAGENET_STD, "interpolation": "bicubic"},
-    "siglip2": {
-        "mean": _HALF, "std": _HALF, "interpolation": "bilinear", "resize_mode": "squash"
-    },
+FILES = ("preprocessor_config.json", "processor_config.json")
+# KEEP states its transform in its model card alone: torchvision's, with these constants.
+_KEEP = {
+    "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"
 }  # fmt: skip
+# Where a folder states nothing, the library's defaults for these kinds are brought to the size of
+# the image tower.
+_UNSTATED = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
+# What says how a file came about, not what is done to an image.
+_NO_FACTS = ("image_processor_type", "processor_class", "feature_extractor_type", "auto_map")
 
 
-def read_preprocess(folder: Path, kind: str, model: nn.Module, where: str) -> dict[str, Any]:
-    """Fields of `open_clip.PreprocessCfg` but the size, which is the tower's own.
+def read_preprocess(folder: Path, kind: str, size: int, where: str, remote: bool) -> Preprocess:
+    """What the folder's own image processor does. size: side of the square that the image tower
+    takes.
 
-    SigLIP 2 models of flexible resolution get the square that their position table is for.
-    Raises UsageError where nothing is stated and none is known, and for a transform that
-    resizes to another size than it cuts out.
+    Raises UsageError where nothing is stated and none is known, and for a processor that gives
+    the tower anything but such squares.
     """
-    stated = _stated(folder)
-    if stated is None:
-        if kind not in _DEFAULTS:
+    import transformers
+
+    if not any((folder / name).is_file() for name in FILES):
+        if kind == "keep":
+            return _KEEP
+        if kind not in _UNSTATED:
             raise UsageError(
-                f"{where} has no preprocessor_config.json, which says how images are resized and "
-                "normalised; put the one of its image tower there"
+                f"{where} has no {FILES[0]}, which says how images are resized and normalised; "
+                "put the one of its image tower there"
             )
-        return dict(_DEFAULTS[kind])
-    found = dict(_DEFAULTS.get(kind, {"resize_mode": "squash", "interpolation": "bilinear"}))
-    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if stated.get(theirs) is not None:
-            found[ours] = tuple(stated[theirs])
-    found.setdefault("mean", _HALF)
-    found.setdefault("std", _HALF)
-    if stated.get("do_normalize") is False:
-        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    if (resample := stated.get("resample")) is not None:
-        if resample not in _INTERPOLATION:
-            raise UsageError(f"{where} resizes images with Pillow's filter {resample}; known: 2, 3")
-        found["interpolation"] = _INTERPOLATION[resample]
-    if kind == "siglip2":
-        return found
-    size, crop = _side(stated.get("size")), _side(stated.get("crop_size"))
-    cropped = bool(stated.get("do_center_crop", kind == "clip"))
-    shortest = isinstance(stated.get("size"), dict) and "shortest_edge" in stated["size"]
-    if shortest or (cropped and kind == "clip"):
-        found["resize_mode"] = "shortest"
-    elif size is not None:
-        found["resize_mode"] = "squash"
-    if cropped and size is not None and crop is not None and size != crop:
-        raise UsageError(
-            f"{where} resizes images to {size} and cuts out {crop} pixels; only one size for both "
-            "is supported"
+        made: Any = getattr(transformers, f"{_UNSTATED[kind]}Pil")
+        square = {"height": size, "width": size}
+        if kind == "clip":
+            return _checked(made(size={"shortest_edge": size}, crop_size=square), size, where)
+        return _checked(made(size=square), size, where)
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=remote
         )
-    return found
+    except Exception as error:  # transformers raises many kinds
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"the image processor of {where} cannot be loaded: {reason[0]}") from error
+    return _checked(processor, size, where)
 
 
-def _stated(folder: Path) -> dict[str, Any] | None:
-    for name, part in (
-        ("preprocessor_config.json", None),
-        ("processor_config.json", "image_processor"),
-    ):
-        path = folder / name
-        if path.is_file():
-            loaded = read_json(path)
-            inner = loaded if part is None else loaded.get(part)
-            if isinstance(inner, dict):
-                return inner
-    return None
+def _checked(processor: Any, size: int, where: str) -> Preprocess:
+    """The processor's transform. Raises UsageError where it is none to squares of `size`."""
+    facts = {k: v for k, v in processor.to_dict().items() if k not in _NO_FACTS}
+    facts["processor"] = type(processor).__name__
+    try:
+        if hasattr(processor, "max_num_patches"):
+            return _patches(processor, size, facts)
+        transform = ProcessorTransform(processor, facts)
+        _check_squares(transform, size)
+    except UnsupportedError as error:
+        raise UsageError(f"the image processor of {where} cannot be used: {error}") from error
+    return transform
 
 
-def _side(size: Any) -> int | None:
-    if isinstance(size, dict):
-        size = size.get("shortest_edge") or size.get("height")
-    return None if size is None else int(size)
+def _patches(processor: Any, size: int, facts: dict[str, Any]) -> PatchesTransform:
+    most, patch = int(processor.max_num_patches), int(processor.patch_size)
+    if math.isqrt(most) ** 2 != most or size != math.isqrt(most) * patch:
+        raise UnsupportedError(
+            f"it cuts images into at most {most} patches of {patch} pixels, and the image tower "
+            f"takes squares of {size} pixels; expected max_num_patches {(size // patch) ** 2}"
+        )
+    if not processor.do_resize:
+        raise UnsupportedError("it does not resize images (do_resize is false)")
+    return PatchesTransform(processor, facts, size)
+
+
+def _check_squares(transform: ProcessorTransform, size: int) -> None:
+    """What an engine relies on: every image becomes a square of `size`, and one that is such a
+    square already is only normalised."""
+    processor = transform.processor
+    said = ", ".join(
+        f"{name} {value}"
+        for name in ("do_resize", "size", "do_center_crop", "crop_size", "do_pad")
+        if (value := transform.facts.get(name)) is not None
+    )
+    rng = np.random.default_rng(0)
+    for height, width in ((size, size), (2 * size + 3, size + 1), (max(1, size // 2), 3 * size)):
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        try:
+            pixels = transform(image)
+        except Exception as error:  # whatever a setting makes the library raise
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UnsupportedError(f"it fails on an RGB image: {reason[0]} ({said})") from error
+        if tuple(pixels.shape) != (3, size, size):
+            raise UnsupportedError(
+                f"it makes {tuple(pixels.shape)} of an image of {width}x{height} pixels, and the "
+                f"image tower takes (3, {size}, {size}) ({said})"
+            )
+        if height == width:
+            steps = {"do_resize": False, "do_center_crop": False}
+            alone = processor(images=image, return_tensors="pt", **steps).pixel_values[0]
+            if not torch.allclose(pixels, alone, atol=1e-5):
+                raise UnsupportedError(
+                    f"it resizes or cuts an image that has the tower's {size}x{size} pixels "
+                    f"already, and training views must only be normalised ({said}); state the "
+                    "same size for both"
+                )

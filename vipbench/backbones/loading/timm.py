@@ -37,14 +37,8 @@ class TimmBackbone(ImageBackbone):
     ) -> None:
         self._model = model.eval().requires_grad_(False)
         size = int(data["input_size"][-1])
-        self._transform = TimmTransform(
-            size,
-            float(data.get("crop_pct") or 1.0),
-            data.get("crop_mode") == "squash",
-            data.get("interpolation") or "bilinear",
-            tuple(data["mean"]),
-            tuple(data["std"]),
-        )
+        made = timm.data.create_transform(**data, is_training=False)
+        self._transform = TimmTransform(size, made)
         self._images = side_of_timm(model, None, size, model, fresh)
         self.name, self.licence = name, licence
         self.dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
@@ -52,6 +46,8 @@ class TimmBackbone(ImageBackbone):
         self.vision_width, self.vision_layers = self._images.width, len(self._images.layers)
         self.weights_sha256 = digest_weights(model)
         facts = {"class": type(model).__name__, "data": data, "weights": self.weights_sha256}
+        if data.get("crop_mode") == "border":
+            facts["revision"] = 2  # its images were once cut out without a border
         text = json.dumps(facts, sort_keys=True, default=str)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 

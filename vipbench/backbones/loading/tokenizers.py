@@ -21,6 +21,8 @@ from vipbench.fetching import HubFile
 # give other tokens.
 TOKENIZER_REVISION = 1
 
+_EXAMPLE = "Naïve X-RAY, 12.5 mm;  Clark's\t≥3 μ ﬁ"
+
 
 def openclip_wordpieces(
     config: Mapping[str, Any], folder: Path | None, name: str, bring: str
@@ -66,13 +68,29 @@ def openclip_tokenizer(
     return tokenizer_files(name, bring)
 
 
+def check_files(folder: Path, where: str) -> None:
+    """Raises UsageError where the library would build a tokenizer without its vocabulary."""
+    held = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    lacking = ""
+    if not held:
+        lacking = f"no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there"
+    elif held == ["vocab.json"] and not (folder / "merges.txt").is_file():
+        lacking = "vocab.json without merges.txt, which says how words are cut"
+    if lacking:
+        raise UsageError(
+            f"{where} has {lacking}; put the checkpoint's own there, as "
+            "tokenizer.save_pretrained(FOLDER) writes them"
+        )
+
+
 def framed_wordpieces(
     tokenizer: Any, clean: Callable[[str], str] = str, strip_separator: bool = False
 ) -> Wordpieces:
     """`tokenizer`; what frames a text is read off an example.
 
     clean: what is done to a text first. strip_separator: id 0 in the separator's place.
-    Raises UnsupportedError for a tokenizer that pads on the left or frames in another way.
+    Raises UnsupportedError for a tokenizer that pads on the left or frames in another way, and for
+    one whose vocabulary cannot tell texts apart.
     """
     if tokenizer.padding_side != "right" or tokenizer.pad_token_id is None:
         raise UnsupportedError("its tokenizer does not pad on the right")
@@ -80,6 +98,8 @@ def framed_wordpieces(
     def encode(text: str) -> list[int]:
         return list(tokenizer(clean(text), add_special_tokens=False).input_ids)
 
+    vocabulary = tokenizer.get_vocab()
+    _check_tells_apart(tokenizer, vocabulary, encode)
     bare, framed = encode("a"), list(tokenizer(clean("a")).input_ids)
     at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
     if at is None:
@@ -88,14 +108,30 @@ def framed_wordpieces(
     if strip_separator:
         end = [0 if token == tokenizer.sep_token_id else token for token in end]
     glue = "" if encode("a a") == bare * 2 or encode("a a") != bare + encode(" a") else " "
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    # The vocabulary, and what else of the files changes tokens: case, accents, punctuation, merges.
+    made = json.dumps([sorted(vocabulary.items()), encode(_EXAMPLE)]).encode()
     return Wordpieces(
         encode=encode,
         decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
         start=tuple(framed[:at]),
         end=tuple(end),
         pad=int(tokenizer.pad_token_id),
-        identity=f"{type(tokenizer).__name__} {hashlib.sha256(vocabulary).hexdigest()} "
+        identity=f"{type(tokenizer).__name__} {hashlib.sha256(made).hexdigest()} "
         f"revision {TOKENIZER_REVISION}",
         glue=glue,
+        unknown=tokenizer.unk_token_id,
+        highest=max(vocabulary.values()),
     )
+
+
+def _check_tells_apart(
+    tokenizer: Any, vocabulary: Mapping[str, int], encode: Callable[[str], list[int]]
+) -> None:
+    special = set(tokenizer.all_special_ids)
+    words = sorted(token for token in vocabulary.values() if token not in special)
+    some = (tokenizer.decode([token]).strip() for token in words[:: 1 + len(words) // 64])
+    if len({tuple(encode(text)) for text in some if text}) < 2:
+        raise UnsupportedError(
+            f"its tokenizer cannot tell texts apart: it makes the same tokens of the {len(words)} "
+            "words in its vocabulary; put the tokenizer files of the checkpoint there"
+        )

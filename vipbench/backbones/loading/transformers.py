@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from vipbench.api import Backbone, UnsupportedError
+from vipbench.backbones.loading import adapters
 from vipbench.backbones.loading import hub as _hub
+from vipbench.backbones.loading import preprocess as _preprocess
 from vipbench.backbones.loading.openclip import build
 from vipbench.backbones.loading.preprocess import PREPROCESS_REVISION, read_preprocess
 from vipbench.backbones.loading.remote_code import allowed_copy, never_ask
-from vipbench.backbones.loading.tokenizers import framed_wordpieces
-from vipbench.backbones.loading.weights import read_json
+from vipbench.backbones.loading.tokenizers import check_files, framed_wordpieces
+from vipbench.backbones.loading.weights import check_scale, read_json, read_weights
 from vipbench.backbones.towers.bidirectional import BertSide, SiglipSide, TextSide, first_row
 from vipbench.backbones.towers.clip import ClipBackbone, digest_weights
 from vipbench.backbones.towers.dual import DualBackbone
 from vipbench.backbones.towers.image import Projected, side_of_timm, side_of_transformers
+from vipbench.backbones.towers.preprocess import Preprocess
 from vipbench.backbones.towers.tokens import Wordpieces
 from vipbench.errors import UsageError
 from vipbench.fetching import HubFile, HubModules, Needed
@@ -36,11 +40,12 @@ def build_pair(
     *,
     wordpieces: Wordpieces,
     tokens: int | None,
-    preprocess: Mapping[str, Any],
+    preprocess: Callable[[int], Preprocess],
     name: str,
     licence: str,
 ) -> Backbone:
     """A backbone of `model`. tokens: the longest text its tokenizer makes, None for no limit.
+    preprocess: side of the square that the image tower takes -> transform to it.
 
     Raises UnsupportedError for towers that are not known, naming them.
     """
@@ -48,12 +53,13 @@ def build_pair(
         "name": name,
         "licence": licence,
         "wordpieces": wordpieces,
-        "preprocess": preprocess,
         "revisions": {"preprocess": PREPROCESS_REVISION},
     }
     if kind == "clip":
         clip, config = as_open_clip(model)
-        return ClipBackbone(clip, config=config, **common)
+        _check_end(model.config.text_config, wordpieces)
+        made = preprocess(config["vision_cfg"]["image_size"])
+        return ClipBackbone(clip, config=config, preprocess=made, **common)
     texts: TextSide
     if kind in ("siglip", "siglip2"):
         images = side_of_transformers(
@@ -75,8 +81,22 @@ def build_pair(
         dim=dim,
         logit_scale=model.logit_scale.exp().item(),
         facts=model.config.to_diff_dict(),
+        preprocess=preprocess(images.image_size),
         **common,
     )
+
+
+def _check_end(config: Any, wordpieces: Wordpieces) -> None:
+    """Raises UnsupportedError where the library pools another row than that of the token which the
+    tokenizer ends texts with."""
+    end = wordpieces.end[-1] if wordpieces.end else None
+    # By its old rule, kept for configurations that state 2, it pools the token of highest number.
+    pooled = wordpieces.highest if config.eos_token_id == 2 else config.eos_token_id
+    if end != pooled:
+        raise UnsupportedError(
+            f"its text tower pools the token {pooled} (eos_token_id {config.eos_token_id}), and "
+            f"its tokenizer ends texts with {end}; put the tokenizer files of the checkpoint there"
+        )
 
 
 def _pooler(model: Any, x: Tensor, lengths: Tensor) -> Tensor:
@@ -196,50 +216,91 @@ def _copy_blocks(ours: Any, theirs: Any) -> None:
 _REMOTE = "+remote-code"
 
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# In the library's order: a single file, or the index of several.
+_WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 
 
-_PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
+@dataclass(frozen=True)
+class _Place:
+    """The folders of a model's configuration and weights, and of an adapter for them."""
+
+    base: Path
+    adapter: Path | None = None
+
+    def holding(self, *names: str) -> Path:
+        """The adapter's folder where one of these files is, else the base model's."""
+        found = self.adapter is not None and any((self.adapter / n).is_file() for n in names)
+        return self.adapter if found and self.adapter is not None else self.base
 
 
 def load_transformers(argument: str, asked: str | None = None) -> Backbone:
     """The backbone `transformers:argument`. asked: its source as a run names it, if another.
 
     Raises UntrustedCodeError where its own code may not run (see `vipbench.trust`), and UsageError
-    for a folder or name without a model, for kinds that are not known, and for a model that needs
-    its own code where `+remote-code` does not allow it.
+    for a folder or name without a model, for kinds that are not known, for a model that needs its
+    own code where `+remote-code` does not allow it, and for an adapter that cannot be applied
+    exactly.
     """
     source = argument.removesuffix(_REMOTE)
     remote = argument.endswith(_REMOTE)
     where = f"transformers:{source}"
     local = Path(source).expanduser()
-    folder = local if local.is_dir() else _from_hub(argument)
-    config = read_json(folder / "config.json")
+    place = _local(local) if local.is_dir() else _place(_from_hub(argument))
+    config = read_json(place.base / "config.json")
     kind = str(config.get("model_type", ""))
     if kind not in PAIRS and not remote:
         raise UsageError(_refusal(where, kind, config))
-    _check_weights(folder, where)
-    asked = asked or f"transformers:{argument}"
-    with allowed_copy(folder, where, asked) if remote else nullcontext(folder) as place:
-        model = _load(place, where, remote and kind not in PAIRS)
-        tokenizer = _tokenizer(place, where, remote)
-    licence = "unknown" if folder is local else f"see huggingface.co/{source}"
-    name = where
-    if folder is local:
-        # Tables tell local checkpoints apart by content, and never show a path.
-        name = f"transformers:{kind or type(model).__name__}@{digest_weights(model)[:8]}"
+    _check_weights(place.base, where)
+    if not remote:
+        return _built(place, kind, where, local.is_dir(), remote)
+    if place.adapter is not None:
+        raise UsageError(
+            f"{where}: an adapter is not applied to a model with code of its own; merge it with "
+            "peft (model.merge_and_unload())"
+        )
+    with allowed_copy(place.base, where, asked or f"transformers:{argument}") as base:
+        return _built(replace(place, base=base), kind, where, local.is_dir(), remote)
+
+
+def _built(place: _Place, kind: str, where: str, own: bool, remote: bool) -> Backbone:
+    """The backbone of the files that lie there. own: whether they are the user's."""
+    model = _load(place.base, where, remote and kind not in PAIRS)
+    if place.adapter is not None:
+        adapters.apply_adapter(model, place.adapter, where)
+    _check_numbers(model, where)
+    words = place.holding(*_hub.TOKENIZER_FILES)
+    images = place.holding(*_preprocess.FILES)
+    tokenizer = _tokenizer(words, where, remote)
+    # Tables tell local checkpoints apart by content, and never show a path.
+    digest = f"{kind or type(model).__name__}@{digest_weights(model)[:8]}"
     try:
-        return build_pair(
+        backbone = build_pair(
             model,
             kind,
-            wordpieces=framed_wordpieces(tokenizer),
-            tokens=_most_tokens(folder),
-            preprocess=read_preprocess(folder, kind, model, where),
-            name=name,
-            licence=licence,
+            wordpieces=framed_wordpieces(tokenizer, _clean(kind, tokenizer)),
+            tokens=_most_tokens(words),
+            preprocess=partial(read_preprocess, images, kind, where=where, remote=remote),
+            name=f"transformers:{digest}" if own else where,
+            licence="unknown" if own else f"see huggingface.co/{where.partition(':')[2]}",
         )
     except UnsupportedError as error:
         raise UsageError(f"{where} cannot be used: {error}") from error
+    sigmoid = getattr(model, "logit_bias", None) is not None
+    backbone.notes = check_scale(model.logit_scale, sigmoid, where)
+    if place.adapter is not None:
+        backbone.notes += ("the LoRA adapter beside it is part of its weights",)
+    return backbone
+
+
+def _clean(kind: str, tokenizer: Any) -> Callable[[str], str]:
+    """What is done to a text before it is tokenised. SigLIP and SigLIP 2 were trained on lowercase
+    texts; the tokenizers of their own classes see to that, and Gemma's, which the repositories of
+    SigLIP 2 at a fixed resolution name, does not."""
+    own = type(tokenizer).__name__.removesuffix("Fast") in ("SiglipTokenizer", "Siglip2Tokenizer")
+    return str if own or kind not in ("siglip", "siglip2") else str.lower
 
 
 def _refusal(where: str, kind: str, config: dict[str, Any]) -> str:
@@ -258,7 +319,10 @@ def transformers_files(argument: str) -> Iterator[Needed]:
     """The files that `load_transformers` needs and that are not the user's own, one after another:
     a later one may only be known once the earlier is there. Raises UsageError."""
     repo = argument.removesuffix(_REMOTE)
-    if Path(repo).expanduser().is_dir():
+    if (local := Path(repo).expanduser()).is_dir():
+        base = None if (local / "config.json").is_file() else _base_of(local)
+        if isinstance(base, str):
+            yield from transformers_files(base)
         return
     org, slash, name = repo.partition("/")
     if not (org and slash and name) or "/" in name:
@@ -269,15 +333,25 @@ def transformers_files(argument: str) -> Iterator[Needed]:
         f"transformers:{argument}", repo, "or give the folder itself: transformers:FOLDER"
     )
     licence = f"see huggingface.co/{repo}"
-    yield HubFile(repo, ("config.json",), _PREPROCESSING, licence, hint)
+    first = HubFile(
+        repo, ("config.json", adapters.CONFIG), (*_preprocess.FILES, adapters.CONFIG), licence, hint
+    )
+    yield first
+    path = first.find()
+    if path is not None and path.name == adapters.CONFIG:
+        raise UsageError(
+            f"transformers:{repo} is an adapter without its base model: bring it with `hf download "
+            f"{repo} --local-dir FOLDER`, and give transformers:FOLDER"
+        )
+    if path is not None and (path.parent / adapters.CONFIG).is_file():
+        yield HubFile(repo, adapters.WEIGHTS, (), licence, hint)
     if argument.endswith(_REMOTE):
         yield HubModules(repo, licence, hint)
-    only = f"Only safetensors are read, since pickles can run code. {hint}"
-    weights = HubFile(repo, _WEIGHTS, (), licence, only)
+    weights = HubFile(repo, _WEIGHTS, (), licence, hint)
     yield weights
     path = weights.find()
-    if path is not None and path.name == _WEIGHTS[1]:
-        yield from _hub.shards(path, repo, licence, only)
+    if path is not None and path.name.endswith(".index.json"):
+        yield from _hub.shards(path, repo, licence, hint)
     yield _hub.tokenizer_files(repo, hint)
 
 
@@ -293,18 +367,46 @@ def _from_hub(argument: str) -> Path:
     return folder
 
 
+def _local(folder: Path) -> _Place:
+    """A folder of the user's: a model, a model with an adapter beside it, or an adapter alone.
+    Raises UsageError."""
+    base = None if (folder / "config.json").is_file() else _base_of(folder)
+    if base is None:
+        return _place(folder)
+    return _Place(_from_hub(base) if isinstance(base, str) else base, folder)
+
+
+def _place(folder: Path) -> _Place:
+    return _Place(folder, folder if adapters.is_adapter(folder) else None)
+
+
+def _base_of(folder: Path) -> Path | str | None:
+    """The folder or the ORG/NAME that an adapter was trained on; None where none lies there.
+    Raises UsageError for an adapter that names none, or an adapter."""
+    path = folder / adapters.CONFIG
+    if not path.is_file():
+        return None
+    named = str(read_json(path).get("base_model_name_or_path") or "")
+    found = next((p for p in (Path(named).expanduser(), folder / named) if p.is_dir()), None)
+    if named and found is None and named.count("/") == 1 and not named.startswith((".", "~", "/")):
+        return named
+    if not named or found is None or not (found / "config.json").is_file():
+        raise UsageError(
+            f"the folder {folder} holds an adapter alone, and the base model that it names "
+            f"('{named}') is not there; put the base model's files into the folder, or state "
+            f"where they are as base_model_name_or_path in {path.name}"
+        )
+    return found
+
+
 def _check_weights(folder: Path, where: str) -> None:
-    if any((folder / name).is_file() for name in _WEIGHTS):
-        return
-    pickles = sorted(p.name for p in folder.glob("*.bin"))
-    held = f"; it holds {', '.join(pickles)}, which are pickles and can run code" if pickles else ""
-    raise UsageError(
-        f"{where} has no model.safetensors{held}. Save it with "
-        "model.save_pretrained(FOLDER, safe_serialization=True)"
-    )
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        raise UsageError(
+            f"{where} has no {' or '.join(_WEIGHTS)}. Save it with model.save_pretrained(FOLDER)"
+        )
 
 
-def _load(folder: Path, where: str, remote: bool) -> nn.Module:
+def _load(folder: Path, where: str, remote: bool) -> Any:
     """The model, fp32, every weight from the file."""
     import transformers
 
@@ -314,16 +416,26 @@ def _load(folder: Path, where: str, remote: bool) -> nn.Module:
     transformers.utils.logging.set_verbosity_error()
     try:
         with torch.random.fork_rng(devices=[]):
-            model, info = transformers.AutoModel.from_pretrained(
-                folder,
-                use_safetensors=True,
-                trust_remote_code=remote,
-                local_files_only=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                # The library once renamed every "gamma" to "weight", also those of layer scales.
-                key_mapping={r"\.ls([12])\.weight$": r".ls\1.gamma"} if remote else None,
-            )
+            options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+            if remote:
+                model, info = transformers.AutoModel.from_pretrained(
+                    folder,
+                    use_safetensors=any((folder / name).is_file() for name in _WEIGHTS[:2]),
+                    weights_only=True,
+                    trust_remote_code=True,
+                    local_files_only=True,
+                    # The library once renamed every "gamma" to "weight", also those of layer
+                    # scales.
+                    key_mapping={r"\.ls([12])\.weight$": r".ls\1.gamma"},
+                    **options,
+                )
+            else:
+                config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+                model, info = transformers.MODEL_MAPPING[type(config)].from_pretrained(
+                    None, config=config, state_dict=_read(folder), **options
+                )
+    except UsageError:
+        raise
     except Exception as error:  # transformers raises many kinds
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(f"{where} cannot be loaded: {reason[0]}") from error
@@ -332,21 +444,43 @@ def _load(folder: Path, where: str, remote: bool) -> nn.Module:
     missing = sorted(info["missing_keys"])
     misfit = sorted(str(key) for key in info["mismatched_keys"])
     if missing or misfit:
-        several = [*missing, *misfit]
         raise UsageError(
-            f"the weights of {where} do not fit its config.json: {len(several)} are missing or of "
-            f"another shape ({', '.join(several[:3])}{', …' if len(several) > 3 else ''})"
+            f"the weights of {where} do not fit its config.json: {len(missing) + len(misfit)} are "
+            f"missing or of another shape ({_few([*missing, *misfit])})"
         )
+    strange = sorted(info["unexpected_keys"])
+    if strange and not remote:
+        raise UsageError(
+            f"the weights of {where} do not fit its config.json: {len(strange)} have no place in "
+            f"the model ({_few(strange)})"
+        )
+    return model
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    """The weights, from one file or from those that an index names. Raises UsageError."""
+    first = next(folder / name for name in _WEIGHTS if (folder / name).is_file())
+    if not first.name.endswith(".index.json"):
+        return read_weights(first)
+    parts = dict.fromkeys(map(str, read_json(first).get("weight_map", {}).values()))
+    return {k: v for part in parts for k, v in read_weights(folder / part).items()}
+
+
+def _check_numbers(model: nn.Module, where: str) -> None:
     bad = [n for n, v in model.state_dict().items() if not bool(torch.isfinite(v.float()).all())]
     if bad:
-        raise UsageError(f"the weights of {where} hold NaN or infinity ({', '.join(bad[:3])})")
-    loaded: nn.Module = model
-    return loaded
+        raise UsageError(f"the weights of {where} hold NaN or infinity ({_few(bad)})")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _tokenizer(folder: Path, where: str, remote: bool) -> Any:
     import transformers
 
+    if not remote:
+        check_files(folder, where)
     try:
         return transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=remote

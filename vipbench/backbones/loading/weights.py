@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import warnings
 import zipfile
@@ -22,11 +23,22 @@ from vipbench.errors import UsageError
 # What OpenAI's archives carry beside the weights.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
+# CLIP's training keeps its scale below 100; published SigLIPs, whose loss sets no limit, have about
+# 115. ln 100 in bf16 is 0.02 above ln 100.
+_CLIP_SCALE, _SIGMOID_SCALE, _ROUNDING = 100.0, 1000.0, 0.025
+
+# Where programs keep the weights of a training checkpoint, and what they put before every name.
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema_state_dict"
+)  # fmt: skip
+_PREFIXES = ("module.", "model.")
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors file, or in one that `torch.save` wrote.
 
-    A training checkpoint gives its `state_dict`; a `module.` before every name is taken off.
+    A training checkpoint gives what it holds under `state_dict`, `model_state_dict` or `model`; the
+    prefixes of wrapped and compiled modules are taken off.
     Raises UsageError for a file that is missing, damaged, a TorchScript archive, or holds
     anything that would have to be run.
     """
@@ -42,8 +54,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise UsageError(f"the checkpoint {path} is damaged: {error}") from error
     else:
         loaded = _read_torch(path)
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    loaded = _unwrapped(loaded, path)
     if not isinstance(loaded, Mapping) or not loaded:
         raise UsageError(
             f"the checkpoint {path} holds a {type(loaded).__name__}, not named weights; save it "
@@ -55,12 +66,36 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"the checkpoint {path} holds a {type(value).__name__} under '{name}', where "
                 "weights belong; save it with torch.save(model.state_dict(), …)"
             )
-    weights = dict(loaded)
-    if all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    weights = _without_wrappers(loaded)
     for name in _NOT_WEIGHTS:
         weights.pop(name, None)
     return weights
+
+
+def _unwrapped(loaded: Any, path: Path) -> Any:
+    """The weights of a training checkpoint. Raises UsageError where it holds several."""
+    if not isinstance(loaded, Mapping):
+        return loaded
+    held = [name for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)]
+    if len(held) > 1:
+        raise UsageError(
+            f"the checkpoint {path} holds weights under {' and '.join(map(repr, held))}, and only "
+            "one can be meant; save it alone, such as torch.save(torch.load("
+            f"'{path.name}', weights_only=True)['{held[0]}'], 'weights.pt')"
+        )
+    return _unwrapped(loaded[held[0]], path) if held else loaded
+
+
+def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as the model itself has them. torch.compile puts `_orig_mod.` before every part that
+    it compiled; what wraps the whole model puts its prefix before all names."""
+    found = {name.replace("_orig_mod.", ""): value for name, value in weights.items()}
+    if len(found) != len(weights):
+        return dict(weights)
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in found):
+            return _without_wrappers({n.removeprefix(prefix): v for n, v in found.items()})
+    return found
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
@@ -164,6 +199,29 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], source: str) -> None
     if bad:
         raise UsageError(f"the weights of {source} hold NaN or infinity ({_few(bad)})")
     model.load_state_dict(weights)
+
+
+def check_scale(scale: Tensor, sigmoid: bool, source: str) -> tuple[str, ...]:
+    """What a user must know of a model's `logit_scale`, which is a logarithm.
+
+    sigmoid: whether it was trained with a sigmoid loss, where the scale has no limit.
+    Raises UsageError for one whose exponential is infinite in fp32.
+    """
+    value = float(scale.detach().float().reshape(-1)[0])
+    if not math.isfinite(float(scale.detach().float().exp().reshape(-1)[0])):
+        raise UsageError(
+            f"the logit_scale of {source} is {value:g}, and exp({value:g}) is infinite in fp32; it "
+            f"is stored as a logarithm: save log({value:g}) = {math.log(value):.4f} where "
+            f"{value:g} is the scale itself"
+        )
+    limit = _SIGMOID_SCALE if sigmoid else _CLIP_SCALE
+    if value <= math.log(limit) + _ROUNDING:
+        return ()
+    return (
+        f"its logit_scale is {value:g}, a scale of exp({value:g}) = "
+        f"{math.exp(value):,.0f}; trained models keep it under {limit:g}. It is taken as it is; if "
+        f"{value:g} is the scale itself, save its logarithm, {math.log(value):.4f}",
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from vipbench.api import Backbone, Prompts, Tap, TextError, Texts
 from vipbench.backbones.towers.image import side_of_openclip
 from vipbench.backbones.towers.layout import context_tokens, lay_out
 from vipbench.backbones.towers.packing import Packed, pack
-from vipbench.backbones.towers.preprocess import AsRgb
+from vipbench.backbones.towers.preprocess import Preprocess, Transform, evaluation_transform
 from vipbench.backbones.towers.text import TextTower, take_rows
 from vipbench.backbones.towers.tokens import Wordpieces, embed_texts, readable_tokens
 
@@ -34,9 +34,9 @@ class ClipBackbone(Backbone):
     """An open_clip `CLIP` or `CustomTextCLIP`, frozen.
 
     model: fp32 weights. config: the model's configuration as open_clip keeps it (`embed_dim`,
-    `vision_cfg`, `text_cfg`, `quick_gelu`). preprocess: fields of `open_clip.PreprocessCfg`
-    that differ from the defaults; the size is the model's own. trained_tokens: those that
-    training saw, where not all. revisions: of what read the files, for the fingerprint.
+    `vision_cfg`, `text_cfg`, `quick_gelu`). preprocess: see `evaluation_transform`; the size is
+    the model's own. trained_tokens: those that training saw, where not all. revisions: of what
+    read the files, for the fingerprint.
     Raises UnsupportedError for a text tower that cannot take a learned context.
 
     weights_sha256: digest of all weights, the same whatever file they came from.
@@ -49,7 +49,7 @@ class ClipBackbone(Backbone):
         name: str,
         config: Mapping[str, Any],
         wordpieces: Wordpieces,
-        preprocess: Mapping[str, Any] | None = None,
+        preprocess: Preprocess | None = None,
         licence: str = "unknown",
         citation: str = "",
         trained_tokens: Sequence[int] | None = None,
@@ -60,14 +60,11 @@ class ClipBackbone(Backbone):
         self._wordpieces, self._trained_tokens = wordpieces, trained_tokens
         self._text = TextTower(model)
         self._vision = side_of_openclip(self._model.visual)
-        self._preprocess = open_clip.transform.PreprocessCfg(
-            **{**(preprocess or {}), "size": self._vision.image_size}
+        self._transform, self._preprocess = evaluation_transform(
+            preprocess or {}, self._vision.image_size
         )
         self._training_precision: Literal["fp32", "bf16"] = "fp32"
         self._packings: Any = WeakIdKeyDictionary()
-        self._transform = AsRgb(
-            open_clip.transform.image_transform_v2(self._preprocess, is_train=False)
-        )
         self.name = name
         self.licence = licence
         self.citation = citation
@@ -109,7 +106,7 @@ class ClipBackbone(Backbone):
         """The checkpoint's evaluation transform: RGB image -> (3,H,H) float32."""
         return self._transform(image)
 
-    def preprocess_alone(self) -> AsRgb:
+    def preprocess_alone(self) -> Transform:
         """See `ImageBackbone.preprocess_alone`."""
         return self._transform
 
@@ -128,6 +125,10 @@ class ClipBackbone(Backbone):
         if not ids:
             raise TextError(f"the words '{words}' hold no token to start a context from")
         return self._text.words.weight[torch.tensor(ids, device=self.device)].clone()
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """See `Backbone.unknown_words`."""
+        return self._wordpieces.unknown_words(text)
 
     def vocabulary(self) -> tuple[list[str], Tensor]:
         """See `Backbone.vocabulary`."""
@@ -209,7 +210,7 @@ class ClipBackbone(Backbone):
         """SHA-256 over everything that a feature depends on."""
         facts = {
             "config": self._config,
-            "preprocess": {k: str(v) for k, v in vars(self._preprocess).items()},
+            "preprocess": self._preprocess,
             "wordpieces": self._wordpieces.identity,
             "weights": self.weights_sha256,
             **({"revisions": dict(revisions)} if revisions else {}),

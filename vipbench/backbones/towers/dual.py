@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-import open_clip
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from vipbench.backbones.towers.bidirectional import TextSide
 from vipbench.backbones.towers.clip import digest_weights
 from vipbench.backbones.towers.image import ImageSide
 from vipbench.backbones.towers.layout import context_tokens, lay_out
-from vipbench.backbones.towers.preprocess import AsRgb
+from vipbench.backbones.towers.preprocess import Preprocess, Transform, evaluation_transform
 from vipbench.backbones.towers.text import take_rows
 from vipbench.backbones.towers.tokens import Wordpieces, embed_texts, readable_tokens
 from vipbench.backbones.towers.vmap import folded
@@ -33,7 +32,7 @@ class DualBackbone(Backbone):
     """An image side and a text side, frozen.
 
     model: holds all weights of both, fp32. facts: what else a feature depends on, as JSON.
-    preprocess: fields of `open_clip.PreprocessCfg`; the size is the image side's own.
+    preprocess: see `evaluation_transform`; the size is the image side's own.
     revisions: of what read the files, for the fingerprint.
     memory_budget: bytes that `encode_text` may keep for the gradient; set it to what is free.
     """
@@ -50,7 +49,7 @@ class DualBackbone(Backbone):
         logit_scale: float,
         name: str,
         wordpieces: Wordpieces,
-        preprocess: Mapping[str, Any],
+        preprocess: Preprocess,
         facts: Mapping[str, Any],
         licence: str = "unknown",
         citation: str = "",
@@ -58,8 +57,7 @@ class DualBackbone(Backbone):
     ) -> None:
         self._model = model.eval().requires_grad_(False)
         self._images, self._texts, self._wordpieces = images, texts, wordpieces
-        settings = open_clip.transform.PreprocessCfg(**{**preprocess, "size": images.image_size})
-        self._transform = AsRgb(open_clip.transform.image_transform_v2(settings, is_train=False))
+        self._transform, prepared = evaluation_transform(preprocess, images.image_size)
         self.training_precision: Literal["fp32", "bf16"] = "fp32"
         self.name, self.licence, self.citation = name, licence, citation
         self.dim, self.logit_scale = dim, logit_scale
@@ -70,7 +68,7 @@ class DualBackbone(Backbone):
         self.weights_sha256 = digest_weights(model)
         known = {
             "facts": facts,
-            "preprocess": {k: str(v) for k, v in vars(settings).items()},
+            "preprocess": prepared,
             "wordpieces": wordpieces.identity,
             "context_length": texts.context_length,
             "weights": self.weights_sha256,
@@ -92,7 +90,7 @@ class DualBackbone(Backbone):
         """The checkpoint's evaluation transform: RGB image -> (3,H,H) float32."""
         return self._transform(image)
 
-    def preprocess_alone(self) -> AsRgb:
+    def preprocess_alone(self) -> Transform:
         """See `ImageBackbone.preprocess_alone`."""
         return self._transform
 
@@ -116,6 +114,10 @@ class DualBackbone(Backbone):
         if not ids:
             raise TextError(f"the words '{words}' hold no token to start a context from")
         return self._texts.words.weight[torch.tensor(ids, device=self.device)].clone()
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """See `Backbone.unknown_words`."""
+        return self._wordpieces.unknown_words(text)
 
     def vocabulary(self) -> tuple[list[str], Tensor]:
         """See `Backbone.vocabulary`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -116,29 +116,68 @@ class Projected(nn.Module):
 
 
 class Patched(nn.Module):
-    """A SigLIP 2 vision model that takes patches, fed with square images."""
+    """A SigLIP 2 vision model that takes patches: of pictures (B,3,h·P,w·P), or of what
+    `PatchesTransform` makes, (B,3,H+1,H), where images of one batch have grids of their own."""
 
     def __init__(self, model: nn.Module, patch: int) -> None:
         super().__init__()
         self.model, self.patch = model, patch
 
     def patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,3,H,H) -> patches (B,N,P·P·3), rows first, and their grid (B,2)."""
-        p = self.patch
-        grid = pixels.shape[-1] // p
-        x = pixels.unflatten(-1, (grid, p)).unflatten(-3, (grid, p))  # (B,3,g,p,g,p)
+        """Patches (B,N,P·P·3), rows first, and their grid (B,2)."""
+        p, side = self.patch, pixels.shape[-1]
+        height, width = (pixels.shape[-2] // p, side // p)
+        pictures = pixels[..., : height * p, :]
+        x = pictures.unflatten(-1, (width, p)).unflatten(-3, (height, p))  # (B,3,h,p,w,p)
         x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-        return x, torch.full((len(x), 2), grid, device=pixels.device)
+        if packed(pixels):
+            return x, pixels[:, 0, -1, :2].long()
+        return x, torch.tensor([[height, width]], device=pixels.device).expand(len(x), 2)
+
+    def pictures(self, pixels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pictures (b,3,h·P,w·P) of one grid after the other, and the positions (b,) that they
+        have in the batch."""
+        x, grids = self.patches(pixels)
+        for grid in sorted(set(map(tuple, grids.tolist()))):
+            height, width = grid
+            at = (grids == torch.tensor(grid, device=grids.device)).all(-1).nonzero().flatten()
+            some = x[at, : height * width].unflatten(-1, (self.patch, self.patch, 3))
+            some = some.unflatten(1, (height, width)).permute(0, 5, 1, 3, 2, 4)
+            yield some.flatten(4).flatten(2, 3), at
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B,3,H,H) -> (B,D)."""
+        """Pixels -> (B,D)."""
         model: Any = self.model
         x, shapes = self.patches(pixels)
-        mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+        mask = (torch.arange(x.shape[1], device=x.device) < shapes.prod(-1, keepdim=True)).long()
         features: Tensor = model(
             pixel_values=x, pixel_attention_mask=mask, spatial_shapes=shapes
         ).pooler_output
         return features
+
+
+def packed(pixels: Tensor) -> bool:
+    """Whether these are what `PatchesTransform` makes."""
+    return pixels.shape[-2] == pixels.shape[-1] + 1
+
+
+class PatchedSide(ImageSide):
+    """Images of one batch may have grids of their own."""
+
+    tower: Patched
+
+    def __call__(self, pixels: Tensor, tap: Tap | None) -> Tensor:
+        """See `ImageSide`; also (B,3,H+1,H) -> (B,D)."""
+        if not packed(pixels):
+            return super().__call__(pixels, tap)
+        if tap is None:
+            # The library's own pass masks what a grid leaves empty, whatever its batch mates are.
+            features: Tensor = self.tower(pixels)
+            return features
+        parts = [(super(PatchedSide, self).__call__(some, tap), at)
+                 for some, at in self.tower.pictures(pixels)]  # fmt: skip
+        order = torch.cat([at for _, at in parts]).argsort()
+        return torch.cat([found for found, _ in parts])[order]
 
 
 def side_of_transformers(
@@ -159,7 +198,7 @@ def side_of_transformers(
             int(config.hidden_size),
             first_row=False,
         )
-        return ImageSide(patched, size, fresh, parts)
+        return PatchedSide(patched, size, fresh, parts)
     tower = Projected(model, projection)
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     project = tower.projection

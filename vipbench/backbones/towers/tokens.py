@@ -20,6 +20,8 @@ class Wordpieces:
     and close a text (either may be empty). pad: what fills up a shorter text.
     identity: what the tokenizer is, for a backbone's fingerprint. glue: what a piece that goes on
     with a text begins with, where the tokenizer tells a word after a space from one at the start.
+    unknown: the token of what the vocabulary lacks, None where nothing is lacking. highest: the
+    highest token of the vocabulary.
     """
 
     encode: Callable[[str], list[int]]
@@ -29,6 +31,14 @@ class Wordpieces:
     pad: int
     identity: str
     glue: str = ""
+    unknown: int | None = None
+    highest: int | None = None
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """The words of `text` that hold something the vocabulary lacks."""
+        if self.unknown is None:
+            return ()
+        return tuple(word for word in text.split() if self.unknown in self.encode(word))
 
 
 def embed_texts(texts: Texts, wordpieces: Wordpieces, context_length: int) -> Prompts:
