@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from vipbench.api import Backbone, CellInfo, HParams, ImageBackbone, Method
@@ -236,6 +237,12 @@ def impossible_pair(
     needs = method.needs
     if needs & TEXTS and not isinstance(backbone, Backbone):
         return f"'{method.name}' needs a text tower and '{backbone.name}' has none"
+    if (
+        isinstance(backbone, Backbone)
+        and needs & TEXTS
+        and (same := _same_texts(backbone, *_texts_of(data)))
+    ):
+        return f"'{method.name}' reads texts, and {same}"
     if "vit" in needs and not backbone.vision_layers:
         return f"'{method.name}' needs a vision transformer and '{backbone.name}' is none"
     if "symptoms" in needs and data.symptoms is None:
@@ -248,6 +255,48 @@ def impossible_pair(
             f"{name}=FILE"
         )
     return None
+
+
+def _texts_of(data: LoadedDataset) -> tuple[tuple[str, ...], str]:
+    """Class names as texts hold them, and the template of single-template methods."""
+    names = tuple(name.replace("_", " ") for name in data.dataset.class_names)
+    return names, data.dataset.templates[0]
+
+
+# Asked for every cell, and the same for all of one table.
+@lru_cache(maxsize=16)
+def _same_texts(backbone: Backbone, names: tuple[str, ...], template: str) -> str:
+    """Why the text tower cannot tell the classes apart; "" where it can."""
+    for name in names:
+        if len(backbone.unknown_words(name)) == len(name.split()):
+            return f"the tokenizer of '{backbone.name}' has no token for class '{name}'"
+    seen: dict[tuple[int, ...], str] = {}
+    for name in names:
+        try:
+            prompts = backbone.embed(template.replace("{}", name))
+        except Exception:  # too long, say: building a method that reads this text tells the user
+            continue
+        tokens = tuple(prompts.tokens[: int(prompts.lengths)].tolist())
+        if tokens in seen:
+            return (
+                f"the tokenizer of '{backbone.name}' makes the same tokens of the classes "
+                f"'{seen[tokens]}' and '{name}'"
+            )
+        seen[tokens] = name
+    return ""
+
+
+def unread(backbone: ImageBackbone, data: LoadedDataset) -> list[str]:
+    """Lines for the user: the words of class names that the text tower has no tokens for."""
+    names, _ = _texts_of(data)
+    words = [backbone.unknown_words(n) for n in names] if isinstance(backbone, Backbone) else []
+    lacking = list(dict.fromkeys(word for some in words for word in some))
+    if not lacking:
+        return []
+    return [
+        f"{backbone.name}: its tokenizer has no tokens for {', '.join(map(repr, lacking))} in the "
+        f"class names of '{data.dataset.name}'; such words read alike"
+    ]
 
 
 def key_parts(

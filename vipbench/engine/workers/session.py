@@ -25,7 +25,14 @@ from vipbench.engine.evaluation.scoring import Finished
 from vipbench.engine.features.cache import evict
 from vipbench.engine.features.features import Features
 from vipbench.engine.machine import Share, share
-from vipbench.engine.planning.cells import PlanCell, make_rows, plan_cells, profile_note
+from vipbench.engine.planning.cells import (
+    TEXTS,
+    PlanCell,
+    make_rows,
+    plan_cells,
+    profile_note,
+    unread,
+)
 from vipbench.engine.planning.hparams import hparam_types, search_space
 from vipbench.engine.planning.loading import (
     LoadedBackbone,
@@ -128,6 +135,9 @@ class Session:
         notices += [
             f"{b.backbone.name}: licence of the weights: {b.backbone.licence}" for b in backbones
         ]
+        notices += [f"{b.backbone.name}: {note}" for b in backbones for note in b.backbone.notes]
+        if any(row.method.needs & TEXTS for row in rows):
+            notices += [note for b in backbones for d in datasets for note in unread(b.backbone, d)]
         workers = str(machine.workers)
         info = {"device": machine.told, "workers": workers, "torch": torch.__version__}
         self.send({"event": "plan", "cells": cells, "notices": notices, "info": info})

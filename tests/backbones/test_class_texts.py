@@ -1,0 +1,44 @@
+"""Classes that a text tower cannot tell apart: impossible cells that name them, before a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.backbones import hub_models
+from tests.conftest import Cli
+
+
+def data(folder: Path, *classes: str) -> Path:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            for i in range(2):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+def test_class_lists_are_read_before_a_run(cli: Cli, tmp_path: Path) -> None:
+    """The tokenizer of whole words knows "nevus" and "melanoma" and nothing else of these."""
+    hub_models.save_dual(tmp_path / "model")
+    lists = {
+        "unknown": ("nevus", "histiocytoma"),
+        "alike": ("nevus of Ota", "nevus of Ito", "melanoma"),
+        "partly": ("nevus", "desmoplastic melanoma"),
+    }
+    done = cli(
+        *("run", "--backbones", f"transformers:{tmp_path / 'model'}", "--shots", "1"),
+        *("--datasets", ",".join(f"folder:{data(tmp_path / n, *c)}" for n, c in lists.items())),
+        *("--methods", "zero-shot,ncm", "--seeds", "1", "--dry-run", "--out", tmp_path / "out"),
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "has no token for class 'histiocytoma'" in said
+    assert "the same tokens of the classes 'nevus of Ito' and 'nevus of Ota'" in said
+    assert said.count("'zero-shot' reads texts") == 2
+    assert "'ncm' reads" not in said
+    assert "no tokens for 'desmoplastic' in the class names of 'partly'" in said
