@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,18 @@ def pictures() -> list[Image.Image]:
     blocks = Image.fromarray(rng.integers(0, 256, (7, 9, 3)).astype(np.uint8))
     sizes = ((66, 44), (41, 60), (31, 90), (17, 20), (64, 16), (32, 32))
     return [blocks.resize(size, Image.Resampling.BICUBIC) for size in sizes]
+
+
+def class_folder(folder: Path, *classes: str) -> Path:
+    """A dataset of random images, two of each class and split."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            for i in range(2):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    return folder
 
 
 def random_backbone(seed: int = 0, **changes: Any) -> ClipBackbone:

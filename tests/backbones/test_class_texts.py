@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from tests.backbones import hub_models
+from tests.backbones.clips import class_folder
 from tests.conftest import Cli
-
-
-def data(folder: Path, *classes: str) -> Path:
-    rng = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for name in classes:
-            (folder / split / name).mkdir(parents=True)
-            for i in range(2):
-                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-    return folder
 
 
 def test_class_lists_are_read_before_a_run(cli: Cli, tmp_path: Path) -> None:
@@ -32,7 +19,10 @@ def test_class_lists_are_read_before_a_run(cli: Cli, tmp_path: Path) -> None:
     }
     done = cli(
         *("run", "--backbones", f"transformers:{tmp_path / 'model'}", "--shots", "1"),
-        *("--datasets", ",".join(f"folder:{data(tmp_path / n, *c)}" for n, c in lists.items())),
+        *(
+            "--datasets",
+            ",".join(f"folder:{class_folder(tmp_path / n, *c)}" for n, c in lists.items()),
+        ),
         *("--methods", "zero-shot,ncm", "--seeds", "1", "--dry-run", "--out", tmp_path / "out"),
     )
     assert done.returncode == 0, done.stderr

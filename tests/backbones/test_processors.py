@@ -12,8 +12,9 @@ import torch
 import transformers
 
 from tests.backbones import hub_models
-from tests.backbones.clips import pictures
+from tests.backbones.clips import class_folder, pictures
 from tests.backbones.test_transformers import CLASS_TEXTS
+from tests.conftest import Cli
 from vipbench.errors import UsageError
 from vipbench.plugins.registry import load_registry
 
@@ -180,3 +181,59 @@ def test_siglip_2_at_a_fixed_resolution_reads_lowercase(tmp_path: Path) -> None:
         for texts in (CLASS_TEXTS, lower):
             ours = backbone.encode_text(backbone.embed(texts))
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+OLD = """
+import vipbench
+from vipbench.backbones.loading import transformers
+
+# What read the file before: the size that the crop has, whatever the file states.
+current = transformers.read_preprocess
+
+
+def before(folder, kind, size, where, remote):
+    found = current(folder, kind, size, where, remote)
+    return {"mean": found.facts["image_mean"], "std": found.facts["image_std"]}
+
+
+transformers.read_preprocess = before
+transformers.PREPROCESS_REVISION = 1
+
+
+@vipbench.hookimpl
+def register_methods(register):
+    pass
+"""
+
+
+def test_an_old_results_folder_with_its_cache_runs_again(
+    folder: Path, cli: Cli, tmp_path: Path
+) -> None:
+    state(folder, size=SQUARE)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "reading.py").write_text(OLD)
+    data = class_folder(tmp_path / "data", "nevus", "melanoma")
+
+    def run(out: str, *more: str, cache: str = "cache") -> str:
+        done = cli(
+            *("run", "--backbones", f"transformers:{folder}", "--datasets", f"folder:{data}"),
+            *("--methods", "zero-shot", "--out", tmp_path / out, *more),
+            env={"VIPBENCH_CACHE": str(tmp_path / cache)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def scores(out: str) -> Any:
+        done = cli("export", tmp_path / out, "-o", tmp_path / f"{out}.jsonl", "--include-paths")
+        assert done.returncode == 0, done.stderr
+        (line,) = (tmp_path / f"{out}.jsonl").read_text().splitlines()
+        return json.loads(line)["scores"]
+
+    run("out", "--plugins-dir", str(tmp_path / "old"))
+    before = scores("out")
+    assert "changed since the last result: the backbone's weights, tokenizer or" in run(
+        "out", "--dry-run"
+    )
+    run("out")
+    run("fresh", cache="fresh")
+    assert scores("out") == scores("fresh") != before
