@@ -249,13 +249,21 @@ def test_every_image_once_an_epoch() -> None:
 
 
 def test_best_val_takes_the_first_of_ties() -> None:
-    """With a rate of 0 every epoch ties, so the first is kept: the start."""
-    recipe = api.Recipe(lr=0.0, warmup_lr=0.0, epochs=3)
-    one = cell(1, 6, recipe, best_val=True)
-    start = one.method.weight.detach().clone()
-    train([one])
-    assert torch.equal(one.method.weight, start)
-    assert len({h["val_accuracy"] for h in one.history}) == 1
+    """Validation images of zeros tie in every epoch, while the weights go on."""
+    recipe = api.Recipe(lr=0.1, schedule="constant", batch_size=None, epochs=3)
+    ends = []
+    for epochs, best_val in ((3, True), (1, False), (3, False)):
+        one = cell(1, 6, replace(recipe, epochs=epochs), best_val=best_val)
+        assert one.support.val is not None
+        nothing = api.Labelled(torch.zeros_like(one.support.val.x), one.support.val.labels)
+        one.support = replace(one.support, val=nothing)
+        train([one])
+        ends.append(one.method.weight.detach())
+        if best_val:
+            assert len({h["val_accuracy"] for h in one.history}) == 1
+    chosen, first, last = ends
+    torch.testing.assert_close(chosen, first)
+    assert not torch.allclose(chosen, last)
 
 
 def test_cells_that_read_other_hyperparameters_do_not_stack() -> None:

@@ -53,6 +53,19 @@ def test_a_weight_is_so_many_copies_of_a_patient(name: str) -> None:
         assert value == pytest.approx(metric_value(told, name))
 
 
+@pytest.mark.parametrize("name", ["auroc", "auprc"])
+@pytest.mark.parametrize("absent", [[0], [1, 2]])
+def test_a_resample_without_a_class_leaves_it_out(name: str, absent: list[int]) -> None:
+    """As a record does: of a class with no image, or with all of them, nothing is known."""
+    labels, scores, _ = some(seed=5)
+    tests = TestSet.of(labels, None, CLASSES)
+    kept = ~np.isin(labels, absent)
+    (found,) = stats.weighted_metric(name, tests, scores)(kept[None].astype(float))
+    expected = metric_value(compute_metrics(labels[kept], scores[kept], CLASSES), name)
+    assert (expected is None) == (len(absent) == 2)
+    assert found == pytest.approx(math.nan if expected is None else expected, nan_ok=True)
+
+
 def test_weighted_ranking_is_scikit_learns() -> None:
     labels, scores, _ = some(seed=4, ties=True)
     order = log_odds(scores.astype(float))
@@ -117,6 +130,16 @@ def test_interval_and_p_value_agree() -> None:
         ):
             assert found.low <= found.estimate <= found.high
             assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_the_variance_over_test_images_is_that_of_a_fresh_sample() -> None:
+    """G - 1 in the place of G: by hand, for few groups, where it counts."""
+    rng = np.random.default_rng(2)
+    reps = rng.normal(0, 0.02, (400, 1)) + rng.normal(0, 0.01, (400, 3))
+    found = stats.both_variance(np.array([0.70, 0.72, 0.71]), reps, 11)
+    centred = reps - reps.mean(0)
+    pairs = [(centred[:, i] * centred[:, j]).sum() / 399 for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found.shared == pytest.approx(np.mean(pairs) * 11 / 10)
 
 
 def test_both_sources_of_chance_widen_the_interval() -> None:
