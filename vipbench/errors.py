@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -14,6 +15,18 @@ def one_line(text: str) -> str:
     """`text` without control characters, whatever a plugin or a file wrote."""
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+# All but the ends of lines and tabs; and what turns the direction of a line around.
+_CONTROLS = re.compile(
+    "\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as `\\u001b`, which JSON reads as well, so that no terminal
+    obeys what a file brought."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def unknown(kind: str, given: str, known: Iterable[str], hint: str = "") -> UsageError:

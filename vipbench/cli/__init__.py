@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vipbench.cli.exit_codes import BUG, INTERRUPTED, NO_READER, OK, USAGE
+from vipbench.cli.terminal import clean_streams
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 some cells failed, 2 it cannot be done as asked,
     130 interrupted, 141 the reader of its output went away, 70 a mistake in vipbench itself."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal or log that cannot show `±` must not end a run of days.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    clean_streams()
     sys.exit(_run(sys.argv[1:] if args is None else args))
 
 

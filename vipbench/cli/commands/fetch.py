@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vipbench.cli.commands.text import clean
 from vipbench.cli.exit_codes import FAILED, OK, USAGE
+from vipbench.cli.terminal import raw
 from vipbench.errors import UsageError, unknown
 from vipbench.fetching import FetchError, Needed
 from vipbench.fetching.download import size
@@ -139,10 +140,10 @@ class _Shown:
         if self._live and now - self._last > 0.2:
             self._last = now
             of = "" if total is None else f" of {size(total)}, {100 * done / max(total, 1):.0f} %"
-            sys.stderr.write(f"\r\x1b[K{self._what[:50]}: {size(done)}{of}")
+            raw(sys.stderr).write(f"\r\x1b[K{clean(self._what, 50)}: {size(done)}{of}")
             sys.stderr.flush()
 
     def end(self) -> None:
         """Take the line away."""
         if self._live and self._last:
-            sys.stderr.write("\r\x1b[K")
+            raw(sys.stderr).write("\r\x1b[K")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vipbench.cli.commands.text import clean, columns
 from vipbench.cli.exit_codes import OK
+from vipbench.cli.terminal import raw
 from vipbench.engine.workers.driver import CatalogueEntry, catalogue
 from vipbench.errors import unknown
 
@@ -77,7 +78,7 @@ def _print_kind(kind: str, entries: list[CatalogueEntry], verbose: bool) -> None
 
 def _field(entry: CatalogueEntry, head: str) -> str:
     if head == "name":
-        return entry.name
+        return clean(entry.name)
     if head == "what":
         return clean(entry.help)
     if head == "needs":
@@ -107,4 +108,4 @@ def _print_rich(kind: str, heads: list[str], rows: list[list[str]]) -> None:
         table.add_column(head, no_wrap=head == "name", style="bold" if head == "name" else None)
     for row in rows:
         table.add_row(*(Text(value) for value in row))
-    Console().print(table)
+    Console(file=raw(sys.stdout)).print(table)

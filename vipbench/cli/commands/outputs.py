@@ -8,7 +8,7 @@ from typing import Any
 
 from vipbench.cli.commands.selection import Selection
 from vipbench.cli.commands.text import clean
-from vipbench.errors import UsageError
+from vipbench.errors import UsageError, printable
 from vipbench.results.records.cells import Cells
 from vipbench.results.store.store import Store
 from vipbench.results.tables import TableError, render
@@ -69,6 +69,6 @@ def _figure(spec: RunSpec, output: FigureOutput, cells: Cells, store: Store) -> 
 
 def _write(path: Path, text: str) -> str:
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(printable(text), encoding="utf-8")
     part.replace(path)
     return path.name

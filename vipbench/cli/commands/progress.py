@@ -10,6 +10,8 @@ from typing import Protocol
 
 from vipbench import trust
 from vipbench.cli.commands.text import duration
+from vipbench.cli.terminal import raw
+from vipbench.errors import printable
 
 # A log gets its first line after this time, in seconds, and then ever fewer.
 FIRST_LINE, RAREST_LINE = 10.0, 300.0
@@ -89,7 +91,7 @@ class Bar:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        self._console = Console(markup=False, highlight=False, emoji=False)
+        self._console = Console(file=raw(sys.stdout), markup=False, highlight=False, emoji=False)
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.fields[count]}", markup=False),
@@ -131,7 +133,7 @@ class Bar:
     def line(self, text: str) -> None:
         """See Reporter."""
         self._status.stop()
-        self._console.print(text, soft_wrap=True)
+        self._console.print(printable(text), soft_wrap=True)
 
     def stop(self) -> None:
         """See Reporter."""

@@ -12,7 +12,7 @@ from vipbench.cli.commands.disputes import tell_disputes
 from vipbench.cli.commands.selection import Selection, labels, opened
 from vipbench.cli.commands.text import columns
 from vipbench.cli.exit_codes import OK
-from vipbench.errors import UsageError, unknown
+from vipbench.errors import UsageError, printable, unknown
 from vipbench.results.records.cells import Cells, cells_of
 from vipbench.results.records.code import code
 from vipbench.results.records.comparable import differences, settings
@@ -127,6 +127,7 @@ def _default_table(cells: Cells, title: str | None) -> Table:
 
 def _write(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.part")
+    text = printable(text)
     part.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
     part.replace(path)
 

@@ -20,7 +20,7 @@ from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.engine.tuning import Searched, Tuned, judged, searched, with_ranges
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.driver import Plan
-from vipbench.errors import UsageError, unknown
+from vipbench.errors import UsageError, printable, unknown
 from vipbench.results import Record
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.store.store import Store
@@ -67,7 +67,7 @@ def save_trials(out: Path, tuned: Sequence[Tuned], asked: Asked) -> None:
                  score.mean, score.sd, score.cells, json.dumps({**trial.spec.hparams})]
             )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    (out / "trials.csv").write_text(text.getvalue(), encoding="utf-8")
+    (out / "trials.csv").write_text(printable(text.getvalue()), encoding="utf-8")
 
 
 def _chosen(one: Tuned, spec: RunSpec, metric: str) -> MethodSpec:

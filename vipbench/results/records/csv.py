@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from vipbench.errors import printable
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
@@ -64,8 +65,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """One row a record, in RECORD_COLUMNS. Raises OSError."""
-    write_csv(path, RECORD_COLUMNS, (record_row(r) for r in records))
+    """One row a record, in RECORD_COLUMNS; control characters are shown, see `printable`. Raises
+    OSError."""
+    rows = (record_row(record) for record in records)
+    shown = ([printable(v) if isinstance(v, str) else v for v in row] for row in rows)
+    write_csv(path, RECORD_COLUMNS, shown)
 
 
 def write_predictions(path: Path, pairs: Iterable[tuple[Record, Predictions]]) -> None:
@@ -124,7 +128,7 @@ def _dict(value: Any) -> dict[str, Any]:
 
 def _field(value: Any) -> Any:
     if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return printable(json.dumps(value, ensure_ascii=False, allow_nan=False))
     if isinstance(value, str):
         # A lone surrogate, an undecodable byte of a file name, has no place in UTF-8.
         return safe_text(value.encode("utf-8", "backslashreplace").decode())
