@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from vipbench import trust
+
 # Before anything imports torch: tests share the machine, also with their own worker processes,
 # and threads that wait for each other on a busy core take twenty times as long.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
-# Tests load plugins that they wrote; `cli` below starts without this, as a user does.
-os.environ["VIPBENCH_ALLOW_CODE"] = "1"
+# Tests load plugins that they wrote; processes that they start are asked, as a user is.
+trust.allow_everything()
 
 settings.register_profile("ci", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")

@@ -23,7 +23,6 @@ from vipbench.plugins.registry import load_registry
 @pytest.fixture(autouse=True)
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process in which nothing was named, with an empty list of trusted code."""
-    monkeypatch.delenv("VIPBENCH_ALLOW_CODE")
     monkeypatch.setenv("VIPBENCH_CONFIG", str(tmp_path / "config"))
     forget(monkeypatch)
     monkeypatch.setattr(files, "_beside", files._Beside())
