@@ -57,6 +57,7 @@ def test_failed_and_changed_cells(cli: Cli, toy: Path, tmp_path: Path) -> None:
     assert "changed since the last result: the plugin's code (" in dry
     done = cli(*run)
     assert done.returncode == 0
+    assert "1 cell of moody: changed since the last result: the plugin's code (" in done.stdout
     assert "1 record of the same cells under earlier settings is not shown." in done.stdout
 
 

@@ -50,6 +50,8 @@ def size(count: float) -> str:
     return f"{count / 1e3:.0f} kB"
 
 
+# Reasons to run cells again that are listed one by one.
+MOST_REASONS = 6
 WORDS = {"todo": "to do", "done": "done", "impossible": "impossible"}
 
 
@@ -100,7 +102,8 @@ class Screen(Observer):
                 f"none of the {plural(len(plan.cells), 'cell')} can be run: "
                 f"{listed(_grouped(impossible)[:3])}"
             )
-        for line in [*_settings(self.spec, plan), *_grouped(impossible), *_notices(plan)]:
+        told = [*_settings(self.spec, plan), *_grouped(impossible), *_notices(plan), *_again(todo)]
+        for line in told:
             self.shown.line(line)
         for cell in todo:
             self._waiting.setdefault(cell.group, set()).add(cell.key)
@@ -239,6 +242,23 @@ def _counts(plan: Plan) -> str:
 
 def _notices(plan: Plan) -> list[str]:
     return [f"note: {clean(notice)}" for notice in plan.notices]
+
+
+def _again(todo: Iterable[PlannedCell]) -> list[str]:
+    """Why cells that have a result are run, one line for each reason."""
+    groups: dict[str, list[PlannedCell]] = {}
+    for cell in todo:
+        if cell.reason:
+            groups.setdefault(cell.reason, []).append(cell)
+    lines = [
+        f"again: {plural(len(members), 'cell')} of "
+        f"{listed(dict.fromkeys(cell.method for cell in members))}: {clean(reason)}"
+        for reason, members in groups.items()
+    ]
+    more = len(lines) - MOST_REASONS
+    if more > 0:
+        lines[MOST_REASONS:] = [f"again: {plural(more, 'more reason')}, see --dry-run"]
+    return lines
 
 
 def _grouped(cells: Iterable[PlannedCell]) -> list[str]:
