@@ -151,7 +151,10 @@ def test_the_tutorial_letter_by_letter(cli: Cli, tmp_path: Path) -> None:
     # Section 3: the search goes behind `forward`.
     head, hook = method.split("\n\n@vipbench.hookimpl")
     (plugins / "proto_clip.py").write_text(f"{head}\n{search}\n\n@vipbench.hookimpl{hook}")
-    assert "Nothing to do" not in succeed(cli, first, tmp_path)  # a changed file runs again
+    again = succeed(cli, first, tmp_path)
+    assert "Nothing to do" not in again  # a changed file runs again
+    assert "proto-clip[alpha=0.9] §" in again
+    assert "--methods 'proto-clip[alpha=0.9]'" in again
 
     (plugins / "residual.py").write_text(residual)
     assert "residual" in succeed(cli, trained, tmp_path)

@@ -234,3 +234,22 @@ def test_other_datasets_and_a_return_to_the_old_code(
         assert {r.cell.dataset for r in store.records() if r.key in store.superseded()} == {
             "toy", "again",
         }  # fmt: skip
+
+
+def test_an_edited_backbone_plugin_runs_again(
+    cli: Cli, toy: Path, tmp_path: Path, repo: Path
+) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    source = (repo / "plugins" / "thumbnail.py").read_text()
+    command = ("run", "--methods", "ncm", "--datasets", f"npz:{toy / 'toy.npz'}", "--views", "none",
+               "--backbones", "thumbnail:4", "--plugins-dir", plugins, "--shots", "1",
+               "--seeds", "1", "--validation", "none", "--out", tmp_path / "out")  # fmt: skip
+    accuracies = []
+    for returned in ("pixels.flatten(1)", "pixels.flatten(1).mean().expand(len(pixels), self.dim)"):
+        (plugins / "thumbnail.py").write_text(source.replace("pixels.flatten(1)", returned))
+        done = cli(*command)
+        assert done.returncode == 0, done.stderr
+        assert "1 to do" in done.stdout
+        accuracies += vipbench.load_results(tmp_path / "out").accuracy.tolist()
+    assert accuracies == [1.0, 0.5]

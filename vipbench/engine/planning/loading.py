@@ -279,8 +279,19 @@ def _name_images(dataset: Dataset, spec: RunSpec, source: str) -> list[str]:
 
 
 def load_backbone(registry: Registry, source: str) -> LoadedBackbone:
-    """Load `source` with its weights; raises UsageError."""
+    """Load `source` with its weights; raises UsageError.
+
+    A plugin's code enters its backbone's fingerprint, of which keys and cached features are made:
+    an edited forward pass never finds the features of the old one."""
     backbone, plugin = registry.backbone(source)
+    if not plugin.builtin:
+        try:
+            backbone.fingerprint = sha([backbone.fingerprint, plugin.code_sha256])
+        except AttributeError as error:
+            raise UsageError(
+                f"{plugin}: backbone '{source}': `fingerprint` must be an attribute, to which "
+                f"the code of the plugin is added ({error})"
+            ) from error
     return LoadedBackbone(backbone, plugin, source)
 
 
