@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from platformdirs import user_cache_path
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 CACHE_VARIABLE = "VIPBENCH_CACHE"
@@ -56,7 +56,8 @@ class Shelf:
     folder: Path
     parts: Mapping[str, Any]
     problems: list[str] = field(default_factory=list)
-    _rows: dict[Item, tuple[Tensor, int]] = field(default_factory=dict)
+    # Of each item its row, in features that were put here or in a block on the disk.
+    _rows: dict[Item, tuple[Tensor | Path, int]] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _opened: bool = False
     _writable: bool = True
@@ -65,12 +66,24 @@ class Shelf:
         """Those of `items` that are there: item -> (D,)."""
         if not self._opened:
             self._open()
-        found = {}
+        found: dict[Item, Tensor] = {}
+        wanted: dict[Path, list[tuple[Item, int]]] = {}
         for item in items:
             at = self._rows.get(item)
-            if at is not None:
+            if at is None:
+                continue
+            if isinstance(at[0], Path):
+                wanted.setdefault(at[0], []).append((item, at[1]))
+            else:
                 found[item] = at[0][at[1]]
-        return found
+        for file, places in wanted.items():
+            block = self._read(file)
+            if block is None:
+                self._rows = {item: at for item, at in self._rows.items() if at[0] != file}
+                continue
+            rows = block["features"][[row for _, row in places]]  # a copy; the block may go
+            found.update(zip([item for item, _ in places], rows, strict=True))
+        return {item: found[item] for item in items if item in found}
 
     def put(self, items: Sequence[Item], features: Tensor) -> None:
         """Keep features (n,D) of n items."""
@@ -136,22 +149,26 @@ class Shelf:
         except OSError:
             blocks = []
         for file in blocks:
-            try:
-                with file.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            except OSError as error:
-                self.problems.append(f"a block of the feature cache cannot be read ({error})")
-                continue
-            if digest != file.stem:
-                self.problems.append(
-                    f"a block of the feature cache is damaged and was encoded again: {file.name}"
-                )
-                self._remove(file)
-                continue
-            # Mapped, not read: rows come from the disk when they are asked for.
-            tensors = load_file(file)
-            for row, (index, view) in enumerate(tensors["items"].tolist()):
-                self._rows[index, view] = tensors["features"], row
+            block = self._read(file)
+            if block is not None:
+                for row, (index, view) in enumerate(block["items"].tolist()):
+                    self._rows[index, view] = file, row
+
+    def _read(self, file: Path) -> dict[str, Tensor] | None:
+        """A block, in memory; None where it cannot be read or is not what its name says."""
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            self.problems.append(f"a block of the feature cache cannot be read ({error})")
+            return None
+        if hashlib.sha256(content).hexdigest() != file.stem:
+            self.problems.append(
+                f"a block of the feature cache is damaged and was encoded again: {file.name}"
+            )
+            self._remove(file)
+            return None
+        found: dict[str, Tensor] = load(content)
+        return found
 
     def _remove(self, file: Path) -> None:
         try:
