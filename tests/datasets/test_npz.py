@@ -54,7 +54,7 @@ def test_large_compressed_arrays_go_through_a_temporary_file(make_npz, monkeypat
     _, plain = load(path)
     monkeypatch.setattr(_npzfile, "IN_MEMORY_BYTES", 10)
     dataset, unpacked = load(path)
-    assert isinstance(unpacked["train"].images._array, np.memmap)
+    assert isinstance(unpacked["train"].images._rows, np.memmap)
     assert np.array_equal(unpacked["train"].images[7], plain["train"].images[7])
     assert dataset.fingerprint(unpacked) == dataset.fingerprint(plain)
 

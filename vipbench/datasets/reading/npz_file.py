@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vipbench.api.dataset import DataError
+from vipbench.images import ImageError
 
 # Compressed arrays up to this size are held in memory; larger ones are unpacked to a temporary
 # file. Uncompressed ones, of any size, are read from where they lie.
@@ -50,26 +53,47 @@ class Member:
             array: Array = np.lib.format.read_array(file, allow_pickle=False)
             return array
 
-    def map(self) -> Array:
+    def rows(self) -> Array | _Rows:
         """The array, read from disk as it is used, or in memory where it is small."""
         size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         with _errors(self.path, self.key), zipfile.ZipFile(self.path) as archive:
             info = archive.getinfo(f"{self.key}.npy")
-            if info.compress_type == zipfile.ZIP_STORED and size > 0:
-                start = _data_start(self.path, info) + self.header_bytes
-                return self._memmap(self.path, start)
+            if info.compress_type == zipfile.ZIP_STORED and size > 0 and not self.fortran:
+                return _Rows(self, _data_start(self.path, info) + self.header_bytes)
             if size <= IN_MEMORY_BYTES:
                 return self.read()
             # It has no name, and is gone from the disk when the map is.
             with tempfile.TemporaryFile() as unpacked, archive.open(info) as file:
                 shutil.copyfileobj(file, unpacked, 1024 * 1024)
                 unpacked.flush()
-                return self._memmap(unpacked, self.header_bytes)
+                order: Literal["F", "C"] = "F" if self.fortran else "C"
+                mapped: Array = np.memmap(
+                    unpacked, self.dtype, "r", self.header_bytes, self.shape, order
+                )
+                return mapped
 
-    def _memmap(self, file: Any, offset: int) -> Array:
-        order: Literal["F", "C"] = "F" if self.fortran else "C"
-        mapped: Array = np.memmap(file, self.dtype, "r", offset, self.shape, order)
-        return mapped
+
+class _Rows:
+    """Rows of an uncompressed member, read out of the file that was opened first: one that takes
+    its place is never looked at, and one that is cut short is an error. Reading from a map of it
+    would end the process."""
+
+    def __init__(self, member: Member, start: int) -> None:
+        self._member, self._start = member, start
+        self._file = os.open(member.path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+
+    def __getitem__(self, index: int) -> Array:
+        member, shape = self._member, self._member.shape[1:]
+        size = int(np.prod(shape, dtype=np.int64)) * member.dtype.itemsize
+        with _errors(member.path, member.key):
+            data = os.pread(self._file, size, self._start + index * size)
+        if len(data) < size:
+            raise ImageError(
+                f"'{member.path}': array '{member.key}' was cut short while it was in use; copy or "
+                "download it again"
+            )
+        return np.frombuffer(data, member.dtype).reshape(shape)
 
 
 class LazyImages(Sequence[npt.NDArray[np.uint8]]):
@@ -88,14 +112,14 @@ class LazyImages(Sequence[npt.NDArray[np.uint8]]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return np.array(self._array[index])
+        return np.array(self._rows[range(len(self))[index]])
 
     @cached_property
-    def _array(self) -> Array:
-        return self.member.map()
+    def _rows(self) -> Array | _Rows:
+        return self.member.rows()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"member": self.member}  # a map does not travel between processes
+        return {"member": self.member}  # an open file does not travel between processes
 
 
 def read_members(path: Path) -> dict[str, Member]:
