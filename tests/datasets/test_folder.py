@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vipbench.api import DataError
 from vipbench.datasets.folder import FolderDataset
+from vipbench.datasets.reading.image_files import without_partners
 from vipbench.errors import UsageError
 
 
@@ -104,7 +106,7 @@ def test_what_is_missing_is_named(tmp_path, make_images):
     make_images(tmp_path, ["one/a.png"])
     layout_error(tmp_path, "holds 1 class folders; expected two or more")
     (tmp_path / "two").mkdir()
-    layout_error(tmp_path, r"class folder '.*two' holds no images; looked for \.bmp, .*\.png")
+    layout_error(tmp_path, r"class folder '.*two' holds no images; looked for .*\.bmp, .*\.png")
     (tmp_path / "two/scan.dcm").touch()
     layout_error(tmp_path, r"two' holds no images \(it holds '\.dcm' files\)")
     make_images(tmp_path, ["two/a.png"])
@@ -251,3 +253,71 @@ def test_relative_to_the_data_folder(tmp_path, make_images, monkeypatch):
     dataset = FolderDataset("skin/")
     assert dataset.name == "skin"
     assert len(dataset.load(tmp_path / "root")["train"]) == 2
+
+
+def test_files_of_other_kinds_and_partners_of_images(tmp_path):
+    def save(name: str, n: int) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        form = {
+            "jfif": "JPEG",
+            "jpg": "JPEG",
+            "jp2": "JPEG2000",
+            "pgm": "PPM",
+            "bmp": "BMP",
+            "png": "PNG",
+        }
+        mode = "L" if path.suffix == ".pgm" else "RGB"
+        Image.new("RGB", (8, 8), (n, 2 * n, 90)).convert(mode).save(
+            path, form.get(path.suffix[1:].lower(), path.suffix[1:].upper())
+        )
+
+    names = ["train/a/1.jfif", "train/a/2.gif", "train/a/3.jp2", "train/a/4.PGM", "train/b/1.webp",
+             "train/b/2.png", "val/a/1.png", "val/b/1.png", "test/a/1.tiff", "test/b/1.bmp",
+             "test/b/scan (1).png"]  # fmt: skip
+    left = ["train/b/2_mask.png", "test/b/scan (1)_mask_1.png", "test/b/masks/1.png"]
+    for n, name in enumerate((*names, *left)):
+        save(name, n)
+    for name in ("train/a/x.dcm", "train/a/y.DCM", "test/b/z.heic", "test/b/README"):
+        (tmp_path / name).write_bytes(b"other")
+    for name in ("train/a/@eaDir/1.jfif/SYNOPHOTO_THUMB_M.jpg", "train/a/SYNOPHOTO_THUMB_M.jpg",
+                 "train/a/.thumbnails/1.png", "train/b/#recycle/9.png"):  # fmt: skip
+        save(name, 77)
+    for name in ("train/a/Thumbs.db", "train/b/desktop.ini", "train/b/1.png:Zone.Identifier"):
+        (tmp_path / name).write_bytes(b"litter")
+    dataset, splits = load(tmp_path)
+    assert sorted(i for split in splits.values() for i in split.ids) == sorted(names)
+    for split in splits.values():
+        for i in range(len(split)):
+            assert split.open(i).size == (8, 8)
+    others, partners = dataset.notes
+    assert "4 files" in others
+    assert all(part in others for part in ("2 .dcm", "1 .heic", "1 without an ending"))
+    assert "3 files" in partners
+    assert "'train/b/2_mask.png'" in partners
+
+
+@pytest.mark.parametrize(
+    ("names", "partners"),
+    [
+        (["1.png", "1_mask.png", "1_mask_2.png", "Mask_1.png", "1.png.mask.png"], 4),
+        (["ISIC_1.jpg", "ISIC_1_segmentation.png", "ISIC_1_superpixels.png"], 2),
+        (["images/1.png", "masks/1.png", "masks/1_left.png"], 2),
+        (["1.png", "1_thumb.jpg", "1-overlay.jpg", "1 annotated.png"], 3),
+        (["1_mask.png", "2_mask.png"], 0),
+        (["1.png", "1_2.png", "11.png", "unmasked.png", "1_label_a.png"], 0),
+    ],
+)
+def test_partners_are_known_by_the_names_of_images_beside_them(tmp_path, names, partners):
+    files = [tmp_path / name for name in names]
+    own, found = without_partners(files, tmp_path)
+    assert len(found) == partners
+    assert own == [file for file in files if file not in found]
+
+
+def test_images_that_differ_in_the_ending_alone_are_both_read(tmp_path, make_images):
+    make_images(tmp_path, files("train/a", 2) + files("train/b", 2) + files("test/a", 2))
+    make_images(tmp_path, ["train/a/0.jpg", "val/a/0.png", "val/b/0.png", "test/b/0.png"])
+    dataset, splits = load(tmp_path)
+    assert splits["train"].counts(2) == [3, 2]
+    assert any("1 pairs of images" in note and "0.jpg" in note for note in dataset.notes)

@@ -21,8 +21,8 @@ import vipbench
 from vipbench.api.dataset import DataError, Dataset, Split
 from vipbench.datasets.reading.card import Card, find_card
 from vipbench.datasets.reading.draw_split import draw_split
+from vipbench.datasets.reading.image_files import IMAGE_SUFFIXES, PassedOver
 from vipbench.datasets.reading.paths import (
-    IMAGE_SUFFIXES,
     find_source,
     images_below,
     listed,
@@ -75,16 +75,17 @@ class FolderDataset(Dataset):
         if not folders:
             raise DataError(f"folder '{path}' holds no folders; {_LAYOUT}")
         splits, notes = split_folders(path, folders, card.named(), trusted)
+        passed = PassedOver(path)
         if splits:
-            found, listings, loose = _read_splits(path, splits, trusted)
+            found, listings, loose = _read_splits(path, splits, trusted, passed)
             notes += loose
         else:
-            found, listing, loose = class_folders(path, path, folders, trusted)
+            found, listing, loose = class_folders(path, path, folders, trusted, passed)
             notes += loose
             listings = _draw(path, found, listing, RATIOS)
             ratios = "/".join(str(10 * r) for r in RATIOS)
             self.caption = f"Split {ratios} drawn by vipbench, stratified, seed {SEED}."
-        self.notes = tuple(notes)
+        self.notes = (*notes, *passed.notes())
         if "val" not in listings:
             drawn = _draw(path, found, listings["train"], (9, 1, 0))
             listings |= {name: drawn[name] for name in ("train", "val")}
@@ -159,14 +160,14 @@ def _check_classes(path: Path, folders: Sequence[Path], trusted: Sequence[Path])
 
 
 def _read_splits(
-    path: Path, splits: Mapping[str, Path], trusted: Sequence[Path]
+    path: Path, splits: Mapping[str, Path], trusted: Sequence[Path], passed: PassedOver
 ) -> tuple[list[str], dict[str, _Listing], list[str]]:
     listings: dict[str, _Listing] = {}
     classes: dict[str, list[str]] = {}
     notes: list[str] = []
     for name, folder in splits.items():
         folders = visible_folders(folder, path, trusted)
-        classes[name], listings[name], loose = class_folders(path, folder, folders, trusted)
+        classes[name], listings[name], loose = class_folders(path, folder, folders, trusted, passed)
         notes += loose
     first = classes["train"]
     for name, found in classes.items():
@@ -182,10 +183,14 @@ def _read_splits(
 
 
 def class_folders(
-    path: Path, parent: Path, folders: Sequence[Path], trusted: Sequence[Path] = ()
+    path: Path,
+    parent: Path,
+    folders: Sequence[Path],
+    trusted: Sequence[Path],
+    passed: PassedOver,
 ) -> tuple[list[str], _Listing, list[str]]:
     """Classes, images and labels in the class folders `folders` of `parent`, below `path`, and
-    sentences on what was left out."""
+    sentences on what was left out beside them; what was left out within them goes to `passed`."""
     if len(folders) < 2:
         raise DataError(
             f"folder '{parent}' holds {len(folders)} class folders; expected two or more. {_LAYOUT}"
@@ -196,11 +201,13 @@ def class_folders(
     for label, folder in enumerate(folders):
         mine, others = images_below(folder, path, trusted)
         if not mine:
-            seen = f" (it holds {listed(sorted(others))} files)" if others else ""
+            kinds = sorted({other.suffix.lower() or other.name for other in others})
+            seen = f" (it holds {listed(kinds)} files)" if others else ""
             raise DataError(
                 f"class folder '{folder}' holds no images{seen}; looked for "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}, in any case"
             )
+        mine = passed.take(folder, mine, others)
         images += mine
         labels += [label] * len(mine)
     names = [clean(folder.name) for folder in folders]

@@ -15,6 +15,7 @@ from vipbench.datasets.csv_manifest import card_of, image_folders
 from vipbench.datasets.folder import class_folders, split_folders
 from vipbench.datasets.reading.card import Card, find_card
 from vipbench.datasets.reading.draw_split import draw_split
+from vipbench.datasets.reading.image_files import PassedOver
 from vipbench.datasets.reading.manifest import Entry, classes_of, read_manifest
 from vipbench.datasets.reading.paths import find_source, visible_folders
 from vipbench.datasets.reading.rows import Row, locate
@@ -156,14 +157,15 @@ def _from_folder(path: Path, group: str | None, images: Path | None) -> _Found:
     folders = visible_folders(path, path, trusted)
     if split_folders(path, folders, card.named(), trusted)[0]:
         raise UsageError(f"'{path}' has a split already: its folders train and test")
-    found, (files, labels), notes = class_folders(path, path, folders, trusted)
+    passed = PassedOver(path)
+    found, (files, labels), notes = class_folders(path, path, folders, trusted, passed)
     entries = [
         Entry(
             f"folder '{path}'", image.relative_to(path).as_posix(), found[label], None, None, None
         )
         for image, label in zip(files, labels, strict=True)
     ]
-    return card, entries, notes
+    return card, entries, [*notes, *passed.notes()]
 
 
 def _write(path: Path, entries: Sequence[Entry]) -> None:

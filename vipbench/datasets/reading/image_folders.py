@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vipbench.api.dataset import DataError
-from vipbench.datasets.reading.paths import IMAGE_SUFFIXES, listed
+from vipbench.datasets.reading.image_files import IMAGE_SUFFIXES
+from vipbench.datasets.reading.paths import listed
 
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 

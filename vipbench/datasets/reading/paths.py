@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path, PurePosixPath
 
 from vipbench.api.dataset import SPLITS, DataError
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+from vipbench.datasets.reading.image_files import IMAGE_SUFFIXES, is_litter
 
 
 def find_source(argument: str, root: Path | None, what: str) -> Path:
@@ -48,12 +47,12 @@ def visible_folders(folder: Path, root: Path, trusted: Sequence[Path] = ()) -> l
 
 def images_below(
     folder: Path, root: Path, trusted: Sequence[Path] = ()
-) -> tuple[list[Path], set[str]]:
-    """Image files in `folder` and its subfolders, in natural order, and the suffixes of the
-    files that were passed over. Raises DataError for a link that leaves `root` and the folders
+) -> tuple[list[Path], list[Path]]:
+    """Image files in `folder` and its subfolders, in natural order, and the files that are none.
+    Raises DataError for a link that leaves `root` and the folders
     `trusted`, and for a name that is not UTF-8."""
     images: list[Path] = []
-    others: set[str] = set()
+    others: list[Path] = []
     seen: set[Path] = set()
 
     def walk(current: Path) -> None:
@@ -67,7 +66,7 @@ def images_below(
             elif entry.suffix.lower() in IMAGE_SUFFIXES:
                 images.append(entry)
             else:
-                others.add(entry.suffix.lower() or entry.name)
+                others.append(entry)
 
     walk(folder)
     return sorted(images, key=lambda path: natural_key(stable_name(path, root))), others
@@ -106,14 +105,14 @@ def loose_images(folder: Path, root: Path, trusted: Sequence[Path] = ()) -> list
 
 
 def _entries(folder: Path, root: Path, trusted: Sequence[Path]) -> Iterator[Path]:
-    """What is in `folder`, without hidden files; links must stay inside `root` or `trusted`."""
+    """What is in `folder`, without litter; links must stay inside `root` or `trusted`."""
     inner = [place.resolve() for place in (root, *trusted)]
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"folder '{folder}' cannot be read: {error.strerror}") from error
     for entry in entries:
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
+        if is_litter(entry.name):
             continue
         if not is_text(entry.name):
             raise DataError(
