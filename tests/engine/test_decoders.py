@@ -23,7 +23,6 @@ from tests.engine.light import Light, OwnWay, Shrink
 from tests.reliability import grid
 from vipbench import api
 from vipbench.engine.features import decode_pool as decoders
-from vipbench.engine.features import images as pictures
 from vipbench.engine.features.features import Features
 from vipbench.engine.planning.loading import load_backbone
 from vipbench.errors import UsageError
@@ -89,13 +88,13 @@ def encoded(
 def opened_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that this process opens from now on."""
     names: list[str] = []
-    whole = pictures.open_image
+    whole = api.Split.open_given
 
-    def counted(image: Any, name: str) -> Image.Image:
-        names.append(name)
-        return whole(image, name)
+    def counted(split: api.Split, index: int, image: Any) -> Image.Image:
+        names.append(split.ids[index])
+        return whole(split, index, image)
 
-    monkeypatch.setattr(pictures, "open_image", counted)
+    monkeypatch.setattr(api.Split, "open_given", counted)
     return names
 
 

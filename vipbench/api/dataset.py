@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vipbench.fetching import Needed
-from vipbench.images import ImageLike, digest_image, open_image
+from vipbench.images import ImageLike, PixelRange, digest_image, open_image
 
 SPLITS = ("train", "val", "test")
 
@@ -32,12 +32,17 @@ class Split:
     labels: (N,) integers in [0, C).
     ids: N stable names of the images, unique within the split (a relative path, an index).
     groups: N patient or lesion ids where the data has them, else None.
+    planned: N digests of the images (`digest_image`) with which a run was planned; an image that
+        has another by the time it is opened is an error. The run sets them.
+    pixels: what values of more than 8 bits mean; the run decides it for the whole dataset.
     """
 
     images: Sequence[ImageLike]
     labels: npt.NDArray[np.int64]
     ids: tuple[str, ...]
     groups: tuple[str, ...] | None = None
+    planned: tuple[str, ...] | None = None
+    pixels: PixelRange | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -55,11 +60,22 @@ class Split:
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of each image's content (`digest_image`), computed once. Raises ImageError."""
+        if self.planned is not None:
+            return self.planned
         return tuple(digest_image(self.images[i], name=name) for i, name in enumerate(self.ids))
 
     def open(self, index: int) -> Image.Image:
-        """The image `index` as RGB. Raises ImageError naming the file when it cannot be read."""
-        return open_image(self.images[index], name=self.ids[index])
+        """The image `index` as RGB. Raises ImageError naming the file when it cannot be read, and
+        ImageChangedError when it is not the one that the run was planned with."""
+        return self.open_given(index, self.images[index])
+
+    def open_given(self, index: int, image: ImageLike) -> Image.Image:
+        """The same of `image`, which `images` gave for `index`."""
+        return open_image(image, self.ids[index], self.pixels, self.expected(index))
+
+    def expected(self, index: int) -> str | None:
+        """The digest with which the run was planned."""
+        return None if self.planned is None else self.planned[index]
 
     def counts(self, n_classes: int) -> list[int]:
         """Images of each class, length C."""
@@ -83,6 +99,8 @@ class Dataset(ABC):
         exports leave them out, so they may name files and groups.
     takes_images: whether the data list image files that may lie in a folder of their own;
         `image_root` is then the folder that the user named for them (`--images`), or None.
+    pixels: which values of images of more than 8 bits become black and white, where the user says
+        so; None where the images have to tell.
     revision: raise it when the loader's output changes.
     """
 
@@ -98,6 +116,7 @@ class Dataset(ABC):
     notes: tuple[str, ...] = ()
     takes_images: ClassVar[bool] = False
     image_root: Path | None = None
+    pixels: PixelRange | None = None
     revision: ClassVar[int] = 1
 
     @abstractmethod
@@ -131,13 +150,17 @@ class Dataset(ABC):
 
     def fingerprint(self, splits: Mapping[str, Split]) -> str:
         """A digest of content, labels, splits and groups; never of paths."""
-        return fingerprint_splits(self.class_names, splits, self.revision)
+        return fingerprint_splits(self.class_names, splits, self.revision, self.pixels)
 
 
 def fingerprint_splits(
-    class_names: Sequence[str], splits: Mapping[str, Split], revision: int = 1
+    class_names: Sequence[str],
+    splits: Mapping[str, Split],
+    revision: int = 1,
+    pixels: PixelRange | None = None,
 ) -> str:
-    """SHA-256 over class names, every image's content, label and group, split by split."""
+    """SHA-256 over class names, every image's content, label and group, split by split, and over
+    what the user says of pixels."""
     digest = hashlib.sha256()
 
     def put(*parts: Any) -> None:
@@ -146,6 +169,8 @@ def fingerprint_splits(
             digest.update(len(data).to_bytes(8, "little") + data)
 
     put("vipbench-dataset", revision, *class_names)
+    if pixels is not None:
+        put("pixels", pixels.source, float(pixels.low), float(pixels.high))
     for name in SPLITS:
         split = splits[name]
         put(name, len(split))

@@ -11,11 +11,14 @@ licence: CC BY 4.0
 citation: ...
 caption: ...
 sharing: local                        # or: allowed
+bits: 12                              # of images that keep fewer than 16 bits in 16
+window: [-200, 300]                   # or: the stored values that become black and white
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +28,13 @@ from vipbench.api.dataset import DataError, Dataset
 from vipbench.datasets.reading.paths import inside, listed
 from vipbench.datasets.reading.spelling import alike, clean, skeleton
 from vipbench.errors import UsageError, unknown
+from vipbench.images.depth import CARD_BITS, CARD_WINDOW, PixelRange
 from vipbench.runspec.yaml import read_yaml
 from vipbench.symptoms import load_symptoms, parse_symptoms
 
 COLUMNS = ("path", "label", "split", "group", "sha256")
 _TEXTS = ("modality", "licence", "citation", "caption", "images")
-_KEYS = ("class_names", "columns", "templates", "symptoms", "sharing", *_TEXTS)
+_KEYS = ("class_names", "columns", "templates", "symptoms", "sharing", "bits", "window", *_TEXTS)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Card:
 
     class_names: names by label, or a mapping from what the data call a class to its display
         name. columns: what a CSV's columns are called. symptoms: a path, or class -> texts.
+        pixels: what `bits` or `window` says.
     """
 
     path: Path
@@ -52,6 +57,7 @@ class Card:
     caption: str = ""
     images: str = ""
     sharing: Literal["local", "allowed"] | None = None
+    pixels: PixelRange | None = None
 
     def display_names(self, found: Sequence[str]) -> tuple[str, ...]:
         """Display names of the classes that the data call `found`; they must differ."""
@@ -111,6 +117,8 @@ class Card:
             dataset.caption = f"{self.caption} {dataset.caption}".strip()
         if self.sharing is not None:
             dataset.sharing = self.sharing
+        if self.pixels is not None:
+            dataset.pixels = self.pixels
         if isinstance(self.symptoms, Path):
             dataset.symptoms = load_symptoms(self.symptoms, dataset.class_names).symptoms
         elif self.symptoms is not None:
@@ -183,6 +191,20 @@ def _make(path: Path, given: Mapping[str, Any]) -> Card:
         if given["sharing"] not in ("local", "allowed"):
             raise wrong("sharing", "'local' or 'allowed'")
         parts["sharing"] = given["sharing"]
+    if "bits" in given and "window" in given:
+        raise UsageError(f"card '{path}': give bits or window, not both")
+    if "bits" in given:
+        bits = given["bits"]
+        if type(bits) is not int or not 9 <= bits <= 16:
+            raise wrong("bits", "a whole number from 9 to 16: the bits that are used of 16")
+        parts["pixels"] = PixelRange(0, (1 << bits) - 1, CARD_BITS)
+    if "window" in given:
+        window = given["window"]
+        if not isinstance(window, list) or len(window) != 2 or not all(map(_is_number, window)):
+            raise wrong("window", "[LOW, HIGH], the stored values that become black and white")
+        if not window[0] < window[1]:
+            raise wrong("window", "[LOW, HIGH] with LOW below HIGH")
+        parts["pixels"] = PixelRange(window[0], window[1], CARD_WINDOW)
     return Card(path, **parts)
 
 
@@ -201,6 +223,10 @@ def _class_names(given: Any, wrong: Any) -> tuple[str, ...] | dict[str, str]:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_template(value: Any) -> bool:

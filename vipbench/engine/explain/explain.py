@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from vipbench.api import Backbone, open_image
+from vipbench.api import Backbone
 from vipbench.engine.explain.prompt_files import Trained, open_run, restore, runner_of
 from vipbench.engine.planning.cells import PlanCell
 from vipbench.engine.planning.protocols import test_rows, test_split
@@ -132,7 +132,7 @@ def explain(
         found_cosines = _cosines(own, features, weights)
         for n, path in enumerate(paths):
             shown = path.name if include_paths else f"image {n + 1}"
-            image = open_image(path, str(path))
+            image = trained.open(path)
             made.images.append(
                 Explained(path.name, shown, None, found_scores[n], found_cosines[n], image)
             )

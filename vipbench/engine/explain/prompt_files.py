@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
@@ -31,6 +32,7 @@ from vipbench.engine.planning.protocols import home
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.workers.session import Session
 from vipbench.errors import UsageError
+from vipbench.images import PixelRange
 from vipbench.plugins.registry import Registry
 from vipbench.results.sharing.privacy import withheld
 from vipbench.results.store.store import Store
@@ -43,13 +45,19 @@ VERSION = 2
 @dataclass(frozen=True)
 class Trained:
     """A method with what it learned, for the images of its backbone. tensors: what a prompt file
-    holds of it."""
+    holds of it. pixels: what values of more than 8 bits meant in the dataset it was trained on.
+    """
 
     method: Method
     backbone: LoadedBackbone
     class_names: tuple[str, ...]
     card: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    pixels: PixelRange | None = None
+
+    def open(self, path: Path) -> Image.Image:
+        """An image file as those of its dataset are read. Raises ImageError."""
+        return open_image(path, str(path), self.pixels)
 
     @torch.no_grad()
     def score(self, x: Tensor) -> Tensor:
@@ -62,7 +70,7 @@ class Trained:
     def inputs(self, paths: Sequence[Path]) -> Tensor:
         """Image files as the method takes them."""
         towers = self.backbone.backbone
-        pixels = torch.stack([towers.preprocess(open_image(path, str(path))) for path in paths])
+        pixels = torch.stack([towers.preprocess(self.open(path)) for path in paths])
         pixels = pixels.to(towers.device)
         return pixels if self.method.inputs == "images" else towers.encode_image(pixels)
 
@@ -92,7 +100,9 @@ def restore(session: Session, cell: PlanCell, parameters: bytes | None) -> Train
             "too large to keep, or the record is older than the keeping"
         )
     fill(method, {} if parameters is None else load(parameters))
-    return Trained(method, cell.backbone, cell.data.dataset.class_names, {})
+    data = cell.data
+    pixels = data.splits["train"].pixels
+    return Trained(method, cell.backbone, data.dataset.class_names, {}, pixels=pixels)
 
 
 def pack(
@@ -100,6 +110,7 @@ def pack(
 ) -> bytes:
     """The prompt file of a finished cell. private: whether it may hold single images' features."""
     data, towers = cell.data, cell.backbone.backbone
+    pixels = data.splits["train"].pixels
     card = {
         "format": FORMAT,
         "version": VERSION,
@@ -124,6 +135,7 @@ def pack(
         "dataset_licence": data.dataset.licence,
         "dataset_citation": data.dataset.citation,
         "caption": data.dataset.caption,
+        "pixels": None if pixels is None else pixels.to_json(),
         "test_accuracy": metrics.get("accuracy"),
         "contains_patient_data": private,
     }
@@ -153,7 +165,8 @@ def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -
         }
         templates = tuple(map(str, card["templates"]))
         source, fingerprint = card["backbone"], card["backbone_fingerprint"]
-    except (KeyError, TypeError, AttributeError) as error:
+        pixels = PixelRange.from_json(card.get("pixels"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path.name}: its card is incomplete or damaged ({error})") from None
     backbone = load_backbone(registry, source)
     if backbone.backbone.fingerprint != fingerprint:
@@ -165,7 +178,7 @@ def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -
     )  # fmt: skip
     built = method(task, make_hparams(method, hparams)).to(task.device)
     fill(built, tensors)
-    return Trained(built, backbone, names, card, tensors)
+    return Trained(built, backbone, names, card, tensors, pixels)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

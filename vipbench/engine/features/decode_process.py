@@ -17,6 +17,7 @@ from torch import Tensor
 from vipbench.api import Views, open_image
 from vipbench.engine.features.views import training_view
 from vipbench.fetching import offline
+from vipbench.images import PixelRange
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -24,12 +25,15 @@ Transform = Callable[[Image.Image], Tensor]
 @dataclass(frozen=True)
 class Job:
     """What a decoder makes of one image. image: absolute path, or uint8 array. size: H. views: None
-    for the evaluation view, once for each of `keys`; else training views drawn by them."""
+    for the evaluation view, once for each of `keys`; else training views drawn by them. scale,
+    sha256: as `open_image` takes them."""
 
     image: str | npt.NDArray[np.uint8]
     size: int
     views: Views | None
     keys: tuple[tuple[object, ...], ...]
+    scale: PixelRange | None = None
+    sha256: str | None = None
 
     def pixels(self, image: Image.Image, preprocess: Transform) -> list[Tensor]:
         """The preprocessed views (3,H,H) of the opened `image`."""
@@ -68,7 +72,7 @@ def serve(link: Connection) -> None:
 def _answer(link: Connection, job: Job, transform: Transform) -> None:
     """Send type and shape of each view, then their bytes; None where the job cannot be done."""
     try:
-        views = job.pixels(open_image(job.image), transform)
+        views = job.pixels(open_image(job.image, "image", job.scale, job.sha256), transform)
         views = [view.detach().cpu().contiguous() for view in views]
         heads = [(view.dtype, tuple(view.shape)) for view in views]
     except Exception:  # the thread tries it, too, and tells the user

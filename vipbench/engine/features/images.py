@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vipbench.api import ImageBackbone, ImageLike, Split, Views, open_image
+from vipbench.api import ImageBackbone, ImageLike, Split, Views
 from vipbench.engine.features import decode_pool as decoders
 from vipbench.engine.features.cache import Item
 from vipbench.engine.features.decode_pool import Decoders, NotPortableError
@@ -115,13 +115,17 @@ class Pictures:
     def _start(
         self, split: str, views: tuple[Views, int] | None, work: _Work
     ) -> Future[list[Tensor]]:
+        source = self.splits[split]
         keys: list[tuple[object, ...]] = [() for _ in work.views]
         if views is not None:
-            digest = self.splits[split].digests[work.index]
+            digest = source.digests[work.index]
             keys = [(digest, views[1], v) for v in work.views]
         sent = None if self._decoders is None else _sendable(work.given)
         size = self.backbone.image_size
-        job = Job("" if sent is None else sent, size, views and views[0], tuple(keys))
+        job = Job(
+            "" if sent is None else sent, size, views and views[0], tuple(keys), source.pixels,
+            source.expected(work.index),
+        )  # fmt: skip
         # An image that a decoder opens is not kept here; it cuts all views that a batch has of it
         # from one decoding.
         alone = partial(self._run, split, work, job, views is not None and sent is None)
@@ -141,7 +145,7 @@ class Pictures:
         image = work.kept
         if image is None:
             assert work.given is not None
-            image = open_image(work.given, name=self.splits[split].ids[work.index])
+            image = self.splits[split].open_given(work.index, work.given)
         if keep:
             self._keep((split, work.index), image)
         return job.pixels(image, self.backbone.preprocess)

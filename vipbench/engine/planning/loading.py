@@ -17,6 +17,7 @@ import numpy.typing as npt
 from vipbench.api import SPLITS, Dataset, ImageBackbone, ImageError
 from vipbench.api.dataset import DataError, Split
 from vipbench.engine.planning.leaks import equal_images, group_overlap, kept_summary
+from vipbench.engine.planning.pixels import examine
 from vipbench.engine.planning.sampling import nested_order
 from vipbench.errors import UsageError
 from vipbench.images import ImageLike
@@ -131,10 +132,9 @@ def subset(split: Split, rows: Sequence[int]) -> Split:
     labels: npt.NDArray[np.int64] = split.labels[list(rows)]
     groups = None if split.groups is None else tuple(split.groups[i] for i in rows)
     ids = tuple(split.ids[i] for i in rows)
-    some = Split(_Some(split.images, tuple(rows)), labels, ids, groups)
-    if (digests := vars(split).get("digests")) is not None:
-        vars(some)["digests"] = tuple(digests[i] for i in rows)
-    return some
+    planned = None if split.planned is None else tuple(split.planned[i] for i in rows)
+    images = _Some(split.images, tuple(rows))
+    return Split(images, labels, ids, groups, planned, split.pixels)
 
 
 Bound = tuple[tuple[str, ...], ...]
@@ -220,8 +220,11 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
                 "seen. Mend the split, or give --allow-group-overlap to run it all the same"
                 + "".join(f" ({note})" for note in dataset.notes)
             )
+        # A run that is scored on validation images reads no test image.
         tested = spec.score_on == "test"
         read = splits if tested else {name: splits[name] for name in ("train", "val")}
+        read, seen = examine(read, dataset.pixels)
+        splits |= read
         equal = equal_images(read, dataset.class_names)
         if not tested:
             splits = on_validation(splits, spec, dataset.name, dataset.class_names)
@@ -234,7 +237,7 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         raise UsageError(
             f"{plugin}: dataset '{source}' failed to load: {type(error).__name__}: {error}"
         ) from error
-    notes = [*dataset.notes, *([f"groups cross splits: {overlap}"] if overlap else [])]
+    notes = [*dataset.notes, *seen, *([f"groups cross splits: {overlap}"] if overlap else [])]
     if equal is not None:
         notes.append(f"equal images, for instance {equal.example}")
         dataset.caption = f"{dataset.caption} {equal.sentence}.".strip()

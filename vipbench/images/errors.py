@@ -1,0 +1,9 @@
+"""What goes wrong with an image."""
+
+
+class ImageError(ValueError):
+    """An image cannot be read; the message names it and says why."""
+
+
+class ImageChangedError(ImageError):
+    """An image is not the one that the run was planned with."""
