@@ -104,7 +104,7 @@ def test_what_is_missing_is_named(tmp_path, make_images):
     layout_error(tmp_path / "gone", r"gone' does not exist; looked for")
     layout_error(tmp_path, r"holds no folders; expected <class>/<images>")
     make_images(tmp_path, ["one/a.png"])
-    layout_error(tmp_path, "holds 1 class folders; expected two or more")
+    layout_error(tmp_path, r"holds 1 class folders; expected two or more.*folder:.*one meant")
     (tmp_path / "two").mkdir()
     layout_error(tmp_path, r"class folder '.*two' holds no images; looked for .*\.bmp, .*\.png")
     (tmp_path / "two/scan.dcm").touch()

@@ -129,9 +129,10 @@ def test_one_hot_columns_are_named(folder, fifth, word):
         for i, (n, s) in enumerate(zip(NAMES, SPLITS, strict=True))
     ]
     rows[4][2] = fifth
-    with pytest.raises(DataError, match=word) as caught:
-        load(folder, rows, head="path,split,MEL,NV,age")
-    assert "'MEL', 'NV' hold 0 and 1" in str(caught.value)
+    for path in ("path", "image"):
+        with pytest.raises(DataError, match=word) as caught:
+            load(folder, rows, head=f"{path},split,MEL,NV,age")
+        assert "'MEL', 'NV' hold 0 and 1" in str(caught.value)
 
 
 def test_spellings_of_a_patient_are_one_group(folder):

@@ -194,6 +194,7 @@ def class_folders(
     if len(folders) < 2:
         raise DataError(
             f"folder '{parent}' holds {len(folders)} class folders; expected two or more. {_LAYOUT}"
+            + "".join(f"; is folder:{inner} meant?" for inner in folders)
         )
     folders = sorted(folders, key=lambda folder: natural_key(clean(folder.name)))
     images: list[Path] = []

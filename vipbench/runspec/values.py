@@ -94,6 +94,8 @@ def names(value: Any) -> tuple[str, ...]:
     """Datasets or backbones: `NAME` or `NAME:ARG`, separated by commas in a text."""
     found = []
     for item in items(value, "names separated by commas"):
+        if isinstance(item, str) and any("\ud800" <= char <= "\udfff" for char in item):
+            raise UsageError(f"{show(item)} is a name that is not UTF-8; rename the file or folder")
         name = text(item, "a name")
         if isinstance(value, str) and name[0] in "'\"" and name[-1:] == name[0] and len(name) > 2:
             name = name[1:-1]

@@ -67,7 +67,8 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
         if times > 1:
             raise DataError(f"{header_where}: the column '{wanted}' is there {times} times")
         if not times and (column in ("path", "label") or column in columns):
-            told = one_hot(names, [row for _, row in cells]) if column == "label" else ""
+            labelled = columns.get("label", "label") in names
+            told = "" if labelled else one_hot(names, [row for _, row in cells])
             raise DataError(
                 f"{header_where}: no column '{wanted}' for the {column}; the columns are "
                 f"{listed(names, 20)}. {told}A card '{path.with_suffix('.yaml').name}' can say "
