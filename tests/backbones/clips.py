@@ -59,7 +59,7 @@ def class_folder(folder: Path, *classes: str) -> Path:
         for name in classes:
             (folder / split / name).mkdir(parents=True)
             for i in range(2):
-                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                pixels = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     return folder
 

@@ -241,6 +241,21 @@ def test_files_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refused(r"holds neither open_clip_model\.safetensors nor")
 
 
+def test_what_else_a_folder_may_hold_is_refused(tmp_path: Path) -> None:
+    def refused(pattern: str) -> None:
+        with pytest.raises(UsageError, match=pattern):
+            load_registry().backbone(f"openclip:local-dir:{tmp_path}")
+
+    save("siglip", tmp_path)
+    path = tmp_path / "open_clip_config.json"
+    stated = json.loads(path.read_text())
+    stated["model_cfg"]["text_cfg"]["tokenizer_mode"] = "clips"
+    path.write_text(json.dumps(stated))
+    refused("mode 'clips', which is not supported")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(r"holds an adapter \(adapter_config\.json\), which openclip: does not apply")
+
+
 def test_coca_with_the_corrected_mask() -> None:
     """The mask of the published checkpoints is one place off; open_clip can build the right one."""
     from vipbench.backbones.towers.bidirectional import CocaSide

@@ -177,8 +177,9 @@ class Backbone(ImageBackbone):
         """Token embeddings (n, W) of `words`, without start and end: to start a context from."""
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
-        """The words of `text` that the tokenizer has no tokens for, so that all such words read
-        alike; () where there are none, or where a backbone does not tell."""
+        """The words of `text` (letters, digits and `_` in a row) that the tokenizer has no tokens
+        for, so that all such words read alike; () where there are none, or where a backbone does
+        not tell."""
         return ()
 
     def vocabulary(self) -> tuple[list[str], Tensor]:

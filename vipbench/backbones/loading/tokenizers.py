@@ -41,6 +41,8 @@ def openclip_wordpieces(
         options.pop("reduction_mask", None)  # how to shorten long texts; they are refused
         tokenizer = open_clip.tokenizer.SimpleTokenizer(**options)
         return clip_wordpieces(tokenizer, json.dumps(options, sort_keys=True))
+    if mode := text.get("tokenizer_mode"):
+        raise UsageError(f"{name} cuts texts in open_clip's mode '{mode}', which is not supported")
     try:
         source = openclip_tokenizer(config, folder, bring)
         place = source.ensure().parent if isinstance(source, HubFile) else source

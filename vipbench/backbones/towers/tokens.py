@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class Wordpieces:
         """The words of `text` that hold something the vocabulary lacks."""
         if self.unknown is None:
             return ()
-        return tuple(word for word in text.split() if self.unknown in self.encode(word))
+        return tuple(w for w in re.findall(r"\w+", text) if self.unknown in self.encode(w))
 
 
 def embed_texts(texts: Texts, wordpieces: Wordpieces, context_length: int) -> Prompts:

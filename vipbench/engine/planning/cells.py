@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
+
+from torch.utils.weak import WeakIdKeyDictionary
 
 from vipbench.api import Backbone, CellInfo, HParams, ImageBackbone, Method
 from vipbench.engine.features.features import FEATURE_REVISION, TEXT_REVISION
@@ -237,11 +239,7 @@ def impossible_pair(
     needs = method.needs
     if needs & TEXTS and not isinstance(backbone, Backbone):
         return f"'{method.name}' needs a text tower and '{backbone.name}' has none"
-    if (
-        isinstance(backbone, Backbone)
-        and needs & TEXTS
-        and (same := _same_texts(backbone, *_texts_of(data)))
-    ):
+    if isinstance(backbone, Backbone) and needs & TEXTS and (same := _same_texts(backbone, data)):
         return f"'{method.name}' reads texts, and {same}"
     if "vit" in needs and not backbone.vision_layers:
         return f"'{method.name}' needs a vision transformer and '{backbone.name}' is none"
@@ -264,11 +262,21 @@ def _texts_of(data: LoadedDataset) -> tuple[tuple[str, ...], str]:
 
 
 # Asked for every cell, and the same for all of one table.
-@lru_cache(maxsize=16)
-def _same_texts(backbone: Backbone, names: tuple[str, ...], template: str) -> str:
+_same: Any = WeakIdKeyDictionary()
+
+
+def _same_texts(backbone: Backbone, data: LoadedDataset) -> str:
     """Why the text tower cannot tell the classes apart; "" where it can."""
+    asked, kept = _texts_of(data), _same.setdefault(backbone, {})
+    if asked not in kept:
+        kept[asked] = _compare_texts(backbone, *asked)
+    found: str = kept[asked]
+    return found
+
+
+def _compare_texts(backbone: Backbone, names: tuple[str, ...], template: str) -> str:
     for name in names:
-        if len(backbone.unknown_words(name)) == len(name.split()):
+        if len(backbone.unknown_words(name)) == len(re.findall(r"\w+", name)) > 0:
             return f"the tokenizer of '{backbone.name}' has no token for class '{name}'"
     seen: dict[tuple[int, ...], str] = {}
     for name in names:
