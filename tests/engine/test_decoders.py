@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -25,7 +26,9 @@ from vipbench import api
 from vipbench.engine.features import decode_pool as decoders
 from vipbench.engine.features.features import Features
 from vipbench.engine.planning.loading import load_backbone
+from vipbench.engine.planning.pixels import examine
 from vipbench.errors import UsageError
+from vipbench.images import PixelRange
 from vipbench.plugins.files import load_file
 from vipbench.plugins.registry import load_registry
 
@@ -63,7 +66,7 @@ def encoded(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     count: int,
-    images: Sequence[Any],
+    images: Sequence[Any] | dict[str, api.Split],
     backbone: api.ImageBackbone | None = None,
     meanwhile: Callable[[], None] = lambda: None,
     cut: int = 0,
@@ -73,10 +76,9 @@ def encoded(
     monkeypatch.setenv("VIPBENCH_CACHE", str(tmp_path / f"cache-{time.monotonic_ns()}"))
     monkeypatch.setenv("VIPBENCH_DECODERS", str(count))
     notes: list[str] = []
-    mine = Features(
-        backbone or Light(), splits(images), "some", lambda share: meanwhile(), notes.append
-    )
-    every = range(len(images))
+    given = images if isinstance(images, dict) else splits(images)
+    mine = Features(backbone or Light(), given, "some", lambda share: meanwhile(), notes.append)
+    every = range(len(given["test"]))
     plain = mine.plain("test", every)
     views, every_view = api.Views(), [plain]
     if cut:
@@ -120,6 +122,21 @@ def test_features_are_those_of_threads_in_every_bit(
     # This process opened what it was given opened, and one image of each decoder to check it.
     assert len([n for n in names if n < "image-90"]) <= 2 * 5 + 2 * 2
     assert {f"image-{i}" for i in range(90, 95)} <= set(names)
+
+
+def test_processes_read_pixels_by_the_range_of_the_dataset_and_open_what_was_planned(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    planned = examine(splits(files), None)[0]["test"]
+    wide = dataclasses.replace(planned, pixels=PixelRange(0, 1 << 17, "the card's bits"))
+    alone = encoded(monkeypatch, tmp_path, 0, {"test": wide})
+    names = opened_here(monkeypatch)
+    assert torch.equal(encoded(monkeypatch, tmp_path, 2, {"test": wide})[0], alone[0])
+    assert not torch.equal(encoded(monkeypatch, tmp_path, 0, {"test": planned})[0], alone[0])
+    assert len(names) < 2 * len(files), "processes decoded nothing"
+    other = ("0" * 64, *planned.digests[1:])
+    with pytest.raises(api.ImageError, match=r"image-0.*changed during the run"):
+        encoded(monkeypatch, tmp_path, 2, {"test": dataclasses.replace(planned, planned=other)})
 
 
 def test_a_run_with_processes_is_a_run_with_threads(cli: Cli, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ says; a `PixelRange` holds for all images of a dataset (vipbench/engine/planning
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -66,7 +67,7 @@ class PixelRange:
         if given is None:
             return None
         low, high = float(given["low"]), float(given["high"])
-        if not low < high:
+        if not -math.inf < low < high < math.inf:
             raise ValueError(f"its pixel range is {low} to {high}")
         clips = {key: bool(given[key]) for key in ("clips_low", "clips_high")}
         return cls(low, high, str(given["source"]), **clips)
@@ -181,7 +182,7 @@ def to_eight_bits(values: Values, pixels: PixelRange, what: str, flip: bool) -> 
     """
     check_range(values, pixels, what)
     low, high = pixels.low, pixels.high
-    if values.dtype == np.uint16 and values.size > FULL and low == int(low) and high == int(high):
+    if values.dtype == np.uint16 and low == int(low) and high == int(high):
         scaled: Values = _table(int(low), int(high), flip)[values]
         return scaled
     if values.dtype.kind in "iu" and low == int(low) and high == int(high):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,12 +166,11 @@ def _called(path: Path, name: str) -> str:
 def _read(path: Path, what: str) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            if os.fstat(file.fileno()).st_size <= MAX_BYTES:
+                return file.read()
     except OSError as error:
         raise _unreadable(what, error) from error
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"{what} has more than {MAX_BYTES:,} bytes; tile or downscale it first")
-    return data
+    raise ImageError(f"{what} has more than {MAX_BYTES:,} bytes; tile or downscale it first")
 
 
 def _check_digest(found: str, expected: str, what: str) -> None:
