@@ -136,6 +136,36 @@ def test_features_of_single_images_are_handed_on_by_flag_alone(
     assert "contains-patient-data" not in other.read_text()
 
 
+def test_prompt_files_read_pixels_as_their_dataset_does(say: Say, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "twelve"
+    for split, count in (("train", 2), ("val", 1), ("test", 2)):
+        for label, level in (("dark", 600), ("bright", 3000)):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(count):
+                values = (rng.integers(0, 900, (32, 32)) + level).astype(np.uint16)
+                Image.fromarray(values).save(folder / split / label / f"{i}.png")
+    (folder / "card.yaml").write_text("bits: 12\n")
+    out = tmp_path / "R"
+    done = say("run", "--backbones", "tiny-clip", "--methods", "linear-probe", "--shots", "2",
+               "--seeds", "1", "--views", "none", "--validation", "none",
+               "--datasets", f"folder:{folder}", "--out", out)  # fmt: skip
+    assert done.status == 0, done.err
+    say("prompts", out, "-o", tmp_path / "prompts", "--patient-data")
+    [prompt] = (tmp_path / "prompts").glob("*.safetensors")
+    deep, shallow = folder / "test/bright/0.png", tmp_path / "eight.png"
+    values = np.asarray(Image.open(deep)).astype(int)
+    Image.fromarray(((values * 510 + 4095) // 8190).astype(np.uint8)).save(shallow)
+    lines = say("predict", prompt, deep, shallow).out.splitlines()[1:3]
+    one, other = (line.split()[1:] for line in lines)
+    assert one == other
+    assert one[0] == "bright"
+    Image.fromarray(values.astype(np.uint16) + 4000).save(deep)
+    done = say("predict", prompt, deep)
+    assert done.status == 2
+    assert "expected 0 to 4095 (the card's bits)" in done.err
+
+
 def test_prompts_and_bundles_agree_on_what_may_be_handed_on(
     say: Say, run: Path, data: Path, tmp_path: Path
 ) -> None:
