@@ -164,16 +164,30 @@ def test_tiffs_of_other_kinds(path):
     check(path, np.full((8, 8, 3), 118), tolerance=2)
 
 
-def test_twelve_packed_bits_say_themselves_what_white_is(path):
+@pytest.mark.parametrize("white", [0, 1])
+def test_twelve_packed_bits_say_themselves_what_white_is(path, white):
     values = noise(12, 4, 6)
     text = "".join(f"{int(v):012b}" for v in values.ravel())
     data = int(text, 2).to_bytes(len(text) // 8, "big")
-    tags = [(256, 6), (257, 4), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 4),
+    tags = [(256, 6), (257, 4), (258, 12), (259, 1), (262, white), (273, 122), (277, 1), (278, 4),
             (279, len(data))]  # fmt: skip
     entries = b"".join(struct.pack("<HHII", tag, 4 if tag == 273 else 3, 1, v) for tag, v in tags)
     head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries
     path.write_bytes(head.ljust(122, b"\0") + data)
-    check(path, grey(values, 4095))
+    check(path, grey(values if white else 4095 - values, 4095))
+
+
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [(kind, order) for kind in ("u2", "i2", "i4", "f4") for order in "<>"] + [("u4", "<")],
+)
+@pytest.mark.parametrize("white", ["minisblack", "miniswhite"])
+def test_either_end_may_be_white_in_every_kind_and_order_of_bytes(path, order, kind, white):
+    values = RNG.integers(0, 30_001, (H, W)).astype(kind)
+    tifffile.imwrite(path, values, photometric=white, byteorder=order)
+    stored = tifffile.imread(path).astype(float)
+    seen = 30_000 - stored if white == "miniswhite" else stored
+    check(path, grey(seen, 30_000), pixels=PixelRange(0, 30_000, WINDOW))
 
 
 @pytest.mark.parametrize(

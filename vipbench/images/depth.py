@@ -7,6 +7,7 @@ says; a `PixelRange` holds for all images of a dataset (vipbench/engine/planning
 from __future__ import annotations
 
 import math
+import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 Values = npt.NDArray[Any]
 
+_BITS, _PHOTOMETRIC = 258, 262
 _SIZ = b"\xff\x4f\xff\x51"  # the two markers that a JPEG 2000 codestream begins with
 _OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
@@ -121,6 +123,7 @@ def stored_as(image: Image.Image, data: bytes, what: str) -> StoredAs:
             facts |= {"declared": (1 << significant) - 1, "declared_by": SBIT}
     elif image.format == "TIFF":
         facts |= _tiff(image, what)
+        facts["white_is_zero"] |= black_is_zero(data) is not data
     elif image.format == "PPM":
         maxval = _maxval(image)
         if maxval > 255:
@@ -133,6 +136,28 @@ def stored_as(image: Image.Image, data: bytes, what: str) -> StoredAs:
         if bits > 8:
             facts |= {"bits": 16, "limit": (1 << bits) - 1 if bits < 16 else None}
     return StoredAs(**facts)
+
+
+def black_is_zero(data: bytes) -> bytes:
+    """A TIFF of more than 8 bits whose white is zero as one whose black is: Pillow then reads the
+    same values of it, and reads every kind. Other files as they are."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None:
+        return data
+    try:
+        (first,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, first)
+        tags = {}
+        for at in range(first + 2, first + 2 + 12 * count, 12):
+            tag, _, length, value = struct.unpack_from(f"{order}HHIH", data, at)
+            if length == 1:
+                tags[tag] = at + 8, value
+    except struct.error:  # cut off: Pillow says so
+        return data
+    at, white = tags.get(_PHOTOMETRIC, (0, 1))
+    if white != 0 or tags.get(_BITS, (0, 1))[1] <= 8:
+        return data
+    return data[:at] + struct.pack(f"{order}H", 1) + data[at + 2 :]
 
 
 def of_mode(image: Image.Image, what: str) -> StoredAs:
@@ -312,7 +337,7 @@ def _maxval(image: Any) -> int:
 
 def _tiff(image: Any, what: str) -> dict[str, Any]:
     tags = image.tag_v2
-    bits = max(tags.get(258, (1,)))
+    bits = max(tags.get(_BITS, (1,)))
     form = max(tags.get(339, (1,)))
     if form == 2 and bits <= 8:
         raise ImageError(f"{what} has signed pixels of {bits} bits; save them unsigned, or with 16")
@@ -323,7 +348,7 @@ def _tiff(image: Any, what: str) -> dict[str, Any]:
             "planar configuration 1 (contiguous)"
         )
     facts: dict[str, Any] = {"bits": bits, "floats": form == 3, "unsigned": form == 1}
-    facts["white_is_zero"] = bits > 8 and tags.get(262) == 0
+    facts["white_is_zero"] = bits > 8 and tags.get(_PHOTOMETRIC) == 0
     if 8 < bits < 16:
         facts["limit"] = (1 << bits) - 1
     told = tags.get(281)

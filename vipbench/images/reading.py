@@ -23,6 +23,7 @@ from vipbench.images.depth import (
     PixelRange,
     StoredAs,
     Values,
+    black_is_zero,
     deep_values,
     of_mode,
     range_alone,
@@ -189,7 +190,7 @@ def _opened(data: bytes, what: str) -> Iterator[Image.Image]:
         warnings.filterwarnings("ignore", module=r"PIL\b")
         try:
             # Of a path Pillow maps uncompressed files, and turned ones by the wrong size.
-            with Image.open(BytesIO(data), formats=FORMATS) as opened:
+            with Image.open(BytesIO(black_is_zero(data)), formats=FORMATS) as opened:
                 yield opened
         except Image.DecompressionBombError:
             raise ImageError(
