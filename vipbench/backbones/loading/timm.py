@@ -45,7 +45,8 @@ class TimmBackbone(ImageBackbone):
         self.image_size = size
         self.vision_width, self.vision_layers = self._images.width, len(self._images.layers)
         self.weights_sha256 = digest_weights(model)
-        facts = {"class": type(model).__name__, "data": data, "weights": self.weights_sha256}
+        facts: dict[str, Any] = {"class": type(model).__name__, "data": data}
+        facts["weights"] = self.weights_sha256
         if data.get("crop_mode") == "border":
             facts["revision"] = 2  # its images were once cut out without a border
         text = json.dumps(facts, sort_keys=True, default=str)
