@@ -114,6 +114,15 @@ def test_labels_that_look_alike_are_one_class_or_refused(folder):
         load(folder, labelled("mel", "a", "mеl", "a", "mel", "a", "mеl", "a"))
 
 
+def test_the_card_decides_which_labels_are_one(folder):
+    labels = labelled("1", "1.0", "01", "0", "1", "1.0", "01", "0")
+    assert load(folder, labels)[0].class_names == ("0", "1")
+    assert load(folder, labels, "class_names: {'1.0': mel}")[0].class_names == ("0", "mel")
+    dataset, splits = load(folder, labels, "class_names: {'01': first, '1': one}")
+    assert dataset.class_names == ("0", "first", "one")
+    assert splits["test"].counts(3) == [1, 1, 2]
+
+
 def test_lists_of_labels_are_refused(folder):
     for label in ("a|b", "a;b", "['a', 'b']", "[1, 0]", "a,b", "b/a"):
         with pytest.raises(DataError, match=r"row 3: .* list of several .* multi-label") as caught:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -112,9 +112,9 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
 
 
 def _one_spelling(
-    entries: Sequence[Entry], named: Set[str], columns: Mapping[str, str], has_split: bool
+    entries: Sequence[Entry], named: set[str], columns: Mapping[str, str], has_split: bool
 ) -> Manifest:
-    """named: labels that the card names, which stay as they are."""
+    """named: labels that the card names; of two that it names apart each stays as it is."""
     lists = label_lists({entry.label for entry in entries if clean(entry.label) not in named})
     if lists:
         first = next(entry for entry in entries if entry.label in lists)
@@ -125,10 +125,15 @@ def _one_spelling(
             "multi-label; expected one class for each image. If it is the name of one class, "
             f"say so in the card: class_names: {{'{first.label}': NAME}}"
         )
+    keys = [label_key(name) for name in named]
+    apart = {name for name in named if keys.count(label_key(name)) > 1}
     labels = one_spelling(
         (entry.label for entry in entries),
-        lambda text: clean(text) if clean(text) in named else label_key(text),
+        lambda text: clean(text) if clean(text) in apart else label_key(text),
     )
+    for texts in labels.merged:  # the card's spelling goes before ours
+        if known := named.intersection(map(clean, texts)):
+            labels.of.update(dict.fromkeys(texts, min(known)))
     groups = one_spelling((e.group for e in entries if e.group is not None), group_key)
     notes = [
         f"labels spelled {shown_apart(texts)} are taken as one class, '{labels.of[texts[0]]}'"
