@@ -200,7 +200,7 @@ def test_a_bundle_is_made_again(cli: Cli, ran: Path, toy: Path, tmp_path: Path) 
     for secret in ("anna", "secret", "toy.npz", "test/0", str(tmp_path)):
         assert secret.encode() not in whole
 
-    env = {"TOY_PIDS": str(tmp_path / "pids")}
+    env = {"TOY_PIDS": str(tmp_path / "pids"), "VIPBENCH_CONFIG": str(tmp_path / "config")}
     out = tmp_path / "again"
     done = cli("reproduce", bundle, "--out", out, env=env)
     assert done.returncode == 2

@@ -50,8 +50,10 @@ def _run(args: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, complaint):
             return _refuse(_parser_complaint(error))
-        if _is_store_error(error):
+        if _is_told(error):
             return _refuse(str(error))
+        if isinstance(error, UnicodeEncodeError):
+            return _refuse(_not_utf8(error))
         if isinstance(error, OSError):
             return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         traceback.print_exc()
@@ -71,7 +73,18 @@ def _parser_complaint(error: Exception) -> str:
     return " ".join(text.split()).rstrip(".") + hint
 
 
-def _is_store_error(error: Exception) -> bool:
-    # Imported only where it must have been imported already.
-    module = sys.modules.get("vipbench.results.store.lock")
-    return module is not None and isinstance(error, module.StoreError)
+def _is_told(error: Exception) -> bool:
+    """Whether its message says what is wrong with a file."""
+    # Each is imported only where it must have been imported already.
+    kinds = (("vipbench.results.store.lock", "StoreError"), ("vipbench.images", "ImageError"))
+    modules = [(sys.modules.get(module), kind) for module, kind in kinds]
+    return any(isinstance(error, getattr(m, kind)) for m, kind in modules if m is not None)
+
+
+def _not_utf8(error: UnicodeEncodeError) -> str:
+    """The path around the character that cannot be written."""
+    text, marks = error.object, "\n'\""
+    begin = max(text.rfind(mark, 0, error.start) for mark in marks) + 1
+    ends = [end for mark in marks if (end := text.find(mark, error.start)) >= 0]
+    path = text[begin : min(ends, default=len(text))]
+    return f"'{path}' is a name that is not UTF-8; rename the file or folder"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +68,13 @@ def plugin_files(folder: Path) -> list[Path]:
     """The single-file plugins of a folder. Raises UsageError where it is none."""
     if not folder.is_dir():
         raise UsageError(f"--plugins-dir {folder} is not a folder; give one that holds *.py files")
-    return sorted(p for p in folder.glob("*.py") if not p.name.startswith(("_", "test_")))
+    found = sorted(p for p in folder.glob("*.py") if not p.name.startswith(("_", "test_")))
+    for name in (p.name for p in found if not p.name.isprintable()):
+        raise UsageError(
+            f"--plugins-dir {folder} holds {os.fsencode(name)!r}, a name that is not UTF-8 or not "
+            "printable; rename it"
+        )
+    return found
 
 
 def allowed_code(files: Sequence[Path], asked: Path) -> dict[Path, bytes]:

@@ -12,7 +12,6 @@ from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.explain import explain
 from vipbench.engine.explain.page import write
 from vipbench.errors import UsageError
-from vipbench.images import ImageError
 
 
 def explain_command(
@@ -30,10 +29,7 @@ def explain_command(
         raise UsageError(f"-o takes a name that ends in .html, .png or .pdf, got '{out.name}'")
     roots = [text for text in given if _is_root(text)]
     paths = [Path(text) for text in given if text not in roots]
-    try:
-        made = explain(run, paths, errors, key, include_paths, roots)
-    except ImageError as error:
-        raise UsageError(str(error)) from None
+    made = explain(run, paths, errors, key, include_paths, roots)
     write(made, out, bool(paths), embed)
     names = made.cell.data.dataset.class_names
     for one in made.images:

@@ -8,8 +8,6 @@ from pathlib import Path
 from vipbench.cli.commands.text import clean, columns
 from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.prompt_files import unpack
-from vipbench.errors import UsageError
-from vipbench.images import ImageError
 from vipbench.plugins.registry import load_registry
 
 CAUTION = "Research only, not for clinical use."
@@ -18,10 +16,7 @@ CAUTION = "Research only, not for clinical use."
 def predict_command(prompt: Path, images: Sequence[Path], plugins_dir: Path | None) -> int:
     """Print class and share of each image."""
     trained = unpack(prompt, load_registry(plugins_dir))
-    try:
-        scores = trained.score(trained.inputs(images))
-    except ImageError as error:
-        raise UsageError(str(error)) from None
+    scores = trained.score(trained.inputs(images))
     rows = [("image", "class", "softmax share", "runner-up")]
     for path, row in zip(images, scores.softmax(-1), strict=True):
         first, second = row.argsort(descending=True, stable=True)[:2].tolist()

@@ -112,6 +112,14 @@ def damaged(path: Path, what: str) -> StoreError:
     return StoreError(f"{path} is damaged: {what}. {WHAT_TO_DO}")
 
 
+def _moved(path: Path) -> StoreError:
+    return StoreError(
+        f"'{path.parent}' is no longer there: the folder was moved or removed while it was "
+        "written. What it holds is whole; move it back, or give --out its new place, and run the "
+        "same command again"
+    )
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """SQLite's errors as StoreErrors that say what to do."""
@@ -129,6 +137,8 @@ def explained(path: Path) -> Iterator[None]:
                 f"it stayed locked by another program for {PATIENCE:.0f} s; close what has it open "
                 f"and try again"
             )
+        elif name == "SQLITE_READONLY_DBMOVED" or not path.parent.is_dir():
+            raise _moved(path) from error
         elif name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
             text = (
                 f"it cannot be opened or written ({error}); check the rights of the file and its "
@@ -145,6 +155,8 @@ def explained(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise damaged(path, str(error)) from error
     except OSError as error:
+        if not path.parent.is_dir():
+            raise _moved(path) from error
         text = f"{error.strerror}; check the folder's rights and space, then run again"
         raise StoreError(f"{path}: {text}") from error
 
