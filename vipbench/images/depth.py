@@ -215,8 +215,9 @@ def to_eight_bits(values: Values, pixels: PixelRange, what: str, flip: bool) -> 
         steps = np.clip(values.astype(np.int64), int(low), int(high)) - int(low)
         steps = span - steps if flip else steps
         return ((steps * 510 + span) // (2 * span)).astype(np.uint8)
-    share = (np.clip(values.astype(np.float64), low, high) - low) / (high - low)
-    return np.floor((1 - share if flip else share) * 255 + 0.5).astype(np.uint8)
+    inside = np.clip(values.astype(np.float64), low, high)
+    steps = high - inside if flip else inside - low
+    return np.floor(steps * 255 / (high - low) + 0.5).astype(np.uint8)
 
 
 def check_range(values: Values, pixels: PixelRange, what: str) -> None:
