@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 import vipbench
 from tests.conftest import Cli
@@ -253,3 +254,37 @@ def test_an_edited_backbone_plugin_runs_again(
         assert "1 to do" in done.stdout
         accuracies += vipbench.load_results(tmp_path / "out").accuracy.tolist()
     assert accuracies == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("unit", "told"), [("image", "8 instead of 12"), ("group", "4 instead of 6")]
+)
+def test_a_table_says_that_the_validation_split_has_too_few(
+    cli: Cli, tmp_path: Path, unit: str, told: str
+) -> None:
+    """Two patients of each class in the validation split, with two images each."""
+    lines = ["path,label,split,group"]
+    for split, patients in (("train", 3), ("val", 2), ("test", 3)):
+        for label, grey in (("dark", 40), ("bright", 200)):
+            for i in range(2 * patients):
+                name = f"{split}-{label}-{i}.png"
+                Image.new("RGB", (28, 28), (grey + i, grey, len(split) * i)).save(tmp_path / name)
+                lines.append(f"{name},{label},{split},{split}-{label}-{i // 2}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    shots = {"image": "6", "group": "3"}[unit]
+    done = cli(
+        *(
+            "run",
+            "--methods",
+            "ncm",
+            "--datasets",
+            f"csv:{tmp_path / 'table.csv'}",
+            "--shots",
+            shots,
+        ),
+        *("--seeds", "1", "--backbones", "tiny-clip", "--views", "none", "--validation", "k"),
+        *("--shots-unit", unit, "--out", tmp_path / "out"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"smaller than their policy, in {unit}s of all classes: on " in done.stdout
+    assert f"{told} at {shots} shots" in done.stdout

@@ -130,6 +130,14 @@ def test_a_table_says_where_a_validation_set_is_smaller_than_its_policy(
     assert told in caption
 
 
+def test_validation_sets_are_counted_in_what_shots_are() -> None:
+    value = record_dict("vip", 4)
+    value["protocol"]["shots_unit"] = "group"
+    value["data"] |= {"n_val": 30, "n_val_groups": 9}
+    caption = comparison([Record.of(value)]).caption
+    assert "in groups of all classes: on toyderm 9 instead of 12 at 4 shots" in caption
+
+
 def test_the_leaderboard_keeps_code_of_several_folders_apart() -> None:
     records = [of_code("vip", seed, {"method.code": "a" * 64}) for seed in (1, 2)]
     newer = [of_code("vip", seed, {"method.code": "b" * 64}, value=0.9) for seed in (1, 2)]

@@ -56,6 +56,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
             "n_support": 0 if support is None else len(support.train),
             "n_val": 0 if support is None or support.val is None else len(support.val),
             **_support_counts(cell),
+            **_validation_groups(cell),
             "fingerprint": data.fingerprint,
             "licence": data.dataset.licence,
             "caption": data.dataset.caption,
@@ -108,6 +109,16 @@ def _support_counts(cell: PlanCell) -> dict[str, Any]:
     labels = cell.data.splits["train"].labels[cell.support.train]
     counts = np.bincount(labels, minlength=cell.info.n_classes)
     return {"support_counts": [int(n) for n in counts]}
+
+
+def _validation_groups(cell: PlanCell) -> dict[str, Any]:
+    """Where shots are groups: how many of them the validation images are, class by class."""
+    support, split = cell.support, cell.data.splits["val"]
+    if cell.protocol.shots_unit != "group" or support is None or support.val is None:
+        return {}
+    if split.groups is None:
+        return {}
+    return {"n_val_groups": len({(int(split.labels[i]), split.groups[i]) for i in support.val})}
 
 
 def _trained_on(cell: PlanCell) -> dict[str, Any]:

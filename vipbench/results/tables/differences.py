@@ -72,9 +72,12 @@ def shared_words(cells: Cells) -> list[str]:
 def short_validation(records: Iterable[Record]) -> str:
     """Where validation sets have fewer images than their policy asks for; "" for nowhere."""
     found: dict[str, dict[int | str, str]] = {}
+    units: dict[str, None] = {}
     for record in records:
-        shots, given, asked = record.cell.shots, record.data.n_val, _asked(record)
+        shots, asked = record.cell.shots, _asked(record)
+        given = getattr(record.data, "n_val_groups", record.data.n_val)
         if given < asked:
+            units[f"{record.protocol.shots_unit}s"] = None
             place = found.setdefault(record.cell.dataset, {})
             place[shots] = f"{given} instead of {asked} {shot_words(shots)}"
     places = [
@@ -83,9 +86,8 @@ def short_validation(records: Iterable[Record]) -> str:
     ]
     if not places:
         return ""
-    return (
-        f"Validation sets are smaller than their policy, in images of all classes: {and_(places)}"
-    )
+    start = f"Validation sets are smaller than their policy, in {' or '.join(units)} of all classes"
+    return f"{start}: {and_(places)}"
 
 
 def and_(names: Sequence[str]) -> str:
