@@ -216,8 +216,8 @@ def to_eight_bits(values: Values, pixels: PixelRange, what: str, flip: bool) -> 
         steps = span - steps if flip else steps
         return ((steps * 510 + span) // (2 * span)).astype(np.uint8)
     inside = np.clip(values.astype(np.float64), low, high)
-    steps = high - inside if flip else inside - low
-    return np.floor(steps * 255 / (high - low) + 0.5).astype(np.uint8)
+    above = high - inside if flip else inside - low
+    return np.floor(above * 255 / (high - low) + 0.5).astype(np.uint8)
 
 
 def check_range(values: Values, pixels: PixelRange, what: str) -> None:
