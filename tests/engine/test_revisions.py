@@ -19,11 +19,10 @@ from vipbench.api import Split
 from vipbench.backbones.loading import tokenizers
 from vipbench.datasets.npz import NpzDataset
 from vipbench.engine.evaluation import runner
-from vipbench.engine.features import decode_process, features, images
+from vipbench.engine.features import decode_process, features
 from vipbench.engine.planning import cells, sampling
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.session import Session
-from vipbench.images import open_image
 from vipbench.methods.linear_probe import LinearProbe
 from vipbench.results import Record, Store
 from vipbench.runspec.run import RunSpec
@@ -32,12 +31,11 @@ Patch = pytest.MonkeyPatch
 Scores = dict[str, npt.NDArray[np.float32]]
 
 
-def negative(image: Any, name: str = "image") -> Image.Image:
-    return Image.fromarray(255 - np.asarray(open_image(image, name)))
-
-
 def reader(patch: Patch) -> None:
-    patch.setattr(images, "open_image", negative)
+    right = Split.open_given
+    patch.setattr(
+        Split, "open_given", lambda *given: Image.fromarray(255 - np.asarray(right(*given)))
+    )
     for module in (cells, features):
         patch.setattr(module, "READER_REVISION", cells.READER_REVISION - 1)
 
