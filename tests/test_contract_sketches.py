@@ -38,7 +38,7 @@ SKETCHES = {
 # business as long as nobody but itself calls it.
 CONTRACT = {name for name, _ in inspect.getmembers(api.Method, inspect.isfunction)}
 OVERRIDABLE = {"__init__", "noise", "prepare", "forward", "loss", "combine", "fit", "finish"}
-OVERRIDABLE |= {"predict"}
+OVERRIDABLE |= {"predict", "after_step"}
 
 
 @pytest.fixture(scope="module")

@@ -136,6 +136,39 @@ class Later(Trained):
         return own + 100 * self.temperature**2 * self(batch.x).square().mean()
 
 
+class Counts(Trained):
+    """Sets an attribute in a step."""
+
+    steps = 0
+
+    def loss(self, batch: api.Batch) -> Tensor | tuple[Tensor, ...]:
+        self.steps += 1
+        return super().loss(batch)
+
+
+class Drops(Trained):
+    """Draws its dropout from the global generator, as a run would refuse."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), training=self.training)
+
+
+class Layered(Trained):
+    """A layer with PyTorch's initial values: a run seeds those."""
+
+    def __init__(self, task: api.Task, hparams: api.HParams) -> None:
+        super().__init__(task, hparams)
+        self.layer = nn.Linear(task.info.dim, task.n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(F.normalize(x, dim=-1))
+        return logits
+
+
+def test_what_a_run_takes_the_check_takes() -> None:
+    check_method(Layered, TOWER)
+
+
 class Centred(Trained):
     """The default loss, of a forward that reads the batch in training."""
 
@@ -149,6 +182,8 @@ class Centred(Trained):
         (Unweighted, "padding changes nothing"),
         (Later, "padding changes nothing"),
         (Centred, "padding changes nothing"),
+        (Counts, "steps change state by after_step alone"),
+        (Drops, "deterministic"),
         (DeafPrompts, "learns the toy"),
         (Shape, "shapes"),
         (Nan, "finite"),

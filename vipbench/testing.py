@@ -13,7 +13,8 @@ Each check raises ConformanceError, which names the rule and shows the smallest 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ from vipbench.api import (
     has_own_fit,
     pads_batches,
 )
-from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError
+from vipbench.engine.guard import FrozenTexts, GlobalRandomError, Guard, SpoiltError, own_randomness
 from vipbench.engine.seeding import cell_generator
-from vipbench.engine.training.stacking import TrainCell, can_stack
+from vipbench.engine.training.stacking import TrainCell, partition
+from vipbench.engine.training.step import last_batch
 from vipbench.engine.training.trainer import train
+from vipbench.engine.training.written import WrittenStateError
 from vipbench.plugins.registry import load_registry
 
 CLASSES = ("dark disc", "bright square", "grey ring")
@@ -69,6 +72,17 @@ def check_method(
 ) -> None:
     """All rules of methods, on made-up images of three classes. backbone: by default tiny-clip.
     epochs: of training, few so that it is quick. stacking: whether to try two cells as one, too."""
+    try:
+        _check_method(method, backbone, epochs, stacking)
+    except WrittenStateError as error:
+        raise ConformanceError("steps change state by after_step alone", str(error)) from error
+    except GlobalRandomError as error:
+        raise ConformanceError("deterministic", str(error)) from error
+
+
+def _check_method(
+    method: type[Method], backbone: ImageBackbone | None, epochs: int, stacking: bool
+) -> None:
     tower = backbone or load_registry().backbone("tiny-clip")[0]
     guard = Guard(tower, FrozenTexts())
     first, again = (_trained(method, tower, [1], epochs)[0] for _ in range(2))
@@ -161,16 +175,18 @@ def check_dataset(dataset: Dataset, root: Path | None = None) -> None:
 
 
 def _check_stacking(method: type[Method], tower: ImageBackbone, epochs: int) -> None:
-    """Cells with different supports: stacked equal looped."""
-    stacked = _trained(method, tower, [1, 2], epochs)
+    """Cells with different supports, of unequal size: stacked equal looped."""
+    shots = {1: SHOTS, 2: 1}
+    stacked = _trained(method, tower, [1, 2], epochs, shots=shots)
     x = _images(tower, method, 5, seed=99)[0]
     for seed, together in zip((1, 2), stacked, strict=True):
-        alone = _trained(method, tower, [seed], epochs)[0]
+        alone = _trained(method, tower, [seed], epochs, shots=shots)[0]
         a, b = _scores(together, x), _scores(alone, x)
         if not torch.allclose(a, b, atol=TOLERANCE, rtol=TOLERANCE):
             raise ConformanceError(
                 "stacked equal looped",
-                f"{method.name}, cells of seeds 1 and 2, seed {seed}: {_apart(a, b)}",
+                f"{method.name}, cells of {SHOTS} shots and 1 shot, the one of {shots[seed]}: "
+                f"{_apart(a, b)}",
             )
 
 
@@ -204,7 +220,8 @@ def _check_padding(method: type[Method], tower: ImageBackbone) -> None:
 
 
 def _gradients(method: Method, batch: Batch) -> dict[str, Tensor]:
-    """The losses of a batch and, for each of them, the gradients of all parameters, by name."""
+    """The losses of a batch, for each of them the gradients of all parameters, and what
+    `after_step` gives, by name."""
     method.train()
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
     losses = method.loss(batch)
@@ -215,6 +232,8 @@ def _gradients(method: Method, batch: Batch) -> dict[str, Tensor]:
             loss, list(trained.values()), retain_graph=True, materialize_grads=True
         )
         found |= {f"the gradient of '{k}'": g for k, g in zip(trained, grads, strict=True)}
+    with torch.no_grad(), last_batch(method, batch):
+        found |= {f"'{k}' of after_step": v.float() for k, v in method.after_step().items()}
     return found
 
 
@@ -250,29 +269,32 @@ def _trained(
     seeds: Sequence[int],
     epochs: int | None,
     cells: list[TrainCell] | None = None,
+    shots: Mapping[int, int] | None = None,
 ) -> list[Method]:
     """One prepared, trained and finished method a seed; together where they stack. cells: takes
-    what the engine trained."""
+    what the engine trained. shots: of each seed, by default SHOTS."""
     cells = [] if cells is None else cells
     built: list[_Built] = []
     for seed in seeds:
-        one = _built(method, tower, seed)
+        one = _built(method, tower, seed, (shots or {}).get(seed, SHOTS))
         built.append(one)
         if one.support is None:
             continue
         if has_own_fit(method):
-            one.method.fit(one.support)
+            with _randomness(one.method):
+                one.method.fit(one.support)
         elif one.recipe is not None and one.recipe.epochs != 0:
             recipe = _short(one.recipe, epochs)
             cells.append(TrainCell(one.method, recipe, one.support, one.generator))
-    parts = [cells] if cells and can_stack(cells) else [[cell] for cell in cells]
-    for part in parts:
-        train(part)
+    for part in partition(cells):
+        with _randomness(part[0].method):
+            train(part)
     for one in built:
         one.method.eval()
         _fill_noise(one.method, one.generator)
         if one.support is not None:
-            one.method.finish(one.support)
+            with _randomness(one.method):
+                one.method.finish(one.support)
     return [one.method for one in built]
 
 
@@ -286,22 +308,30 @@ class _Built:
     generator: Callable[[str], torch.Generator]
 
 
-def _built(method: type[Method], tower: ImageBackbone, seed: int) -> _Built:
-    generator = cell_generator("conformance", SHOTS, seed)
-    n = SHOTS * len(CLASSES)
+def _randomness(method: Method) -> AbstractContextManager[None]:
+    """As in a run: what a method draws from global generators is found."""
+    seed = method.task.generator("global").initial_seed()
+    return own_randomness(seed, f"method '{method.name}'", method.task.device)
+
+
+def _built(method: type[Method], tower: ImageBackbone, seed: int, shots: int = SHOTS) -> _Built:
+    generator = cell_generator("conformance", shots, seed)
+    n = shots * len(CLASSES)
     info = CellInfo(
-        SHOTS, n, len(CLASSES), tower.name, tower.dim, getattr(tower, "width", 0), "toy"
+        shots, n, len(CLASSES), tower.name, tower.dim, getattr(tower, "width", 0), "toy"
     )
     task = Task(tower, CLASSES, ("a photo of a {}.",), SYMPTOMS, info, generator, {}, DESCRIPTIONS)
     hparams = method.HParams().for_cell(info)
     if has_own_fit(method):  # whose length no recipe tells
         hparams = hparams.quick(info)
-    made = method(task, hparams).to(task.device)
-    for name, shape in made.noise().items():
-        setattr(made, name, torch.zeros(shape, device=task.device))
-    support = _support(tower, method, seed) if method.uses_support else None
-    if support is not None:
-        made.prepare(support)
+    support = _support(tower, method, seed, shots) if method.uses_support else None
+    who, first = f"method '{method.name}'", generator("global").initial_seed()
+    with own_randomness(first, who, task.device, draws=True):
+        made = method(task, hparams).to(task.device)
+        for name, shape in made.noise().items():
+            setattr(made, name, torch.zeros(shape, device=task.device))
+        if support is not None:
+            made.prepare(support)
     return _Built(made, hparams.recipe(info), support, generator)
 
 
@@ -328,12 +358,12 @@ def _short(recipe: Recipe, epochs: int | None) -> Recipe:
     )
 
 
-def _support(tower: ImageBackbone, method: type[Method], seed: int) -> Support:
-    x, labels = _images(tower, method, SHOTS * len(CLASSES), seed)
+def _support(tower: ImageBackbone, method: type[Method], seed: int, shots: int = SHOTS) -> Support:
+    x, labels = _images(tower, method, shots * len(CLASSES), seed)
     val_x, val_labels = _images(tower, method, 6, seed + 50)
     device = tower.device
     return Support(
-        x, labels.to(device), len(CLASSES), SHOTS, val=Labelled(val_x, val_labels.to(device))
+        x, labels.to(device), len(CLASSES), shots, val=Labelled(val_x, val_labels.to(device))
     )
 
 
@@ -359,7 +389,8 @@ def _picture(label: int, side: int, seed: int = 0) -> Any:
 
 @torch.no_grad()
 def _scores(method: Method, x: Tensor) -> Tensor:
-    return method.predict(x)
+    with _randomness(method):
+        return method.predict(x)
 
 
 def _list(values: Sequence[float]) -> str:

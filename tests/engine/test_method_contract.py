@@ -1,4 +1,5 @@
-"""What a method may rely on in training, in runs of a plugin: batches without padding."""
+"""What a method may rely on in training, in runs of a plugin: batches without padding, and state
+that `after_step` changes."""
 
 from __future__ import annotations
 
@@ -73,9 +74,81 @@ class Weighted(Linear):
     name = "weighted"
 
 
+class Teacher(Linear):
+    """Scores by a mean teacher, times the number of its steps."""
+
+    name = "teacher"
+
+    def __init__(self, task, hparams):
+        super().__init__(task, hparams)
+        self.teacher = self.weight.detach().clone()
+        self.steps = torch.zeros(())
+
+    def after_step(self):
+        return {"teacher": 0.9 * self.teacher + 0.1 * self.weight, "steps": self.steps + 1}
+
+    def predict(self, x):
+        return self.steps * x @ self.teacher.T
+
+
+class Lost(Teacher):
+    """Sets its teacher in the loss."""
+
+    name = "lost"
+    after_step = api.Method.after_step
+
+    def loss(self, batch):
+        self.teacher = 0.9 * self.teacher + 0.1 * self.weight.detach()
+        return F.cross_entropy(self(batch.x), batch.labels)
+
+
+class Counting(Linear):
+    """Counts its steps."""
+
+    name = "counting"
+    steps = 0
+
+    def forward(self, x):
+        if self.training:
+            self.steps = self.steps + 1
+        return super().forward(x)
+
+    def predict(self, x):
+        return self(x) * self.steps
+
+
+class Normalised(Linear):
+    """With batch normalisation."""
+
+    name = "normalised"
+
+    def __init__(self, task, hparams):
+        super().__init__(task, hparams)
+        self.norm = torch.nn.BatchNorm1d(task.info.dim)
+
+    def forward(self, x):
+        return super().forward(self.norm(x))
+
+
+class Fitted(Normalised):
+    """Does all of that in a loop of its own."""
+
+    name = "fitted"
+
+    def fit(self, support):
+        self.steps = 0
+        for _ in range(20):
+            loss = F.cross_entropy(self(support.plain), support.labels)
+            grads = torch.autograd.grad(loss, list(self.parameters()))
+            with torch.no_grad():
+                for parameter, grad in zip(self.parameters(), grads):
+                    parameter -= 0.1 * grad
+            self.steps += 1
+
+
 @vipbench.hookimpl
 def register_methods(register):
-    for method in (Plain, Contrast, Weighted):
+    for method in (Plain, Contrast, Weighted, Teacher, Lost, Counting, Normalised, Fitted):
         register(method)
 '''
 Scores = dict[tuple[str, object], npt.NDArray[np.float32]]
@@ -126,3 +199,25 @@ def test_no_cell_depends_on_others_of_the_run(folder: Path) -> None:
     stacked = {(r.cell.method, r.cell.shots): r.provenance["stacked_cells"] for r in beside}
     assert stacked["weighted", 1] == 4  # padded: all as one
     assert stacked["plain", 1] == stacked["plain", 4] == 2
+
+
+def test_state_that_training_changes(folder: Path) -> None:
+    """`after_step` keeps it for each cell; other writes cost the method's own cells alone."""
+    names = ["lost", "counting", "teacher", "normalised", "fitted", "weighted"]
+    records = run(folder, "state", names, [1, 4])
+    refused = {"lost": "self.teacher", "counting": "self.steps", "normalised": "self.norm"}
+    for record in records:
+        said = refused.get(record.cell.method)
+        if said is None:
+            assert record.ok, record.error
+        else:
+            assert record.error is not None
+            assert f"'{said}'" in record.error.message
+            assert "after_step" in record.error.message
+    assert len(records) == 4 * len(names)
+    alone = scores(folder, "one", run(folder, "one", ["teacher"], [4]))
+    stacked = scores(folder, "state", [r for r in records if r.ok])
+    for slot, value in alone.items():
+        np.testing.assert_allclose(stacked[slot], value, rtol=1e-4, atol=1e-5)
+    teachers = [r for r in records if r.cell.method == "teacher"]
+    assert {r.provenance["stacked_cells"] for r in teachers} == {4}

@@ -56,6 +56,35 @@ class Toy(api.Method):
         return grads[0] + 2 * grads[1]
 
 
+class Remembering(Toy):
+    """A mean teacher that the loss reads, a count and running statistics."""
+
+    pads = True
+
+    def __init__(self, generator: torch.Generator, hparams: Toy.HParams) -> None:
+        super().__init__(generator, hparams)
+        self.teacher = self.weight.detach().clone()
+        self.steps = torch.zeros((), dtype=torch.long)
+        self.centre = torch.zeros(DIM)
+        self.frozen = nn.Parameter(torch.zeros(DIM), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - self.centre) + (x @ self.teacher.T) * 0.1 * self.steps
+
+    def loss(self, batch: api.Batch) -> tuple[Tensor, ...]:
+        ce, pull = super().loss(batch)
+        return ce, pull + (self.weight - self.teacher).square().mean() * self.steps
+
+    def after_step(self) -> dict[str, Tensor]:
+        centre = 0.9 * self.centre + 0.1 * self.last_batch.mean(self.last_batch.x)
+        return {
+            "teacher": 0.9 * self.teacher + 0.1 * self.weight,
+            "steps": self.steps + 1,
+            "centre": centre,
+            "frozen": self.centre,  # what another one held
+        }
+
+
 # How many images each call of a loss saw.
 SEEN: list[int] = []
 
@@ -89,9 +118,10 @@ def cell(
     return TrainCell(made, recipe, support, generator, best_val)
 
 
+@pytest.mark.parametrize("method", [Toy, Remembering])
 @settings(max_examples=25)
 @given(data=st.data())
-def test_stacked_equals_alone(data: st.DataObject) -> None:
+def test_stacked_equals_alone(method: type[Toy], data: st.DataObject) -> None:
     base = api.Recipe(
         optimizer=data.draw(st.sampled_from(["sgd", "adam", "adamw"])),
         drop_last=data.draw(st.booleans()),
@@ -107,7 +137,7 @@ def test_stacked_equals_alone(data: st.DataObject) -> None:
             base, epochs=epochs, batch_size=batch, epoch_weights=weights,
             lr=data.draw(st.sampled_from([0.01, 0.1])),
         )  # fmt: skip
-        plans.append((seed, data.draw(st.integers(1, 12)), recipe, best_val))
+        plans.append((seed, data.draw(st.integers(1, 12)), recipe, best_val, method))
     stacked, alone = [cell(*p) for p in plans], [cell(*p) for p in plans]
     assert can_stack(stacked)
     train(stacked)
@@ -116,17 +146,19 @@ def test_stacked_equals_alone(data: st.DataObject) -> None:
     for mine, other in zip(stacked, alone, strict=True):
         torch.testing.assert_close(mine.method.weight, other.method.weight, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(mine.losses, other.losses, rtol=1e-5, atol=1e-6)
+        for a, b in zip(mine.method.buffers(), other.method.buffers(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
         assert [h["epoch"] for h in mine.history] == [h["epoch"] for h in other.history]
         for name in ("support_accuracy", "gradient_norm", "loss"):
             mine_told, other_told = ([h[name] for h in c.history] for c in (mine, other))
             torch.testing.assert_close(mine_told, other_told, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [Toy, Centring])
-def test_alone_equals_a_plain_torch_loop(method: type[Toy]) -> None:
+@pytest.mark.parametrize("method_class", [Toy, Centring, Remembering])
+def test_alone_equals_a_plain_torch_loop(method_class: type[Toy]) -> None:
     """One cell, written as anyone would write the loop."""
     recipe = api.Recipe(lr=0.1, epochs=3, batch_size=4, drop_last=False)
-    ours, plain = (cell(1, 10, recipe, method=method) for _ in range(2))
+    ours, plain = (cell(1, 10, recipe, method=method_class) for _ in range(2))
     train([ours])
     method, support, plan = plain.method, plain.support, schedule(plain)
     noise = plain.generator("noise/shake")
@@ -136,14 +168,22 @@ def test_alone_equals_a_plain_torch_loop(method: type[Toy]) -> None:
         rows = plan.rows[step][plan.weight[step] > 0]
         method.shake = torch.randn(CLASSES, DIM, generator=noise)
         x = support.view(plan.view[step])[rows]
-        ce, pull = method.loss(api.Batch(x, support.labels[rows], torch.ones(len(rows))))
+        method.last_batch = api.Batch(x, support.labels[rows], torch.ones(len(rows)))
+        ce, pull = method.loss(method.last_batch)
         right[step // plan.per_epoch] += int((method(x).argmax(1) == support.labels[rows]).sum())
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad()
         (ce + 2 * pull).backward()
         optimizer.step()
+        with torch.no_grad():
+            held = method.state_dict()
+            for name, value in {k: v.clone() for k, v in method.after_step().items()}.items():
+                held[name].copy_(value)
         losses.append(float((ce + pull).detach()))
     torch.testing.assert_close(ours.method.weight, method.weight, rtol=1e-5, atol=1e-6)
+    state = ours.method.state_dict()
+    for name in ("teacher", "steps", "centre", "frozen") if method_class is Remembering else ():
+        torch.testing.assert_close(state[name], held[name], rtol=1e-5, atol=1e-6)
     assert ours.losses == pytest.approx(losses, rel=1e-5)
     # Every epoch sees each of the 10 images once, under its view, before the step's update.
     assert [h["support_accuracy"] for h in ours.history] == [n / 10 for n in right]
@@ -246,6 +286,21 @@ def test_every_image_once_an_epoch() -> None:
     for epoch in range(4):
         rows = plan.rows[epoch * 3 : epoch * 3 + 3][plan.weight[epoch * 3 : epoch * 3 + 3] > 0]
         assert sorted(rows.tolist()) == list(range(11))
+
+
+def test_best_val_keeps_what_after_step_gave_then() -> None:
+    recipe = api.Recipe(lr=0.5, epochs=6, schedule="constant", batch_size=4)
+    best = cell(3, 9, recipe, best_val=True, method=Remembering)
+    train([best])
+    seen = [h["val_accuracy"] for h in best.history]
+    epochs = seen.index(max(seen)) + 1
+    assert epochs < recipe.epochs
+    until = cell(3, 9, replace(recipe, epochs=epochs), method=Remembering)
+    train([until])
+    assert until.method.steps == epochs * 2
+    for name, value in until.method.state_dict().items():
+        if name != "shake":
+            torch.testing.assert_close(best.method.state_dict()[name], value)
 
 
 def test_best_val_takes_the_first_of_ties() -> None:

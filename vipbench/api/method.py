@@ -104,6 +104,7 @@ class Method(nn.Module, ABC):
     trains_towers: ClassVar[bool] = False
     published: ClassVar[Published] = Published()
     HParams: ClassVar[type[HParams]] = HParams
+    last_batch: Batch
 
     def __init__(self, task: Task, hparams: Any) -> None:
         super().__init__()
@@ -146,6 +147,16 @@ class Method(nn.Module, ABC):
         for grad in grads[1:]:
             total = total + grad
         return total
+
+    def after_step(self) -> Mapping[str, Tensor]:
+        """Buffer name -> its new value, of the same shape and type: after each optimizer step,
+        without gradients. Default: none.
+
+        A mean teacher, a bank, running statistics: all state that training changes beside the
+        parameters. `self.last_batch` is the step's Batch, here alone. Names are those of
+        `named_buffers`, or of frozen parameters, the same after every step. Other writes to
+        attributes or buffers in a step are refused: cells that train together share one object."""
+        return {}
 
     def fit(self, support: Support) -> None:
         """Overridden: the method's own loop, instead of the engine's; never stacked. This

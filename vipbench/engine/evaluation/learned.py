@@ -20,21 +20,27 @@ Versions = Mapping[str, tuple[int, int]]
 
 
 def versions(method: Method) -> Versions:
-    """Buffer -> what tells later whether it was made or written since."""
-    return {name: (id(b), b._version) for name, b in method.named_buffers()}
+    """Buffer or frozen parameter -> what tells later whether it was made or written since."""
+    return {name: (id(value), value._version) for name, value in _kept(method).items()}
 
 
 def learned_tensors(method: Method, before: Versions) -> dict[str, Tensor]:
-    """The trained parameters, and the buffers that were made or written after `before` was taken;
-    noise is none of them."""
+    """The trained parameters, and the buffers and frozen parameters that were made or written
+    after `before` was taken; noise is none of them."""
     noise = method.noise()
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
-    buffers = {
-        name: b
-        for name, b in method.named_buffers()
-        if before.get(name) != (id(b), b._version) and name not in noise
+    written = {
+        name: value
+        for name, value in _kept(method).items()
+        if before.get(name) != (id(value), value._version) and name not in noise
     }
-    return {**trained, **buffers}
+    return {**trained, **written}
+
+
+def _kept(method: Method) -> dict[str, Tensor]:
+    """Buffers and frozen parameters, by name."""
+    frozen = {name: p for name, p in method.named_parameters() if not p.requires_grad}
+    return {**frozen, **dict(method.named_buffers())}
 
 
 def fill(method: Method, tensors: Mapping[str, Tensor]) -> None:

@@ -55,7 +55,10 @@ def batch_sizes(cell: TrainCell) -> tuple[int, ...]:
 def can_stack(cells: Sequence[TrainCell]) -> bool:
     """Whether these cells, all of one method, may train as one."""
     first = cells[0]
-    if len(cells) == 1 or not type(first.method).stackable or first.method.inputs != "features":
+    method = type(first.method)
+    # A tower's batch normalisation writes statistics in its pass.
+    alone = not method.stackable or method.inputs != "features" or method.trains_towers
+    if len(cells) == 1 or alone:
         return False
     return all(_alike(first, other) for other in cells[1:])
 

@@ -7,26 +7,37 @@ recorded once and repeated, as `replay` does on a GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vjp, vmap
+from torch.utils._pytree import tree_map
 
 from vipbench.api import Batch, Method
 from vipbench.engine.training.batches import Inputs, sent
 from vipbench.engine.training.optim import Optimizer, Tensors, corrections
 from vipbench.engine.training.stacking import TrainCell
+from vipbench.engine.training.written import refuse_batch_norm, rehearse, unwritten
+
+Batched = tuple[Tensor, Tensor, Tensor]
 
 
-class _Loss(nn.Module):
-    # functional_call replaces the parameters for the length of a forward; the loss must be one.
+class _Called(nn.Module):
+    # functional_call replaces parameters and buffers for the length of a forward; whatever of a
+    # method is called in a step must be one.
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
 
-    def forward(
+    def forward(self, call: Callable[..., Any], *args: Any) -> Any:
+        """`call` of this object, which must leave the method as it is."""
+        with unwritten(self.method):
+            return call(*args)
+
+    def losses(
         self, x: Tensor, labels: Tensor, weight: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """The losses, and how many images of the batch the method's own forward had right: NaN
@@ -43,18 +54,59 @@ class _Loss(nn.Module):
             right = ((seen[0].detach().argmax(-1) == labels) & (weight > 0)).sum().to(right)
         return (loss if isinstance(loss, tuple) else (loss,)), right
 
+    def combined(self, grads: Sequence[Tensors]) -> Tensors:
+        """Of every parameter the gradient to use. grads: one dict for each loss."""
+        return {k: self.method.combine(tuple(g[k] for g in grads)) for k in grads[0]}
+
+    @torch.no_grad()
+    def after(self, x: Tensor, labels: Tensor, weight: Tensor) -> Tensors:
+        """What `after_step` gives, checked, by names that begin with "method."."""
+        method = self.method
+        with last_batch(method, Batch(x, labels, weight)):
+            given = method.after_step()
+        who = f"after_step of method '{method.name}'"
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{who} gave {type(given).__name__}; expected buffer name -> tensor")
+        trained = {name for name, p in method.named_parameters() if p.requires_grad}
+        held = {**dict(method.named_parameters()), **dict(method.named_buffers())}
+        for name, value in given.items():
+            if name in trained or name not in held:
+                what = "a parameter, which the optimizer writes" if name in trained else "no buffer"
+                known = ", ".join(f"'{k}'" for k in held if k not in trained) or "none"
+                raise ValueError(f"{who} gave '{name}', {what}; buffers: {known}")
+            got = (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value)
+            if got != (expected := (tuple(held[name].shape), held[name].dtype)):
+                raise ValueError(f"{who} gave {got} for '{name}'; expected {expected}")
+        return {f"method.{name}": value for name, value in given.items()}
+
+
+@contextmanager
+def last_batch(method: Method, batch: Batch) -> Iterator[None]:
+    """In the block `method.last_batch` is `batch`."""
+    vars(method)["last_batch"] = batch
+    try:
+        yield
+    finally:
+        del vars(method)["last_batch"]
+
 
 class Step:
     """The stacked state of some cells, and one step of it.
 
     params, fixed, buffers: (cells, *) by name; names begin with "method.".
-    told: (3, cells), the loss, gradient norm and images had right of the last step.
+    told: (3, cells), the loss, gradient norm and images had right of the last step. changing:
+    names of the buffers and frozen parameters that `after_step` writes; known after a step.
     """
 
     def __init__(self, cells: Sequence[TrainCell], steps: int) -> None:
-        self.loss = _Loss(cells[0].method)
-        trained = [k for k, v in self.loss.named_parameters() if v.requires_grad]
-        params, buffers = stack_module_state([_Loss(cell.method) for cell in cells])
+        method = cells[0].method
+        refuse_batch_norm(method)
+        self.called = _Called(method)
+        self.changing: tuple[str, ...] = ()
+        self._updates = type(method).after_step is not Method.after_step
+        self._rehearsed = method.trains_towers
+        trained = [k for k, v in self.called.named_parameters() if v.requires_grad]
+        params, buffers = stack_module_state([_Called(cell.method) for cell in cells])
         self.fixed: Tensors = {k: v.detach() for k, v in params.items() if k not in trained}
         self.params: Tensors = {k: params[k].detach() for k in trained}
         self.buffers: Tensors = dict(buffers)
@@ -73,22 +125,34 @@ class Step:
         self._correction.copy_(self._corrections[number])
 
     def __call__(self) -> None:
-        """One step: parameters, optimizer and `told` are written in place."""
+        """One step: parameters, optimizer, what `after_step` gives and `told` are written in
+        place. Raises WrittenStateError where the method writes anything else."""
         assert self._inputs is not None
-        gradients = vmap(self._one, randomness="error") if self._vectorised else self._alone
-        values, grads, right = gradients(
-            self.params, self.fixed, self.buffers,
-            self._inputs.x, self._inputs.labels, self._inputs.weight,
-        )  # fmt: skip
+        batch = (self._inputs.x, self._inputs.labels, self._inputs.weight)
+        if not self._rehearsed:
+            self._rehearse(batch)
+        values, grads, right = self._each(self._one, batch)
         squares = [g.unsqueeze(-1).flatten(1).square().sum(1) for g in grads.values()]
         norm = torch.stack(squares).sum(0).sqrt()
         self.told.copy_(torch.stack([values.detach().float(), norm.float(), right.float()]))
         self.optimizer.step(self.params, grads, self._inputs.rates, self._correction)
+        if self._updates:
+            self._update(batch)
 
     def written(self) -> list[Tensor]:
-        """What a step writes: `told`, then (cells,*) each. torch.func refuses to write buffers."""
+        """What a step writes: `told`, then (cells,*) each."""
         parts = (self.params, self.optimizer.first, self.optimizer.second)
-        return [self.told, *(value for part in parts for value in part.values())]
+        changed = [self._held(name) for name in self.changing]
+        return [self.told, *(value for part in parts for value in part.values()), *changed]
+
+    def state_of(self, index: int) -> Tensors:
+        """A copy of what training changes of one cell: parameters and what `after_step` gives,
+        and, where towers are trained, the statistics of their batch normalisations, which the
+        passes write."""
+        state = self.params | {name: self._held(name) for name in self.changing}
+        if self.called.method.trains_towers:
+            state |= self.buffers
+        return {name: value[index].clone() for name, value in state.items()}
 
     def noise(self, name: str, draws: Sequence[Tensor]) -> None:
         """Fill the buffer `name` of every cell with that cell's draw, made on the CPU."""
@@ -105,6 +169,45 @@ class Step:
                 state[name] = value[chosen]
         self.told = self.told[:, chosen]
 
+    def _held(self, name: str) -> Tensor:
+        return self.buffers[name] if name in self.buffers else self.fixed[name]
+
+    def _call(self, call: Callable[..., Any], state: Tensors, *args: Any) -> Any:
+        return functional_call(self.called, state, (call, *args))
+
+    def _rehearse(self, batch: Batched) -> None:
+        """The first cell's loss and `after_step`, on copies of all that they could write."""
+        self._rehearsed = True
+        one = tuple(part[0] for part in batch)
+        trained = {name: value[0].clone() for name, value in self.params.items()}
+        state = {name: value[0] for name, value in (*self.fixed.items(), *self.buffers.items())}
+
+        def work(copies: Mapping[str, Tensor]) -> None:
+            self._call(self.called.losses, {**trained, **copies}, *one)
+            if self._updates:
+                self._call(self.called.after, {**trained, **copies}, *one)
+
+        rehearse(self.called.method, work, state)
+
+    def _update(self, batch: Batched) -> None:
+        """What `after_step` gives, for every cell."""
+
+        def after(params: Tensors, fixed: Tensors, buffers: Tensors, *args: Tensor) -> Tensors:
+            given: Tensors = self._call(self.called.after, {**fixed, **buffers, **params}, *args)
+            # A copy: one buffer may get what another one held.
+            return {name: value.clone() for name, value in given.items()}
+
+        given = self._each(after, batch)
+        names = tuple(sorted(given))
+        if self.changing and names != self.changing:
+            raise ValueError(
+                f"after_step of method '{self.called.method.name}' gave {names}, and "
+                f"{self.changing} before; it gives the same buffers after every step"
+            )
+        self.changing = names
+        for name, value in given.items():
+            self._held(name).copy_(value)
+
     def _one(
         self,
         params: Tensors,
@@ -118,7 +221,7 @@ class Step:
 
         def losses(trained: Tensors) -> tuple[tuple[Tensor, ...], Tensor]:
             state = {**fixed, **buffers, **trained}
-            out: Any = functional_call(self.loss, state, (x, labels, weight))
+            out: Any = self._call(self.called.losses, state, x, labels, weight)
             return out[0], out[1]
 
         linear: Any = vjp(losses, params, has_aux=True)
@@ -130,11 +233,12 @@ class Step:
             each.append(pull(chosen, retain_graph=i + 1 < len(values))[0])
         if len(each) == 1:
             return values[0], each[0], right
-        combined = {k: self.loss.method.combine(tuple(g[k] for g in each)) for k in params}
+        combined: Tensors = self._call(self.called.combined, {**fixed, **buffers, **params}, each)
         return torch.stack(values).sum(), combined, right
 
-    def _alone(self, *stacked: Any) -> tuple[Tensor, Tensors, Tensor]:
-        """`_one` of the only cell of a stack."""
-        p, f, b = ({k: v[0] for k, v in part.items()} for part in stacked[:3])
-        value, grads, right = self._one(p, f, b, *(part[0] for part in stacked[3:]))
-        return value[None], {k: v[None] for k, v in grads.items()}, right[None]
+    def _each(self, work: Callable[..., Any], batch: Batched) -> Any:
+        """`work` of every cell: of parameters, frozen ones, buffers, and its batch."""
+        stacked = (self.params, self.fixed, self.buffers, *batch)
+        if self._vectorised:
+            return vmap(work, randomness="error")(*stacked)
+        return tree_map(lambda v: v[None], work(*tree_map(lambda v: v[0], stacked)))

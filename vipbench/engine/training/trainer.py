@@ -109,7 +109,7 @@ class _Stack:
                 entry["val_accuracy"] = self._val_accuracy(i)
             if selects and entry["val_accuracy"] > self.best_accuracy[i]:
                 self.best_accuracy[i] = entry["val_accuracy"]
-                self.best[i] = self._state_of(i)
+                self.best[i] = self.state.state_of(i)
             if cell.recipe.epoch_weights is not None:
                 weight = cell.recipe.epoch_weights[epoch] / math.fsum(cell.recipe.epoch_weights)
                 for name, value in self._params_of(i).items():
@@ -118,14 +118,6 @@ class _Stack:
 
     def _params_of(self, index: int) -> Tensors:
         return {name: value[index].clone() for name, value in self.state.params.items()}
-
-    def _state_of(self, index: int) -> Tensors:
-        """A cell's parameters and, where towers are trained, the statistics of their batch
-        normalisations, which the passes write."""
-        state = self._params_of(index)
-        if self.cells[index].method.trains_towers:
-            state |= {name: value[index].clone() for name, value in self.state.buffers.items()}
-        return state
 
     def _val_accuracy(self, index: int) -> float:
         method, val = self.cells[index].method, self.cells[index].support.val
@@ -159,9 +151,9 @@ class _Stack:
 
     def _write_back(self, index: int) -> None:
         cell, plan = self.cells[index], self.plans[index]
-        chosen = self._state_of(index)
+        chosen = self.state.state_of(index)
         if cell.recipe.epoch_weights is not None:
-            chosen = self.average[index]
+            chosen |= self.average[index]
         elif cell.best_val and self.best[index]:
             chosen = self.best[index]
         with torch.no_grad():

@@ -1,0 +1,158 @@
+"""Finding what a method writes in a training step, where nothing but `after_step` may.
+
+One method object serves all cells that train together, and its tensors are put in place for the
+length of a call. An attribute that is set there is one value for all cells; a buffer that is set
+there is lost. Both would give wrong numbers without a word.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from vipbench.api import Method
+
+# How deep into containers, and up to how many items of one, changes are looked for.
+DEPTH, MOST = 4, 1000
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+class WrittenStateError(RuntimeError):
+    """A method wrote an attribute or a buffer in a training step."""
+
+
+def refuse_batch_norm(method: Method) -> None:
+    """Raises WrittenStateError where a layer of `method` keeps statistics of the batches it saw.
+    A method that trains a tower may: its cells are trained one by one, statistics with them."""
+    if method.trains_towers:
+        return
+    for place, module in method.named_modules():
+        if isinstance(module, _BATCH_NORM):
+            raise WrittenStateError(
+                f"method '{method.name}': 'self.{place}' is an nn.{type(module).__name__}, which "
+                "writes its running statistics in each training step. Keep mean and variance as "
+                "buffers, normalise with them or with the batch, `F.batch_norm(x, self.mean, "
+                "self.var)`, and return their new values from `after_step`, which finds the batch "
+                "in `self.last_batch`; or train in a `fit` of the method's own"
+            )
+
+
+@contextmanager
+def unwritten(method: Method) -> Iterator[None]:
+    """Raises WrittenStateError where the block, which runs a method's code, changes what the
+    method holds. Parameters that the engine trains may be written in place."""
+    before = _state(method)
+    yield
+    after = _state(method)
+    # As items of tuples a NaN equals itself.
+    names = [n for n in {**before, **after} if (before.get(n),) != (after.get(n),)]
+    if names:
+        raise _refused(method, names)
+
+
+def rehearse(
+    method: Method, work: Callable[[Mapping[str, Tensor]], object], state: Mapping[str, Tensor]
+) -> None:
+    """Do `work` once on copies of one cell's `state`, frozen parameters and buffers. Raises
+    WrittenStateError where it changes their values: layers of PyTorch do so out of sight of
+    torch.func, which refuses other writes without naming the tensor."""
+    copies = {name: value.clone() for name, value in state.items()}
+    try:
+        work(copies)
+    except WrittenStateError:
+        raise
+    except Exception:  # what else is wrong the step itself will tell
+        pass
+    names = [name for name, value in copies.items() if _differ(value, state[name])]
+    if names:
+        raise _refused(method, [f"self.{name.removeprefix('method.')}" for name in names])
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    return not bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _refused(method: Method, names: list[str]) -> WrittenStateError:
+    told = ", ".join(f"'{name}'" for name in names[:4])
+    first = names[0].rpartition(".")[2]
+    return WrittenStateError(
+        f"method '{method.name}' writes {told} in a training step. Nothing is kept there: cells "
+        "that train together share the method's attributes, and its buffers are put in place for "
+        f"the length of a call. Make it a buffer before training, and return its new value from "
+        f"`after_step(self)`, as {{'{first}': ...}}; or train in a `fit` of the method's own"
+    )
+
+
+class _Same:
+    """Equal where it is the same object, and a tensor not written since."""
+
+    def __init__(self, value: object, version: bool = True) -> None:
+        self.value = value
+        counted = version and isinstance(value, Tensor) and not value.is_inference()
+        self.version = value._version if counted else 0  # type: ignore[attr-defined]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return False
+        return self.value is other.value and self.version == other.version
+
+    __hash__ = None  # type: ignore[assignment]  # compared alone
+
+
+_OWN = frozenset(nn.Module().__dict__) - {"training"} | {"task", "last_batch"}
+
+
+def _state(method: Method) -> dict[str, Any]:
+    """What a method holds, by name."""
+    found: dict[str, Any] = {}
+    owners = type(method).__mro__[: type(method).__mro__.index(Method)]
+    own = frozenset(owner.__module__ for owner in owners)
+    for place, module in method.named_modules():
+        prefix = f"self.{place}." if place else "self."
+        # Layers of a tower that is trained do as they like; it is trained alone.
+        tower = bool(place) and method.trains_towers
+        for name, parameter in module._parameters.items():
+            found[prefix + name] = _Same(parameter, version=False)
+        for name, buffer in module._buffers.items():
+            found[prefix + name] = _Same(buffer, version=not tower)
+        if not tower:
+            for name, value in vars(module).items():
+                if name not in _OWN:
+                    found[prefix + name] = _content(value, own, 0)
+    for owner in owners:
+        for name, value in vars(owner).items():
+            if not name.startswith("__") and not callable(value):
+                found[f"{owner.__name__}.{name}"] = _content(value, own, 0)
+    return found
+
+
+def _content(value: Any, own: Set[str], depth: int) -> Any:
+    """What compares unequal once `value` was replaced or changed. own: the modules whose objects
+    are looked into; those of libraries may hold caches."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, np.ndarray):
+        return _Same(value), value.tobytes() if value.nbytes <= 1 << 20 else None
+    if isinstance(value, itertools.count):
+        return _Same(value), repr(value)
+    if depth < DEPTH:
+        deeper = depth + 1
+        if isinstance(value, list | tuple | set | frozenset | deque):
+            inner = [_content(v, own, deeper) for v in value] if len(value) <= MOST else None
+            return _Same(value), len(value), inner
+        if isinstance(value, dict):
+            items = value.items() if len(value) <= MOST else ()
+            inner = [(_Same(k), _content(v, own, deeper)) for k, v in items]
+            return _Same(value), len(value), inner
+        mine = type(value).__module__ in own or isinstance(value, SimpleNamespace)
+        if mine and not isinstance(value, nn.Module | type) and hasattr(value, "__dict__"):
+            return _Same(value), [(k, _content(v, own, deeper)) for k, v in vars(value).items()]
+    return _Same(value)
