@@ -31,6 +31,8 @@ class _Called(nn.Module):
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
+        # While they are replaced no parameter asks for a gradient.
+        self.trained = {name for name, p in method.named_parameters() if p.requires_grad}
 
     def forward(self, call: Callable[..., Any], *args: Any) -> Any:
         """`call` of this object, which must leave the method as it is."""
@@ -67,7 +69,7 @@ class _Called(nn.Module):
         who = f"after_step of method '{method.name}'"
         if not isinstance(given, Mapping):
             raise TypeError(f"{who} gave {type(given).__name__}; expected buffer name -> tensor")
-        trained = {name for name, p in method.named_parameters() if p.requires_grad}
+        trained = self.trained
         held = {**dict(method.named_parameters()), **dict(method.named_buffers())}
         for name, value in given.items():
             if name in trained or name not in held:
