@@ -11,7 +11,7 @@ import numpy as np
 
 from vipbench.results.records.plan import PlanCell
 from vipbench.results.records.predictions import Predictions
-from vipbench.results.records.record import Record
+from vipbench.results.records.record import Record, json_sha256
 from vipbench.results.store.store import Store
 from vipbench.results.tables import Entry, Table
 
@@ -35,9 +35,15 @@ def record_dict(
 ) -> dict[str, Any]:
     """A record's JSON; change it before `Record.of`."""
     found: dict[str, Any] = {"accuracy": 0.5, "macro_f1": 0.4, "n": 10}
+    hparams = {"n_ctx": 4, "lr": 0.002, "betas": [0.9, 0.999]}
+    parts = {
+        "method": "vip", "method.revision": 1, "hparams": hparams, "shots": shots, "seed": seed,
+        "backbone": key_of(backbone), "data": key_of(dataset), "precision": "fp32",
+        "row": key_of(method),  # so that rows of one method have keys of their own
+    }  # fmt: skip
     return {
         "schema": 1,
-        "key": key or key_of(backbone, dataset, method, shots, seed),
+        "key": key or json_sha256(parts),
         "status": "error" if error else "ok",
         "cell": {
             "backbone": backbone,
@@ -47,7 +53,7 @@ def record_dict(
             "shots": shots,
             "seed": seed,
         },
-        "hparams": {"n_ctx": 4, "lr": 0.002, "betas": [0.9, 0.999]},
+        "hparams": hparams,
         "recipe": {"optimizer": "sgd", "epochs": 50},
         "protocol": {
             "views": "per-epoch",
@@ -75,6 +81,7 @@ def record_dict(
             "device": "cpu",
             "method": {"plugin": "vipbench.vip", "revision": 1, "needs": ["symptoms"]},
             "backbone": {"name": backbone, "fingerprint": key_of(backbone)},
+            "key_parts": parts,
         },
         "metrics": {} if error else found | dict(metrics or {}),
         "timing": {"train": 1.5},

@@ -160,6 +160,10 @@ def run(
     no_retry: Annotated[
         bool, typer.Option("--no-retry", help="Leave cells that failed before as they are.")
     ] = False,
+    use_imported: Annotated[
+        bool,
+        typer.Option("--use-imported", help="Count results that others handed in as done."),
+    ] = False,
     offline: Offline = False,
     allow_code: AllowCode = False,
 ) -> int:
@@ -179,4 +183,4 @@ def run(
     # Only now, so that a misspelled key is told at once.
     from vipbench.cli.commands.run import run_command
 
-    return run_command(spec, dry_run, retry=not no_retry, estimate=estimate)
+    return run_command(spec, dry_run, retry=not no_retry, estimate=estimate, imported=use_imported)

@@ -74,12 +74,16 @@ def _handed(source: Store, name: str) -> Iterator[Handed]:
     several = source.submissions()
     for record in source.records():
         if record.key not in several:
-            key = record.key
-            yield submitted_by(record, name), source.predictions(key), source.parameters(key)
-    for key, found in several.items():
+            yield _as_handed(record, name, source)
+    for found in several.values():
         for number, record in found:
-            learned = source.parameters(key, number)
-            yield submitted_by(record, name), source.predictions(key, number), learned
+            yield _as_handed(record, name, source, number)
+
+
+def _as_handed(record: Record, name: str, source: Store, number: int | None = None) -> Handed:
+    predictions = source.predictions(record.key, number)
+    learned = source.parameters(record.key, number)
+    return submitted_by(record, name, predictions is not None), predictions, learned
 
 
 def _prefer(store: Collection, preferred: str) -> None:

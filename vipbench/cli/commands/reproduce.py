@@ -71,7 +71,13 @@ def _records(data: bytes) -> list[tuple[Record, Predictions | None]]:
         rows = [json.loads(line) for line in data.decode().splitlines()]
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the bundle's {RECORDS} cannot be read: {error}") from None
-    return [pair for pair in read_rows(rows, f"the bundle's {RECORDS}") if pair[0].ok]
+    found = [pair for pair in read_rows(rows, f"the bundle's {RECORDS}") if pair[0].ok]
+    if not found:
+        raise UsageError(
+            f"the bundle's {RECORDS} holds no result, so that nothing can be reproduced; its "
+            f"suite can be run as any other: `vipbench run --suite {SUITE_NAME}`"
+        )
+    return found
 
 
 def _tell(bundle: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:

@@ -56,12 +56,16 @@ WORDS = {"todo": "to do", "done": "done", "impossible": "impossible"}
 
 
 def run_command(
-    spec: RunSpec, dry_run: bool = False, retry: bool = True, estimate: bool = False
+    spec: RunSpec,
+    dry_run: bool = False,
+    retry: bool = True,
+    estimate: bool = False,
+    imported: bool = False,
 ) -> int:
     """Run `spec`, or list its cells; returns the exit status. Raises UsageError, StoreError.
 
     retry: whether cells that failed before are tried again. estimate: with `dry_run`, what the
-    run will take.
+    run will take. imported: whether results that somebody handed in count as done.
     """
     if estimate and not dry_run:
         raise UsageError("--estimate goes with --dry-run")
@@ -69,14 +73,16 @@ def run_command(
     try:
         if dry_run:
             planned, told = (
-                driver.estimate(spec, retry) if estimate else (driver.plan(spec, retry), None)
+                driver.estimate(spec, retry, imported)
+                if estimate
+                else (driver.plan(spec, retry, imported), None)
             )
             _show_plan(spec, planned, shown)
             for line in [] if told is None else estimate_lines(told):
                 shown.line(line)
             return OK
         screen = Screen(spec, shown)
-        outcome = driver.run(spec, screen, retry)
+        outcome = driver.run(spec, screen, retry, imported=imported)
     finally:
         shown.stop()
     return _finish(spec, screen, outcome)

@@ -11,7 +11,7 @@ from vipbench.cli.commands.text import clean, plural
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.engine.rerun import VERDICTS, Rerun, rerun
 from vipbench.errors import UsageError
-from vipbench.results.records.recompute import disagreements
+from vipbench.results.records.recompute import disagreements, key_problems
 from vipbench.results.records.record import Record, sha256
 from vipbench.results.store.lock import StoreError
 from vipbench.results.store.rows import describe, told_sha256
@@ -45,6 +45,9 @@ def verify_command(
             with tempfile.TemporaryDirectory(prefix="vipbench-verify-") as temporary:
                 found = rerun(pairs, spec, Path(temporary) / "out", tolerance)
         problems += show_reruns(found, tolerance, f"of {again} asked for, drawn with seed {seed}")
+        if not found:
+            print("  there is no finished cell to run again")
+            problems += 1
     print("verified" if not problems else f"{plural(problems, 'problem')} found")
     return OK if not problems else FAILED
 
@@ -79,7 +82,10 @@ def _check(store: Store) -> int:
     ]
     scored = learned = gone = 0
     wrong: list[str] = []
+    keys: list[str] = []
     for record, number in results:
+        if problems := key_problems(record):
+            keys.append(f"{_place(record)}: {'; '.join(problems)}")
         predictions = store.predictions(record.key, number)
         if predictions is not None:
             scored += 1
@@ -99,10 +105,13 @@ def _check(store: Store) -> int:
     )
     for line in wrong[:MOST_SHOWN]:
         print(f"  {clean(line)}")
+    print(f"keys: {len(results) - len(keys):,} belong to their cells, {len(keys):,} do not")
+    for line in keys[:MOST_SHOWN]:
+        print(f"  {clean(line)}")
     print(f"learned parameters: {learned:,} whole, {gone:,} were not handed on")
     if several:
         print(f"submissions: {plural(len(store.disputed()), 'cell')} in dispute")
-    return len(wrong)
+    return len(wrong) + len(keys)
 
 
 def _sample(store: Store, count: int, seed: int) -> list[Record]:

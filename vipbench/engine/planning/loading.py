@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from vipbench.engine.planning.sampling import nested_order
 from vipbench.errors import UsageError
 from vipbench.images import ImageLike
 from vipbench.plugins.registry import Plugin, Registry
+from vipbench.results.records.record import json_sha256
 from vipbench.results.sharing.privacy import public_source
 from vipbench.runspec.run import RunSpec
 from vipbench.symptoms import load_descriptions, load_symptoms, replace_knowledge
@@ -322,6 +321,5 @@ def _bind(texts: Mapping[str, Sequence[str]] | None, names: Sequence[str]) -> Bo
 
 
 def sha(content: Any) -> str:
-    """SHA-256 of anything that JSON can hold."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """See json_sha256."""
+    return json_sha256(content)

@@ -93,22 +93,25 @@ def catalogue(plugins_dir: Path | None = None, count: bool = False) -> list[Cata
     return [CatalogueEntry(**entry) for entry in event["entries"]]
 
 
-def plan(spec: RunSpec, retry: bool = True) -> Plan:
+def plan(spec: RunSpec, retry: bool = True, imported: bool = False) -> Plan:
     """The cells of `spec` and, of each, whether it is done. Writes nothing. Raises UsageError.
 
-    retry: whether cells that failed before are to be done again.
+    retry: whether cells that failed before are to be done again. imported: whether results that
+    somebody handed in count as done.
     """
     _require(spec.plugins_dir)
     with Worker() as worker:
-        return _judged(_ask(worker, "plan", suite=spec.to_yaml()), spec, retry)
+        return _judged(_ask(worker, "plan", suite=spec.to_yaml()), spec, retry, imported)
 
 
-def estimate(spec: RunSpec, retry: bool = True) -> tuple[Plan, list[Estimate]]:
+def estimate(
+    spec: RunSpec, retry: bool = True, imported: bool = False
+) -> tuple[Plan, list[Estimate]]:
     """The plan, and what each group of its cells that are to do will take, measured by a few steps
     and encodings. Writes nothing. Raises UsageError."""
     _require(spec.plugins_dir)
     with Worker() as worker:
-        planned = _judged(_ask(worker, "plan", suite=spec.to_yaml()), spec, retry)
+        planned = _judged(_ask(worker, "plan", suite=spec.to_yaml()), spec, retry, imported)
         found = []
         for keys in planned.groups():
             event = _ask(worker, "estimate", keys=keys)
@@ -121,16 +124,18 @@ def run(
     observer: Observer | None = None,
     retry: bool = True,
     only: Collection[str] | None = None,
+    imported: bool = False,
 ) -> Outcome:
     """Run what is missing of `spec` into `spec.out`. Raises UsageError before anything runs.
 
     retry: whether cells that failed before are tried again. only: the keys of the cells to run.
+    imported: whether results that somebody handed in count as done.
     SIGINT and SIGTERM stop it: what is finished is kept, and `Outcome.signal` says so. A second
     one ends the process at once.
     """
     _require(spec.plugins_dir)
     with stop_signals() as stopped:
-        driver = _Driver(spec, observer or Observer(), stopped, retry)
+        driver = _Driver(spec, observer or Observer(), stopped, retry, imported)
         try:
             driver.run(only)
         except Stopped:
@@ -150,11 +155,16 @@ class _Driver:
     """One run in progress; its crew's desk."""
 
     def __init__(
-        self, spec: RunSpec, observer: Observer, stopped: Signal, retry: bool = True
+        self,
+        spec: RunSpec,
+        observer: Observer,
+        stopped: Signal,
+        retry: bool = True,
+        imported: bool = False,
     ) -> None:
         self.spec = spec
         self.observer = observer
-        self.retry = retry
+        self.retry, self.imported = retry, imported
         self.crew = Crew(spec, self, stopped)
         self.store: Store | None = None
         self.cells: dict[str, PlannedCell] = {}
@@ -162,7 +172,7 @@ class _Driver:
         self.outcome = Outcome(0, 0, 0, 0)
 
     def run(self, only: Collection[str] | None) -> None:
-        planned = _judged(self.crew.plan(), self.spec, self.retry)
+        planned = _judged(self.crew.plan(), self.spec, self.retry, self.imported)
         self.cells = {cell.key: cell for cell in planned.cells}
         self.outcome = replace(
             self.outcome,
@@ -238,9 +248,9 @@ class _Driver:
             self.store.close()
 
 
-def _judged(event: Mapping[str, Any], spec: RunSpec, retry: bool) -> Plan:
+def _judged(event: Mapping[str, Any], spec: RunSpec, retry: bool, imported: bool) -> Plan:
     stored = Stored.read(spec.out)
-    cells = [stored.judge(PlannedCell(**item), retry) for item in event["cells"]]
+    cells = [stored.judge(PlannedCell(**item), retry, imported) for item in event["cells"]]
     return Plan(cells, event["notices"], event["info"])
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 from vipbench.results import Record
 from vipbench.results.records.plan import Slot
 from vipbench.results.store.store import FILE, Store
+from vipbench.results.store.submissions import OWN, submitter
 
 
 @dataclass(frozen=True)
@@ -174,13 +175,19 @@ class Stored:
         with Store(out, readonly=True) as store:
             return cls(tuple(store.records(history=False)), frozenset(store.disputed()))
 
-    def judge(self, cell: PlannedCell, retry: bool = True) -> PlannedCell:
-        """The cell with the state that it has here. retry: whether a failed one is to be done."""
+    def judge(self, cell: PlannedCell, retry: bool = True, imported: bool = False) -> PlannedCell:
+        """The cell with the state that it has here. retry: whether a failed one is to be done.
+        imported: whether a result that somebody handed in counts as done."""
         if cell.status != "todo":
             return cell
         record, last = self._by_key.get(cell.key), self._by_slot.get(cell.slot)
-        if cell.key in self.disputed or (record is not None and record.ok):
+        if cell.key in self.disputed:
             return replace(cell, status="done")
+        if record is not None and record.ok:
+            if imported or submitter(record) == OWN:
+                return replace(cell, status="done")
+            why = f"handed in by '{submitter(record)}', not run here (--use-imported counts it)"
+            return replace(cell, reason=why)
         if record is not None and retry:
             return replace(cell, reason="failed before, tried again")
         if record is not None:

@@ -24,7 +24,7 @@ RECORD_COLUMNS = (
     + " left_out views sampler validation selection precision shots_unit n_support n_val "
     "dataset_fingerprint symptoms_sha256 backbone_fingerprint plugin plugin_version plugin_sha256 "
     "method_revision vipbench torch device hparams recipe protocol timing notes error_type "
-    "error_message created"
+    "error_message created submitter verified"
 ).split()
 
 
@@ -119,6 +119,8 @@ def record_row(record: Record) -> list[Any]:
         failure.type if failure else None,
         failure.message if failure else None,
         record.created,
+        made.get("submitter"),
+        not made.get("unverified", False),
     ]
 
 

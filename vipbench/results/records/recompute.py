@@ -1,4 +1,4 @@
-"""Metrics computed again from stored scores, to check a record or to bring it up to date."""
+"""Checks of a record against itself: its key, and its metrics, computed again from its scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from vipbench.results.records.metrics import METRICS, compute_metrics
 from vipbench.results.records.predictions import Predictions
-from vipbench.results.records.record import Record
+from vipbench.results.records.record import PATH, Record, dump, json_sha256
 
 # Sums may be taken in another order by another version of a library.
 ROUNDING = 1e-9
@@ -31,6 +31,57 @@ def disagreements(record: Record, predictions: Predictions) -> list[str]:
         if not _same(stored, found[name]):
             told.append(f"{name}: {_show(stored)} stored, {_show(found[name])} recomputed")
     return told
+
+
+def key_problems(record: Record) -> list[str]:
+    """Why the record's key is not that of the cell that the record describes; [] where it is.
+
+    A key is the SHA-256 of `provenance.key_parts`, and these repeat parts of the record. A record
+    whose scores and key were both made up passes: only running the cell again finds it.
+    """
+    parts = record.provenance.get("key_parts")
+    if not isinstance(parts, dict):
+        return ["provenance.key_parts, of which its key is made, is missing"]
+    if json_sha256(parts) != record.key:
+        if PATH in dump(parts):
+            return [f"its key_parts hold {PATH} in a path's place; export it with --include-paths"]
+        return ["its key is not the SHA-256 of its key_parts"]
+    tested = parts.get("tested")
+    trained_on = _part(record, "trained_on")
+    if isinstance(tested, dict):
+        data = {"data": trained_on.get("fingerprint"), "tested.data": record.data.fingerprint}
+    else:
+        data = {"data": record.data.fingerprint, "tested.data": None}
+    said = {
+        "method": record.cell.method_name,
+        "method.revision": _part(record, "method").get("revision"),
+        "hparams": record.hparams,
+        "backbone": _part(record, "backbone").get("fingerprint"),
+        "shots": record.cell.shots,
+        "seed": record.cell.seed,
+        **data,
+    }
+    told = record.protocol.model_dump()
+    said |= {name: told[name] for name in _OF_PROTOCOL if name in parts}
+    protocol = parts.get("protocol")
+    if isinstance(protocol, dict):
+        said |= {f"protocol.{name}": told.get(name) for name in protocol}
+    found = {**parts, "tested.data": tested.get("data") if isinstance(tested, dict) else None}
+    if isinstance(protocol, dict):
+        found |= {f"protocol.{name}": value for name, value in protocol.items()}
+    return [
+        f"{name}: its key is made of {found.get(name)!r}, its record says {value!r}"
+        for name, value in said.items()
+        if found.get(name) != value
+    ]
+
+
+_OF_PROTOCOL = ("precision", "views", "sampler", "validation", "selection", "shots_unit")
+
+
+def _part(record: Record, name: str) -> Mapping[str, Any]:
+    found = record.provenance.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _same(stored: Any, found: Any) -> bool:

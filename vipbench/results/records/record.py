@@ -30,9 +30,19 @@ from pydantic import (
 SPELT_OUT = ("hparams", "recipe")
 
 
+# Stands in an exported record where a path was.
+PATH = "<path>"
+
+
 def dump(value: Any) -> str:
     """ASCII JSON on one line; ValueError for NaN."""
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def json_sha256(content: Any) -> str:
+    """SHA-256 of anything that JSON can hold, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def as_json(value: Any, where: str, spelt_out: bool) -> Any:

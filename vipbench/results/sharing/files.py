@@ -87,6 +87,7 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
     arrow = _parquet()
     kinds = dict.fromkeys(COLUMNS, arrow.string())
     kinds |= dict.fromkeys(_WHOLE, arrow.int64()) | dict.fromkeys(_REAL, arrow.float64())
+    kinds["verified"] = arrow.bool_()
     schema = arrow.schema(list(kinds.items()))
     with arrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         batch: list[Row] = []

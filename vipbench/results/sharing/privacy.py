@@ -14,7 +14,7 @@ from typing import Any
 from vipbench.errors import UsageError
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.protocol_names import ARROW, split_part
-from vipbench.results.records.record import Record
+from vipbench.results.records.record import PATH, Record
 
 SALT_FILE = "pseudonyms.key"
 LEFT_OUT = "left out of exports, since it may name files or images"
@@ -28,7 +28,7 @@ _PATH = re.compile(
 def scrub(value: Any) -> Any:
     """`value`, a tree of JSON values, with `<path>` in the place of every path."""
     if isinstance(value, str):
-        return _PATH.sub("<path>", value)
+        return _PATH.sub(PATH, value)
     if isinstance(value, dict):
         return {scrub(k): scrub(v) for k, v in value.items()}
     if isinstance(value, list):

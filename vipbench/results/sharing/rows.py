@@ -13,7 +13,7 @@ from vipbench.errors import UsageError
 from vipbench.results.records.csv import RECORD_COLUMNS, record_row
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.records.predictions import Predictions, check_together
-from vipbench.results.records.recompute import disagreements
+from vipbench.results.records.recompute import disagreements, key_problems
 from vipbench.results.records.record import Record, RecordError, dump, sha256
 from vipbench.results.sharing.privacy import Pseudonyms, public_record
 from vipbench.results.store.store import Store
@@ -29,7 +29,7 @@ OWN_COLUMNS = (
     "scores",
     "sha256",
 )
-COLUMNS = ("export_schema", *RECORD_COLUMNS, "submitter", *OWN_COLUMNS)
+COLUMNS = ("export_schema", *RECORD_COLUMNS, *OWN_COLUMNS)
 # Columns that people read, and that a record must agree with.
 _REPEATED = ("key", "status", "shots", "seed", "n", *(n for n in METRICS if n in RECORD_COLUMNS))
 # Columns whose values are JSON: text in CSV and Parquet, themselves in JSON lines.
@@ -83,8 +83,7 @@ def _row(record: Record, predictions: Predictions | None, told: set[str]) -> Row
     row: Row = {"export_schema": EXPORT_SCHEMA}
     row |= dict(zip(RECORD_COLUMNS, record_row(record), strict=True))
     row |= {name: str(row[name]) for name in ("shots", "views", "validation")}
-    row |= dict.fromkeys(("submitter", *OWN_COLUMNS))
-    row["submitter"] = record.provenance.get("submitter")
+    row |= dict.fromkeys(OWN_COLUMNS)
     row["record"] = record.to_dict()
     if predictions is not None:
         testset = [predictions.ids, predictions.groups, predictions.labels.tolist()]
@@ -126,6 +125,8 @@ def _read(row: Row, testsets: dict[str, Any]) -> tuple[Record, Predictions | Non
     if row_hash(row) != row["sha256"]:
         raise ValueError("it was altered: its SHA-256 is another one")
     record = Record.from_json(dump(row["record"]))
+    if wrong := key_problems(record):
+        raise ValueError(f"it was altered: {'; '.join(wrong)}")
     if row["testset"] is None:
         _check_repeated(row, record)
         return record, None

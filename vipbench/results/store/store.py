@@ -26,11 +26,13 @@ from vipbench.results.store.sqlite import damaged, explained, get_meta, put_meta
 from vipbench.results.store.submissions import (
     CHOICES,
     DISPUTED,
+    OWN,
     Fingerprint,
     agree,
     fingerprint,
     get_choices,
     standing,
+    submitter,
 )
 
 FILE = "results.sqlite"
@@ -100,7 +102,8 @@ class Store:
         transaction, on the disk on return.
 
         A later record takes the place of a failed one with the same key. A finished one is never
-        replaced: StoreError. RecordError where what is given does not belong together.
+        replaced: StoreError; beside results that others handed in, one's own is kept, too, and
+        stands for the key. RecordError where what is given does not belong together.
         """
         self.add_many(
             [(record, predictions)], {} if parameters is None else {record.key: parameters}
@@ -115,14 +118,19 @@ class Store:
         ids = dict(self._ids)
         with explained(self.path), transaction(self._writable()) as db:
             counted = get_meta(db, self.path, "records")
+            choices = get_choices(db, self.path)
             for record, predictions in pairs:
                 number = ids.get(record.key)
                 old = None if number == DISPUTED else self._select(db, number)
                 if number == DISPUTED or (old is not None and old.status != "error"):
-                    raise StoreError(
-                        f"{self.path} already holds the result of {describe(record)} (key "
-                        f"{record.key}); a finished cell is never replaced"
-                    )
+                    if submitter(record) != OWN or self._holds_own(db, record.key):
+                        raise StoreError(
+                            f"{self.path} already holds the result of {describe(record)} (key "
+                            f"{record.key}); a finished cell is never replaced"
+                        )
+                    old = None
+                    choices[record.key] = ids[record.key] = counted["count"] + 1
+                    put_meta(db, CHOICES, choices)
                 ids.setdefault(record.key, counted["count"] + 1)
                 row = write_record(db, ids[record.key], record, predictions)
                 if parameters and record.key in parameters:
@@ -289,6 +297,11 @@ class Store:
         row = Row(*found)
         self._check(row)
         return row
+
+    def _holds_own(self, db: sqlite3.Connection, key: str) -> bool:
+        """Whether one of the key's results was run into this folder."""
+        found = db.execute(f"SELECT {COLUMNS} FROM records WHERE key = ?", (key,)).fetchall()
+        return any(submitter(self._parse(Row(*values), None)) == OWN for values in found)
 
     def _check(self, row: Row) -> None:
         try:

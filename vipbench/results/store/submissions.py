@@ -76,11 +76,14 @@ def device(record: Record) -> str:
     return str(record.provenance.get("device") or "unknown device")
 
 
-def submitted_by(record: Record, name: str) -> Record:
-    """The record as handed in by `name`; who handed it in before is kept."""
+def submitted_by(record: Record, name: str, scored: bool = True) -> Record:
+    """The record as handed in by `name`; who handed it in before is kept. scored: whether its
+    scores came with it; without them its metrics are marked as unverified."""
     before = submitter(record)
     told = name if before in (OWN, name) else f"{before} via {name}"
     changed: dict[str, Any] = {**record.provenance, "submitter": told}
+    if record.ok and not scored:
+        changed["unverified"] = True
     return record.model_copy(update={"provenance": changed})
 
 

@@ -17,6 +17,7 @@ from vipbench.results.records.protocol_names import (
     settings_told,
     split_part,
 )
+from vipbench.results.store.submissions import OWN, submitter
 from vipbench.results.tables.differences import (
     and_,
     by_value,
@@ -183,9 +184,30 @@ def _notes(table: Table, cells: Cells) -> list[str]:
             f"themselves alone."
         )
     notes += [f"{told}." for told in outdated_words(cells)]
-    notes += [*_told(cells), *_failed(cells), *_impossible(cells), *_undefined(table, cells)]
+    notes += [
+        *_handed_in(cells),
+        *_told(cells),
+        *_failed(cells),
+        *_impossible(cells),
+        *_undefined(table, cells),
+    ]
     notes += [*_unequal_seeds(cells), *_mixed(cells), *_left_out(cells)]
     return notes
+
+
+def _handed_in(cells: Cells) -> Iterable[str]:
+    """Whose results are not of this folder's own runs, and which cannot be checked."""
+    names: dict[str, dict[str, None]] = {}
+    unverified: dict[str, None] = {}
+    for cell, record in cells.done():
+        if (name := submitter(record)) != OWN:
+            names.setdefault(name, {})[cell.method] = None
+        if record.provenance.get("unverified"):
+            unverified[cell.method] = None
+    for name, labels in names.items():
+        yield f"{and_(list(labels))}: results handed in by {name}, not run here."
+    if unverified:
+        yield f"{and_(list(unverified))}: metrics not verified, since their scores are missing."
 
 
 def _told(cells: Cells) -> Iterable[str]:
