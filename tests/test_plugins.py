@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
 from vipbench.errors import UsageError
+from vipbench.plugins import files
 from vipbench.plugins.registry import load_registry
 
 METHOD = '''
@@ -159,3 +164,102 @@ def test_a_plugin_can_import_a_file_beside_it(tmp_path: Path) -> None:
     text = "from _beside_same import NAME\n" + METHOD.replace('"{name}"', "NAME")
     write(tmp_path, "same.py", text)
     assert "same" in load_registry(tmp_path).methods
+
+
+class Installed:
+    """A distribution with an entry point, in a folder of `sys.path`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.write("same_dist/__init__.py", "")
+        self.write("same_dist/hooks.py", "from same_dist.deep import method\n" + DIST)
+        self.write("same_dist/deep/__init__.py", "def method():\n    return 1\n")
+        self.write("same_dist/table.json", "[1]")
+        info = folder / "same_dist-1.0.dist-info"
+        info.mkdir()
+        (info / "entry_points.txt").write_text("[vipbench]\nsame = same_dist.hooks\n")
+        self.release("1.0")
+
+    def write(self, name: str, text: str) -> None:
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def release(self, version: str) -> None:
+        """METADATA and RECORD, as an installer writes them."""
+        info = self.folder / "same_dist-1.0.dist-info"
+        told = f"Metadata-Version: 2.1\nName: same-dist\nVersion: {version}\n"
+        (info / "METADATA").write_text(told)
+        (info / "INSTALLER").write_text(str(self.folder))
+        lines = [f"{info.name}/RECORD,,", "../../bin/same,sha256=AAAA,3"]
+        for file in sorted(self.folder.rglob("*")):
+            if file.is_file() and file.name != "RECORD":
+                digest = base64.urlsafe_b64encode(hashlib.sha256(file.read_bytes()).digest())
+                name = file.relative_to(self.folder).as_posix()
+                lines.append(f"{name},sha256={digest.decode().rstrip('=')},1")
+        (info / "RECORD").write_text("\n".join(lines) + "\n")
+
+    def code(self) -> str:
+        importlib.invalidate_caches()
+        for name in [n for n in sys.modules if n.split(".")[0] == "same_dist"]:
+            del sys.modules[name]
+        return load_registry().methods["same"].plugin.code_sha256
+
+
+DIST = METHOD.format(name="same")
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
+    (tmp_path / "lib").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    files._library_folders.cache_clear()
+    return Installed(tmp_path / "lib")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("same_dist/deep/__init__.py", "def method():\n    return 2\n"),
+        ("same_dist/unused.py", "A = 1\n"),
+        ("same_dist/table.json", "[2]"),
+    ],
+)
+def test_an_upgrade_of_a_distribution_is_other_code(
+    installed: Installed, name: str, text: str
+) -> None:
+    first = installed.code()
+    installed.release("1.0")
+    assert installed.code() == first
+    installed.write(name, text)
+    installed.release("1.0")
+    assert installed.code() != first
+
+
+def test_a_distributions_code_counts_as_it_lies_there(installed: Installed) -> None:
+    """Its version counts; where it was installed does not; RECORD may be older than the code."""
+    first = installed.code()
+    (installed.folder / "same_dist-1.0.dist-info" / "INSTALLER").write_text("another")
+    assert installed.code() == first
+    installed.write("same_dist/deep/__init__.py", "def method():\n    return 3\n")
+    changed = installed.code()
+    assert changed != first
+    (installed.folder / "same_dist-1.0.dist-info" / "RECORD").unlink()
+    assert installed.code() != first
+    installed.write("same_dist/deep/__init__.py", "def method():\n    return 1\n")
+    installed.release("2.0")
+    assert installed.code() not in (first, changed)
+
+
+def test_a_library_elsewhere_on_the_path_is_no_local_code(
+    installed: Installed, tmp_path: Path
+) -> None:
+    file = write(tmp_path, "user.py", "import same_dist.deep\nimport torch\nimport own_helper\n")
+    (tmp_path / "code").mkdir()
+    own = write(tmp_path / "code", "own_helper.py", "")
+    sys.path.append(str(own.parent))
+    try:
+        installed.code()
+        assert files.local_modules(file) == [own]
+    finally:
+        sys.path.remove(str(own.parent))

@@ -85,6 +85,7 @@ def _check_method(
 ) -> None:
     tower = backbone or load_registry().backbone("tiny-clip")[0]
     guard = Guard(tower, FrozenTexts())
+    guard.arm()
     first, again = (_trained(method, tower, [1], epochs)[0] for _ in range(2))
     x = _images(tower, method, 9, seed=99)[0]
     scores, repeated = _scores(first, x), _scores(again, x)

@@ -55,8 +55,8 @@ def toy(name: str, names: tuple[str, ...], labels: list[int] | None = None) -> L
 
 
 def scenes(protocol: object, *data: LoadedDataset) -> list[Scene]:
-    names = ",".join(d.dataset.name for d in data)
-    return arrange(RunSpec.parse({"protocol": protocol, "datasets": names}), data)
+    loaded = {d.dataset.name: d for d in data}
+    return arrange(RunSpec.parse({"protocol": protocol, "datasets": ",".join(loaded)}), loaded)
 
 
 many = st.integers(4, 9).flatmap(

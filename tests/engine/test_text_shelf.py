@@ -166,7 +166,7 @@ def test_a_trial_leaves_nothing_that_was_computed_from_changed_weights() -> None
 
 
 def shelf(tower: Any, folder: Path) -> TextShelf:
-    return TextShelf(tower, open_shelf({"x": 1}, folder), pytest.fail)
+    return TextShelf(tower, [open_shelf({"x": 1}, folder)], pytest.fail)
 
 
 @pytest.mark.parametrize(

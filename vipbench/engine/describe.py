@@ -37,7 +37,7 @@ def describe(spec: RunSpec, names: Pseudonyms | None) -> Description:
     registry = load_registry(spec.plugins_dir)
     rows = make_rows(registry, spec.methods)
     loaded = {source: load_dataset(registry, spec, source) for source in spec.datasets}
-    trained = {home(scene.data): scene.data for scene in arrange(spec, [*loaded.values()])}
+    trained = {home(scene.data): scene.data for scene in arrange(spec, loaded)}
     protocols = {str(p): p for row in rows for p in [Protocol.of(spec, row.method)]}
     plugins = [row.plugin for row in rows] + [data.plugin for data in loaded.values()]
     plugins += [registry.get("backbone", b.partition(":")[0]).plugin for b in spec.backbones]

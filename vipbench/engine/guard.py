@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from vipbench.api import ImageBackbone
 
 # How deep into a backbone's own objects its weights are looked for.
 DEPTH = 6
-_BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class SpoiltError(RuntimeError):
@@ -27,48 +27,109 @@ class GlobalRandomError(RuntimeError):
 
 
 class FrozenTexts(dict[Any, Tensor]):
-    """Features of frozen texts, shared by cells: each with the checksum that it came with."""
+    """Features of frozen texts, shared by cells: each with the version and the digest that it came
+    with."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sums: dict[Any, Tensor] = {}
+        self.marks: dict[Any, tuple[int, bytes]] = {}
 
     def __setitem__(self, key: Any, value: Tensor) -> None:
         super().__setitem__(key, value)
-        self.sums[key] = checksum(value)
+        self.marks[key] = _version(value), digest(value)
+
+
+class Weights:
+    """Every tensor that a backbone has now, with the version and the SHA-256 of it in `arm`."""
+
+    def __init__(self, backbone: ImageBackbone) -> None:
+        self.backbone = backbone
+        self.armed = False
+        # Later it may also keep what it computed.
+        self.tensors, self._parameters = _tensors(backbone)
+        self._versions: list[int] = []
+        self._digests: dict[str, bytes] = {}
+
+    def arm(self) -> None:
+        """Take versions and digests, once, before a plugin has the backbone."""
+        if self.armed:
+            return
+        self._digests = {place: digest(value) for place, value in self.tensors.items()}
+        self.renew()
+        self.armed = True
+
+    def renew(self) -> None:
+        """Take the versions again, after a change that was undone."""
+        self._versions = [_version(value) for value in self.tensors.values()]
+
+    def written(self) -> str | None:
+        """The place of a tensor that was written in place, as PyTorch counts it, or None."""
+        now = [_version(value) for value in self.tensors.values()]
+        if now == self._versions:
+            return None
+        places = zip(self.tensors, now, self._versions, strict=True)
+        return next(place for place, new, old in places if new != old)
+
+    def changed(self) -> str | None:
+        """The place of a tensor whose bits are others, or that another one replaced, or None."""
+        for place, value in self.tensors.items():
+            if digest(value) != self._digests[place]:
+                return place
+        parameters = _tensors(self.backbone)[1]
+        for place, value in self._parameters.items():
+            other = parameters.get(place)
+            if other is None or (other is not value and digest(other) != self._digests[place]):
+                return place
+        return None
 
 
 class Guard:
-    """Knows by checksums whether the towers and the frozen texts are as they were.
+    """Knows whether the towers and the frozen texts are as they were when it was armed, before
+    any method of a plugin was run. Where it is not armed it finds nothing.
 
-    Takes its checksums when it is made, before any method is built. sound: called after each
-    check that finds nothing.
+    sound: called after each check that finds nothing. weights: may be shared by guards.
     """
 
     def __init__(self, backbone: ImageBackbone, texts: FrozenTexts) -> None:
         self.sound: Callable[[], None] = lambda: None
-        self._backbone = backbone
-        self._weights = _tensors(backbone)
+        self.weights = Weights(backbone)
         self._texts = texts
-        self._sums = _sums(self._weights.values())
+
+    def arm(self) -> None:
+        """From now on check; the weights are hashed once."""
+        self.weights.arm()
 
     def check(self, who: str = "a plugin") -> None:
-        """Raises SpoiltError, naming `who`, where a weight or a text's features changed."""
+        """Raises SpoiltError, naming `who`, where a bit of a weight or of a text's features
+        changed. Takes about half a second for each gigabyte."""
         self.compare(who)
         self.sound()
 
     def compare(self, who: str = "a plugin") -> None:
         """`check` in the midst of what a method does: what it encodes next is not yet sound."""
-        if _sums(self._weights.values()) != self._sums:
+        if not self.weights.armed:
+            return
+        self.look(who)
+        self._weights(who, self.weights.changed())
+        for key, value in self._texts.items():
+            if digest(value) != self._texts.marks[key][1]:
+                raise _texts_changed(who)
+
+    def look(self, who: str = "a plugin") -> None:
+        """`compare` by the versions of the tensors alone: microseconds, and blind to what is
+        written through `.data` or `.numpy()`."""
+        if not self.weights.armed:
+            return
+        self._weights(who, self.weights.written())
+        for key, value in self._texts.items():
+            if _version(value) != self._texts.marks[key][0]:
+                raise _texts_changed(who)
+
+    def _weights(self, who: str, place: str | None) -> None:
+        if place is not None:
             raise SpoiltError(
-                f"{who} changed the backbone's frozen weights. Train a copy "
+                f"{who} changed the backbone's frozen weights ({place.lstrip('.')}). Train a copy "
                 "(`task.image_backbone.trainable_copy()`), or use a Tap"
-            )
-        kept = list(self._texts)
-        if _sums(self._texts[key] for key in kept) != _values(self._texts.sums[k] for k in kept):
-            raise SpoiltError(
-                f"{who} changed in place the features of texts that other cells use too. Write "
-                "`x = x / y`, not `x /= y`"
             )
 
     @contextmanager
@@ -86,15 +147,26 @@ class Guard:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """The block's changes of weights are undone; a copy of the weights is held meanwhile."""
-        copies = {name: value.detach().clone() for name, value in self._weights.items()}
+        backbone = self.weights.backbone
+        weights = _tensors(backbone)[0]
+        copies = {place: value.detach().clone() for place, value in weights.items()}
         try:
             yield
         finally:
-            if _sums(self._weights.values()) != self._sums:
-                for name, value in self._weights.items():
-                    value.data.copy_(copies[name])
+            changed = [p for p, value in weights.items() if not _same_bits(value, copies[p])]
+            if changed:
+                for place in changed:
+                    weights[place].data.copy_(copies[place])
                 # It may have computed other matrices from the changed ones, and kept them.
-                self._backbone.to(self._backbone.device)
+                backbone.to(backbone.device)
+            self.weights.renew()
+
+
+def _texts_changed(who: str) -> SpoiltError:
+    return SpoiltError(
+        f"{who} changed in place the features of texts that other cells use too. Write "
+        "`x = x / y`, not `x /= y`"
+    )
 
 
 @contextmanager
@@ -127,32 +199,31 @@ def own_randomness(
         _restore(before, device)
 
 
-def checksum(value: Tensor) -> Tensor:
-    """A scalar that any change of a few values changes: the bits, added up as integers."""
-    flat = value.detach().contiguous()
-    if flat.is_complex():
-        flat = torch.view_as_real(flat)
-    bits = (
-        flat.view(torch.uint8)
-        if flat.dtype == torch.bool
-        else flat.view(_BY_SIZE[flat.element_size()])
-    )
-    return bits.sum(dtype=torch.int64)
+def digest(value: Tensor) -> bytes:
+    """SHA-256 of a tensor's type, shape and bits."""
+    found = hashlib.sha256(f"{value.dtype} {tuple(value.shape)}".encode())
+    found.update(_bits(value).cpu().numpy().data)
+    return found.digest()
 
 
-def _sums(tensors: Any) -> list[int]:
-    return _values(checksum(value) for value in tensors)
+def _bits(value: Tensor) -> Tensor:
+    flat = value.detach().contiguous().reshape(-1)
+    return (torch.view_as_real(flat) if flat.is_complex() else flat).view(torch.uint8)
 
 
-def _values(sums: Any) -> list[int]:
-    # By device together: a value at a time would wait for a GPU each time.
-    every = list(sums)
-    return [] if not every else torch.stack([s.cpu() for s in every]).tolist()
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(_bits(one), _bits(other))
 
 
-def _tensors(root: object) -> dict[str, Tensor]:
-    """Every tensor that hangs on a backbone, by its place."""
+def _version(value: Tensor) -> int:
+    # Tensors that were made in inference mode have none.
+    return 0 if value.is_inference() else value._version
+
+
+def _tensors(root: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every tensor that hangs on a backbone, by its place; and those that modules hold."""
     found: dict[str, Tensor] = {}
+    held: dict[str, Tensor] = {}
     seen: set[int] = set()
 
     def walk(value: object, place: str, depth: int) -> None:
@@ -164,6 +235,7 @@ def _tensors(root: object) -> dict[str, Tensor]:
         elif isinstance(value, nn.Module):
             seen.add(id(value))
             for name, tensor in [*value.named_parameters(), *value.named_buffers()]:
+                held.setdefault(f"{place}.{name}", tensor)
                 walk(tensor, f"{place}.{name}", depth)
         elif isinstance(value, Mapping):
             seen.add(id(value))
@@ -179,7 +251,7 @@ def _tensors(root: object) -> dict[str, Tensor]:
                 walk(item, f"{place}.{key}", depth + 1)
 
     walk(root, "", 0)
-    return found
+    return found, {place: value for place, value in held.items() if place in found}
 
 
 def _states(device: torch.device) -> list[Any]:

@@ -12,17 +12,23 @@ import importlib.util
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from importlib.metadata import EntryPoint
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import NoReturn
 
 from vipbench import trust
 from vipbench.errors import UsageError
+
+ENTRY_POINT_GROUP = "vipbench"
+
+# What of a distribution's metadata every installation of it has alike.
+OF_EVERY_INSTALLATION = ("METADATA", "entry_points.txt")
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,9 @@ class Plugin:
 
     name: "vipbench" for built-ins, a distribution's entry point, or a file's name. version: of
     the distribution; None for single files. file: the module's file. file_sha256: its digest.
-    code_sha256: digest of the file and of the local modules that it imports; of the file alone
-    where it imports none. builtin: raises `revision` instead, so that its code is in no key.
+    code_sha256: digest of the file and of the local modules that it imports, of the file alone
+    where it imports none; of a distribution also of all that it installed. builtin: raises
+    `revision` instead, so that its code is in no key. source: names it among all plugins.
     """
 
     name: str
@@ -41,17 +48,55 @@ class Plugin:
     file_sha256: str
     builtin: bool
     code_sha256: str = ""
+    source: str = ""
 
     def __str__(self) -> str:
         return f"plugin '{self.name}' ({self.file})"
 
 
-def describe(name: str, version: str | None, module: ModuleType, builtin: bool = False) -> Plugin:
-    """The Plugin that a loaded `module` is."""
+def every_source(
+    plugins_dir: Path | None = None, one: Path | None = None
+) -> dict[str, EntryPoint | Path]:
+    """The users' plugins: source -> what to load, see `Plugin.source`. one: the only file. Raises
+    UsageError."""
+    found: dict[str, EntryPoint | Path] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        owner = point.dist.name if point.dist else point.name
+        found[f"{owner}:{point.name}"] = point
+    files = [] if plugins_dir is None else plugin_files(plugins_dir)
+    for file in files if one is None else [one]:
+        found[file.name] = file
+    return found
+
+
+def describe(
+    name: str,
+    version: str | None,
+    module: ModuleType,
+    builtin: bool = False,
+    distribution: Distribution | None = None,
+) -> Plugin:
+    """The Plugin that a loaded `module` is. distribution: that installed it."""
     file = Path(module.__file__ or "")
     digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-    code = digest if builtin or not digest else code_digest(file, digest)
+    code = digest
+    if not builtin and digest:
+        parts = [] if distribution is None else installed_parts(distribution, file)
+        code = code_digest(file, digest, parts)
     return Plugin(name, version, file, digest, builtin, code)
+
+
+_loaded: dict[str, Plugin] = {}
+
+
+def loaded_plugins() -> Collection[Plugin]:
+    """The users' plugins whose code this process has run."""
+    return _loaded.values()
+
+
+def remember(plugin: Plugin) -> None:
+    """See `loaded_plugins`."""
+    _loaded[str(plugin.file)] = plugin
 
 
 def provenance(plugin: Plugin) -> Mapping[str, str | None]:
@@ -260,22 +305,52 @@ def _import_failed(name: str, where: str, error: BaseException) -> NoReturn:
     ) from error
 
 
-def code_digest(file: Path, digest: str) -> str:
-    """SHA-256 of a plugin's file and of every local module that it imports, directly or not.
+def code_digest(file: Path, digest: str, parts: Iterable[str] = ()) -> str:
+    """SHA-256 of a plugin's file, of every local module that it imports, directly or not, and of
+    `parts`.
 
     Local is what lies beside the plugin or in its package, and what was imported from anywhere
     but Python's own and its installed packages' folders.
     """
-    found = local_modules(file)
-    if not found:
+    # By content, not by path: the same plugin in another folder is the same.
+    every = sorted({*(f"{f.name} {_sha256(f)}" for f in local_modules(file)), *parts})
+    if not every:
         return digest
     whole = hashlib.sha256(digest.encode())
-    # By content, not by path: the same plugin in another folder is the same.
-    for part in sorted(
-        f"{other.name} {hashlib.sha256(other.read_bytes()).hexdigest()}" for other in found
-    ):
+    for part in every:
         whole.update(f"\n{part}".encode())
     return whole.hexdigest()
+
+
+def installed_parts(distribution: Distribution, file: Path) -> list[str]:
+    """Name and digest of each file of a distribution: code by its content, other files as RECORD
+    has them. Of one that is installed without them (editable, or by a tool that keeps no RECORD)
+    the files of the package that `file` belongs to.
+
+    Left out is what another installation of the same distribution may have otherwise.
+    """
+    found = []
+    for part in distribution.files or ():
+        if part.parts[0] == ".." or part.suffix == ".pyc" or "__pycache__" in part.parts:
+            continue
+        if part.parts[0].endswith(".dist-info") and part.name not in OF_EVERY_INSTALLATION:
+            continue
+        where = Path(str(distribution.locate_file(part)))
+        recorded = part.hash is not None and part.suffix != ".py"
+        if recorded or where.is_file():
+            found.append(f"{part} {part.hash.value if recorded and part.hash else _sha256(where)}")
+    root = file.parent
+    if not (root / "__init__.py").is_file():
+        return found
+    while (root.parent / "__init__.py").is_file():
+        root = root.parent
+    for other in sorted(root.rglob("*.py")):
+        found.append(f"{other.relative_to(root.parent).as_posix()} {_sha256(other)}")
+    return list(dict.fromkeys(found))
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def local_modules(file: Path) -> list[Path]:
@@ -316,10 +391,24 @@ def _files_of(file: Path, parts: list[str], level: int) -> Iterator[Path]:
         if beside is not None:
             yield beside
             continue
-        module = sys.modules.get(".".join(parts[:depth])) if not level else None
-        source = getattr(module, "__file__", None)
-        if source is not None and _is_local(Path(source).resolve()):
-            yield Path(source).resolve()
+        source = None if level else _source(parts[:depth])
+        if source is not None and _is_local(source):
+            yield source
+
+
+def _source(parts: Sequence[str]) -> Path | None:
+    """The file of a module, found without importing it: what else was imported must not matter."""
+    loaded = getattr(sys.modules.get(".".join(parts)), "__file__", None)
+    if loaded is not None:
+        return Path(loaded).resolve()
+    folders: Sequence[str] | None = None
+    origin = None
+    for depth in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:depth]), folders)
+        if spec is None:
+            return None
+        folders, origin = spec.submodule_search_locations or [], spec.origin
+    return None if origin is None else Path(origin).resolve()
 
 
 def _module_file(path: Path) -> Path | None:
@@ -330,9 +419,20 @@ def _module_file(path: Path) -> Path | None:
 
 
 def _is_local(file: Path) -> bool:
-    if file.suffix != ".py":
-        return False
-    own = Path(__file__).resolve().parents[1]
+    return file.suffix == ".py" and not any(file.is_relative_to(f) for f in _library_folders())
+
+
+@lru_cache(maxsize=1)
+def _library_folders() -> tuple[Path, ...]:
+    """Where code lies that no plugin brings: vipbench's own, Python's, and the folders of
+    `sys.path` that distributions are installed in, which may be others than this environment's."""
     paths = sysconfig.get_paths()
-    installed = [Path(paths[k]).resolve() for k in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return not any(file.is_relative_to(folder) for folder in (own, *installed))
+    found = [Path(paths[k]) for k in ("stdlib", "platstdlib", "purelib", "platlib")]
+    found.append(Path(__file__).parents[1])
+    for entry in map(Path, filter(None, sys.path)):
+        if entry.name in ("site-packages", "dist-packages") or any(entry.glob("*.dist-info")):
+            found.append(entry)
+    # Also where they lie without being installed.
+    libraries = (sys.modules.get(name) for name in ("torch", "numpy", "PIL"))
+    found += [Path(module.__path__[0]).parent for module in libraries if module is not None]
+    return tuple(dict.fromkeys(folder.resolve() for folder in found))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -22,15 +21,14 @@ from vipbench.plugins.files import (
     Plugin,
     allowed_code,
     describe,
+    every_source,
     load_entry_point,
     load_file,
-    plugin_files,
     provenance,
+    remember,
 )
 
 __all__ = ["Plugin", "Registered", "Registry", "load_registry", "provenance"]
-
-ENTRY_POINT_GROUP = "vipbench"
 
 # Every module of these rooms is a plugin, but for those with a leading underscore.
 BUILTIN_ROOMS = ("methods", "backbones", "datasets")
@@ -126,10 +124,14 @@ def load_registry(
     plugins_dir: Path | None = None,
     failed: list[UsageError] | None = None,
     file: Path | None = None,
+    only: Collection[str] | None = None,
+    importing: Callable[[str], None] = lambda source: None,
 ) -> Registry:
     """Load built-ins, entry points and the files of `plugins_dir`, or the one `file`, and let each
     register.
 
+    only: the sources (see `Plugin.source`) of the users' plugins to load; by default all.
+    importing: told each source before its code runs, and "" at the end.
     Raises UntrustedCodeError where the files may not run (see `vipbench.trust`), and UsageError
     naming plugin and file for a failing import, a misspelled hook, a second use of a name, or
     something that is not what its hook registers; where `failed` is given, it takes these, and the
@@ -141,24 +143,34 @@ def load_registry(
     for module_name in builtin_modules():
         module = importlib.import_module(module_name)
         _add(manager, registry, module, describe("vipbench", __version__, module, builtin=True))
-    files = [] if plugins_dir is None else plugin_files(plugins_dir)
-    files = files if file is None else [file]
     asked = file or plugins_dir
-    code = {} if asked is None else allowed_code(files, asked)
-    for one in (*entry_points(group=ENTRY_POINT_GROUP), *files):
+    chosen = {
+        source: one
+        for source, one in every_source(plugins_dir, file).items()
+        if only is None or source in only
+    }
+    files = [one for one in chosen.values() if isinstance(one, Path)]
+    code = allowed_code(files, asked) if asked and files else {}
+    for source, one in chosen.items():
+        importing(source)
         try:
             if isinstance(one, Path):
                 module = load_file(one, code[one.resolve()])
                 plugin = describe(one.stem, None, module)
             else:
-                module = load_entry_point(one)
-                version = one.dist.version if one.dist else None
-                plugin = describe(one.dist.name if one.dist else one.name, version, module)
+                module, dist = load_entry_point(one), one.dist
+                version = dist.version if dist else None
+                plugin = describe(
+                    dist.name if dist else one.name, version, module, distribution=dist
+                )
+            plugin = replace(plugin, source=source)
+            remember(plugin)
             _add(manager, registry, module, plugin)
         except UsageError as error:
             if failed is None:
                 raise
             failed.append(error)
+    importing("")
     return registry
 
 

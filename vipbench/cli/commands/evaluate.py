@@ -11,7 +11,7 @@ from vipbench.cli.commands.text import clean
 from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.prompt_files import Trained, elsewhere, split_inputs, unpack
 from vipbench.engine.features.features import Features
-from vipbench.engine.planning.loading import load_dataset
+from vipbench.engine.planning.loading import load_dataset, users
 from vipbench.plugins.registry import load_registry
 from vipbench.results.records.metrics import METRICS, compute_metrics
 from vipbench.runspec.run import RunSpec
@@ -38,7 +38,10 @@ def evaluate_command(
         trained = elsewhere(trained, data)
         order = list(range(len(trained.class_names)))
         print("Its classes are others than those trained on; the texts are those of this dataset.")
-    features = Features(trained.backbone.backbone, data.splits, data.fingerprint)
+    features = Features(
+        trained.backbone.backbone, data.splits, data.fingerprint,
+        plugins=users(data, trained.backbone),
+    )  # fmt: skip
     scores = trained.score(split_inputs(trained, features, "test"))[:, order].numpy()
     for notice in data.notices:
         print(f"note: {clean(notice)}", file=sys.stderr)

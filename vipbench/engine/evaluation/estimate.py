@@ -18,24 +18,24 @@ from torch import Tensor
 from vipbench.api import Labelled, Method, Recipe, Support, Views, has_own_fit
 from vipbench.engine.evaluation.runner import MOST_STACKED, GroupRunner
 from vipbench.engine.evaluation.scoring import trainings
-from vipbench.engine.evaluation.support import count_views
+from vipbench.engine.evaluation.support import count_views, reads
+from vipbench.engine.features.cache import Item
 from vipbench.engine.features.features import ENCODE_BATCH, Features
 from vipbench.engine.planning.cells import PlanCell
-from vipbench.engine.planning.protocols import home, test_rows
+from vipbench.engine.planning.protocols import test_rows
 from vipbench.engine.training.optim import total_steps
 from vipbench.engine.training.stacking import TrainCell, partition
 from vipbench.engine.training.trainer import train
 
 # Steps that are timed, and of images-taking methods how many images are made up.
 FEW, MANY, IMAGES = 1, 4, 64
-Wanted = set[tuple[str, tuple[Views, int] | None, int, int]]
 
 
 class Estimator:
     """Estimates of the groups of one run; what groups share is counted once, with the first."""
 
     def __init__(self) -> None:
-        self._wanted: dict[int, Wanted] = {}
+        self._wanted: dict[tuple[object, ...], set[Item]] = {}
         self._pace: dict[int, tuple[float, float]] = {}
 
     def group(self, runner: GroupRunner, cells: Sequence[PlanCell]) -> dict[str, Any]:
@@ -45,11 +45,7 @@ class Estimator:
         found: dict[str, Any] = {"cells": len(cells), "note": ""}
         try:
             encode, open_image = self._paces(features)
-            missing = self._missing(features, cells)
-            others = {c.part.data.dataset.name: c.part.data for c in cells if c.part is not None}
-            for data in others.values():
-                if home(data) != home(cells[0].data):
-                    missing += self._untested(runner.features_of(home(data)), cells[0])
+            missing = self._missing(runner, cells)
             n_test, dim = len(features.splits["test"]), features.backbone.dim
             classes = cells[0].info.n_classes
             work, learned = _work(runner, cells, open_image)
@@ -80,40 +76,17 @@ class Estimator:
             self._pace[id(features)] = (time.perf_counter() - begin) / n, opened / n
         return self._pace[id(features)]
 
-    def _untested(self, features: Features, cell: PlanCell) -> int:
-        """How many test images of another dataset are to be encoded, and were for none before."""
-        if cell.row.method.inputs != "features":
-            return 0
-        wanted: Wanted = {("test", None, i, 0) for i in range(len(features.splits["test"]))}
-        return self._new(features, wanted)
-
-    def _missing(self, features: Features, cells: Sequence[PlanCell]) -> int:
+    def _missing(self, runner: GroupRunner, cells: Sequence[PlanCell]) -> int:
         """How many images and views are to be encoded for these cells, and were for none before."""
-        if cells[0].row.method.inputs != "features":
-            return 0
-        wanted: Wanted = {("test", None, i, 0) for i in range(len(features.splits["test"]))}
+        missing = 0
         for cell in cells:
-            if cell.support is None:
-                continue
-            rows = cell.support.train.tolist()
-            wanted |= {("train", None, i, 0) for i in rows}
-            val = [] if cell.support.val is None else cell.support.val.tolist()
-            wanted |= {("val", None, i, 0) for i in val}
-            recipe = cell.hparams.recipe(cell.info)
-            if recipe is not None:
-                kind: tuple[Views, int] | None = (recipe.views, cell.seed)
-                count = count_views(cell, recipe)
-                wanted |= {("train", kind, i, v) for i in rows for v in range(count)}
-        return self._new(features, wanted)
-
-    def _new(self, features: Features, wanted: Wanted) -> int:
-        before = self._wanted.setdefault(id(features), set())
-        new = wanted - before
-        before |= new
-        by_kind: dict[tuple[str, Any], list[tuple[int, int]]] = {}
-        for split, kind, i, v in new:
-            by_kind.setdefault((split, kind), []).append((i, v))
-        return sum(len(i) - features.cached(s, i, kind) for (s, kind), i in by_kind.items())
+            for dataset, split, items, views in reads(cell):
+                features = runner.features_of(dataset)
+                seen = self._wanted.setdefault((id(features), split, views), set())
+                new = [item for item in dict.fromkeys(items) if item not in seen]
+                seen.update(new)
+                missing += len(new) - features.cached(split, new, views)
+        return missing
 
 
 def _work(

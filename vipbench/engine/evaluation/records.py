@@ -141,10 +141,13 @@ def _trained_on(cell: PlanCell) -> dict[str, Any]:
 
 def error_record(cell: PlanCell, error: BaseException) -> Record:
     """The record of a cell that failed: it names plugin and file."""
-    plugin = cell.row.plugin
+    plugin = cell.owner
+    where = f"plugin '{plugin.name}' ({plugin.file.name})"
+    if plugin is not cell.row.plugin:
+        where += f", on which method '{cell.row.method.name}' ran"
     failure = {
         "type": type(error).__name__,
-        "message": f"plugin '{plugin.name}' ({plugin.file.name}): {error}"[:4000],
+        "message": f"{where}: {error}"[:4000],
         "traceback": "".join(traceback.format_exception(error))[-8000:],
         "plugin": plugin.name,
         "file": plugin.file.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain
 
@@ -64,11 +64,13 @@ class GroupRunner:
         self.texts = FrozenTexts()
         self.guard = Guard(features.backbone, self.texts)
         self.shelf = text_shelf(features, self.guard)
-        features.before_encoding = self.guard.check
+        features.before_keeping = lambda: self.guard.check(self._running)
         # Of a dataset's name its features: what is trained here may be tested on others.
         self.features_of: Callable[[str], Features] = lambda name: self.features
         # Whether a method changed what other cells use: this process is then of no more use.
         self.spoilt = False
+        # Whose cells are at work, for errors.
+        self._running = "a plugin"
         # Of a cell's key what it took to fit it into the memory; its record tells.
         self._short: dict[str, str] = {}
 
@@ -94,6 +96,8 @@ class GroupRunner:
 
     def _set_up(self, cell: PlanCell) -> None:
         backbone = self.features.backbone
+        if cell.plugins:
+            self.guard.arm()
         torch.set_num_threads(threads(backbone, self.share.workers))
         if isinstance(backbone, Backbone):
             backbone.memory_budget = free_memory(backbone.device) // (4 * self.share.on_device)
@@ -126,11 +130,17 @@ class GroupRunner:
             setattr(method, name, torch.zeros(shape, device=task.device))
         return method
 
+    @contextmanager
     def _randomness(
         self, cell: PlanCell, generator: Callable[[str], torch.Generator], draws: bool = False
-    ) -> AbstractContextManager[None]:
+    ) -> Iterator[None]:
+        """Around each call of a method: its global generators, and a look at what it must leave."""
         seed = generator("global").initial_seed()
-        return own_randomness(seed, _who(cell), self.features.backbone.device, draws)
+        try:
+            with own_randomness(seed, _who(cell), self.features.backbone.device, draws):
+                yield
+        finally:
+            self.guard.look(_who(cell))
 
     def _run_some(self, every: Sequence[list[PlanCell]]) -> Iterator[Finished]:
         """every: trainings, as `trainings` gives them."""
@@ -187,7 +197,8 @@ class GroupRunner:
         self._short.update((cell.key, told) for cell in cells)
 
     def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
-        with self.guard.watch(_who(cells[0])):
+        self._running = _who(cells[0])
+        with self.guard.watch(self._running):
             with suppress(ReplayError):
                 return self._watched(cells)
             # Of this method no more steps are repeated.
@@ -299,7 +310,11 @@ class GroupRunner:
 
     @torch.no_grad()
     def _score(self, test: Test, x: Tensor) -> Tensor:
-        version, method = x._version, test.method
+        method = test.method
+        if not test.cell.row.plugin.builtin:
+            # Through `.numpy()` or `.data` a plugin could change, unnoticed, what later cells read.
+            x = x.clone()
+        version = x._version
         with self._randomness(test.cell, test.item.generator):
             scores = method.predict(x)
         if x._version != version:
@@ -308,4 +323,8 @@ class GroupRunner:
 
 
 def _who(cell: PlanCell) -> str:
-    return f"method '{cell.row.method.name}'"
+    who = f"method '{cell.row.method.name}'"
+    beside = sorted(plugin.name for plugin in cell.plugins)
+    if cell.row.plugin.builtin and beside:
+        who += f", run on what comes from plugin '{', '.join(beside)}',"
+    return who

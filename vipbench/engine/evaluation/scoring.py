@@ -100,8 +100,8 @@ def finished(test: Test, shared: int, short: str | None = None) -> Finished:
 
 
 def checked_scores(scores: object, name: str, expected: tuple[int, int]) -> Tensor:
-    """`scores` as float32 (N,C) on the CPU. Raises ValueError, naming the method, for another shape
-    than `expected`, integers, NaN and infinite values."""
+    """A copy of `scores` as float32 (N,C) on the CPU. Raises ValueError, naming the method, for
+    another shape than `expected`, integers, NaN and infinite values."""
     if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(
@@ -112,4 +112,5 @@ def checked_scores(scores: object, name: str, expected: tuple[int, int]) -> Tens
         raise ValueError(f"method '{name}' gave scores of type {scores.dtype}")
     if not bool(torch.isfinite(scores).all()):
         raise ValueError(f"method '{name}' gave scores that are not finite numbers (NaN or inf)")
-    return scores.float().cpu()
+    # A method may give the same buffer for every batch and cell.
+    return scores.float().cpu().clone()

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vipbench.api import Labelled, Method, Recipe, Split, Support
+from vipbench.api import Labelled, Method, Recipe, Split, Support, Views
+from vipbench.engine.features.cache import Item
 from vipbench.engine.features.features import Features
 from vipbench.engine.planning.cells import PlanCell
+from vipbench.engine.planning.protocols import home, test_rows
 from vipbench.engine.training.optim import steps_per_epoch
 
 # Test images that are held at once.
@@ -44,6 +46,23 @@ def encode_views(features: Features, cells: Sequence[PlanCell]) -> None:
             features.prepare_views(
                 "train", cell.support.train.tolist(), recipe.views, cell.seed, count
             )
+
+
+def reads(cell: PlanCell) -> Iterator[tuple[str, str, list[Item], tuple[Views, int] | None]]:
+    """The features that a cell reads: dataset, split, items, and the views that they are of."""
+    if cell.row.method.inputs != "features":
+        return
+    yield home(cell.tested), "test", [(row, 0) for row in test_rows(cell.tested)], None
+    if cell.support is None:
+        return
+    name, train, val = home(cell.data), cell.support.train.tolist(), cell.support.val
+    yield name, "train", [(row, 0) for row in train], None
+    if val is not None:
+        yield name, "val", [(row, 0) for row in val.tolist()], None
+    recipe = cell.hparams.recipe(cell.info)
+    if recipe is not None and (count := count_views(cell, recipe)):
+        items = [(row, view) for row in train for view in range(count)]
+        yield name, "train", items, (recipe.views, cell.seed)
 
 
 def make_support(features: Features, cell: PlanCell, recipe: Recipe | None) -> Support | None:

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from vipbench.api import Backbone
 from vipbench.engine.features.features import Features
-from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset
+from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, users
 from vipbench.errors import UsageError
 
 
@@ -37,7 +37,7 @@ def rank_symptoms(data: LoadedDataset, backbone: LoadedBackbone) -> list[RankedS
         name = data.dataset.name
         raise UsageError(f"'{name}' has no symptoms; give --symptoms {name}=FILE")
     train = data.splits["train"]
-    features = Features(towers, data.splits, data.fingerprint)
+    features = Features(towers, data.splits, data.fingerprint, plugins=users(data, backbone))
     x = F.normalize(features.plain("train", range(len(train))), dim=-1)
     found = []
     for label, (name, texts) in enumerate(

@@ -85,6 +85,10 @@ class Shelf:
             found.update(zip([item for item, _ in places], rows, strict=True))
         return {item: found[item] for item in items if item in found}
 
+    def refresh(self) -> None:
+        """Find what others have put there since."""
+        self._open()
+
     def put(self, items: Sequence[Item], features: Tensor) -> None:
         """Keep features (n,D) of n items."""
         features = features.detach().to("cpu", torch.float32).contiguous()

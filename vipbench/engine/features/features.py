@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from vipbench.engine.features.cache import Item, Shelf, open_shelf
 from vipbench.engine.features.images import Pictures
 from vipbench.engine.features.views import VIEW_REVISION
 from vipbench.images import READER_REVISION
+from vipbench.plugins.files import Plugin, loaded_plugins
 
 # Part of the cache's keys and of a cell's: raise it when the same pixels give other features.
 FEATURE_REVISION = 3
@@ -68,11 +69,13 @@ class Features:
     progress: Callable[[float], None] = lambda share: None
     note: Callable[[str], None] = lambda text: None
     encoded_images: int = 0
-    # Asked before images are encoded: what is wrong with the towers must not enter the cache.
-    before_encoding: Callable[[], None] = lambda: None
+    # Asked before features enter the cache: those of a tower that was changed must not.
+    before_keeping: Callable[[], None] = lambda: None
+    # The users' plugins that backbone and dataset come from.
+    plugins: frozenset[Plugin] = frozenset()
     _plain: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     _views: dict[tuple[object, ...], _ViewTable] = field(default_factory=dict)
-    _shelves: dict[tuple[str, str], Shelf] = field(default_factory=dict)
+    _shelves: dict[tuple[object, ...], Shelf] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._pictures = Pictures(self.backbone, self.splits, self.note)
@@ -115,7 +118,20 @@ class Features:
 
     def cached(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> int:
         """How many of `items` need not be encoded."""
-        return len(self._shelf(split, views).get(items))
+        shelves = (self._shelf(split, views, codes) for codes in self._codes())
+        return len({item for shelf in shelves for item in shelf.get(items)})
+
+    def unshared(
+        self, split: str, items: Sequence[Item], views: tuple[Views, int] | None
+    ) -> list[Item]:
+        """Those of `items` that no process without other plugins has encoded yet."""
+        found = self._shelf(split, views, _codes(self.plugins)).get(items)
+        return [item for item in items if item not in found]
+
+    def fetch(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> None:
+        """Encode those of `items` that are not in the cache."""
+        for _ in self._obtain(split, items, views):
+            pass
 
     def _table(self, split: str, views: Views, seed: int) -> _ViewTable:
         return self._views.setdefault((split, views.scale, views.flip, seed), _ViewTable())
@@ -124,17 +140,23 @@ class Features:
         self, split: str, items: Sequence[Item], views: tuple[Views, int] | None
     ) -> Iterator[tuple[Sequence[Item], Tensor]]:
         """Features (n,D) of `items`, n at a time: from the cache, else encoded and kept there."""
-        if not items:
-            return
-        shelf = self._shelf(split, views)
-        found = shelf.get(items)
-        if found:
-            yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
-        rest = [item for item in items if item not in found]
+        rest, shared = list(items), _codes(self.plugins)
+        for codes in self._codes() if rest else ():
+            shelf = self._shelf(split, views, codes)
+            if codes == shared and len(self._codes()) > 1:
+                shelf.refresh()  # another process may have encoded them for this one
+            found = shelf.get(rest)
+            if found:
+                yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
+            rest = [item for item in rest if item not in found]
+            self._tell(shelf)
         if rest:
             # Another worker may be encoding them just now.
             with shelf.filling(lambda: self.progress(0.0)):
                 yield from self._add(shelf, split, rest, views)
+            self._tell(shelf)
+
+    def _tell(self, shelf: Shelf) -> None:
         for problem in shelf.problems:
             self.note(problem)
         shelf.problems.clear()
@@ -148,7 +170,6 @@ class Features:
             yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
         rest = [item for item in items if item not in found]
         if rest:
-            self.before_encoding()
             with self._pictures.decoding(len(rest)) as ahead:
                 yield from self._fill(shelf, split, rest, views, ahead)
 
@@ -173,6 +194,7 @@ class Features:
             features = self._encode(pixels)
             kept.append((part, features))
             if len(kept) == BLOCK_BATCHES or start + ENCODE_BATCH >= len(rest):
+                self.before_keeping()
                 shelf.put([i for p, _ in kept for i in p], torch.cat([f for _, f in kept]))
                 kept.clear()
             self.progress(start / len(rest))
@@ -195,24 +217,35 @@ class Features:
         self.encoded_images += len(pixels)
         return features
 
-    def text_shelf(self) -> Shelf:
-        """Where features of frozen texts are kept."""
-        return open_shelf({**self._parts(), "texts": TEXT_REVISION})
+    def text_shelves(self) -> list[Shelf]:
+        """Where features of frozen texts are; new ones belong into the last."""
+        return [open_shelf({**self._parts(by), "texts": TEXT_REVISION}) for by in self._codes()]
 
-    def _shelf(self, split: str, views: tuple[Views, int] | None) -> Shelf:
+    def _codes(self) -> list[tuple[str, ...]]:
+        """By whose code features were encoded: the shelves that are read, the last of them also
+        written. A plugin that this process has loaded may have changed anything, so that what is
+        encoded here serves nobody who has not loaded it."""
+        return list(dict.fromkeys([_codes(self.plugins), _codes(loaded_plugins())]))
+
+    def _shelf(self, split: str, views: tuple[Views, int] | None, codes: tuple[str, ...]) -> Shelf:
         kind: object = "evaluation"
         revisions = {"revision": FEATURE_REVISION, "reader": READER_REVISION}
         if views is not None:
             kind = [views[0].scale, views[0].flip, views[1]]
             revisions["views"] = VIEW_REVISION
-        parts = {**self._parts(), **revisions, "split": split, "view": kind}
-        return self._shelves.setdefault((split, str(kind)), open_shelf(parts))
+        parts = {**self._parts(codes), **revisions, "split": split, "view": kind}
+        return self._shelves.setdefault((split, str(kind), codes), open_shelf(parts))
 
-    def _parts(self) -> dict[str, Any]:
+    def _parts(self, codes: tuple[str, ...]) -> dict[str, Any]:
         return {
+            **({"plugins": codes} if codes else {}),
             "backbone": self.backbone.fingerprint,
             "dataset": self.dataset_key,
             "precision": "fp32",
             "device": self.backbone.device.type,
             "versions": library_versions(),
         }
+
+
+def _codes(plugins: Collection[Plugin]) -> tuple[str, ...]:
+    return tuple(sorted({plugin.code_sha256 for plugin in plugins}))

@@ -18,27 +18,30 @@ _ROWS = 1 << 22
 
 
 class TextShelf:
-    """Features of texts without learned context, from a shelf of the cache, else encoded.
+    """Features of texts without learned context, from shelves of the cache, else encoded.
 
-    Known by what the tower is given, token by token. What is encoded enters the cache at the next
-    `keep`, once it is known that no plugin changed the tower meanwhile. encoded_texts: how many
-    were not there.
+    Known by what the tower is given, token by token. What is encoded enters the last shelf at the
+    next `keep`, once it is known that no plugin changed the tower meanwhile. encoded_texts: how
+    many were not there.
     """
 
     def __init__(
-        self, backbone: Backbone, shelf: Shelf, note: Callable[[str], None] = lambda text: None
+        self,
+        backbone: Backbone,
+        shelves: Sequence[Shelf],
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.encoded_texts = 0
         # Raises where the tower is not as it was.
         self.compare: Callable[[str], None] = lambda who: None
-        self._backbone, self._shelf, self._note = backbone, shelf, note
+        self._backbone, self._shelves, self._note = backbone, shelves, note
         self._waiting: list[tuple[Sequence[Item], Tensor]] = []
 
     def __call__(self, prompts: Prompts, remember: bool = True, who: str = "") -> Tensor:
         """Features (*N,D) of `prompts`. remember: whether new ones are to enter the cache. who:
         what must not have changed the tower when it encodes, for `compare`; empty: nothing."""
         items, shape = _items(prompts), prompts.shape
-        found = self._shelf.get(items)
+        found = {i: f for shelf in self._shelves for i, f in shelf.get(items).items()}
         self._tell()
         if items and len(found) == len(items):
             rows = torch.stack([found[item] for item in items])
@@ -60,14 +63,15 @@ class TextShelf:
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
-        self._shelf.put([i for items, _ in waiting for i in items],
-                        torch.cat([features for _, features in waiting]))  # fmt: skip
+        self._shelves[-1].put([i for items, _ in waiting for i in items],
+                              torch.cat([features for _, features in waiting]))  # fmt: skip
         self._tell()
 
     def _tell(self) -> None:
-        for problem in self._shelf.problems:
-            self._note(problem)
-        self._shelf.problems.clear()
+        for shelf in self._shelves:
+            for problem in shelf.problems:
+                self._note(problem)
+            shelf.problems.clear()
 
 
 def text_shelf(features: Features, guard: Guard) -> TextShelf | None:
@@ -75,7 +79,7 @@ def text_shelf(features: Features, guard: Guard) -> TextShelf | None:
     was encoded before."""
     if not isinstance(features.backbone, Backbone):
         return None
-    shelf = TextShelf(features.backbone, features.text_shelf(), features.note)
+    shelf = TextShelf(features.backbone, features.text_shelves(), features.note)
     guard.sound, shelf.compare = shelf.keep, guard.compare
     return shelf
 

@@ -15,7 +15,7 @@ from vipbench.engine.features.features import FEATURE_REVISION, TEXT_REVISION
 from vipbench.engine.features.views import VIEW_REVISION
 from vipbench.engine.planning import sampling
 from vipbench.engine.planning.hparams import make_hparams
-from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, sha
+from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, sha, users
 from vipbench.engine.planning.protocols import Part, Scene, draw, home, key_of
 from vipbench.engine.planning.sampling import (
     Sampler,
@@ -105,6 +105,18 @@ class PlanCell:
     def tested(self) -> LoadedDataset:
         """What is tested, named as tables name it."""
         return self.data if self.part is None else self.part.data
+
+    @property
+    def plugins(self) -> frozenset[Plugin]:
+        """Those, of users, whose code the cell runs: of method, backbone and datasets."""
+        return users(self.row, self.backbone, self.data, self.tested)
+
+    @property
+    def owner(self) -> Plugin:
+        """Whom a failure is told of: the method's plugin, or the user's whose data or backbone a
+        built-in method runs on."""
+        own = self.row.plugin
+        return min(self.plugins, key=lambda p: p.name, default=own) if own.builtin else own
 
     @property
     def rebound(self) -> bool:

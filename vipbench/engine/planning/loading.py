@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, Protocol, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -200,6 +200,18 @@ class LoadedBackbone:
     backbone: ImageBackbone
     plugin: Plugin
     source: str
+
+
+class _Made(Protocol):
+    """What a plugin gave."""
+
+    @property
+    def plugin(self) -> Plugin: ...
+
+
+def users(*made: _Made) -> frozenset[Plugin]:
+    """The users' plugins that something comes from."""
+    return frozenset(one.plugin for one in made if not one.plugin.builtin)
 
 
 def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDataset:

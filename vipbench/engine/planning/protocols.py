@@ -137,18 +137,18 @@ def key_of(told: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if name not in _NAMES}
 
 
-def arrange(spec: RunSpec, datasets: Sequence[LoadedDataset]) -> list[Scene]:
-    """What is trained and tested, in the order of the run's datasets. Raises UsageError where the
-    classes of a domain shift do not map."""
+def arrange(spec: RunSpec, datasets: Mapping[str, LoadedDataset]) -> list[Scene]:
+    """What is trained and tested, in the order of the run's datasets. datasets: by source, all of
+    the run's or some. Raises UsageError where the classes of a domain shift do not map."""
     name = spec.protocol.name
     if name == "base-to-new":
-        return [_base_to_new(data) for data in datasets]
+        return [_base_to_new(data) for data in datasets.values()]
     if spec.protocol.transfers:
-        return [_transfer(spec, datasets)]
+        return _transfer(spec, datasets)
     if name in ("imbalanced", "validation-free"):
         return [Scene(_view(data, part_name(data.dataset.name, name)), told={"name": name})
-                for data in datasets]  # fmt: skip
-    return [Scene(data) for data in datasets]
+                for data in datasets.values()]  # fmt: skip
+    return [Scene(data) for data in datasets.values()]
 
 
 def _view(data: LoadedDataset, name: str, first: int = 0, last: int | None = None) -> View:
@@ -184,9 +184,11 @@ def _base_to_new(data: LoadedDataset) -> Scene:
     )  # fmt: skip
 
 
-def _transfer(spec: RunSpec, datasets: Sequence[LoadedDataset]) -> Scene:
-    by_source = dict(zip(spec.datasets, datasets, strict=True))
+def _transfer(spec: RunSpec, datasets: Mapping[str, LoadedDataset]) -> list[Scene]:
+    by_source = dict(datasets)
     trained = spec.protocol.trained_on(spec.datasets)
+    if trained not in by_source:
+        return []
     source, shift = by_source.pop(trained), spec.protocol.name == "domain-shift"
     classes = {find(name, spec.datasets): of for name, of in spec.protocol.classes.items()}
     parts: list[Part | None] = [None]
@@ -204,7 +206,7 @@ def _transfer(spec: RunSpec, datasets: Sequence[LoadedDataset]) -> Scene:
             columns, told["classes"], notes = _columns(source, target, classes.get(given, {}))
         view = _view(target, target_name(*names, shift))
         parts.append(Part(view, told, columns, notes))
-    return Scene(source, tuple(parts))
+    return [Scene(source, tuple(parts))]
 
 
 def _columns(

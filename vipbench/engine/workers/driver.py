@@ -28,6 +28,7 @@ from vipbench.engine.workers.plan import (
     PlannedCell,
     Stored,
 )
+from vipbench.engine.workers.planners import Planners
 from vipbench.engine.workers.pool import Crew, Group
 from vipbench.engine.workers.process import Stopped, Worker, WorkerDiedError
 from vipbench.errors import UsageError
@@ -87,9 +88,12 @@ __all__ = [
 def catalogue(plugins_dir: Path | None = None, count: bool = False) -> list[CatalogueEntry]:
     """Everything registered; `count` adds the trainable parameters (see `counting`). UsageError."""
     _require(plugins_dir)
+    folder = None if plugins_dir is None else str(plugins_dir)
     with Worker() as worker:
-        folder = None if plugins_dir is None else str(plugins_dir)
-        event = _ask(worker, "catalogue", plugins_dir=folder, count=count)
+        try:
+            event = worker.ask("catalogue", plugins_dir=folder, count=count)
+        except WorkerDiedError as error:
+            raise UsageError(f"planning failed: {error}") from error
     return [CatalogueEntry(**entry) for entry in event["entries"]]
 
 
@@ -100,8 +104,8 @@ def plan(spec: RunSpec, retry: bool = True, imported: bool = False) -> Plan:
     somebody handed in count as done.
     """
     _require(spec.plugins_dir)
-    with Worker() as worker:
-        return _judged(_ask(worker, "plan", suite=spec.to_yaml()), spec, retry, imported)
+    with Planners(spec) as planners:
+        return _judged(planners.plan(), spec, retry, imported)
 
 
 def estimate(
@@ -110,11 +114,12 @@ def estimate(
     """The plan, and what each group of its cells that are to do will take, measured by a few steps
     and encodings. Writes nothing. Raises UsageError."""
     _require(spec.plugins_dir)
-    with Worker() as worker:
-        planned = _judged(_ask(worker, "plan", suite=spec.to_yaml()), spec, retry, imported)
+    with Planners(spec) as planners:
+        planned = _judged(planners.plan(), spec, retry, imported)
+        plugins = {cell.key: cell.plugins for cell in planned.cells}
         found = []
         for keys in planned.groups():
-            event = _ask(worker, "estimate", keys=keys)
+            event = planners.ask(plugins[keys[0]], "estimate", keys=keys)
             found.append(Estimate(**{k: v for k, v in event.items() if k != "event"}))
         return planned, found
 
@@ -165,6 +170,7 @@ class _Driver:
         self.spec = spec
         self.observer = observer
         self.retry, self.imported = retry, imported
+        self.stopped = stopped
         self.crew = Crew(spec, self, stopped)
         self.store: Store | None = None
         self.cells: dict[str, PlannedCell] = {}
@@ -172,7 +178,14 @@ class _Driver:
         self.outcome = Outcome(0, 0, 0, 0)
 
     def run(self, only: Collection[str] | None) -> None:
-        planned = _judged(self.crew.plan(), self.spec, self.retry, self.imported)
+        with Planners(self.spec, self.stopped) as planners:
+            groups, workers = self._begin(planners, only)
+        self.crew.work(groups, workers)
+
+    def _begin(self, planners: Planners, only: Collection[str] | None) -> tuple[list[Group], int]:
+        """What is to be run, and by how many workers; the crew has taken those that it can use."""
+        plan = planners.plan()
+        planned = _judged(plan, self.spec, self.retry, self.imported)
         self.cells = {cell.key: cell for cell in planned.cells}
         self.outcome = replace(
             self.outcome,
@@ -185,12 +198,14 @@ class _Driver:
         self.store = Store(self.spec.out)
         self.spec.save()
         self.store.save_plan([cell.as_dict() for cell in planned.cells])
-        groups = [Group(keys, self._pair(keys[0])) for keys in planned.groups()]
-        self.crew.work(groups, int(planned.info["workers"]))
-
-    def _pair(self, key: str) -> tuple[str, str]:
-        cell = self.cells[key]
-        return cell.backbone, cell.dataset
+        groups = []
+        for keys in planned.groups():
+            cell = self.cells[keys[0]]
+            wants = planners.wants(cell.plugins, keys)
+            pair = cell.backbone, cell.dataset
+            groups.append(Group(keys, pair, frozenset(cell.plugins), wants))
+        self.crew.start(planners, plan)
+        return groups, int(planned.info["workers"])
 
     def take(self, event: Mapping[str, Any]) -> None:
         """See Desk."""
@@ -252,13 +267,6 @@ def _judged(event: Mapping[str, Any], spec: RunSpec, retry: bool, imported: bool
     stored = Stored.read(spec.out)
     cells = [stored.judge(PlannedCell(**item), retry, imported) for item in event["cells"]]
     return Plan(cells, event["notices"], event["info"])
-
-
-def _ask(worker: Worker, do: str, **arguments: Any) -> dict[str, Any]:
-    try:
-        return worker.ask(do, **arguments)
-    except WorkerDiedError as error:
-        raise UsageError(f"planning failed: {error}") from error
 
 
 def _predictions(event: Mapping[str, Any] | None) -> Predictions | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,8 @@ from vipbench.results.store.submissions import OWN, submitter
 class PlannedCell:
     """One cell of the grid. shots: images per class, "full", or 0 for zero-shot methods.
     status: done, todo or impossible; reason: why impossible, or why to be done again. note: what
-    tables of this run say of the row. parts: of what the key is made."""
+    tables of this run say of the row. parts: of what the key is made. plugins: the sources of the
+    users' plugins whose code it runs."""
 
     key: str
     backbone: str
@@ -32,6 +33,7 @@ class PlannedCell:
     file: str
     note: str = ""
     parts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    plugins: Sequence[str] = field(default=(), repr=False, compare=False)
 
     @property
     def slot(self) -> tuple[str, str, str, int | str, int]:

@@ -2,6 +2,11 @@
 
 One loop in the driver's process watches them all. A worker that ends, hangs or takes too much
 memory costs the cells that it was at and is replaced; the others go on. No torch here.
+
+A users' plugin may change anything of the process that has loaded it. So a worker has a company,
+the plugins that it loads, and is given those cells alone that run the code of all of these and of
+no others; built-in cells run where no plugin was loaded. What cells of a plugin read of images that
+are not its own is encoded by a worker that has not loaded it, so that it serves others too.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vipbench.engine.workers.planners import MOST_STARTS, Planners
 from vipbench.engine.workers.process import BEAT, Stopped, Worker, WorkerDiedError
 from vipbench.errors import UsageError
 from vipbench.runspec.run import RunSpec
@@ -27,17 +33,26 @@ MEMORY_SHARE = 0.9
 
 @dataclass
 class Group:
-    """Cells that run as one. pair: backbone and dataset, whose images and texts they share. alone:
-    whether they are tried one by one, since they ended a worker together."""
+    """Cells that run as one. pair: backbone and dataset, whose images and texts they share.
+    plugins: the users' plugins whose code they run. alone: whether they are tried one by one, since
+    they ended a worker together. wants: what others are to encode first.
+    """
 
     keys: list[str]
     pair: tuple[str, str]
+    plugins: frozenset[str] = frozenset()
+    wants: Sequence[Mapping[str, Any]] = ()
     alone: bool = False
     deaths: int = 0
     # Turns that ended their worker before it had told what a record says of the cells.
     unbegun: int = 0
     # What their records say in any case, told by the worker before it begins.
     bases: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def company(self) -> frozenset[str]:
+        """That of the worker that is to have it next."""
+        return frozenset(self.wants[0]["plugins"]) if self.wants else self.plugins
 
 
 class Desk(Protocol):
@@ -58,8 +73,9 @@ class Desk(Protocol):
 
 @dataclass
 class Post:
-    """A place for one worker, and what that is at. number: decides the device. spare: started
-    while the worker is about to run into the limit, so that the next cell need not wait."""
+    """A place for one worker, and what that is at. number: decides the device. spare: waits for
+    cells that the worker must not have, or for the worker's end at the limit: it is started before,
+    so that the next cell need not wait."""
 
     number: int
     worker: Worker | None = None
@@ -76,19 +92,22 @@ class Post:
         self.worker, self.spare = self.spare, None
 
 
-def too_much(used: list[tuple[int, Post]]) -> list[tuple[int, Post]]:
+Used = tuple[int, Post, Worker]
+
+
+def too_much(used: list[Used]) -> list[Used]:
     """Of workers and the bytes that each takes: who is to be ended, before the system ends a
     process of its own choice, which might be the driver.
 
-    Who takes more than `VIPBENCH_WORKER_GB`; without that, the largest where all together take
-    more than a share of the machine's memory.
+    Who takes more than `VIPBENCH_WORKER_GB`; without that, where all together take more than a
+    share of the machine's memory, the largest of those that wait, else of all.
     """
     own = os.environ.get(MEMORY_VARIABLE)
     if own:
         return [found for found in used if found[0] > float(own) * 1e9]
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if used and sum(taken for taken, _ in used) > MEMORY_SHARE * machine:
-        return [max(used, key=lambda found: found[0])]
+    if used and sum(taken for taken, _, _ in used) > MEMORY_SHARE * machine:
+        return [max(used, key=lambda found: (found[2] is found[1].spare, found[0]))]
     return []
 
 
@@ -99,8 +118,8 @@ DIED, TIMEOUT, NOT_TRIED, SILENT = "WorkerDied", "Timeout", "NotTried", "NoResul
 MOST_DEATHS = 2
 
 
-# After so many workers in a row that ended before they knew the run's cells, the run ends.
-MOST_STARTS = 3
+# A spare is started when so many groups are left that its post's worker may have.
+FEW = 2
 
 
 class Crew:
@@ -113,30 +132,31 @@ class Crew:
         self._stop = stop
         self._posts = [Post(0)]
         self._queue: list[Group] = []
-        self._known: set[str] = set()
+        self._known: dict[frozenset[str], set[str]] = {}
         self._starts = 0
         self._looked = 0.0
+        # Whether there is memory for workers that wait.
+        self._spares = True
 
-    def plan(self) -> dict[str, Any]:
-        """The first worker's plan, and that worker ready to run it. Raises UsageError, Stopped."""
+    def start(self, workers: Planners, plan: Mapping[str, Any]) -> None:
+        """Take over the workers that made the plan."""
+        for cell in plan["cells"]:
+            self._known.setdefault(frozenset(cell["plugins"]), set()).add(cell["key"])
         [post] = self._posts
-        while True:
-            post.worker = Worker()
-            try:
-                plan = post.worker.ask("plan", self._stop, suite=self._suite, number=0)
-            except WorkerDiedError as error:
-                post.drop()
-                self._false_start(error)
-                continue
-            post.worker.planned = True
-            self._starts = 0
-            self._known = {cell["key"] for cell in plan["cells"]}
-            return plan
+        for worker in workers.release(set(self._known)):
+            if post.worker is None:
+                post.worker = worker
+            else:
+                post.spare = worker
 
     def work(self, groups: Sequence[Group], workers: int) -> None:
         """Run all groups, at most `workers` at a time. Raises UsageError, Stopped."""
-        self._queue = list(groups)
+        # Built-in cells first: meanwhile the others' workers start.
+        self._queue = sorted(groups, key=lambda group: sorted(group.plugins))
         self._posts += [Post(number) for number in range(1, min(workers, len(groups)))]
+        if len(self._posts) > 1:
+            first, second = self._posts[:2]
+            second.worker, first.spare = first.spare, None
         while self._queue or any(post.group for post in self._posts):
             for post in self._posts:
                 if self._queue and post.group is None:
@@ -168,34 +188,88 @@ class Crew:
     # Work and workers.
 
     def _assign(self, post: Post) -> None:
-        if post.worker is None:
-            post.worker = self._started(post)
-        if post.worker is None or not (post.worker.planned and post.worker.ready):
+        group = self._choice(post)
+        if group is None:
             return
-        group = self._queue.pop(self._choice(post))
-        keys = self._desk.missing(group.keys)
+        if post.worker is None or post.worker.company != group.company:
+            self._change(post, group.company)
+        if post.worker is None:
+            return
+        if not (post.worker.planned and post.worker.ready):
+            if group.wants and post.spare is None:
+                self._prepare(post)
+            return
+        self._queue.remove(group)
         post.group, post.pair, post.spoilt = group, group.pair, False
+        keys = self._desk.missing(group.keys)
         post.keys = keys[:1] if group.alone else keys
         try:
-            post.worker.send("run", keys=post.keys)
+            if group.wants:
+                post.worker.send("encode", what=group.wants[0]["what"])
+            else:
+                post.worker.send("run", keys=post.keys)
         except WorkerDiedError as error:
             self._died(post, post.worker, error)
+            return
+        own = sum(other.company == group.company for other in self._queue)
+        if self._queue and own < FEW:
+            self._prepare(post)
 
-    def _choice(self, post: Post) -> int:
-        """Which group of the queue: one whose images and texts this worker has in memory; else
-        one of which no other worker is just making the features; else any."""
-        others = {other.pair for other in self._posts if other is not post and other.group}
+    def _choice(self, post: Post) -> Group | None:
+        """Which group of the queue: one that this worker may have, else its spare; of these one
+        whose images and texts it has in memory; else one of which no other worker is just making
+        the features; else any. What another post can encode for others is left to it."""
+        at_work = [other for other in self._posts if other is not post and other.group]
+        others = {other.pair for other in at_work}
+        companies = [w.company for w in (post.worker, post.spare) if w is not None]
 
-        def rank(place: int) -> tuple[bool, bool]:
-            pair = self._queue[place].pair
-            return pair != post.pair, pair in others
+        def rank(group: Group) -> tuple[int, bool, bool]:
+            first = [*companies, group.company].index(group.company)
+            return first, group.pair != post.pair, group.pair in others
 
-        return min(range(len(self._queue)), key=rank)
+        elsewhere = {p.worker.company for p in self._posts if p is not post and p.worker}
+        elsewhere.difference_update(companies)
+        left = [g for g in self._queue if not g.wants or g.company not in elsewhere]
+        return min(left, key=rank, default=None)
 
-    def _started(self, post: Post) -> Worker | None:
-        worker = Worker()
+    def _change(self, post: Post, company: frozenset[str]) -> None:
+        """Give a post a worker of another company; the one that it had waits where it is needed."""
+        old, post.worker = post.worker, None
+        if post.spare is not None and post.spare.company == company:
+            post.worker, post.spare = post.spare, None
+        if old is not None:
+            post.pair = None
+            if post.spare is None and self._spares and self._needed(old.company):
+                post.spare = old
+            else:
+                old.close()
+        if post.worker is None:
+            post.worker = self._started(post, company)
+
+    def _needed(self, company: frozenset[str]) -> bool:
+        """Whether a group of the queue is for it."""
+        return any(company in (group.company, group.plugins) for group in self._queue)
+
+    def _prepare(self, post: Post) -> None:
+        """Start what the post will need when its worker has no more to do, or is at its limit."""
+        assert post.worker is not None
+        left = [group.plugins for group in [post.group, *self._queue] if group and group.wants]
+        left += [group.company for group in self._queue]
+        for other in self._posts:
+            for worker in (other.worker, other.spare) if other is not post else (post.worker,):
+                if worker is not None and worker.company in left:
+                    left.remove(worker.company)
+        left = [company for company in left if company != post.worker.company]
+        if not left or not self._spares or (post.spare and post.spare.company in left):
+            return
+        if post.spare is not None:
+            post.spare.close()
+        post.spare = self._started(post, left[0])
+
+    def _started(self, post: Post, company: frozenset[str]) -> Worker | None:
+        worker = Worker(company)
         try:
-            worker.send("plan", suite=self._suite, number=post.number)
+            worker.send("plan", suite=self._suite, number=post.number, plugins=sorted(company))
         except WorkerDiedError as error:
             worker.close()
             self._false_start(error)
@@ -242,7 +316,8 @@ class Crew:
         if kind == "plan" or kind == "untrusted":
             worker.planned = True
             self._starts = 0
-            if kind == "untrusted" or not self._known <= {cell["key"] for cell in event["cells"]}:
+            known = self._known.get(worker.company, set())
+            if kind == "untrusted" or not known <= {cell["key"] for cell in event["cells"]}:
                 raise UsageError(
                     "a plugin or data file was changed while the run went on; what is finished is "
                     "kept, and the same command goes on with the files as they are now"
@@ -251,6 +326,9 @@ class Crew:
             return
         elif kind == "begun":
             post.group.bases.update((record["key"], record) for record in event["records"])
+            if post.spare is not None and not self._needed(post.spare.company):
+                post.spare.close()
+                post.spare = None
         elif kind == "tick":
             left = len(self._desk.missing(post.group.keys)) if post.group.alone else 1
             self._desk.progress(post.keys[0], event["share"] / max(left, 1))
@@ -264,6 +342,10 @@ class Crew:
     def _turn_ended(self, post: Post) -> None:
         group, post.group = post.group, None
         assert group is not None
+        if group.wants:
+            group.wants = group.wants[1:]
+            self._queue.insert(0, group)
+            return
         if post.spoilt:
             # A method changed what the worker's later cells would use.
             post.drop()
@@ -287,6 +369,11 @@ class Crew:
         """A worker ended within a turn: what becomes of the turn's cells, and of the group."""
         group, post.group = post.group, None
         assert group is not None
+        if group.wants:
+            # Its own worker encodes what is missing.
+            group.wants = []
+            self._queue.insert(0, group)
+            return
         missing = self._desk.missing(post.keys)
         if missing and missing[0] not in group.bases:
             # Nothing of the cells was run yet.
@@ -317,8 +404,11 @@ class Crew:
         assert post.worker is not None
         idle = time.monotonic() - post.worker.last
         # A spare takes some ten seconds to be ready.
-        if idle > max(self._limit / 4, self._limit - 30) and post.spare is None:
-            post.spare = self._started(post)
+        if idle > max(self._limit / 4, self._limit - 30) and post.spare is None and self._spares:
+            assert post.group is not None
+            again = post.group.alone and len(self._desk.missing(post.group.keys)) > 1
+            coming = post.group if again else self._choice(post)
+            post.spare = self._started(post, (coming or post.group).company)
         if idle > self._limit:
             post.drop()
             self._fell(post, TIMEOUT, f"no progress in {self._limit:g} s")
@@ -327,16 +417,18 @@ class Crew:
         if time.monotonic() - self._looked < BEAT:
             return
         self._looked = time.monotonic()
-        used: list[tuple[int, Post]] = []
+        used: list[Used] = []
         for post in self._posts:
             for worker in (post.worker, post.spare):
                 if worker is not None:
                     worker.bound_log()
-            if post.worker is not None:
-                used.append((post.worker.memory(), post))
-        for taken, post in too_much(used):
-            worker = post.worker
-            assert worker is not None
+                    used.append((worker.memory(), post, worker))
+        for taken, post, worker in too_much(used):
+            if worker is post.spare:
+                # There is no room for workers that wait.
+                worker.close()
+                post.spare, self._spares = None, False
+                continue
             said = f"the worker process took {taken / 1e9:.1f} GB of memory and was ended; "
             said += f"{MEMORY_VARIABLE} sets how much one may take"
             self._died(post, worker, WorkerDiedError(said))

@@ -45,16 +45,20 @@ class Stopped(BaseException):
 class Worker:
     """One worker process; commands go in, events come out.
 
-    ready: whether it waits for a command. last: when it gave its last sign of life, by
-    `time.monotonic`. planned: whether it knows the run's cells; its owner's to set.
+    company: the sources of the users' plugins whose code it has loaded, or is to load. ready:
+    whether it waits for a command. last: when it gave its last sign of life, by `time.monotonic`.
+    planned: whether it knows the run's cells; its owner's to set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, company: frozenset[str] = frozenset()) -> None:
+        self.company = company
         self.ready = False
         self.planned = False
         self.last = time.monotonic()
         self._buffer = bytearray()
         self._ended = False
+        self._importing = ""
+        self._command: tuple[str, dict[str, Any]] = "", {}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         root = str(Path(vipbench.__file__).parents[1])
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
@@ -87,6 +91,7 @@ class Worker:
         """Give a command. Raises WorkerDiedError."""
         self.ready = False
         self.last = time.monotonic()
+        self._command = do, arguments
         try:
             command = {"do": do, "with": arguments, "code": trust.grants()}
             self._in.write(json.dumps(command).encode() + b"\n")
@@ -122,7 +127,9 @@ class Worker:
                 self._kill_group()
                 self._ended = True
                 break
-            if not self.ready:
+            if event["event"] == "importing":
+                self._importing = event["plugin"]
+            elif not self.ready:
                 events.append(event)
         if self._ended and not events:
             raise WorkerDiedError(self._obituary())
@@ -139,6 +146,10 @@ class Worker:
         one.
         """
         self.send(do, **arguments)
+        return self.answer(stop)
+
+    def answer(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """`ask` for a command that was given before."""
         answer: dict[str, Any] = {}
         while not self.ready:
             if stop():
@@ -152,6 +163,7 @@ class Worker:
                 answer = event
         if answer.get("event") == "untrusted":
             trust.require(**answer["code"])
+            do, arguments = self._command
             return self.ask(do, stop, **arguments)
         return answer
 
@@ -202,6 +214,8 @@ class Worker:
         how = f"exit status {code}"
         if code < 0:
             how = f"signal {signal.Signals(-code).name}"
+        if self._importing:
+            how += f" while it imported the plugin '{self._importing}'"
         size = os.fstat(self._log.fileno()).st_size
         self._log.seek(max(0, size - 4000))
         said = self._log.read().decode("utf-8", "replace").strip("\0\n ")

@@ -8,21 +8,24 @@ when its input does, so that it never outlives its driver.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vipbench.api import TextError, UnsupportedError
+from vipbench.api import TextError, UnsupportedError, Views
 from vipbench.engine.evaluation.count_parameters import trainable_counts
 from vipbench.engine.evaluation.estimate import Estimator
 from vipbench.engine.evaluation.records import base_record
 from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.evaluation.scoring import Finished
-from vipbench.engine.features.cache import evict
+from vipbench.engine.evaluation.support import reads
+from vipbench.engine.features.cache import Item, evict
 from vipbench.engine.features.features import Features
 from vipbench.engine.machine import Share, share
 from vipbench.engine.planning.cells import (
@@ -39,11 +42,13 @@ from vipbench.engine.planning.loading import (
     LoadedDataset,
     load_backbone,
     load_dataset,
+    users,
 )
 from vipbench.engine.planning.protocols import arrange
 from vipbench.engine.training.cuda_graphs import Replays, replays
 from vipbench.errors import UsageError
-from vipbench.plugins.registry import Registry, load_registry, provenance
+from vipbench.plugins.files import Plugin
+from vipbench.plugins.registry import Kind, Registry, load_registry, provenance
 from vipbench.runspec.run import RunSpec
 
 Send = Callable[[dict[str, Any]], None]
@@ -73,7 +78,8 @@ class Session:
 
     def do_catalogue(self, plugins_dir: str | None, count: bool = False) -> None:
         """What is registered."""
-        registry = load_registry(None if plugins_dir is None else Path(plugins_dir))
+        folder = None if plugins_dir is None else Path(plugins_dir)
+        registry = load_registry(folder, importing=self._importing)
         entries = [*_describe_methods(registry)]
         if count:
             numbers = trainable_counts(registry)
@@ -87,15 +93,21 @@ class Session:
                 )
         self.send({"event": "catalogue", "entries": entries})
 
-    def do_plan(self, suite: str, number: int = 0) -> None:
+    def do_plan(self, suite: str, number: int = 0, plugins: Sequence[str] | None = None) -> None:
         """Expand a RunSpec into cells, loading every dataset and backbone of it.
 
-        number: which of the run's workers this is; it decides the device.
+        number: which of the run's workers this is; it decides the device. plugins: sources of
+        users' plugins. These alone are loaded then, and only cells that run the code of all of
+        them are planned; by default all plugins are loaded and all cells are planned.
         """
+        company = None if plugins is None else frozenset(plugins)
         self.spec = run = RunSpec.from_yaml_text(suite)
         machine = share(run)
         device = machine.device(number)
-        registry = load_registry(run.plugins_dir)
+        registry = load_registry(run.plugins_dir, only=plugins, importing=self._importing)
+        unknown = False
+        if company is not None:
+            run, unknown = some_of(run, registry, company)
         rows = make_rows(registry, run.methods)
         # Names first: a misspelled backbone must not wait for the hashing of a dataset.
         for source in run.datasets:
@@ -103,10 +115,11 @@ class Session:
         for source in run.backbones:
             registry.get("backbone", source.partition(":")[0])
         backbones = [load_backbone(registry, source) for source in run.backbones]
-        datasets = [load_dataset(registry, run, source) for source in run.datasets]
+        loaded = {source: load_dataset(registry, run, source) for source in run.datasets}
+        datasets = [*loaded.values()]
         _check_names([d.dataset.name for d in datasets], "datasets")
         _check_names([b.backbone.name for b in backbones], "backbones")
-        scenes = arrange(run, datasets)
+        scenes = arrange(self.spec, loaded)
         if device != self.device:
             self.device, self.replays = device, replays(device, self.note)
         self.cells, cells = {}, []
@@ -119,6 +132,8 @@ class Session:
             for scene in scenes:
                 for row in rows:
                     planned = plan_cells(run, row, scene, backbone)
+                    if company is not None:
+                        planned = [cell for cell in planned if _sources(cell.plugins) == company]
                     reasons = _cannot_build(self.runners, planned)
                     for cell in planned:
                         self.cells[cell.key] = cell
@@ -140,7 +155,8 @@ class Session:
             notices += [note for b in backbones for d in datasets for note in unread(b.backbone, d)]
         workers = str(machine.workers)
         info = {"device": machine.told, "workers": workers, "torch": torch.__version__}
-        self.send({"event": "plan", "cells": cells, "notices": notices, "info": info})
+        plan = {"cells": cells, "notices": notices, "info": info, "unknown": unknown}
+        self.send({"event": "plan", **plan})
 
     def do_run(self, keys: list[str]) -> None:
         """Run one group: cells of the same row, dataset and backbone."""
@@ -154,6 +170,39 @@ class Session:
         encoded = {"encoded_images": runner.features.encoded_images}
         encoded["encoded_texts"] = runner.shelf.encoded_texts if runner.shelf else 0
         self.send({"event": "group_done", **encoded, "spoilt": runner.spoilt})
+
+    def do_wants(self, keys: list[str]) -> None:
+        """Tell what images one group reads that are not encoded yet and that workers with fewer
+        plugins than its own should encode, so that they serve others too: for each company of such
+        workers what `do_encode` is to be told."""
+        cells = [self.cells[key] for key in keys]
+        own = cells[0].plugins
+        found: dict[tuple[Any, ...], dict[Item, None]] = {}
+        with suppress(Exception):  # of a plugin's recipe; the run of the cells will tell
+            for cell in cells:
+                for dataset, split, items, views in reads(cell):
+                    features = self.runners[cell.backbone.source, dataset].features
+                    if features.plugins != own:
+                        at = (features.plugins, cell.backbone.source, dataset, split, views)
+                        unshared = features.unshared(split, items, views)
+                        found.setdefault(at, {}).update(dict.fromkeys(unshared))
+        wants: dict[frozenset[Plugin], list[Any]] = {}
+        for (plugins, backbone, dataset, split, views), missing in found.items():
+            if missing:
+                told = None if views is None else [dataclasses.asdict(views[0]), views[1]]
+                wants.setdefault(plugins, []).append([backbone, dataset, split, [*missing], told])
+        told = [{"plugins": sorted(_sources(of)), "what": what} for of, what in wants.items()]
+        self.send({"event": "wants", "wants": told})
+
+    def do_encode(self, what: list[Any]) -> None:
+        """Encode images for cells that other processes run; see `do_wants`."""
+        for backbone, dataset, split, items, told in what:
+            views = None if told is None else (Views(**_tuples(told[0])), told[1])
+            # What fails here fails again, and is told, where the cells are run.
+            with suppress(Exception):
+                features = self.runners[backbone, dataset].features
+                features.fetch(split, [(i, v) for i, v in items], views)
+        evict()
 
     def do_estimate(self, keys: list[str]) -> None:
         """What one group will take."""
@@ -171,10 +220,20 @@ class Session:
         """Tell the user."""
         self.send({"event": "note", "text": text})
 
+    def _importing(self, plugin: str) -> None:
+        # Should its import end this process, the driver can name it.
+        self.send({"event": "importing", "plugin": plugin})
+
     def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
         ticker = _Ticker(self.send)
-        features = Features(backbone.backbone, data.splits, data.fingerprint, ticker, self.note)
+        features = Features(
+            backbone.backbone, data.splits, data.fingerprint, ticker, self.note,
+            plugins=users(backbone, data),
+        )  # fmt: skip
         runner = GroupRunner(features, self.note, machine, self.replays)
+        for other in self.runners.values():
+            if other.features.backbone is backbone.backbone:
+                runner.guard.weights = other.guard.weights  # hashed once
         runner.features_of = lambda name: self.runners[backbone.source, name].features
         return runner
 
@@ -235,10 +294,51 @@ def _planned(cell: PlanCell, reason: str | None, note: str) -> dict[str, Any]:
         "status": "todo" if reason is None else "impossible",
         "reason": reason,
         "note": note,
-        "plugin": cell.row.plugin.name,
-        "file": cell.row.plugin.file.name,
+        "plugin": cell.owner.name,
+        "file": cell.owner.file.name,
         "parts": dict(cell.parts),
+        "plugins": tuple(sorted(_sources(cell.plugins))),
     }
+
+
+def _sources(plugins: Iterable[Plugin]) -> frozenset[str]:
+    return frozenset(plugin.source for plugin in plugins)
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no tuples."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+
+
+def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[RunSpec, bool]:
+    """What of a run those need who have loaded the plugins of `company` alone: methods, datasets
+    and backbones that cells of theirs are made of, or whose images they encode for others; and
+    whether the run names what they do not know."""
+
+    def known(kind: Kind, names: Iterable[str]) -> dict[str, frozenset[str]]:
+        table = registry.of(kind)
+        found = {name: table.get(name.partition(":")[0]) for name in names}
+        return {name: _sources(users(one)) for name, one in found.items() if one is not None}
+
+    methods = known("method", (method.name for method in run.methods))
+    datasets, backbones = known("dataset", run.datasets), known("backbone", run.backbones)
+    named = {method.name for method in run.methods}, set(run.datasets), set(run.backbones)
+    unknown = [*map(len, named)] != [len(methods), len(datasets), len(backbones)]
+    if not run.protocol.transfers:  # else a cell reads several datasets
+        pairs = [
+            (dataset, backbone)
+            for dataset, own in datasets.items()
+            for backbone, towers in backbones.items()
+            if any(own | towers | more == company for more in (frozenset(), *methods.values()))
+        ]
+        datasets = {name: own for name, own in datasets.items() if name in dict(pairs)}
+        backbones = {b: own for b, own in backbones.items() if any(b == two for _, two in pairs)}
+    own = {
+        "methods": tuple(method for method in run.methods if method.name in methods),
+        "datasets": tuple(datasets),
+        "backbones": tuple(backbones),
+    }
+    return run.model_copy(update=own), unknown
 
 
 def _finished(finished: Finished) -> dict[str, Any]:

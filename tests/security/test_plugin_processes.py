@@ -1,0 +1,187 @@
+"""A plugin that changes its process changes nobody else's numbers, and is blamed by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import grid
+
+MEANS = '''
+"""Class means of the support set, and what this plugin does besides."""
+import os
+import sys
+from pathlib import Path
+
+import torch
+import vipbench
+from vipbench import api
+
+{at_import}
+
+class Own(api.Method):
+    name = "{name}"
+    kind = "TF"
+    needs = frozenset({{"text"}})
+
+    def prepare(self, support):
+        seen = sorted(name for name in sys.modules if name.startswith("vipbench_plugin_"))
+        with Path(os.environ["SEEN"]).open("a") as file:
+            file.write(f"{name} {{os.getpid()}} {{len(seen)}}\\n")
+        {in_prepare}
+        self.task.class_features()
+        rows = [support.plain[support.labels == c].mean(0) for c in range(support.n_classes)]
+        self.means = torch.stack(rows)
+
+    def forward(self, x):
+        return x @ self.means.T
+
+@vipbench.hookimpl
+def register_methods(register):
+    register(Own)
+'''
+# Any of these would change the numbers of every cell that shares the process.
+AT_IMPORT = """
+import torch.nn.functional as F
+from vipbench.engine.training.optim import Optimizer
+normalize = F.normalize
+F.normalize = lambda x, *args, **more: normalize(x, *args, **more).roll(1, 0)
+torch.optim.SGD.step = Optimizer.step = lambda self, *args, **more: None
+"""
+IN_PREPARE = "torch.set_default_dtype(torch.float64); torch.set_num_threads(7)"
+PERMUTE = """
+        for weight in self.task.backbone._model.parameters():
+            if weight.dim() == 2:
+                weight.data.copy_(weight.data.flip(0))
+"""
+PLUGINS = {
+    "patches": (AT_IMPORT, IN_PREPARE),
+    "permutes": ("", PERMUTE.strip()),
+    "good": ("", ""),
+}
+BUILTIN = "zero-shot,coop[epochs=3]"
+WARD = '''
+"""The toy under another name, and a function of torch that nobody can call any more."""
+import numpy as np
+import torch
+import vipbench
+from vipbench.api import Dataset, Split
+
+torch.nn.functional.normalize = None
+
+class Ward(Dataset):
+    class_names = ("dark", "bright")
+    templates = ("a photo of a {}.",)
+    licence = "internal"
+    name = "ward"
+
+    def load(self, root):
+        a = np.load("toy.npz")
+        return {
+            s: Split([*a[f"{s}_images"]], a[f"{s}_labels"].ravel().astype(np.int64),
+                     tuple(map(str, range(len(a[f"{s}_labels"])))))
+            for s in ("train", "val", "test")
+        }
+
+@vipbench.hookimpl
+def register_datasets(register):
+    register("ward", lambda argument: Ward())
+'''
+
+
+def plugins(folder: Path, *names: str) -> None:
+    for old in (folder / "plugins").iterdir():
+        old.unlink()
+    for name in names:
+        at_import, in_prepare = PLUGINS[name]
+        text = MEANS.format(name=name, at_import=at_import, in_prepare=in_prepare)
+        (folder / "plugins" / f"{name}.py").write_text(text)
+
+
+def run(folder: Path, out: str, methods: str, cache: str, *more: str) -> tuple[int, str]:
+    env = {"VIPBENCH_CACHE": str(folder / cache), "SEEN": str(folder / f"{out}.seen")}
+    status, _, err = grid.finish(grid.start(folder, folder / out, methods, *more, env=env))
+    return status, err
+
+
+def shelves(cache: Path) -> list[Mapping[str, object]]:
+    return [json.loads(mark.read_text()) for mark in cache.rglob("shelf.json")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`alone`: without the offenders. `beside`: with them, in front. `after`: without, on a cache
+    that they have used."""
+    folder = grid.write_data(tmp_path_factory.mktemp("processes"))
+    plugins(folder, "good")
+    assert run(folder, "alone", f"{BUILTIN},good", "one") == (0, "")
+    plugins(folder, *PLUGINS)
+    status, err = run(folder, "beside", f"patches,permutes,good,{BUILTIN}", "two")
+    assert status == 1, err
+    plugins(folder, "good")
+    assert run(folder, "after", f"{BUILTIN},good", "two")[0] == 0
+    return folder
+
+
+def test_the_neighbours_numbers_are_those_of_a_run_without_it(folder: Path) -> None:
+    alone, beside = grid.bits(folder / "alone"), grid.bits(folder / "beside")
+    assert len(alone) == 3
+    assert {key: beside[key] for key in alone} == alone
+    assert grid.bits(folder / "after") == alone
+
+
+def test_each_plugin_has_a_process_of_its_own(folder: Path) -> None:
+    seen = [line.split() for line in (folder / "beside.seen").read_text().splitlines()]
+    assert {name for name, _, _ in seen} == set(PLUGINS)
+    assert {loaded for _, _, loaded in seen} == {"1"}
+    assert len({pid for _, pid, _ in seen}) >= len(PLUGINS)
+
+
+def test_who_permutes_weights_is_named_and_nobody_else(folder: Path) -> None:
+    errors = {r.cell.method: r.error for r in grid.records(folder / "beside") if not r.ok}
+    error = errors.pop("permutes")
+    assert not errors
+    assert error is not None
+    assert (error.plugin, error.file) == ("permutes", "permutes.py")
+    assert "frozen weights" in error.message
+
+
+def test_images_that_others_may_read_are_encoded_without_any_plugin(folder: Path) -> None:
+    """Also where nothing built-in is run, and where the plugin was edited since."""
+    plugins(folder, "patches")
+    for _ in range(2):
+        status, err = run(folder, "plugin", "patches", "three", "--workers", "2")
+        assert status == 0, err
+        found = shelves(folder / "three")
+        assert {s["split"] for s in found if "plugins" not in s} == {"train", "val", "test"}
+        assert {s["split"] for s in found if "plugins" in s and "texts" not in s} == set()
+        file = folder / "plugins" / "patches.py"
+        file.write_text(file.read_text() + "\n# edited\n")
+
+
+def test_a_plugin_that_ends_the_process_at_its_import_is_named(folder: Path) -> None:
+    plugins(folder, "good")
+    (folder / "plugins" / "leaves.py").write_text("import os\nos._exit(5)\n")
+    status, err = run(folder, "leaves", "good", "one")
+    assert status == 2
+    assert "leaves.py" in err
+    assert "exit status 5" in err
+
+
+def test_a_built_in_method_on_a_plugins_dataset_is_the_plugins_cell(folder: Path) -> None:
+    """It has the same images as the toy, whose features it must not spoil."""
+    plugins(folder)
+    (folder / "plugins" / "ward.py").write_text(WARD)
+    toy = f"npz:{folder / 'toy.npz'}"
+    status, err = run(folder, "ward", "zero-shot", "four", "--datasets", f"ward,{toy}")
+    assert status == 1, err
+    [error] = [r.error for r in grid.records(folder / "ward") if r.error is not None]
+    assert (error.plugin, error.file) == ("ward", "ward.py")
+    assert "zero-shot" in error.message
+    alone = grid.bits(folder / "alone")
+    found = grid.bits(folder / "ward")
+    assert len(found) == 1
+    assert found.items() <= alone.items()
