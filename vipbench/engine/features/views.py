@@ -23,16 +23,25 @@ def training_view(
 ) -> Image.Image:
     """An RGB view of `size` x `size` pixels, ready for a backbone's `preprocess`.
 
+    key: what identifies the draw, see `draw_view`.
+    """
+    box, flip = draw_view(image.width, image.height, views, key)
+    view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view
+
+
+def draw_view(
+    width: int, height: int, views: Views, key: tuple[object, ...]
+) -> tuple[tuple[float, float, float, float], bool]:
+    """The box (left, top, right, bottom) that a view is cut from, and whether it is flipped.
+
     key: what identifies the draw. The crop covers a share of the area drawn evenly from
     views.scale, its aspect ratio log-evenly from 3/4 to 4/3; ten tries, then the centre, as
     torchvision's RandomResizedCrop does.
     """
     rng = random.Random(seed_of("vipbench-view", *key))
-    box = _crop(image.width, image.height, views.scale, rng)
-    view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    if views.flip and rng.random() < 0.5:
-        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return view
+    box = _crop(width, height, views.scale, rng)
+    return box, views.flip and rng.random() < 0.5
 
 
 def _crop(
