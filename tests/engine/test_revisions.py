@@ -131,7 +131,7 @@ class Folder:
         events: list[dict[str, Any]] = []
         session = Session(events.append)
         session.do_plan(spec.to_yaml())
-        plan = driver._judged(events[-1], spec, True)
+        plan = driver._judged(events[-1], spec, retry=True, imported=False)
         self.reasons = {cell.reason for cell in plan.of("todo")}
         for keys in plan.groups():
             session.do_run(keys)
