@@ -10,9 +10,12 @@ import base64
 import ipaddress
 import json
 import os
+import queue
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -111,23 +114,33 @@ class Client:
         self.requests += 1
 
     def _once(self, content: Any) -> tuple[str, int, str, bool, float]:
-        """Text, tokens, problem, whether to try again, and how long the server asks to wait."""
-        openai = _library()
+        """Text, tokens, problem, whether to try again, and how long the server asks to wait.
+
+        The HTTP library's timeouts are for each read alone, so that a server that sends a byte now
+        and then is waited for without end: the exchange runs in a thread, under one clock.
+        """
         if self._client is None:
-            self._client = self._connect(openai)
+            self._client = self._connect(_library())
+        found: queue.SimpleQueue[tuple[str, int, str, bool, float]] = queue.SimpleQueue()
+        threading.Thread(
+            target=lambda: found.put(self._exchange(content)), name="llm", daemon=True
+        ).start()
+        try:
+            return found.get(timeout=self.timeout)
+        except queue.Empty:
+            self.close()  # the thread's next read fails
+            return "", 0, f"no whole reply within {self.timeout:g} s", True, 0
+
+    def _exchange(self, content: Any) -> tuple[str, int, str, bool, float]:
+        """See `_once`."""
+        openai = _library()
         options = {} if self.temperature is None else {"temperature": self.temperature}
-        end = time.monotonic() + self.timeout
-        data = b""
         try:
             with self._client.chat.completions.with_streaming_response.create(
-                model=self.model, messages=[{"role": "user", "content": content}], **options
-            ) as response:
-                for chunk in response.iter_bytes():
-                    data += chunk
-                    if len(data) > MOST_BYTES:
-                        return "", 0, f"the reply is larger than {MOST_BYTES >> 10} KiB", True, 0
-                    if time.monotonic() > end:
-                        return "", 0, f"no whole reply within {self.timeout:g} s", True, 0
+                model=self.model, messages=[{"role": "user", "content": content}],
+                extra_headers={"Accept-Encoding": "identity"}, **options
+            ) as response:  # fmt: skip
+                return _content(b"".join(response.iter_bytes()))
         except openai.APIStatusError as error:
             status = error.status_code
             again = status in (408, 409, 429) or status >= 500
@@ -135,15 +148,17 @@ class Client:
         except openai.APITimeoutError:
             return "", 0, f"no reply within {self.timeout:g} s", True, 0
         except Exception as error:  # the HTTP library's own errors while a body is read
+            if isinstance(error, _TooLargeError) or isinstance(error.__cause__, _TooLargeError):
+                return "", 0, f"the reply is larger than {MOST_BYTES >> 10} KiB", True, 0
             return "", 0, f"the connection failed ({type(error).__name__})", True, 0
-        return _content(data)
 
     def _connect(self, openai: Any) -> Any:
         assert self.base_url is not None
         key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "none")
         http = openai.DefaultHttpxClient(
-            follow_redirects=False, trust_env=not is_loopback(host_of(self.base_url))
-        )
+            follow_redirects=False, trust_env=not is_loopback(host_of(self.base_url)),
+            event_hooks={"response": [_limit]},
+        )  # fmt: skip
         return openai.OpenAI(
             base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=0,
             http_client=http,
@@ -154,6 +169,35 @@ class Client:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+class _TooLargeError(Exception):
+    """A body of more than MOST_BYTES, or one that only shows its size when it is unpacked."""
+
+
+def _limit(response: Any) -> None:
+    """Bound the body of every response, of an error's too, which the library reads whole."""
+    # Which HTTP library it is depends on the client's version.
+    library = import_module(type(response).__module__.partition(".")[0])
+
+    class Limited(library.SyncByteStream):  # type: ignore[misc, name-defined]
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            left = MOST_BYTES
+            for chunk in self._stream:
+                left -= len(chunk)
+                if left < 0:
+                    raise _TooLargeError
+                yield chunk
+
+        def close(self) -> None:
+            self._stream.close()
+
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise _TooLargeError
+    response.stream = Limited(response.stream)
 
 
 def host_of(base_url: str) -> str:

@@ -1,0 +1,125 @@
+"""A server of language models that drips, floods or packs its answer costs a bounded time and
+memory."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from vipbench.symptoms.generate.cassette import Cassette
+from vipbench.symptoms.generate.client import MOST_BYTES, Client, ServerError
+
+TIMEOUT = 1.0
+Sent = list[int]
+Talk = Callable[[socket.socket, Sent, threading.Event], None]
+
+
+@contextmanager
+def serving(talk: Talk) -> Iterator[tuple[str, Sent]]:
+    """A server that answers each connection by `talk`; the address, and the bytes it got rid of."""
+    sent: Sent = []
+    over = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        while not over.is_set():
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                threading.Thread(target=one, args=(connection,), daemon=True).start()
+
+    def one(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(1 << 16)
+            talk(connection, sent, over)
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", sent
+    finally:
+        over.set()
+        listener.close()
+
+
+def put(connection: socket.socket, sent: Sent, data: bytes) -> None:
+    connection.sendall(data)
+    sent.append(len(data))
+
+
+def dripping_headers(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+    put(connection, sent, b"HTTP/1.1 200 OK\r\n")
+    while not over.wait(0.1):
+        put(connection, sent, b"X: y\r\n")
+
+
+def dripping_error(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+    put(connection, sent, b"HTTP/1.1 500 Oops\r\nContent-Length: 100000\r\n\r\n")
+    while not over.wait(0.1):
+        put(connection, sent, b"x")
+
+
+def endless(status: bytes) -> Talk:
+    def talk(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+        put(connection, sent, b"HTTP/1.1 " + status + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while not over.is_set():
+            put(connection, sent, b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+
+    return talk
+
+
+def packed(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+    body = gzip.compress(bytes(1 << 24))
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+    put(connection, sent, head.encode() + body)
+
+
+@pytest.mark.parametrize(
+    ("talk", "fact"),
+    [
+        (dripping_headers, f"within {TIMEOUT:g} s"),
+        (dripping_error, f"within {TIMEOUT:g} s"),
+        (endless(b"200 OK"), "larger than"),
+        (endless(b"500 Oops"), "larger than"),
+        (packed, "larger than"),
+    ],
+    ids=["headers drip", "an error drips", "endless", "an endless error", "packed"],
+)
+def test_an_exchange_has_one_clock_and_one_size(talk: Talk, fact: str) -> None:
+    told: list[str] = []
+    with serving(talk) as (url, sent):
+        asking = Client(
+            "toy", url, Cassette(None), timeout=TIMEOUT, waits=(0.0,), say=told.append
+        )  # fmt: skip
+        start = time.monotonic()
+        try:
+            reply = asking.ask("anything", what="class 'x'")
+            said = reply.problem or ""
+        except ServerError as error:
+            said = str(error)
+        assert fact in said
+        assert fact in told[0]
+        # Two tries; far from the 75 s that reads of each byte's own clock would take.
+        assert time.monotonic() - start < 2 * TIMEOUT + 8
+        assert asking.requests == 2
+        asking.close()
+    # What the kernel's buffers held besides is little.
+    assert sum(sent) < 2 * (MOST_BYTES + (16 << 20))
+
+
+def test_the_command_ends_in_time(cli: Callable[..., object], tmp_path: Path) -> None:
+    with serving(dripping_error) as (url, _):
+        start = time.monotonic()
+        done = cli(
+            "symptoms", "generate", "--dataset", "synthderm", "--modality", "images",
+            "--base-url", url, "--model", "m",
+            "--timeout", "1", "--max-requests", "2", "-o", tmp_path / "s.json",
+        )  # fmt: skip
+        assert done.returncode == 2  # type: ignore[attr-defined]
+        assert time.monotonic() - start < 60
