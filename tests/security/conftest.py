@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from tests.backbones.hub_models import save_own_code
 from tests.conftest import REPO
 from vipbench.api import CellInfo
+from vipbench.results.records.record import Record
 from vipbench.results.sharing.bundle import read_bundle, write_bundle
+from vipbench.results.store.store import Collection, Store
 
 MARK = "import os, pathlib\npathlib.Path({mark!r}).write_text('ran')\n"
 METHOD = '''
@@ -47,14 +49,17 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 class Stranger:
     """folder: holds `plugins/` and `suite.yaml`, `remote.yaml` with code in a repository of the
     Hub's cache `hub/`, a finished run `results/` with plugins of its own, `bundle.zip` of it,
-    `remote.zip` without plugins, `prompt.safetensors` and `records.jsonl` that name the
-    repository, and `image.png`. mark: what the code writes."""
+    `forged/` with a record that names the repository, `remote.zip` without plugins,
+    `prompt.safetensors` that names the repository, `records.jsonl`, and `image.png`. mark: what
+    the code writes."""
 
     folder: Path
     mark: Path
     cache: Path
 
-    def run(self, *args: object, config: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *args: object, config: Path, cwd: Path | None = None, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """The command line without a terminal, in the stranger's folder; `config` holds what is
         trusted."""
         mine = {k: v for k, v in os.environ.items() if not k.startswith("VIPBENCH_")}
@@ -65,7 +70,7 @@ class Stranger:
         mine |= {"HF_MODULES_CACHE": str(self.cache / "modules")}
         return subprocess.run(
             [sys.executable, "-m", "vipbench", *map(str, args)],
-            capture_output=True, text=True, timeout=240, cwd=self.folder, env=mine | env,
+            capture_output=True, text=True, timeout=240, cwd=cwd or self.folder, env=mine | env,
             stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
 
@@ -99,6 +104,12 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Stranger:
     ):
         done = made.run(*args, config=theirs)
         assert done.returncode == 0, done.stderr
+    with Store(folder / "results", readonly=True) as store:
+        record = store.records()[-1]
+        told = record.to_dict()
+        told["cell"]["backbone"] = REMOTE
+        with Collection(folder / "forged") as other:
+            other.add(Record.of(told), store.predictions(record.key))
     manifest, files = read_bundle(folder / "bundle.zip")
     kept = {name: data for name, data in files.items() if not name.startswith("plugins/")}
     write_bundle(folder / "remote.zip", kept | {"suite.yaml": remote.encode()}, manifest)

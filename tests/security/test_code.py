@@ -40,6 +40,7 @@ MEETS: dict[str, list[tuple[str, ...]]] = {
     "verify": [
         ("verify", "results", "--rerun", "1"),
         ("verify", "results", "--rerun", "1", "--suite", "suite.yaml"),
+        ("verify", "forged", "--rerun", "1"),
     ],
     "reproduce": [
         ("reproduce", "bundle.zip", "--out", "out/plugins"),
@@ -109,7 +110,7 @@ def test_code_that_a_file_asks_for_does_not_run(
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert "--allow-code" in done.stderr
     files = [*(unmarked.folder / "plugins").glob("*.py")]
-    if "remote" in " ".join(args) or "prompt.safetensors" in args:
+    if "remote" in " ".join(args) or {"prompt.safetensors", "forged"} & {*args}:
         files = [*unmarked.folder.glob("hub/*/snapshots/*/own.py")]
     for file in files:
         assert file.name in done.stderr
@@ -182,6 +183,19 @@ def test_a_named_backbone_becomes_trusted(unmarked: Stranger, tmp_path: Path) ->
     assert unmarked.run(*named, config=tmp_path).returncode == 0
     assert unmarked.mark.exists()
     assert unmarked.run("run", "remote.yaml", "--dry-run", config=tmp_path).returncode == 0
+
+
+def test_nothing_is_imported_from_the_working_directory(unmarked: Stranger, tmp_path: Path) -> None:
+    text = f"import pathlib\npathlib.Path({str(unmarked.mark)!r}).touch()\n"
+    for name in ("typer", "platformdirs", "marked_module"):
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "x-1.dist-info").mkdir()
+    (tmp_path / "x-1.dist-info" / "METADATA").write_text("Name: x\nVersion: 1\n")
+    points = "[vipbench]\nx = marked_module\n"
+    (tmp_path / "x-1.dist-info" / "entry_points.txt").write_text(points)
+    done = unmarked.run("fetch", "synthderm", config=tmp_path / "config", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not unmarked.mark.exists()
 
 
 def test_check_names_its_file_and_no_other(unmarked: Stranger, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -214,6 +214,8 @@ class _Beside(MetaPathFinder):
         if spec is None or spec.origin is None:
             return spec
         file = Path(spec.origin)
+        if _is_installed(file):  # an environment may lie within a folder of plugins
+            return spec
         for folder, (asked, code) in self.folders.items():
             if not file.is_relative_to(folder):
                 file = file.resolve()
@@ -436,3 +438,17 @@ def _library_folders() -> tuple[Path, ...]:
     libraries = (sys.modules.get(name) for name in ("torch", "numpy", "PIL"))
     found += [Path(module.__path__[0]).parent for module in libraries if module is not None]
     return tuple(dict.fromkeys(folder.resolve() for folder in found))
+
+
+def _is_installed(file: Path) -> bool:
+    """Whether it is Python's, this environment's or vipbench's own. Not by what lies in a folder of
+    the path: a folder of plugins is one of these."""
+    return any(file.is_relative_to(folder) for folder in _installed())
+
+
+@cache
+def _installed() -> tuple[Path, ...]:
+    paths = sysconfig.get_paths()
+    found = [Path(paths[key]) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    every = [Path(__file__).parents[1], *found]
+    return tuple(dict.fromkeys([*every, *(folder.resolve() for folder in every)]))
