@@ -65,8 +65,9 @@ def spec_of_flags(context: Any, values: Mapping[str, Any]) -> RunSpec:
     if file is not None and suite is not None:
         raise UsageError(f"two suites are given: {file} and --suite {suite}; give one")
     suite = suite or file
-    for backbone in split(flags.get("backbones") or ""):
-        trust.name(backbone)
     source = context.get_parameter_source("plugins_dir")
     from_environment = source is not None and source.name == "ENVIRONMENT"
-    return make_spec(suite, flags, settings or (), from_environment)
+    spec = make_spec(suite, flags, settings or (), from_environment)
+    for backbone in spec.backbones if flags.get("backbones") else ():
+        trust.name(backbone)
+    return spec
