@@ -27,7 +27,8 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget(monkeypatch)
     monkeypatch.setattr(files, "_beside", files._Beside())
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    finders = [finder for finder in sys.meta_path if not isinstance(finder, files._Beside)]
+    monkeypatch.setattr(sys, "meta_path", finders)
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:

@@ -150,7 +150,7 @@ def _check_classes(path: Path, folders: Sequence[Path], trusted: Sequence[Path])
     ]
     same = len(folders) > 1 and all(names == inside[0] for names in inside)
     folds = all(_FOLD.fullmatch(skeleton(folder.name)) for folder in folders)
-    if len(inside[0]) > 1 and (same or folds) and all(inside):
+    if inside and len(inside[0]) > 1 and (same or folds) and all(inside):
         raise DataError(
             f"the folders {listed(f.name for f in folders)} of '{path}' hold folders of the same "
             f"names, {listed(sorted(inside[0]))}: they look like splits or folds, not like "
