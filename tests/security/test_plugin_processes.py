@@ -74,7 +74,7 @@ torch.nn.functional.normalize = None
 
 class Ward(Dataset):
     class_names = ("dark", "bright")
-    templates = ("a photo of a {}.",)
+    templates = ("one image of the {} kind.",)
     licence = "internal"
     name = "ward"
 
