@@ -62,6 +62,24 @@ def test_a_split_is_drawn_where_there_is_none(tmp_path, make_images):
     assert other.fingerprint(again) == dataset.fingerprint(splits)
 
 
+def test_a_drawn_split_depends_on_no_name(tmp_path):
+    for name, first, renamed in (("normal", 0, "no finding"), ("abnormal", 100, "a b")):
+        for i in range(20):
+            for folder, file in ((f"a/{name}", f"{i}.png"), (f"b/{renamed}", f"x{19 - i}.png")):
+                path = tmp_path / folder / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (2, 2), first + i).save(path)
+
+    def shades(folder: str) -> dict[str, list[int]]:
+        _, splits = load(tmp_path / folder)
+        return {
+            name: sorted(split.open(i).getpixel((0, 0))[0] for i in range(len(split)))
+            for name, split in splits.items()
+        }
+
+    assert shades("b") == shades("a")
+
+
 def test_val_is_taken_from_train_where_it_is_missing(tmp_path, make_images):
     for split in ("train", "test"):
         make_images(tmp_path, files(f"{split}/one", 20) + files(f"{split}/two", 30))

@@ -34,6 +34,7 @@ from vipbench.datasets.reading.paths import (
 from vipbench.datasets.reading.spelling import clean, shown_apart, skeleton, split_of
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
+from vipbench.images import digest_image
 
 _Listing = tuple[Sequence[Path], Sequence[int]]  # images and their labels
 _LAYOUT = "expected <class>/<images>, or train/<class>/<images> and test/<class>/<images>"
@@ -227,9 +228,11 @@ def class_folders(
 def _draw(
     path: Path, found: Sequence[str], listing: _Listing, ratios: tuple[int, int, int]
 ) -> dict[str, _Listing]:
+    """Splits drawn by the images' content: a path changes with the names of class folders."""
     images, labels = listing
+    content = [digest_image(image) for image in images]
     try:
-        drawn = draw_split(labels, _ids(path, images), found, ratios, SEED)
+        drawn = draw_split(labels, content, found, ratios, SEED)
     except DataError as error:
         raise DataError(f"folder '{path}' cannot be split: {error}") from error
     return {
