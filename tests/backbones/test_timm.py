@@ -16,7 +16,8 @@ from torch import Tensor
 from tests.backbones.clips import pictures
 from tests.backbones.hub_models import randomise
 from tests.conftest import Cli
-from vipbench.api import Backbone, ImageBackbone, NoTap, UnsupportedError
+from vipbench.api import Backbone, ImageBackbone, NoTap, UnsupportedError, Views
+from vipbench.engine.features.views import training_view
 from vipbench.errors import UsageError
 from vipbench.plugins.registry import load_registry
 
@@ -57,8 +58,7 @@ def test_any_images_equal_timms(name: str, tmp_path: Path) -> None:
     backbone = load(f"{name}@{tmp_path / 'weights.safetensors'}")
     data = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**data, is_training=False)
-    # One of the tower's own size is only normalised, as training views are.
-    images = [one for one in pictures() if one.size != (backbone.image_size,) * 2]
+    images = [*pictures(), pictures()[0].resize((backbone.image_size,) * 2)]
     pixels = torch.stack([transform(image) for image in images])
     theirs = model.forward_head(model.forward_features(pixels), pre_logits=True)
     ours = backbone.encode_image(torch.stack([backbone.preprocess(image) for image in images]))
@@ -93,13 +93,15 @@ def test_preprocessing_is_timms(name: str) -> None:
     )
     rng = np.random.default_rng(0)
     blocks = Image.fromarray(rng.integers(0, 256, (7, 9, 3)).astype(np.uint8))
-    for size in ((300, 240), (240, 300), (200, 200)):
+    side = backbone.image_size
+    for size in ((300, 240), (240, 300), (200, 200), (side, side)):
         image = blocks.resize(size)
         torch.testing.assert_close(backbone.preprocess(image), transform(image))
-    side = backbone.image_size
-    square = blocks.resize((side, side))
-    assert torch.equal(backbone.preprocess(square), transform.transforms[-1](
-        transform.transforms[-2](square)))  # fmt: skip
+    # A training view is in the tower's size already.
+    view = training_view(blocks.resize((90, 80)), side, Views(), (1,))
+    assert torch.equal(
+        backbone.preprocess(view), transform.transforms[-1](transform.transforms[-2](view))
+    )
 
 
 def test_random_weights_are_the_same_everywhere() -> None:

@@ -31,10 +31,11 @@ from vipbench.api.recipe import (
 )
 from vipbench.api.task import Task
 from vipbench.fetching import HubFile, Needed, WebFile
-from vipbench.images import ImageError, ImageLike, open_image
+from vipbench.images import VIEW_MARK, ImageError, ImageLike, open_image
 
 __all__ = [
     "SPLITS",
+    "VIEW_MARK",
     "Backbone",
     "Batch",
     "CellInfo",

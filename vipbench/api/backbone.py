@@ -123,8 +123,8 @@ class ImageBackbone(ABC):
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Tensor:
-        """The evaluation transform: RGB image -> (3,H,H) float32. An image that is H x H
-        already is only normalised."""
+        """The evaluation transform: RGB image -> (3,H,H) float32. A training view comes cut out,
+        in H x H, with VIEW_MARK in its `info`, and is only normalised."""
 
     def preprocess_alone(self) -> Callable[[Image.Image], Tensor] | None:
         """What `preprocess` does, as an object that does without the backbone and its weights and

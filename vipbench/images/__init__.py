@@ -16,10 +16,14 @@ from vipbench.images.reading import (
 # Part of a cell's key and of the feature cache's keys: raise it when a file gives other pixels.
 READER_REVISION = 2
 
+# The entry of an image's `info` that marks a training view: cut out, in the tower's size.
+VIEW_MARK = "vipbench-view"
+
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
     "READER_REVISION",
+    "VIEW_MARK",
     "ImageChangedError",
     "ImageError",
     "ImageFacts",

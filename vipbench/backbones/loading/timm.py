@@ -38,7 +38,7 @@ class TimmBackbone(ImageBackbone):
         self._model = model.eval().requires_grad_(False)
         size = int(data["input_size"][-1])
         made = timm.data.create_transform(**data, is_training=False)
-        self._transform = TimmTransform(size, made)
+        self._transform = TimmTransform(made)
         self._images = side_of_timm(model, None, size, model, fresh)
         self.name, self.licence = name, licence
         self.dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
@@ -47,8 +47,7 @@ class TimmBackbone(ImageBackbone):
         self.weights_sha256 = digest_weights(model)
         facts: dict[str, Any] = {"class": type(model).__name__, "data": data}
         facts["weights"] = self.weights_sha256
-        if data.get("crop_mode") == "border":
-            facts["revision"] = 2  # its images were once cut out without a border
+        facts["revision"] = 3  # of the transform
         text = json.dumps(facts, sort_keys=True, default=str)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 

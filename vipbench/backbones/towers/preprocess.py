@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vipbench.images import to_rgb
+from vipbench.images import VIEW_MARK, to_rgb
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,19 @@ def evaluation_transform(given: Preprocess, size: int) -> tuple[Transform, Mappi
 
 @dataclass(frozen=True)
 class TimmTransform:
-    """timm's evaluation transform, RGB image -> (3,H,H) float32. An image of H x H is only
-    normalised.
+    """timm's evaluation transform, RGB image -> (3,H,H) float32. A training view, cut out already,
+    is only normalised.
 
-    size: H. transform: resizing, cutting out, then to a tensor and normalising, as timm made it.
+    transform: resizing, cutting out, then to a tensor and normalising, as timm made it.
     """
 
-    size: int
     transform: Any
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(3, H, H)."""
         found: Any = to_rgb(image)
         steps = self.transform.transforms
-        for step in steps[-2:] if found.size == (self.size, self.size) else steps:
+        for step in steps[-2:] if image.info.get(VIEW_MARK) else steps:
             found = step(found)
         pixels: Tensor = found
         return pixels

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vipbench.api import Views
 from vipbench.engine.seeding import seed_of
+from vipbench.images import VIEW_MARK
 
 # Part of a cell's key and of the feature cache's keys: raise it when a view is drawn otherwise.
 VIEW_REVISION = 2
@@ -21,13 +22,16 @@ VIEW_REVISION = 2
 def training_view(
     image: Image.Image, size: int, views: Views, key: tuple[object, ...]
 ) -> Image.Image:
-    """An RGB view of `size` x `size` pixels, ready for a backbone's `preprocess`.
+    """An RGB view of `size` x `size` pixels, ready for a backbone's `preprocess`, which finds
+    VIEW_MARK in its `info`.
 
     key: what identifies the draw, see `draw_view`.
     """
     box, flip = draw_view(image.width, image.height, views, key)
     view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view
+    view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view
+    view.info[VIEW_MARK] = True
+    return view
 
 
 def draw_view(
