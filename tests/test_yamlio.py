@@ -105,13 +105,13 @@ def test_lines() -> None:
     ],
 )
 def test_refused(text: str, says: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UsageError) as caught:
         parse_yaml(text, "suite 'x.yaml'")
     assert str(caught.value).startswith("suite 'x.yaml'")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - start < 5  # well under a second on a machine that has time
+    assert time.process_time() - start < 5  # well under a second on a machine that has time
 
 
 @pytest.mark.parametrize("merge", [False, True])
