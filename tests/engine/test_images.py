@@ -18,6 +18,7 @@ from vipbench.engine.evaluation.support import image_batches, make_support
 from vipbench.engine.evaluation.support import test_inputs as inputs_of_test
 from vipbench.engine.features import images as pictures
 from vipbench.engine.features.features import Features
+from vipbench.engine.features.views import draw_view
 from vipbench.engine.planning.cells import PlanCell, Row, plan_cells
 from vipbench.engine.planning.loading import load_backbone, load_dataset
 from vipbench.engine.planning.protocols import Scene
@@ -122,6 +123,18 @@ def test_batches_are_rows_of_the_whole_view(planned: tuple[list[PlanCell], Featu
     parts = list(inputs_of_test(features, Peek, rows_of_test(cell.tested)))
     assert [len(p) for p in parts] == [256, 44]
     assert torch.equal(parts[1][:2], features.images("test", [(256, 0), (257, 0)], None))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "centre"), [(400, 4, (198, 0, 202, 4)), (5, 402, (0, 198, 5, 203))]
+)
+def test_an_image_that_no_crop_fits_is_cut_at_its_centre(
+    width: int, height: int, centre: tuple[int, ...]
+) -> None:
+    """As torchvision's RandomResizedCrop does after ten tries; the whole area never fits here."""
+    assert {draw_view(width, height, api.Views(scale=(1.0, 1.0)), (n,))[0] for n in range(5)} == {
+        centre
+    }
 
 
 class Wards:

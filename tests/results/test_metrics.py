@@ -19,6 +19,7 @@ from vipbench.results.records.metrics import (
     majority_metrics,
     metric_value,
 )
+from vipbench.results.stats import TestSet, weighted_metric
 
 
 @st.composite
@@ -124,6 +125,20 @@ def test_ece_by_hand() -> None:
     scores = np.log(np.array([[0.75, 0.25], [0.75, 0.25], [0.1, 0.9]]))
     found = compute_metrics([0, 1, 1], scores, ["a", "b"])["ece"]
     assert found == pytest.approx((0.5 + 0.1) / 3, abs=1e-6)
+
+
+def test_every_bin_of_the_ece_stands_alone() -> None:
+    """One image in the middle of each of the 15 bins, right in every second one: two bins that were
+    taken as one would set their errors off against each other."""
+    confidence = (np.arange(15) + 0.5) / 15
+    p = np.tile((1 - confidence)[:, None] / 39, (1, 40))  # of 40 classes, so that 1/30 is highest
+    p[:, 0] = confidence
+    labels = np.arange(15) % 2
+    expected = np.abs((labels == 0) - confidence).mean()
+    names = [str(i) for i in range(40)]
+    assert compute_metrics(labels, np.log(p), names)["ece"] == pytest.approx(expected, abs=1e-6)
+    weighted = weighted_metric("ece", TestSet.of(labels, None, names), np.log(p))
+    assert weighted(np.ones((1, 15))) == pytest.approx([expected], abs=1e-6)
 
 
 def test_first_of_ties_is_predicted() -> None:
