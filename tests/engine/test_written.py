@@ -40,6 +40,8 @@ class Helper:
 # Of one cell as of another, so that cells stack.
 COUNTER = itertools.count()
 NAN, HELPER, ARRAY = float("nan"), Helper(), np.zeros(3)
+calls = 0
+seen_labels: dict[str, list[int]] = {"steps": []}
 
 
 class Writes(Toy):
@@ -111,6 +113,11 @@ def fills_an_array(method: Any, batch: api.Batch) -> None:
     method.array[0] += 1
 
 
+def counts_in_the_module(method: Any, batch: api.Batch) -> None:
+    global calls
+    calls += 1
+
+
 def stays_in_evaluation(method: Any, batch: api.Batch) -> None:
     method.eval()
 
@@ -132,6 +139,8 @@ WRITERS = [
     (lambda m, b: m.register_buffer("made", torch.zeros(2)), "self.made"),
     (lambda m, b: delattr(m, "array"), "self.array"),
     (counts_in_an_object, "self.helper"),
+    (counts_in_the_module, f"{__name__}.calls"),
+    (lambda m, b: seen_labels["steps"].append(1), f"{__name__}.seen_labels"),
     (counts_in_a_space, "self.space"),
     (lambda m, b: next(m.counter), "self.counter"),
     (fills_an_array, "self.array"),

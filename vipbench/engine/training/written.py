@@ -1,13 +1,15 @@
 """Finding what a method writes in a training step, where nothing but `after_step` may.
 
 One method object serves all cells that train together, and its tensors are put in place for the
-length of a call. An attribute that is set there is one value for all cells; a buffer that is set
-there is lost. Both would give wrong numbers without a word.
+length of a call. An attribute, or a global variable of the method's module, that is set there is
+one value for all cells; a buffer that is set there is lost. Both would give wrong numbers without a
+word.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -48,7 +50,7 @@ def refuse_batch_norm(method: Method) -> None:
 @contextmanager
 def unwritten(method: Method) -> Iterator[None]:
     """Raises WrittenStateError where the block, which runs a method's code, changes what the
-    method holds. Parameters that the engine trains may be written in place."""
+    method or its module holds. Parameters that the engine trains may be written in place."""
     before = _state(method)
     yield
     after = _state(method)
@@ -128,10 +130,19 @@ def _state(method: Method) -> dict[str, Any]:
                 if name not in _OWN:
                     found[prefix + name] = _content(value, own, 0)
     for owner in owners:
-        for name, value in vars(owner).items():
-            if not name.startswith("__") and not callable(value):
-                found[f"{owner.__name__}.{name}"] = _content(value, own, 0)
+        found |= _globals(vars(owner), owner.__name__, own)
+    for module_name in own & sys.modules.keys():
+        found |= _globals(vars(sys.modules[module_name]), module_name, own)
     return found
+
+
+def _globals(held: Mapping[str, Any], place: str, own: Set[str]) -> dict[str, Any]:
+    """What a class or a module holds beside code, by name."""
+    return {
+        f"{place}.{name}": _content(value, own, 0)
+        for name, value in held.items()
+        if not name.startswith("__") and not callable(value)
+    }
 
 
 def _content(value: Any, own: Set[str], depth: int) -> Any:
