@@ -132,6 +132,29 @@ def test_interval_and_p_value_agree() -> None:
             assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
 
 
+def test_the_p_value_is_where_the_percentile_interval_ends_at_0() -> None:
+    """Of few units, where the levels are widened most."""
+    rng = np.random.default_rng(3)
+    reps = rng.normal(0.02, 0.02, (500, 1))
+    numbers = np.array([-2, -1, 1, 2, 3, 3, 4, 5]) / 100
+    for interval in (
+        lambda level: stats.images_interval(np.array([0.02]), reps, 10, level),
+        lambda level: stats.datasets_bootstrap(numbers, level),
+    ):
+        p = interval(0.95).p
+        assert 0.001 < p < 0.9
+        assert interval(1 - p).low == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("place", [0, 4, 7])
+def test_each_dataset_is_drawn_as_often_as_any_other(place: int) -> None:
+    """Eight datasets are enough; where one has 1 and the rest 0, resamples follow a binomial."""
+    found = stats.datasets_bootstrap(np.eye(8)[place])
+    tail = scipy_stats.norm.cdf(math.sqrt(8 / 7) * scipy_stats.t.ppf(0.025, 7))
+    assert (found.low, found.high) == (0, scipy_stats.binom.ppf(1 - tail, 8, 1 / 8) / 8)
+    assert (found.estimate, found.n_datasets) == (1 / 8, 8)
+
+
 def test_the_variance_over_test_images_is_that_of_a_fresh_sample() -> None:
     """G - 1 in the place of G: by hand, for few groups, where it counts."""
     rng = np.random.default_rng(2)
