@@ -288,6 +288,28 @@ def test_every_image_once_an_epoch() -> None:
         assert sorted(rows.tolist()) == list(range(11))
 
 
+class Three(Toy):
+    """Three losses whose gradients are put together as the contract does by itself."""
+
+    combine = api.Method.combine
+
+    def loss(self, batch: api.Batch) -> tuple[Tensor, ...]:
+        return *super().loss(batch), 0.1 * self.weight.sum()
+
+
+class OfThree(Three):
+    def loss(self, batch: api.Batch) -> Tensor:
+        return sum(super().loss(batch), torch.zeros(()))
+
+
+def test_the_gradients_of_several_losses_are_added_up() -> None:
+    recipe = api.Recipe(lr=0.1, epochs=2, batch_size=4)
+    several, one = (cell(4, 8, recipe, method=method) for method in (Three, OfThree))
+    train([several])
+    train([one])
+    torch.testing.assert_close(several.method.weight, one.method.weight)
+
+
 def test_best_val_keeps_what_after_step_gave_then() -> None:
     recipe = api.Recipe(lr=0.5, epochs=6, schedule="constant", batch_size=4)
     best = cell(3, 9, recipe, best_val=True, method=Remembering)
