@@ -1,9 +1,9 @@
 """The golden record: what the engine draws and computes for three small trainings, pinned.
 
 A change here changes every published number: raise the revision of what changed (ENGINE_REVISION,
-those of sampler and views, or the method's), say why under **Numbers** in the changelog, and write
-the file anew: python -m tests.engine.test_golden_record SEED (the first from there on that has
-no close prediction is taken).
+those of sampler, views and metrics, or the method's), say why under **Numbers** in the changelog,
+and write the file anew: python -m tests.engine.test_golden_record SEED (the first from there on
+that has no close prediction is taken).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vipbench.engine.planning.cells import ENGINE_REVISION
 from vipbench.engine.training.batches import schedule
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.session import Session
+from vipbench.results.records.metrics import METRICS
 from vipbench.runspec.run import RunSpec
 
 FILE = Path(__file__).with_name("golden_record.json")
@@ -114,7 +115,8 @@ def drawn(split: Any, row: int, views: Any, seed: int, v: int) -> list[Any]:
 
 
 def revisions() -> dict[str, int]:
-    return {"engine": ENGINE_REVISION, "sampler": sampling.REVISION, "views": VIEW_REVISION}
+    own = {"engine": ENGINE_REVISION, "sampler": sampling.REVISION, "views": VIEW_REVISION}
+    return own | {metric.name: metric.revision for metric in METRICS.values()}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.results.samples import make, record_dict
 from vipbench.results.records.predictions import Predictions, check_together
-from vipbench.results.records.record import Record, RecordError
+from vipbench.results.records.recompute import key_problems
+from vipbench.results.records.record import Record, RecordError, json_sha256
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -158,3 +159,15 @@ def test_predictions_of_another_test_set_are_refused() -> None:
         check_together(make(), two)
     with pytest.raises(RecordError, match="failed"):
         check_together(make(error="ValueError"), two)
+
+
+def test_the_protocol_of_a_key_is_the_records() -> None:
+    """Base and new classes of one cell are records of their own, under keys of their own."""
+    told = record_dict()
+    told["provenance"]["key_parts"]["protocol"] = {"name": "base-to-new", "part": "base"}
+    told["key"] = json_sha256(told["provenance"]["key_parts"])
+    told["protocol"] |= {"name": "base-to-new", "part": "base"}
+    assert key_problems(Record.of(told)) == []
+    told["protocol"]["part"] = "new"
+    (problem,) = key_problems(Record.of(told))
+    assert problem.startswith("protocol.part: its key is made of 'base'")
