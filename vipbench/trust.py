@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vipbench.errors import UsageError, one_line
+from vipbench.files import replacing
 
 VARIABLE = "VIPBENCH_ALLOW_CODE"
 FOLDER_VARIABLE = "VIPBENCH_CONFIG"
@@ -274,20 +274,10 @@ def _locked() -> Iterator[None]:
 
 
 def _write(found: Mapping[str, Any]) -> None:
-    """The whole file or nothing; mkstemp gives a new file that its owner alone can read."""
-    path = trust_file()
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"schema": SCHEMA, "trusted": found}, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)  # noqa: PTH105 - mkstemp gives its name as text
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)  # noqa: PTH108
-        raise
+    """The whole file or nothing, for its owner's eyes alone."""
+    with replacing(trust_file(), private=True) as file:
+        json.dump({"schema": SCHEMA, "trusted": found}, file, indent=1)
+        file.write("\n")
 
 
 def _digest(value: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import http.client
+import os
 import re
 import ssl
 import time
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 
 from vipbench.errors import UsageError
 from vipbench.fetching import offline
+from vipbench.files import open_own
 
 Progress = Callable[[int, int | None], None]
 
@@ -231,7 +233,7 @@ def size(count: float) -> str:
 @contextmanager
 def _locked(part: Path) -> Iterator[IO[bytes]]:
     """The partial file, to be appended to, by one process at a time."""
-    with part.open("ab+") as file:
+    with os.fdopen(open_own(part, os.O_APPEND), "ab+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

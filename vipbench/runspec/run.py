@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vipbench.errors import UsageError, unknown
+from vipbench.files import write
 from vipbench.runspec import values as specmachine
 from vipbench.runspec import values as words
 from vipbench.runspec.errors import usage_error
@@ -196,9 +197,7 @@ class RunSpec(BaseModel):
         same = folder.absolute() == self.out.absolute()
         update["out"] = Path() if same else self.out.absolute()
         file = folder / SUITE_NAME
-        part = file.with_suffix(".part")
-        part.write_text(self.model_copy(update=update).to_yaml(), encoding="utf-8")
-        part.replace(file)
+        write(file, self.model_copy(update=update).to_yaml())
         return file
 
     def merge(self, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> Self:

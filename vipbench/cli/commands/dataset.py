@@ -20,6 +20,7 @@ from vipbench.datasets.reading.manifest import Entry, classes_of, read_manifest
 from vipbench.datasets.reading.paths import find_source, visible_folders
 from vipbench.datasets.reading.rows import Row, locate
 from vipbench.errors import UsageError
+from vipbench.files import replacing, write
 from vipbench.runspec.values import path_flags
 from vipbench.runspec.yaml import dump_yaml, read_yaml
 
@@ -171,13 +172,11 @@ def _from_folder(path: Path, group: str | None, images: Path | None) -> _Found:
 def _write(path: Path, entries: Sequence[Entry]) -> None:
     columns = ["path", "label", "split"]
     columns += [c for c in ("group", "sha256") if any(getattr(e, c) is not None for e in entries)]
-    temporary = path.with_name(path.name + ".part")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with replacing(path) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows([getattr(entry, c) or "" for c in columns] for entry in entries)
-        temporary.replace(path)
     except OSError as error:
         raise DataError(f"'{path}' cannot be written: {error.strerror}") from error
 
@@ -186,4 +185,4 @@ def _copy_card(card: Card, target: Path) -> None:
     """The card without `columns`: the new manifest's columns have their own names."""
     said = {k: v for k, v in read_yaml(card.path, "card").value.items() if k != "columns"}
     if said:
-        target.write_text(dump_yaml(said), encoding="utf-8")
+        write(target, dump_yaml(said))

@@ -14,7 +14,7 @@ from vipbench.results.records.plan import PlanCell
 from vipbench.results.records.record import Record
 from vipbench.results.sharing.rows import all_results, who
 from vipbench.results.store.store import Collection, Handed, Store
-from vipbench.results.store.submissions import OWN, matches, submitted_by
+from vipbench.results.store.submissions import OWN, device, matches, submitted_by, submitter
 
 LONGEST_NAME = 80
 
@@ -90,12 +90,15 @@ def _prefer(store: Collection, preferred: str) -> None:
     several = store.submissions()
     names = who(record for found in several.values() for _, record in found)
     choices: dict[str, int] = {}
-    unclear = 0
+    unclear = twice = 0
     for key, found in several.items():
-        fitting = [number for number, record in found if matches(record, preferred)]
-        if len(fitting) == 1:
-            choices[key] = fitting[0]
-        unclear += len(fitting) > 1
+        fitting = [(number, record) for number, record in found if matches(record, preferred)]
+        if len({(submitter(record), device(record)) for _, record in fitting}) == 1:
+            # Where one machine gave two results no name tells them apart: the first stands.
+            choices[key] = fitting[0][0]
+            twice += len(fitting) > 1
+        else:
+            unclear += bool(fitting)
     if not choices and not unclear and several:
         raise UsageError(
             f"--prefer {preferred}: none of the cells in dispute was handed in by that name; there "
@@ -103,6 +106,8 @@ def _prefer(store: Collection, preferred: str) -> None:
         )
     store.choose(choices)
     print(f"{plural(len(choices), 'cell')} now stand as handed in by {clean(preferred)}")
+    if twice:
+        print(f"{plural(twice, 'cell')} came twice from the same name and device: the first stands")
     if unclear:
         print(
             f"{plural(unclear, 'cell')} came from {clean(preferred)} more than once; say which "

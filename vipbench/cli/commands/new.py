@@ -6,6 +6,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from vipbench import files
 from vipbench.cli.commands.check import KINDS
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError, unknown
@@ -23,6 +24,6 @@ def new_command(kind: str, name: str, folder: Path) -> int:
     if file.exists():
         raise UsageError(f"'{file}' is there already; give another name")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text.replace("CLASS_NAME", class_name).replace("WORD", name), encoding="utf-8")
+    files.write(file, text.replace("CLASS_NAME", class_name).replace("WORD", name))
     print(f"Wrote {file}; `vipbench check {file}` runs the conformance suite on it")
     return OK

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vipbench import files
 from vipbench.cli.commands.selection import Selection
 from vipbench.cli.commands.text import clean
 from vipbench.errors import UsageError, printable
@@ -68,7 +69,5 @@ def _figure(spec: RunSpec, output: FigureOutput, cells: Cells, store: Store) -> 
 
 
 def _write(path: Path, text: str) -> str:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(printable(text), encoding="utf-8")
-    part.replace(path)
+    files.write(path, printable(text))
     return path.name

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vipbench import files
 from vipbench.cli.commands.text import clean, columns
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.engine.planning.loading import LoadedDataset, load_backbone, load_dataset
@@ -188,11 +189,11 @@ def generate_command(
             f"{client.replayed} replies from the cassette"
         )
     where = out.with_name(out.name + ".report.md")
-    where.write_text(report(done), encoding="utf-8")
+    files.write(where, report(done))
     if done.text is None:
         say(f"No symptom file was written: nothing usable for {', '.join(done.empty)}; see {where}")
         return FAILED
-    out.write_text(done.text, encoding="utf-8")
+    files.write(out, done.text)
     kept = sum(len(r.kept) for r in done.classes.values())
     print(f"{kept} {kind} in {out}; every text with its reason in {where}: read them before use")
     if kind == "symptoms" and not send_images:
@@ -224,10 +225,10 @@ def _grid(data: LoadedDataset, indices: Sequence[int]) -> bytes:
 
 
 def _save(folder: Path, grids: dict[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     for i, (name, png) in enumerate(grids.items()):
         word = "".join(c if c.isalnum() else "-" for c in name)
-        (folder / f"{i:02d}-{word}.png").write_bytes(png)
+        files.write(folder / f"{i:02d}-{word}.png", png)
     return folder
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vipbench import files
 from vipbench.cli.commands.disputes import tell_disputes
 from vipbench.cli.commands.selection import Selection, labels, opened
 from vipbench.cli.commands.text import columns
@@ -126,10 +127,8 @@ def _default_table(cells: Cells, title: str | None) -> Table:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
     text = printable(text)
-    part.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
-    part.replace(path)
+    files.write(path, text if text.endswith("\n") else f"{text}\n")
 
 
 def _title(folder: Path) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vipbench import files
 from vipbench.cli.commands.progress import reporter
 from vipbench.cli.commands.run import Screen
 from vipbench.cli.commands.text import columns, listed, plural
@@ -66,8 +67,8 @@ def save_trials(out: Path, tuned: Sequence[Tuned], asked: Asked) -> None:
                 [one.searched.row.label, trial.number, int(score is one.best), asked.metric,
                  score.mean, score.sd, score.cells, json.dumps({**trial.spec.hparams})]
             )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "trials.csv").write_text(printable(text.getvalue()), encoding="utf-8")
+    files.make_folder(out)
+    files.write(out / "trials.csv", printable(text.getvalue()))
 
 
 def _chosen(one: Tuned, spec: RunSpec, metric: str) -> MethodSpec:
@@ -111,9 +112,7 @@ def save_suite(spec: RunSpec, asked: Asked, tuned: Sequence[Tuned]) -> None:
     ]
     text = "\n".join([*head, spec.model_copy(update=update).to_yaml()])
     folder.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f"{output.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(output)
+    files.write(output, text)
 
 
 def _beside(path: Path, folder: Path) -> Path:
@@ -222,7 +221,10 @@ def _runs(spec: RunSpec, rows: Sequence[Searched]) -> list[RunSpec]:
     methods = tuple(trial.spec for row in rows for trial in row.trials)
     runs = []
     for k in spec.shots:
-        out = spec.out if len(spec.shots) == 1 else spec.out / f"{k}-shots"
+        out = spec.out
+        if len(spec.shots) > 1:
+            out /= f"{k}-shots"
+            files.make_folder(out)
         update = {
             "methods": methods,
             "shots": (k,),

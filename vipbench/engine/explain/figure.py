@@ -14,6 +14,7 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
 from vipbench.engine.explain.explain import Explained, Explanation
+from vipbench.files import replacing
 from vipbench.results.figures.style import RC, text
 
 # Classes that are drawn, those with the highest scores; a page has all of them.
@@ -28,22 +29,16 @@ def save_figure(made: Explanation, out: Path, images: bool, title: str, words: s
     images: whether the pictures may be in it. words: credit and limits, below. Equal explanations
     give equal files. Raises OSError.
     """
-    part = out.with_name(f"{out.name}.part")
-    try:
-        with mpl.rc_context(RC):
-            if out.suffix.lower() == ".pdf":
-                told = {"Creator": "vipbench", "Producer": "vipbench", "CreationDate": None}
-                with PdfPages(part, metadata=told) as pages:
-                    # With no image there is one page, which says so.
-                    for some in [[one] for one in made.images] or [[]]:
-                        pages.savefig(_figure(made, some, images, title, words))
-            else:
-                figure = _figure(made, made.images, images, title, words)
-                metadata = {"Software": "vipbench"}
-                figure.savefig(part, format="png", dpi=150, metadata=metadata)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(out, "wb") as file, mpl.rc_context(RC):
+        if out.suffix.lower() == ".pdf":
+            told = {"Creator": "vipbench", "Producer": "vipbench", "CreationDate": None}
+            with PdfPages(file, metadata=told) as pages:
+                # With no image there is one page, which says so.
+                for some in [[one] for one in made.images] or [[]]:
+                    pages.savefig(_figure(made, some, images, title, words))
+        else:
+            figure = _figure(made, made.images, images, title, words)
+            figure.savefig(file, format="png", dpi=150, metadata={"Software": "vipbench"})
 
 
 def _figure(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vipbench import files
 from vipbench.engine.explain.explain import Explained, Explanation
 from vipbench.errors import UsageError
 
@@ -52,7 +53,7 @@ def write(made: Explanation, out: Path, own_files: bool, embed: bool) -> None:
     private = images and not made.embeddable(own_files, False)
     kind = out.suffix.lower()
     if kind in (".html", ".htm"):
-        out.write_text("\n".join(_page(made, images, private, own_files)) + "\n", encoding="utf-8")
+        files.write(out, "\n".join(_page(made, images, private, own_files)) + "\n")
     elif kind in (".png", ".pdf"):
         from vipbench.engine.explain.figure import save_figure
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vipbench import __version__
+from vipbench import __version__, files
 from vipbench.api import CellInfo, Method, Task, open_image
 from vipbench.engine.evaluation.learned import fill
 from vipbench.engine.evaluation.rebind import cannot_transfer
@@ -220,8 +220,8 @@ def export(folder: Path, out: Path, patient_data: bool = False) -> tuple[list[Pa
                 continue
             out.mkdir(parents=True, exist_ok=True)
             path = out / f"{cell.row.method.name}-{key[:12]}.safetensors"
-            path.write_bytes(pack(cell, data, record.metrics, private))
-            path.with_suffix(".md").write_text(_card(_read(path)[0]), encoding="utf-8")
+            files.write(path, pack(cell, data, record.metrics, private))
+            files.write(path.with_suffix(".md"), _card(_read(path)[0]))
             made.append(path)
     return made, list(dict.fromkeys(left))
 

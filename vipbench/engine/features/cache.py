@@ -27,6 +27,8 @@ from platformdirs import user_cache_path
 from safetensors.torch import load, save
 from torch import Tensor
 
+from vipbench import files
+
 CACHE_VARIABLE = "VIPBENCH_CACHE"
 LIMIT_VARIABLE = "VIPBENCH_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0
@@ -104,7 +106,7 @@ class Shelf:
         lock = None
         with contextlib.suppress(OSError):  # where it cannot be written `put` will say so
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / FILLING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            lock = files.open_own(self.folder / FILLING)
         try:
             if lock is not None:
                 while not _taken(lock) and time.time() - os.fstat(lock).st_mtime < PATIENCE:
@@ -121,22 +123,18 @@ class Shelf:
         """The sign of life of who fills the shelf; also keeps it from being evicted."""
         for name in (FILLING, MARK):
             with contextlib.suppress(OSError):
-                os.utime(self.folder / name)
+                os.utime(self.folder / name, follow_symlinks=False)
 
     def _write(self, items: Sequence[Item], features: Tensor) -> None:
         block = save({"items": torch.tensor(items, dtype=torch.int64), "features": features})
         name = hashlib.sha256(block).hexdigest()
-        part = self.folder / f"{name}.{os.getpid()}.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._mark()
-            part.write_bytes(block)
-            part.replace(self.folder / f"{name}.safetensors")
+            files.write(self.folder / f"{name}.safetensors", block)
             self._seen.add(f"{name}.safetensors")
         except OSError as error:
             self._writable = False
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
             self.problems.append(f"the feature cache cannot be written ({error}); going on without")
 
     def _open(self) -> None:
@@ -149,7 +147,7 @@ class Shelf:
             self._seen.update(block.name for block in blocks)
             if blocks:
                 # The time of last use decides what is evicted first.
-                os.utime(self.folder / MARK)
+                os.utime(self.folder / MARK, follow_symlinks=False)
         except OSError:
             blocks = []
         for file in blocks:
@@ -183,7 +181,7 @@ class Shelf:
     def _mark(self) -> None:
         mark = self.folder / MARK
         if not mark.exists():
-            mark.write_text(json.dumps(self.parts, sort_keys=True, default=str), encoding="utf-8")
+            files.write(mark, json.dumps(self.parts, sort_keys=True, default=str))
 
 
 def _taken(lock: int) -> bool:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.fft import dctn
 
+from vipbench import files
 from vipbench.api.dataset import Split
 from vipbench.engine.features.cache import cache_folder
 from vipbench.symptoms.names import holds_name
@@ -260,9 +261,7 @@ def keep(found: Audit) -> None:
     kept["groups"] = bool(found.groups)
     file = _file(found.fingerprint)
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(kept), encoding="utf-8")
-    part.replace(file)
+    files.write(file, json.dumps(kept))
 
 
 def kept_summary(fingerprint: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vipbench.errors import UsageError, unknown
+from vipbench.files import replacing
 from vipbench.results import stats
 from vipbench.results.figures.bars import bars, knowledge_groups, method_groups
 from vipbench.results.figures.curves import curves
@@ -84,13 +85,8 @@ def save(figure: Figure, file: str | os.PathLike[str]) -> Path:
         "svg": {"Creator": "vipbench", "Date": None},
         "png": {"Software": "vipbench"},
     }[form]
-    new = path.with_name(f"{path.name}.new")
-    try:
-        with mpl.rc_context(RC):
-            figure.savefig(new, format=form, dpi=300, metadata=metadata)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with replacing(path, "wb") as out, mpl.rc_context(RC):
+        figure.savefig(out, format=form, dpi=300, metadata=metadata)
     return path
 
 

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from vipbench import files
 from vipbench.results.leaderboard.entries import SHOWN, Entry
 from vipbench.results.leaderboard.ranking import Bounds
 from vipbench.results.records.comparable import versions
@@ -61,9 +62,7 @@ def write_page(folder: Path, page: str) -> Path:
     path = folder / "index.html"
     if path.exists() and f'content="{GENERATOR}"' not in path.read_text("utf-8", "replace")[:2000]:
         raise FileExistsError(f"{path} is no leaderboard of vipbench; give another folder with -o")
-    part = path.with_name("index.html.part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    files.write(path, page)
     return path
 
 

@@ -7,9 +7,10 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from vipbench.errors import printable
+from vipbench.files import replacing
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
@@ -33,7 +34,7 @@ def safe_text(text: str) -> str:
     return "'" + text if text.startswith(_FORMULA) else text
 
 
-def csv_rows(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
+def csv_rows(file: IO[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write rows as CSV. None is an empty field, dicts and lists are JSON, texts go through
     `safe_text`."""
     plain = csv.writer(file, lineterminator="\n")
@@ -54,14 +55,9 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a UTF-8 CSV file, whole or not at all; see `csv_rows`. Raises OSError."""
-    new = path.with_name(path.name + ".new")
-    try:
-        with new.open("w", encoding="utf-8", newline="") as file:
-            csv_rows(file, [header])
-            csv_rows(file, rows)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with replacing(path) as file:
+        csv_rows(file, [header])
+        csv_rows(file, rows)
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vipbench.errors import UsageError
+from vipbench.files import replacing, write
 from vipbench.results.records.record import sha256
 
 BUNDLE_SCHEMA = 1
@@ -69,18 +70,13 @@ def write_bundle(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, 
         "files": {name: sha256(data) for name, data in sorted(files.items())},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            text = json.dumps(told, indent=2, ensure_ascii=True) + "\n"
-            for name, data in [(MANIFEST, text.encode()), *sorted(files.items())]:
-                info = zipfile.ZipInfo(name, _TIME)
-                info.compress_type = zipfile.ZIP_DEFLATED
-                info.external_attr = 0o644 << 16
-                archive.writestr(info, data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    text = json.dumps(told, indent=2, ensure_ascii=True) + "\n"
+    with replacing(path, "wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in [(MANIFEST, text.encode()), *sorted(files.items())]:
+            info = zipfile.ZipInfo(name, _TIME)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, data)
 
 
 def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -113,7 +109,7 @@ def unpack_bundle(files: Mapping[str, bytes], folder: Path) -> None:
     for name, data in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        write(target, data)
 
 
 def _read_all(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:

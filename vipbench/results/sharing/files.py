@@ -6,9 +6,10 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vipbench.errors import UsageError, unknown
+from vipbench.files import replacing
 from vipbench.results.records.csv import write_csv
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.records.record import dump
@@ -42,16 +43,12 @@ def write_rows(path: Path, rows: Iterable[Row], form: str) -> None:
     if form == "csv":
         write_csv(path, COLUMNS, ([_flat(row, name) for name in COLUMNS] for row in rows))
         return
-    part = path.with_name(f"{path.name}.part")
-    try:
-        if form == "jsonl":
-            with part.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(dump(row) + "\n" for row in rows)
-        else:
-            _write_parquet(part, rows)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    if form == "jsonl":
+        with replacing(path) as file:
+            file.writelines(dump(row) + "\n" for row in rows)
+        return
+    with replacing(path, "wb") as file:
+        _write_parquet(file, rows)
 
 
 def read_file(path: Path) -> Iterator[Row]:
@@ -83,13 +80,13 @@ def _parquet() -> Any:
     return pyarrow
 
 
-def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
+def _write_parquet(file: IO[bytes], rows: Iterable[Row]) -> None:
     arrow = _parquet()
     kinds = dict.fromkeys(COLUMNS, arrow.string())
     kinds |= dict.fromkeys(_WHOLE, arrow.int64()) | dict.fromkeys(_REAL, arrow.float64())
     kinds["verified"] = arrow.bool_()
     schema = arrow.schema(list(kinds.items()))
-    with arrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+    with arrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         batch: list[Row] = []
         for row in rows:
             batch.append({name: _flat(row, name) for name in COLUMNS})

@@ -10,6 +10,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vipbench.files import open_own
+
 
 class StoreError(RuntimeError):
     """A results folder that cannot be used; the message names the file, what is wrong with it, and
@@ -30,23 +32,54 @@ class WriterLock:
 
     def __init__(self, path: Path) -> None:
         """Take the lock. Raises StoreError, naming the holder, where another process has it."""
+        self._path = path
+        self._name = str(path.resolve())
+        if _held.get(self._name) == os.getpid():
+            raise StoreError(f"{path.parent} is already open for writing in this very process")
+        self._fd = self._take()
+        _held[self._name] = os.getpid()
+        self._sign()
+
+    def keep(self) -> None:
+        """Take the lock anew where its file was removed or replaced meanwhile. Raises StoreError,
+        naming the holder, where another process was faster, OSError."""
+        mine = os.fstat(self._fd)
+        try:
+            there = self._path.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            there = None
+        if there is not None and os.path.samestat(there, mine):
+            return
+        try:
+            fresh = self._take()
+        except StoreError as error:
+            raise StoreError(
+                f"{self._path} was removed or replaced while this process wrote; what it had "
+                f"finished is kept. {error}"
+            ) from None
+        os.close(self._fd)
+        self._fd = fresh
+        self._sign()
+
+    def _take(self) -> int:
+        """Descriptor of the locked file. Raises StoreError, OSError."""
         try:
             import fcntl
         except ImportError:
             raise StoreError(
-                f"{path}: this system has no POSIX file locks; results can be read, not written"
+                f"{self._path}: this system has no POSIX file locks; results can be read, not "
+                "written"
             ) from None
-        self._name = str(path.resolve())
-        if _held.get(self._name) == os.getpid():
-            raise StoreError(f"{path.parent} is already open for writing in this very process")
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        found = open_own(self._path)
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = self._read_holder() if error.errno in (errno.EACCES, errno.EAGAIN) else None
-            os.close(self._fd)
-            raise StoreError(_refusal(path, error, holder)) from None
-        _held[self._name] = os.getpid()
+            holder = _read_holder(found) if error.errno in (errno.EACCES, errno.EAGAIN) else None
+            os.close(found)
+            raise StoreError(_refusal(self._path, error, holder)) from None
+        return found
+
+    def _sign(self) -> None:
         me = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -69,16 +102,17 @@ class WriterLock:
         except OSError:
             pass
 
-    def _read_holder(self) -> dict[str, object]:
-        # The holder writes its name just after it takes the lock.
-        for _ in range(10):
-            try:
-                holder = json.loads(os.pread(self._fd, 4096, 0))
-            except (OSError, ValueError):
-                time.sleep(0.02)
-                continue
-            return holder if isinstance(holder, dict) else {}
-        return {}
+
+def _read_holder(lock: int) -> dict[str, object]:
+    # The holder writes its name just after it takes the lock.
+    for _ in range(10):
+        try:
+            holder = json.loads(os.pread(lock, 4096, 0))
+        except (OSError, ValueError):
+            time.sleep(0.02)
+            continue
+        return holder if isinstance(holder, dict) else {}
+    return {}
 
 
 def _refusal(path: Path, error: OSError, holder: dict[str, object] | None) -> str:
@@ -105,5 +139,6 @@ def take_lock(folder: Path, name: str) -> WriterLock:
         return WriterLock(folder / name)
     except OSError as error:
         raise StoreError(
-            f"{folder} cannot be written ({error.strerror}); give another output folder"
+            f"{error.filename or folder} cannot be written ({error.strerror}); give another "
+            "output folder"
         ) from None

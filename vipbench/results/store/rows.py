@@ -15,6 +15,12 @@ from vipbench.results.records.predictions import Predictions, check_together
 from vipbench.results.records.record import Record, RecordError, sha256
 from vipbench.results.store.sqlite import damaged, explained
 
+# What a stranger's file may make of little: below so many bytes anything, above them so many times
+# its size on the disk.
+SURE_BYTES, MOST_TIMES = 64 * 1024**2, 100
+# For each image of a test set: bytes of its id and group, and commas and brackets.
+MOST_IMAGE_BYTES, MOST_IMAGE_VALUES = 16 * 1024, 32
+
 
 def row_hash(
     id: int, key: str, status: str, text: str, history_sha256: str, predictions_sha256: str | None
@@ -79,7 +85,11 @@ def unpack(
     testset: str, size: int, blob: bytes, n: int, classes: int, scores: bytes, expected: str
 ) -> Predictions:
     """Raises ValueError, or zlib.error, where anything differs from what was packed."""
+    if size > n * MOST_IMAGE_BYTES + MOST_IMAGE_BYTES:
+        raise ValueError(f"its test set has {size} bytes for {n} images")
     text, raw = _inflate(blob, size), _inflate(scores, n * classes * 4)
+    if sum(map(text.count, (b",", b"[", b"{"))) > (n + 1) * MOST_IMAGE_VALUES:
+        raise ValueError(f"its test set has more values than {n} images")
     if sha256(text) != testset:
         raise ValueError("the test set is another one")
     if predictions_hash(testset, n, classes, raw) != expected:
@@ -97,6 +107,8 @@ def _inflate(blob: bytes, size: int) -> bytes:
     # Never more than was said, whatever the bytes have become.
     if size <= 0:
         raise ValueError("a size is not positive")
+    if size > SURE_BYTES and size > MOST_TIMES * len(blob):
+        raise ValueError(f"{len(blob)} bytes would become {size}")
     data = zlib.decompressobj().decompress(blob, size)
     if len(data) != size:
         raise ValueError("compressed data are incomplete")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from vipbench.errors import one_line
+from vipbench.files import NO_FILE, replacing
 from vipbench.results.records.record import sha256
 from vipbench.results.store.lock import StoreError
 
@@ -186,21 +189,19 @@ def create(path: Path) -> None:
     It is laid out under another name first: a results file is whole from its first moment, so one
     of no size is damage and not a beginning.
     """
-    new = path.with_name(path.name + ".new")
     with explained(path):
         # A journal whose file was removed would be rolled back into the new one.
-        for stale in (new, Path(f"{new}-journal"), Path(f"{path}-journal")):
-            stale.unlink(missing_ok=True)
-        db = sqlite3.connect(new, isolation_level=None)
-        try:
-            db.execute("PRAGMA synchronous = FULL")
-            with transaction(db):
-                create_tables(db)
-                put_meta(db, "records", {"count": 0, "xor": "0" * 64})
-                put_meta(db, "plan", {"runs": 0, "cells": []})
-        finally:
-            db.close()
-        new.replace(path)
+        Path(f"{path}-journal").unlink(missing_ok=True)
+        with replacing(path, "wb") as new:
+            db = sqlite3.connect(new.name, isolation_level=None)
+            try:
+                db.execute("PRAGMA synchronous = FULL")
+                with transaction(db):
+                    create_tables(db)
+                    put_meta(db, "records", {"count": 0, "xor": "0" * 64})
+                    put_meta(db, "plan", {"runs": 0, "cells": []})
+            finally:
+                db.close()
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -227,7 +228,8 @@ def connect(path: Path, readonly: bool) -> sqlite3.Connection:
     with explained(path):
         # Opened for writing even to read: what a killed driver left half written has to be rolled
         # back before anyone reads. SQLite itself falls back where it may not write.
-        uri = f"{path.absolute().as_uri()}?mode=rw"
+        mode = "ro" if _refuse_links(path, readonly) else "rw"
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
         db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=PATIENCE)
         try:
             _check_layout(db, path, readonly)
@@ -270,6 +272,49 @@ def _check_layout(db: sqlite3.Connection, path: Path, readonly: bool) -> None:
             f"{path} has the older layout {version}; `vipbench run` on this folder brings it to "
             f"layout {VERSION}"
         )
+    _check_schema(db, path, version)
+
+
+def _check_schema(db: sqlite3.Connection, path: Path, version: int) -> None:
+    """Refuse a file that holds a trigger, a view, or anything else but the tables of its layout:
+    such a thing would act while the file is read and written. Raises StoreError."""
+    db.execute("PRAGMA trusted_schema = OFF")
+    tables = [sql for sql in _TABLES if version > 2 or sql != _PARAMETERS]
+    expected = {("table", sql.split()[2], " ".join(sql.split())) for sql in tables}
+    expected.add(("index", "sqlite_autoindex_meta_1", ""))
+    found = {
+        (str(kind), str(name), " ".join(str(sql or "").split()))
+        for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master")
+    }
+    for kind, name, _ in sorted(found - expected):
+        raise StoreError(
+            f"{path} holds the {one_line(kind)} '{one_line(name)}', which is not as vipbench makes "
+            "it. It was not read any further: get the file anew from who made it"
+        )
+    for _, name, _ in sorted(expected - found):
+        raise damaged(path, f"the table '{name}' is missing")
+
+
+def _refuse_links(path: Path, readonly: bool) -> bool:
+    """Whether the file is a link or has a second name, which may be read but not written through;
+    SQLite's own files beside it never. Raises StoreError."""
+    for end in ("-journal", "-wal", "-shm"):
+        beside = Path(f"{path}{end}")
+        with suppress(FileNotFoundError):
+            if _linked(beside):
+                raise StoreError(f"{beside}: {NO_FILE}")
+    linked = _linked(path)
+    if linked and not readonly:
+        raise StoreError(
+            f"{path} is a link or has a second name: another file would be written. Put a copy "
+            "in its place, or give another output folder"
+        )
+    return linked
+
+
+def _linked(path: Path) -> bool:
+    state = path.stat(follow_symlinks=False)
+    return not stat.S_ISREG(state.st_mode) or state.st_nlink > 1
 
 
 def _prepare_writing(db: sqlite3.Connection) -> None:

@@ -58,6 +58,7 @@ class Store:
         self._db: sqlite3.Connection | None = None
         # key -> number of the row that stands for it (submissions.standing), of those seen so far
         self._ids: dict[str, int] = {}
+        self._counted = NOTHING
         try:
             if not readonly:
                 self._lock = take_lock(self.out_dir, LOCK)
@@ -118,6 +119,9 @@ class Store:
         ids = dict(self._ids)
         with explained(self.path), transaction(self._writable()) as db:
             counted = get_meta(db, self.path, "records")
+            if counted != self._counted:  # another writer, after the lock's file was removed
+                self._rows()
+                ids = dict(self._ids)
             choices = get_choices(db, self.path)
             for record, predictions in pairs:
                 number = ids.get(record.key)
@@ -139,7 +143,7 @@ class Store:
                     counted = count(counted, old, -1)
                 counted = count(counted, row, 1)
             put_meta(db, "records", counted)
-        self._ids = ids
+        self._ids, self._counted = ids, counted
 
     def save_plan(self, cells: Iterable[PlanCell | Mapping[str, Any]]) -> None:
         """Keep what a run asks for, in the order in which a table is to show it.
@@ -235,6 +239,9 @@ class Store:
             raise damaged(self.path, f"the predictions of record {key} are missing")
         try:
             testset, size, blob, n, classes, scores = found
+            counts = self._parse(row, None).data.test_counts
+            if (n, classes) != (sum(counts), len(counts)):
+                raise ValueError(f"{n} images of {classes} classes, the record says {counts}")
             return packing.unpack(testset, size, blob, n, classes, scores, row.predictions_sha256)
         except (ValueError, TypeError, zlib.error, OverflowError, MemoryError) as error:
             what = f"the predictions of record {key} were altered ({error})"
@@ -275,7 +282,7 @@ class Store:
             raise damaged(
                 self.path, f"it holds {total['count']} records, {counted['count']} were added"
             )
-        self._ids = standing(rows, choices)
+        self._ids, self._counted = standing(rows, choices), counted
         return rows
 
     def _number(self, key: str) -> int | None:
@@ -331,6 +338,8 @@ class Store:
     def _writable(self) -> sqlite3.Connection:
         if self.readonly:
             raise StoreError(f"{self.path} was opened to be read only")
+        if self._lock is not None:
+            self._lock.keep()
         return self._open_db()
 
 
@@ -356,11 +365,11 @@ class Collection(Store):
         "other": the scores differ from those that are there, and both are kept.
         """
         rows: dict[str, list[Row]] = {}
-        for row in self._rows():
-            rows.setdefault(row.key, []).append(row)
         known: dict[int, Fingerprint] = {}
         told: list[Submitted] = []
         with explained(self.path), transaction(self._writable()) as db:
+            for row in self._rows():
+                rows.setdefault(row.key, []).append(row)
             counted = get_meta(db, self.path, "records")
             for record, predictions, *rest in handed:
                 there = rows.setdefault(record.key, [])

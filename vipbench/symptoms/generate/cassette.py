@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vipbench import files
 from vipbench.errors import UsageError
 
 FORMAT = "vipbench-cassette"
@@ -64,6 +65,4 @@ class Cassette:
             return
         document = {"format": FORMAT, "version": 1, "recorded": self.recorded}
         document["entries"] = dict(sorted(self.entries.items()))
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.path)
+        files.write(self.path, json.dumps(document, indent=1) + "\n")
