@@ -176,6 +176,14 @@ def test_what_is_left_out_is_named(tmp_path, make_images):
     assert any("2 image files in 'train'" in note for note in dataset.notes)
 
 
+def test_classes_that_share_their_folders_are_noted(tmp_path, make_images):
+    for site, more in (("north", "covid"), ("south", "flu")):
+        make_images(tmp_path, [n for c in ("one", "two", more) for n in files(f"{site}/{c}", 4)])
+    dataset, _ = load(tmp_path)
+    assert dataset.class_names == ("north", "south")
+    assert [note for note in dataset.notes if "'one', 'two'" in note and "split" in note]
+
+
 @pytest.mark.parametrize(
     "folders",
     [

@@ -144,6 +144,13 @@ def test_one_hot_columns_are_named(folder, fifth, word):
         assert "'MEL', 'NV' hold 0 and 1" in str(caught.value)
 
 
+def test_findings_with_blanks_and_words_are_named(folder):
+    found = [("True", "1.0"), ("False", ""), ("true", "-1"), ("FALSE", "nan")] * 2
+    rows = [[n, s, *f] for n, s, f in zip(NAMES, SPLITS, found, strict=True)]
+    with pytest.raises(DataError, match=r"'Edema', 'Effusion' .* and 2 rows have several"):
+        load(folder, rows, head="path,split,Edema,Effusion")
+
+
 def test_spellings_of_a_patient_are_one_group(folder):
     groups = ["0003", "3", "P07", "p7", "4", "4.0", "nan", ""]
     rows = [[*row, g] for row, g in zip(labelled(*"abababab"), groups, strict=True)]

@@ -123,8 +123,7 @@ def split_folders(
             )
         found[split] = folder
     if not found:
-        _check_classes(path, folders, trusted)
-        return {}, []
+        return {}, _check_classes(path, folders, trusted)
     lacking = [name for name in ("train", "test") if name not in found]
     if lacking:
         beside = f" beside {listed(others)}" if others else ""
@@ -143,9 +142,10 @@ def split_folders(
     return found, notes
 
 
-def _check_classes(path: Path, folders: Sequence[Path], trusted: Sequence[Path]) -> None:
-    """Raise DataError for folders that all hold the same folders, or are called folds and hold
-    folders: these hold the classes, or the splits."""
+def _check_classes(path: Path, folders: Sequence[Path], trusted: Sequence[Path]) -> list[str]:
+    """A sentence where folders that are read as classes share names of their folders. Raises
+    DataError for folders that all hold the same folders, or are called folds and hold folders:
+    these hold the classes, or the splits."""
     inside = [
         {skeleton(f.name) for f in visible_folders(folder, path, trusted)} for folder in folders
     ]
@@ -158,6 +158,14 @@ def _check_classes(path: Path, folders: Sequence[Path], trusted: Sequence[Path])
             f"classes; {_LAYOUT}, or a table with a column split (csv:PATH). "
             f"{_CLASSES.format(folders[0].name)}"
         )
+    shared = set.intersection(*inside) if len(folders) > 1 else set()
+    if len(shared) < 2:
+        return []
+    return [
+        f"the folders {listed(f.name for f in folders)} are read as classes, and all hold folders "
+        f"called {listed(sorted(shared))}; where they are sites or splits, write a table with the "
+        "columns path, label and split (csv:PATH)"
+    ]
 
 
 def _read_splits(

@@ -168,16 +168,21 @@ def _one_spelling(
 
 
 def one_hot(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A sentence on columns that hold 0 and 1, one for each class; "" where there are fewer than
-    two."""
+    """A sentence on columns that hold 0 and 1 (or true and false, blank cells and the -1 of an
+    uncertain finding among them), one for each class; "" where there are fewer than two."""
+
+    def value(cell: str) -> str | None:
+        word = clean(cell).casefold()
+        return {"true": "1", "false": "0"}.get(word) or ("0" if missing(cell) else number(cell))
+
     columns = [
         place
         for place, name in enumerate(names)
-        if name and rows and {number(row[place]) for row in rows} == {"0", "1"}
+        if name and {"0", "1"} <= {value(row[place]) for row in rows} <= {"0", "1", "-1"}
     ]
     if len(columns) < 2:
         return ""
-    several = sum(sum(number(row[place]) == "1" for place in columns) > 1 for row in rows)
+    several = sum(sum(value(row[place]) == "1" for place in columns) > 1 for row in rows)
     told = (
         f"The columns {listed((names[place] for place in columns), 20)} hold 0 and 1, one for each "
         "class (one-hot labels)"
