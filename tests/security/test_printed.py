@@ -11,6 +11,8 @@ from tests.conftest import Cli
 from tests.results.samples import unscored
 from vipbench.results.records.csv import write_records
 from vipbench.results.sharing.bundle import write_bundle
+from vipbench.results.sharing.rows import export_rows
+from vipbench.results.store.store import Collection
 
 # Puts a text on the clipboard; the same with the one-byte introducers; turns the text around.
 HOSTILE = "a\x1b]52;c;cm0=\x07b\x9d52;c;cm0=\x9cc\r\u202e\x08"
@@ -21,8 +23,11 @@ def files(folder: Path) -> dict[str, tuple[str, ...]]:
     """Of each way, the command that tells of a hostile file."""
     suite = b"datasets: ['npz:PATH']\n"
     source = {HOSTILE: {"source": "npz:PATH"}}
+    with Collection(folder / "one") as store:
+        store.add(*unscored(1))
+        [row] = export_rows(store, None, with_scores=False)
     write_bundle(
-        folder / "b.zip", {"suite.yaml": suite, "records.jsonl": b""},
+        folder / "b.zip", {"suite.yaml": suite, "records.jsonl": json.dumps(row).encode()},
         {"title": HOSTILE, "vipbench": HOSTILE, "datasets": source, "requires": {HOSTILE: HOSTILE}},
     )  # fmt: skip
     (folder / "suite.yaml").write_text(json.dumps({"methods": [HOSTILE]}))
