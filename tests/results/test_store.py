@@ -160,9 +160,7 @@ def test_an_older_layout_is_brought_up_to_date(
     old = schema.VERSION
     monkeypatch.setattr(schema, "VERSION", old + 1)
     monkeypatch.setattr(schema, "READABLE", old + 1)
-    monkeypatch.setitem(
-        schema.MIGRATIONS, old, lambda db: db.execute("CREATE TABLE later (x INTEGER) STRICT")
-    )
+    monkeypatch.setitem(schema.MIGRATIONS, old, lambda db: db.execute("DROP TABLE IF EXISTS later"))
     with pytest.raises(StoreError, match=rf"older layout {old}.*vipbench run"):
         Store(tmp_path, readonly=True)
     with Store(tmp_path) as store:
