@@ -81,8 +81,10 @@ class Method(nn.Module, ABC):
     kind: TF training-free, TP text prompts, AD adapter on features, MM vision or multimodal
     prompts, FT fine-tuning. bibtex: the paper's entry. cost: what a cell takes on one GPU of the
     day. needs: of "text" (a text tower; the default), "symptoms", "descriptions" (see
-    Task.description_texts), "val", "test_images" (transductive), "vit" (a vision transformer).
-    uses_support: False for zero-shot methods, which run once, at 0 shots. transfers: whether what
+    Task.description_texts), "val", "test_images" (transductive), "test_views" (several views of
+    each test image, see HParams.test_views), "vit" (a vision transformer).
+    uses_support: False for zero-shot methods, which run at 0 shots: once, or once a seed where they
+    need "test_images" or "test_views". transfers: whether what
     it learned serves classes that it was not trained on (base-to-new, cross-dataset): None lets the
     engine find out, see docs/protocols.md. pads: whether a `loss` of the method's own respects
     `batch.weight`, see `pads_batches`. A plain tensor attribute becomes a buffer by itself.
@@ -171,8 +173,12 @@ class Method(nn.Module, ABC):
         return None
 
     def predict(self, x: Tensor) -> Tensor:
-        """x (N,·) -> logits (N,C). Default: forward in chunks. Methods that need
-        "test_images" see the whole test set here."""
+        """x (N,·) -> logits (N,C). Default: forward in chunks.
+
+        Called without gradients; a method that adapts to test images asks for them by `with
+        torch.enable_grad():`. Methods that need "test_images" see the whole test set here, in an
+        order that depends on the images and the cell's seed alone. Those that need "test_views" get
+        x (N,1+V,D), or images (N,1+V,3,H,H), view 0 being the evaluation view."""
         return torch.cat([self(chunk) for chunk in x.split(256)])
 
 

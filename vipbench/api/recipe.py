@@ -20,7 +20,7 @@ ProportionBelowOne: TypeAlias = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True)
 class Views:
-    """Training views of the support images.
+    """Training views of the support images, or views of the test images (`HParams.test_views`).
 
     count: None = a fresh view every epoch (the papers' augmentation); V = a bank of V seeded
         views, epoch e uses view e mod V; 0 = the evaluation view only.
@@ -154,6 +154,11 @@ class HParams:
     def recipe(self, info: CellInfo) -> Recipe | None:
         """What the engine runs; None where nothing is trained, or `fit` is the method's own."""
         return None
+
+    def test_views(self) -> Views:
+        """Of a method that needs "test_views": the views of each test image that are scored beside
+        the evaluation view. `count` is their number V, 1 or more."""
+        return Views()
 
     def notes(self, info: CellInfo) -> tuple[str, ...]:
         """What a reader must know of these settings: kept in the record, shown below tables."""

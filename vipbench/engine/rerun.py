@@ -170,7 +170,7 @@ def spec_of(record: Record, suite: RunSpec, out: Path) -> RunSpec:
         "datasets": datasets,
         "backbones": _backbones(record, suite),
         "shots": [c.shots] if c.shots != 0 else [1],
-        "seeds": [c.seed] if c.shots != 0 else [1],
+        "seeds": [c.seed] if c.shots != 0 or c.seed != 0 else [1],
         **protocol,
         **{k: getattr(p, k) for k in ("precision", "shots_unit")},
         "knowledge": [knowledge(record)],

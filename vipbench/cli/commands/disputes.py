@@ -37,7 +37,7 @@ def tell_disputes(store: Store, out: TextIO | None = None) -> None:
 def dispute_text(records: Sequence[Record]) -> str:
     """One cell and what was handed in for it, with the spread."""
     c = records[0].cell
-    seed = "" if c.shots == 0 else f", seed {c.seed}"
+    seed = "" if c.shots == c.seed == 0 else f", seed {c.seed}"
     values = [metric_value(record.metrics, "accuracy") for record in records]
     told = [
         f"{100 * value:.2f} ({submitter(record)}, {device(record)})"

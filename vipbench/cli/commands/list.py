@@ -24,6 +24,7 @@ NEEDS = {
     "images": "images",
     "vit": "ViT",
     "test_images": "all test images",
+    "test_views": "views of test images",
     "val": "validation",
 }
 LEGEND = (

@@ -185,7 +185,7 @@ def _show_plan(spec: RunSpec, plan: Plan, shown: Reporter) -> None:
         shown.line(line)
     rows = [("state", "key", "method", "backbone", "dataset", "shots", "seed", "reason")]
     for cell in plan.cells:
-        seed = "-" if cell.shots == 0 else str(cell.seed)
+        seed = "-" if cell.shots == cell.seed == 0 else str(cell.seed)
         place = (cell.method, cell.backbone, cell.dataset, str(cell.shots), seed)
         rows.append((WORDS[cell.status], cell.key[:8], *place, cell.reason or ""))
     for line in columns(rows):
@@ -285,7 +285,7 @@ def _grouped(cells: Iterable[PlannedCell]) -> list[str]:
 
 
 def _name(cell: PlannedCell) -> str:
-    seed = "" if cell.shots == 0 else f", seed {cell.seed}"
+    seed = "" if cell.shots == cell.seed == 0 else f", seed {cell.seed}"
     return f"{cell.method} on {cell.dataset} with {cell.backbone}, {shots_text(cell.shots)}{seed}"
 
 

@@ -57,7 +57,7 @@ def _find(store: Store, key: str, folder: Path) -> Record:
 
 def _lines(record: Record, predictions: Predictions | None) -> list[str]:
     c = record.cell
-    seed = "" if c.shots == 0 else f", seed {c.seed}"
+    seed = "" if c.shots == c.seed == 0 else f", seed {c.seed}"
     lines = [
         f"{c.method} on {c.dataset} with {c.backbone}, {shots_text(c.shots)}{seed}: "
         f"{record.status}",

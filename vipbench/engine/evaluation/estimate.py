@@ -159,6 +159,9 @@ def _scoring(runner: GroupRunner, method: Method, open_image: float) -> float:
     some = n if "test_images" in method.needs else min(n, IMAGES)
     method.eval()
     x = _inputs(features, some, method.inputs == "images")
+    if "test_views" in method.needs:
+        views = method.hparams.test_views().count or 0
+        x = x.unsqueeze(1).repeat_interleave(1 + views, dim=1)
     begin = time.perf_counter()
     method.predict(x)
     return (time.perf_counter() - begin) * n / some + n * open_image

@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from vipbench.api import Backbone, Method, Task, has_own_fit
+from vipbench.api import Backbone, Method, Task, Views, has_own_fit
 from vipbench.engine.evaluation.learned import versions
 from vipbench.engine.evaluation.rebind import cannot_transfer, transferred
 from vipbench.engine.evaluation.records import error_record
@@ -29,6 +29,8 @@ from vipbench.engine.evaluation.support import (
     image_batches,
     make_support,
     test_inputs,
+    test_order,
+    test_views,
 )
 from vipbench.engine.features.features import Features
 from vipbench.engine.features.texts import text_shelf
@@ -230,11 +232,16 @@ class GroupRunner:
     def _test(self, tests: Sequence[Test]) -> None:
         """Score cells on the same images."""
         data, method = tests[0].cell.tested, tests[0].cell.row.method
-        for x in test_inputs(self.features_of(home(data)), method, test_rows(data)):
-            for test in tests:
-                begin = time.perf_counter()
-                test.scores.append(self._score(test, x))
-                test.seconds += time.perf_counter() - begin
+        features, rows = self.features_of(home(data)), test_rows(data)
+        by_views: dict[tuple[Views, int] | None, list[Test]] = {}
+        for test in tests:
+            by_views.setdefault(test_views(test.cell), []).append(test)
+        for views, some in by_views.items():
+            for x in test_inputs(features, method, rows, views):
+                for test in some:
+                    begin = time.perf_counter()
+                    test.scores.append(self._score(test, x))
+                    test.seconds += time.perf_counter() - begin
 
     def _task(self, cell: PlanCell, data: LoadedDataset, trial: bool = False) -> Task:
         """trial: for a method whose changes are undone; what it makes of texts is not kept."""
@@ -310,8 +317,12 @@ class GroupRunner:
 
     @torch.no_grad()
     def _score(self, test: Test, x: Tensor) -> Tensor:
-        method = test.method
-        if not test.cell.row.plugin.builtin:
+        method, order = test.method, None
+        if "test_images" in method.needs:
+            # What is scored one image after another must not depend on the order of files.
+            order = torch.tensor(test_order(test.cell), device=x.device)
+            x = x[order]
+        elif not test.cell.row.plugin.builtin:
             # Through `.numpy()` or `.data` a plugin could change, unnoticed, what later cells read.
             x = x.clone()
         version = x._version
@@ -319,7 +330,8 @@ class GroupRunner:
             scores = method.predict(x)
         if x._version != version:
             raise ValueError(f"{_who(test.cell)} changed the test images' features in place")
-        return checked_scores(scores, method.name, (len(x), method.task.info.n_classes))
+        scores = checked_scores(scores, method.name, (len(x), method.task.info.n_classes))
+        return scores if order is None else scores[order.argsort().cpu()]
 
 
 def _who(cell: PlanCell) -> str:

@@ -14,7 +14,8 @@ from vipbench.api import Labelled, Method, Recipe, Split, Support, Views
 from vipbench.engine.features.cache import Item
 from vipbench.engine.features.features import Features
 from vipbench.engine.planning.cells import PlanCell
-from vipbench.engine.planning.protocols import home, test_rows
+from vipbench.engine.planning.protocols import home, test_rows, test_split
+from vipbench.engine.planning.sampling import seeded_order
 from vipbench.engine.training.optim import steps_per_epoch
 
 # Test images that are held at once.
@@ -142,14 +143,41 @@ def _inputs(features: Features, split: str, rows: Sequence[int], images: bool) -
     return features.plain(split, rows)
 
 
-def test_inputs(features: Features, method: type[Method], rows: Sequence[int]) -> Iterator[Tensor]:
+def test_inputs(
+    features: Features, method: type[Method], rows: Sequence[int], views: tuple[Views, int] | None
+) -> Iterator[Tensor]:
     """Features (N,D) of the test images `rows`, or the images (n,3,H,H) some at a time, as the
-    method takes them; a transductive method gets all at once."""
-    n = len(rows)
+    method takes them; a transductive method gets all at once. views: of a method that needs
+    "test_views", with the seed; it gets (N,1+V,D) or (n,1+V,3,H,H)."""
+    n, count = len(rows), 0 if views is None else views[0].count or 0
     images = method.inputs == "images"
-    some = TEST_IMAGES if images and "test_images" not in method.needs else n
+    some = max(1, TEST_IMAGES // (1 + count)) if images else n
+    some = n if "test_images" in method.needs else some
     for start in range(0, n, some):
-        yield _inputs(features, "test", rows[start : start + some], images)
+        part = rows[start : start + some]
+        plain = _inputs(features, "test", part, images)
+        if views is None:
+            yield plain
+        elif images:
+            items = [(i, v) for i in part for v in range(count)]
+            drawn = features.images("test", items, views).unflatten(0, (-1, count))
+            yield torch.cat([plain.unsqueeze(1), drawn], dim=1)
+        else:
+            features.prepare_views("test", part, *views, count)
+            found = [features.view("test", part, *views, v) for v in range(count)]
+            yield torch.stack([plain, *found], dim=1)
+
+
+def test_order(cell: PlanCell) -> list[int]:
+    """Places of the tested images in the order in which a transductive method sees them."""
+    return seeded_order(test_split(cell.tested), cell.seed, "test order")
+
+
+def test_views(cell: PlanCell) -> tuple[Views, int] | None:
+    """The views of the test images that a cell is scored on, with their seed; None for none."""
+    if "test_views" not in cell.row.method.needs:
+        return None
+    return cell.hparams.test_views(), cell.seed
 
 
 def _labels(split: Split, rows: Sequence[int]) -> Tensor:

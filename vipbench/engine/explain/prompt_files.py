@@ -64,6 +64,10 @@ class Trained:
         """Features or images (N,·), as the method takes them -> scores (N,C)."""
         if "test_images" in self.method.needs:
             raise UsageError(f"'{self.method.name}' scores whole test sets alone, no single image")
+        if "test_views" in self.method.needs:
+            raise UsageError(
+                f"'{self.method.name}' scores several views of an image; a prompt file gives it one"
+            )
         return self.method.predict(x).float().cpu()
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from torch.utils.weak import WeakIdKeyDictionary
@@ -34,6 +35,10 @@ from vipbench.runspec.run import MethodSpec, RunSpec
 ENGINE_REVISION = 2
 
 
+# The same of the order in which transductive methods see the test images; part of their keys alone.
+TEST_ORDER_REVISION = 1
+# Needs of methods whose scores depend on the seed, support set or none.
+SEEDED = frozenset({"test_images", "test_views"})
 # Needs that a text tower meets.
 TEXTS = frozenset({"text", "symptoms", "descriptions"})
 
@@ -80,9 +85,10 @@ class Protocol:
 class PlanCell:
     """One number in a table, or the reason why it cannot be.
 
-    shots: None is the full training set, 0 with seed 0 a zero-shot cell. parts: of what the key is
-    made, see `key_parts`. data: what is trained on. part: what is tested, where that is not the
-    test split of `data`. told: what the record says of its protocol, nothing of few-shot.
+    shots: None is the full training set, 0 a zero-shot cell (seed 0 where no seed has a say).
+    parts: of what the key is made, see `key_parts`. data: what is trained on. part: what is tested,
+    where that is not the test split of `data`. told: what the record says of its protocol, nothing
+    of few-shot.
     """
 
     key: str
@@ -169,13 +175,14 @@ def _plan_row(spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone) -
             for part in scene.parts
         ]
     found = []
-    for part in scene.parts:
+    seeds = spec.seeds if row.method.needs & SEEDED else (0,)
+    for seed, part in product(seeds, scene.parts):
         if part is not None and part.columns is None:
             # Nothing is trained: what is tested is all that there is.
             own = Scene(part.data, told=part.told, reason=scene.reason)
-            found.append(_plan_cell(spec, row, own, None, backbone, 0, 0))
+            found.append(_plan_cell(spec, row, own, None, backbone, 0, seed))
         else:
-            found.append(_plan_cell(spec, row, scene, part, backbone, 0, 0))
+            found.append(_plan_cell(spec, row, scene, part, backbone, 0, seed))
     return found
 
 
@@ -225,6 +232,14 @@ def _plan_cell(
         notes = (*notes, numbered)
     if spec.profile == "quick" and hparams != (quick := hparams.quick(info)):
         hparams, notes = quick, (*notes, "profile quick: unpublished settings")
+    if reason is None and "test_views" in row.method.needs:
+        count = hparams.test_views().count
+        if not count:
+            reason = (
+                f"'{row.method.name}' needs test views and its HParams.test_views() gives the "
+                f"count {count}; it must be 1 or more"
+            )
+        notes = (*notes, f"scored on {count} views of each test image beside the evaluation view")
     if spec.score_on != "test":
         notes = (
             *notes,
@@ -357,6 +372,12 @@ def key_parts(
         parts["symptoms"] = data.symptoms_sha256
     if "descriptions" in needs:
         parts["descriptions"] = sha(data.descriptions)
+    if "test_images" in needs:
+        parts["test_order.revision"] = TEST_ORDER_REVISION
+    if "test_views" in needs:
+        views = dataclasses.asdict(hparams.test_views())
+        parts["test_views"] = {k: _plain(v) for k, v in views.items()}
+        parts["views.revision"] = VIEW_REVISION
     if method.uses_support:
         parts["sampler.revision"] = sampling.REVISION
         parts["views.revision"] = VIEW_REVISION

@@ -123,6 +123,12 @@ def nested_order(split: Split, label: int, seed: int, purpose: str) -> Indices:
     return np.array(_rounds(_ranked_groups(split, label, seed, purpose)), dtype=np.int64)
 
 
+def seeded_order(split: Split, seed: int, purpose: str) -> list[int]:
+    """All images of a split by rank, whatever their labels, groups and rows are."""
+    ranks = [_rank(seed, purpose, digest) for digest in split.digests]
+    return sorted(range(len(split)), key=lambda place: (ranks[place], split.ids[place]))
+
+
 def _ranked_groups(split: Split, label: int, seed: int, purpose: str) -> list[list[int]]:
     """The images of a class by group, groups and images by rank; one each without groups."""
     members = np.flatnonzero(np.asarray(split.labels) == label).tolist()

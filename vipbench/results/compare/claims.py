@@ -249,9 +249,12 @@ def _notes(cells: Cells) -> list[str]:
         notes.append(f"The methods differ in {name}: {told}.")
     for name, values in spread((cell.method, versions(record)) for cell, record in done).items():
         notes.append(f"Records differ in {name}: {' and '.join(values)}.")
-    if any("test_images" in record.needs for _, record in done):
-        seen = {cell.method for cell, record in done if "test_images" in record.needs}
-        notes.append(f"{' and '.join(sorted(seen))} sees all test images at once (transductive).")
+    for apart, told in (
+        ("transductive", "sees all test images at once (transductive)"),
+        ("views", "scores several views of each test image"),
+    ):
+        if seen := {cell.method for cell, record in done if record.apart == apart}:
+            notes.append(f"{' and '.join(sorted(seen))} {told}.")
     saw = {cell.method: n for cell, r in done if (n := r.texts_saw_more) is not None}
     for method, n in saw.items():
         notes.append(

@@ -100,7 +100,8 @@ def _bars(
         # What class names alone reach, beside what texts in the symptoms' place reach.
         lines = list(dict.fromkeys(
             cell.method for cell, record in cells.done()
-            if cell.shots == 0 and not record.needs & {"symptoms", "descriptions", "test_images"}
+            if cell.shots == 0
+            and not (record.apart or record.needs & {"symptoms", "descriptions"})
         ))[:2]  # fmt: skip
         shown = {label for group in groups for label in group.bars.values()}
         cells = select(cells, methods=[*lines, *(m for m in _methods(cells) if m in shown)])
@@ -229,7 +230,7 @@ def _alike(cells: Cells) -> tuple[list[str], list[str]]:
     more = {
         cell.method
         for cell, record in cells.done()
-        if "test_images" in record.needs or record.texts_saw_more is not None
+        if record.apart or record.texts_saw_more is not None
     }
     kept = [method for method in every if method not in more]
     return (kept, [m for m in every if m in more]) if kept else (every, [])

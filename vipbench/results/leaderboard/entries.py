@@ -30,7 +30,7 @@ from vipbench.results.records.metrics import METRICS, metric_value
 from vipbench.results.records.plan import Slot
 from vipbench.results.records.record import Record
 
-Section = Literal["methods", "informed", "transductive", "test-selected"]
+Section = Literal["methods", "informed", "transductive", "views", "test-selected"]
 SHOWN = tuple(name for name, metric in METRICS.items() if not metric.per_class)
 # Resampling the test images is the one slow thing here; so many single runs get it, and so many
 # records at most are tested in pairs.
@@ -74,8 +74,8 @@ class Entry:
         told = self.first.protocol
         if "test" in re.split(r"[^a-z]+", f"{told.selection} {told.validation}".lower()):
             return "test-selected"
-        if "test_images" in self.first.needs:
-            return "transductive"
+        if self.first.apart:
+            return self.first.apart
         return "methods" if self.first.texts_saw_more is None else "informed"
 
     @property

@@ -142,7 +142,7 @@ def stacked(
         if not (same and np.array_equal(one.labels, first.labels)):
             return None
     tests = TestSet.of(first.labels, first.groups, list(entries[0][0].data.class_names))
-    seeded = entries[0][0].cell.shots != 0
+    seeded = any(r.cell.shots != 0 or r.cell.seed != 0 for r in entries[0])
     return Stack(tests, [[p.scores for p in mine] for mine in found], seeded)
 
 

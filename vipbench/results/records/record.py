@@ -287,6 +287,14 @@ class Record(_Part):
         return frozenset(n for n in needs if isinstance(n, str)) if needs else frozenset()
 
     @property
+    def apart(self) -> Literal["", "transductive", "views"]:
+        """How its method sees more of the test images than one view of one image at a time, so that
+        it is not ranked with the others: "transductive", or several "views" of each."""
+        if "test_images" in self.needs:
+            return "transductive"
+        return "views" if "test_views" in self.needs else ""
+
+    @property
     def texts_saw_more(self) -> int | None:
         """How many labelled images of a class its texts were written from, where that is more
         than its shots: such a row knows more of the classes than its column says."""

@@ -21,9 +21,9 @@ def run_command(record: Record, seeds: Iterable[int] = ()) -> str:
     A dataset, plugin or file of texts that came from a path has PATH, DIR or FILE in its place.
     """
     c = record.cell
-    if c.shots == 0:
-        return row_command(record)
     told = ",".join(map(str, seeds or [c.seed]))
+    if c.shots == 0:
+        return row_command(record) + (f" --seeds {told}" if c.seed else "")
     return f"{row_command(record)} --shots {c.shots} --seeds {told}"
 
 
@@ -59,6 +59,7 @@ def _grid(records: Sequence[Record]) -> list[str]:
     shots = sorted({c.shots for c in cells} - {0}, key=lambda k: (k == "full", k))
     if shots:
         words += ["--shots", ",".join(map(str, shots))]
+    if shots or any(c.seed for c in cells):
         words += ["--seeds", ",".join(map(str, sorted({c.seed for c in cells})))]
     return words
 

@@ -71,8 +71,8 @@ def select(
     shots: Iterable[Shots] | None = None,
     seeds: Iterable[int] | None = None,
 ) -> Cells:
-    """The cells with these values; None takes all. 0 shots stay whatever `shots` and `seeds` say,
-    as they have neither. Raises UsageError for what no cell has."""
+    """The cells with these values; None takes all. 0 shots stay whatever `shots` says, and
+    what has no seed whatever `seeds` says. Raises UsageError for what no cell has."""
     asked: dict[str, Iterable[Any] | None] = {
         "dataset": datasets,
         "backbone": backbones,
@@ -89,8 +89,12 @@ def select(
         for value in wanted:
             if str(value) not in known:
                 raise unknown(name, str(value), known)
-        free = name in ("shots", "seed")
-        kept = [c for c in kept if getattr(c, name) in wanted or (free and c.shots == 0)]
+        kept = [
+            c
+            for c in kept
+            if getattr(c, name) in wanted
+            or (c.shots == 0 and (name == "shots" or (name == "seed" and c.seed == 0)))
+        ]
     whole = all(values is None for values in asked.values())
     return replace(cells, planned=tuple(kept), left_out=cells.left_out if whole else ())
 
@@ -143,7 +147,7 @@ class Pairing:
                 + ": finish them with the same `vipbench run`, or name the finished ones with "
                 + "--seeds"
             )
-        return found if own[0].shots != 0 else {0: next(iter(found.values()))}
+        return found
 
     def joint(self, methods: Sequence[str], place: Where, metric: str) -> Joint:
         """The methods' numbers on the seeds and test images that they share."""
@@ -237,4 +241,4 @@ def _order(place: Where) -> tuple[str, str, float]:
 
 
 def _without_shots(runs: Mapping[int, Record]) -> bool:
-    return next(iter(runs.values())).cell.shots == 0
+    return next(iter(runs.values())).cell.shots == 0 and set(runs) == {0}

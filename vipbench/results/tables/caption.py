@@ -157,8 +157,9 @@ def _shots(table: Table, cells: Cells, shape: str = "table") -> str:
     if 0 in shots:
         if shown:
             told.append("0: no training image, one run without seed")
-        else:
-            names = dict.fromkeys(c.method for c in cells.possible() if c.shots == 0)
+        elif names := dict.fromkeys(
+            c.method for c in cells.possible() if c.shots == 0 and c.seed == 0
+        ):
             told.append(f"no training image for {and_(list(names))}: one run without seed")
     for name in dict.fromkeys(part.dataset for part in parts):
         if name is not None and derived(name) and split_part(name)[1] != HARMONIC:
@@ -176,6 +177,12 @@ def _notes(table: Table, cells: Cells) -> list[str]:
         notes.append(
             "‡: the method sees all test images at once (transductive) and is not ranked with the "
             "others."
+        )
+    if "views" in table.kinds():
+        both = " too" if "transductive" in table.kinds() else ""
+        notes.append(
+            f"‡{both}: the method scores several views of each test image and is not ranked with "
+            "the others."
         )
     if saw := table.saw():
         notes.append(

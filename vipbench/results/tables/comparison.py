@@ -110,8 +110,8 @@ def _rows(
         by_method.setdefault(cell.method, []).append(cell)
     for label, own in by_method.items():
         found = [cells.record_of(cell) for cell in own]
-        sees_test = any(r is not None and "test_images" in r.needs for r in found)
-        rows.append(Row(label, "transductive" if sees_test else "method"))
+        apart = next((r.apart for r in found if r is not None and r.apart), "")
+        rows.append(Row(label, apart or "method"))
         places: dict[Any, list[PlanCell]] = {}
         for cell in own:
             if cell.status != "impossible":

@@ -67,7 +67,7 @@ def unbeaten(
     names = list(methods)
     joint = pairing.joint(names, place, metric)
     sign = 1 if find_metric(metric).higher_better else -1
-    seeded = [records[0].cell.shots != 0 for records in joint.records]
+    seeded = [records[0].cell.shots != 0 or records[0].cell.seed != 0 for records in joint.records]
     found = better(sign * joint.values, sign * joint.reps, joint.tests.n_groups, seeded, level)
     beaten = {b for _, b in found}
     return {name for m, name in enumerate(names) if m not in beaten}

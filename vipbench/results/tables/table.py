@@ -91,14 +91,14 @@ BLANK = Entry("blank")
 
 @dataclass(frozen=True)
 class Row:
-    """One row. kind: "majority", "method", or "transductive" (a method that sees all test images);
-    an entry whose texts saw more images than its shots is "informed" (`Table.place`). Methods are
-    ranked among each other, and informed entries among each other. label: the method's. cells: what
-    stands in the row's first columns, the label alone by default. The others are None where the
-    columns say them."""
+    """One row. kind: "majority", "method", "transductive" (a method that sees all test images) or
+    "views" (that scores several views of each); an entry whose texts saw more images than its shots
+    is "informed" (`Table.place`). Methods are ranked among each other, and informed entries among
+    each other. label: the method's. cells: what stands in the row's first columns, the label alone
+    by default. The others are None where the columns say them."""
 
     label: str
-    kind: Literal["majority", "method", "transductive"] = "method"
+    kind: Literal["majority", "method", "transductive", "views"] = "method"
     cells: tuple[str, ...] = ()
     dataset: str | None = None
     backbone: str | None = None
@@ -168,9 +168,9 @@ class Table:
         return text + self.marks(found.method) if level == "method" and found.method else text
 
     def marks(self, method: str) -> str:
-        """What stands behind a method's name: ‡ where it sees all test images, † where the texts
-        of one of its entries saw more labelled images than its shots, § where it is of older code
-        than others."""
+        """What stands behind a method's name: ‡ where it sees all test images or several views of
+        each, † where the texts of one of its entries saw more labelled images than its shots, §
+        where it is of older code than others."""
         return self._marks.get(method, "")
 
     @cached_property
@@ -180,7 +180,7 @@ class Table:
             for j, entry in enumerate(line):
                 row, column = self.rows[i], self.columns[j]
                 told = found.setdefault(column.method or row.label, set())
-                told |= {" ‡"} if "transductive" in (row.kind, column.kind) else set()
+                told |= {" ‡"} if {"transductive", "views"} & {row.kind, column.kind} else set()
                 told |= {" †"} if entry.saw is not None else set()
                 told |= {" §"} if (column.method or row.label) in self.older else set()
         return {method: "".join(sorted(told, reverse=True)) for method, told in found.items()}
