@@ -155,6 +155,12 @@ class HParams:
         """What the engine runs; None where nothing is trained, or `fit` is the method's own."""
         return None
 
+    def backbones(self) -> tuple[str, ...]:
+        """Names of further backbones, as `--backbones` takes them. Images then reach the method as
+        the features of the run's backbone and of these side by side: `x.split(task.dims, -1)` takes
+        them apart. For methods whose `inputs` are "features"."""
+        return ()
+
     def test_views(self) -> Views:
         """Of a method that needs "test_views": the views of each test image that are scored beside
         the evaluation view. `count` is their number V, 1 or more."""

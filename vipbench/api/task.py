@@ -33,7 +33,8 @@ class Task:
 
     class_names: C names. templates: texts holding one `{}`. symptoms: per class its symptoms,
     or None. generator: purpose -> a torch.Generator seeded by the cell and that purpose alone.
-    descriptions: per class texts that hold its name, or None.
+    descriptions: per class texts that hold its name, or None. dims: D of the backbone and of each
+    of `HParams.backbones()`; a method's x has the sum of them.
     """
 
     image_backbone: ImageBackbone
@@ -45,6 +46,11 @@ class Task:
     _frozen: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
     descriptions: tuple[tuple[str, ...], ...] | None = None
     _encode: Callable[[Prompts], Tensor] | None = field(default=None, repr=False, compare=False)
+    dims: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.dims:
+            object.__setattr__(self, "dims", (self.image_backbone.dim,))
 
     @property
     def backbone(self) -> Backbone:

@@ -6,7 +6,7 @@ from vipbench.api import UnsupportedError
 from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.features.features import Features
 from vipbench.engine.planning.cells import make_rows, plan_cells
-from vipbench.engine.planning.loading import load_backbone, load_dataset
+from vipbench.engine.planning.loading import Beside, load_backbone, load_dataset
 from vipbench.engine.planning.protocols import Scene
 from vipbench.plugins.registry import Registry
 from vipbench.runspec.run import MethodSpec, RunSpec
@@ -27,12 +27,13 @@ def trainable_counts(registry: Registry) -> dict[str, int | None]:
         }
     )
     data, backbone = load_dataset(registry, spec, DATASET), load_backbone(registry, BACKBONE)
+    beside = Beside(registry, [backbone])
     features = Features(backbone.backbone, data.splits, data.fingerprint)
     runner = GroupRunner(features, lambda text: None)
     counts: dict[str, int | None] = {}
     for name in registry.methods:
         [row] = make_rows(registry, (MethodSpec(name=name),))
-        [cell] = plan_cells(spec, row, Scene(data), backbone)
+        [cell] = plan_cells(spec, row, Scene(data), backbone, beside)
         if cell.impossible is not None:
             counts[name] = None
             continue

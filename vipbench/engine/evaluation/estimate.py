@@ -81,11 +81,12 @@ class Estimator:
         missing = 0
         for cell in cells:
             for dataset, split, items, views in reads(cell):
-                features = runner.features_of(dataset)
-                seen = self._wanted.setdefault((id(features), split, views), set())
-                new = [item for item in dict.fromkeys(items) if item not in seen]
-                seen.update(new)
-                missing += len(new) - features.cached(split, new, views)
+                own = runner.features_of(dataset)
+                for features in (own, *(runner.beside(tower, dataset) for tower in cell.towers)):
+                    seen = self._wanted.setdefault((id(features), split, views), set())
+                    new = [item for item in dict.fromkeys(items) if item not in seen]
+                    seen.update(new)
+                    missing += len(new) - features.cached(split, new, views)
         return missing
 
 
@@ -158,7 +159,7 @@ def _scoring(runner: GroupRunner, method: Method, open_image: float) -> float:
     n = len(features.splits["test"])
     some = n if "test_images" in method.needs else min(n, IMAGES)
     method.eval()
-    x = _inputs(features, some, method.inputs == "images")
+    x = _inputs(features, some, method.inputs == "images", sum(method.task.dims))
     if "test_views" in method.needs:
         views = method.hparams.test_views().count or 0
         x = x.unsqueeze(1).repeat_interleave(1 + views, dim=1)
@@ -178,16 +179,16 @@ def _made_up(features: Features, cell: PlanCell) -> Support | None:
         if images:
             # Enough for a batch; the rest only takes memory.
             labels = labels[torch.linspace(0, len(labels) - 1, min(IMAGES, len(labels))).long()]
-        return Labelled(_inputs(features, len(labels), images), labels.to(device))
+        return Labelled(_inputs(features, len(labels), images, sum(cell.dims)), labels.to(device))
 
     train_set = labelled("train", cell.support.train)
     val = None if cell.support.val is None else labelled("val", cell.support.val)
     return Support(train_set.x, train_set.labels, cell.info.n_classes, cell.shots, val=val)
 
 
-def _inputs(features: Features, n: int, images: bool) -> Tensor:
+def _inputs(features: Features, n: int, images: bool, dim: int) -> Tensor:
     backbone = features.backbone
-    shape = (3, backbone.image_size, backbone.image_size) if images else (backbone.dim,)
+    shape = (3, backbone.image_size, backbone.image_size) if images else (dim,)
     made = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
     return made.to(backbone.device)
 

@@ -16,6 +16,7 @@ import torch
 
 from vipbench import __version__
 from vipbench.engine.planning.cells import PlanCell, metric_revisions
+from vipbench.engine.planning.loading import LoadedBackbone
 from vipbench.plugins.registry import provenance
 from vipbench.results import Record
 
@@ -81,13 +82,8 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
                 "needs": sorted(row.method.needs),
                 "bibtex": row.method.bibtex,
             },
-            "backbone": {
-                **provenance(backbone.plugin),
-                "name": backbone.backbone.name,
-                "fingerprint": backbone.backbone.fingerprint,
-                "licence": backbone.backbone.licence,
-                "citation": backbone.backbone.citation,
-            },
+            "backbone": _weights(backbone),
+            **_further(cell),
             "dataset": {
                 **provenance(data.plugin),
                 "source": data.source,
@@ -119,6 +115,22 @@ def _validation_groups(cell: PlanCell) -> dict[str, Any]:
     if split.groups is None:
         return {}
     return {"n_val_groups": len({(int(split.labels[i]), split.groups[i]) for i in support.val})}
+
+
+def _further(cell: PlanCell) -> dict[str, Any]:
+    """The backbones that the method reads beside its own."""
+    return {"backbones": [*map(_weights, cell.towers)]} if cell.towers else {}
+
+
+def _weights(loaded: LoadedBackbone) -> dict[str, Any]:
+    backbone = loaded.backbone
+    return {
+        **provenance(loaded.plugin),
+        "name": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "licence": backbone.licence,
+        "citation": backbone.citation,
+    }
 
 
 def _trained_on(cell: PlanCell) -> dict[str, Any]:

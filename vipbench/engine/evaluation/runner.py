@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from vipbench.api import Backbone, Method, Task, Views, has_own_fit
+from vipbench.api import Backbone, Method, Task, has_own_fit
 from vipbench.engine.evaluation.learned import versions
 from vipbench.engine.evaluation.rebind import cannot_transfer, transferred
 from vipbench.engine.evaluation.records import error_record
@@ -33,11 +33,12 @@ from vipbench.engine.evaluation.support import (
     test_views,
 )
 from vipbench.engine.features.features import Features
+from vipbench.engine.features.side_by_side import SideBySide
 from vipbench.engine.features.texts import text_shelf
 from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError, own_randomness
 from vipbench.engine.machine import Share, free_memory, threads
 from vipbench.engine.planning.cells import PlanCell
-from vipbench.engine.planning.loading import LoadedDataset
+from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, users
 from vipbench.engine.planning.protocols import home, test_rows
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.training.cuda_graphs import ReplayError, Replays
@@ -69,6 +70,7 @@ class GroupRunner:
         features.before_keeping = lambda: self.guard.check(self._running)
         # Of a dataset's name its features: what is trained here may be tested on others.
         self.features_of: Callable[[str], Features] = lambda name: self.features
+        self._beside: dict[tuple[str, str], Features] = {}
         # Whether a method changed what other cells use: this process is then of no more use.
         self.spoilt = False
         # Whose cells are at work, for errors.
@@ -209,7 +211,8 @@ class GroupRunner:
     def _watched(self, cells: Sequence[PlanCell]) -> list[Finished]:
         every = trainings(cells)
         firsts = [own[0] for own in every]
-        encode_views(self.features, firsts)
+        for cell in firsts:
+            encode_views(self._inputs(cell, cell.data), [cell])
         started = time.perf_counter()
         ready = [self._prepare(cell) for cell in firsts]
         prepared = time.perf_counter()
@@ -232,16 +235,43 @@ class GroupRunner:
     def _test(self, tests: Sequence[Test]) -> None:
         """Score cells on the same images."""
         data, method = tests[0].cell.tested, tests[0].cell.row.method
-        features, rows = self.features_of(home(data)), test_rows(data)
-        by_views: dict[tuple[Views, int] | None, list[Test]] = {}
+        rows = test_rows(data)
+        alike: dict[tuple[object, ...], list[Test]] = {}
         for test in tests:
-            by_views.setdefault(test_views(test.cell), []).append(test)
-        for views, some in by_views.items():
+            sources = tuple(tower.source for tower in test.cell.towers)
+            alike.setdefault((test_views(test.cell), sources), []).append(test)
+        for some in alike.values():
+            features, views = self._inputs(some[0].cell, data), test_views(some[0].cell)
             for x in test_inputs(features, method, rows, views):
                 for test in some:
                     begin = time.perf_counter()
                     test.scores.append(self._score(test, x))
                     test.seconds += time.perf_counter() - begin
+
+    def _inputs(self, cell: PlanCell, data: LoadedDataset) -> Features:
+        """The features of `data` that the cell's method reads."""
+        own = self.features_of(home(data))
+        if not cell.towers:
+            return own
+        return SideBySide([own, *(self.beside(tower, home(data)) for tower in cell.towers)])
+
+    def beside(self, tower: LoadedBackbone, name: str) -> Features:
+        """Features of the dataset `name` under a further backbone."""
+        own = self.features_of(name)
+        if tower.backbone is own.backbone:
+            return own
+        if (tower.source, name) not in self._beside:
+            self._beside[tower.source, name] = Features(
+                tower.backbone, own.splits, own.dataset_key, own.progress, own.note,
+                plugins=own.plugins | users(tower),
+            )  # fmt: skip
+        return self._beside[tower.source, name]
+
+    @property
+    def encoded_images(self) -> int:
+        """How many images and views were not in the cache."""
+        every = (self.features, *self._beside.values())
+        return sum(features.encoded_images for features in every)
 
     def _task(self, cell: PlanCell, data: LoadedDataset, trial: bool = False) -> Task:
         """trial: for a method whose changes are undone; what it makes of texts is not kept."""
@@ -258,6 +288,7 @@ class GroupRunner:
             generator=cell_generator(cell.shots, cell.seed),
             _frozen={} if trial else self.texts,
             _encode=self.shelf and partial(self.shelf, remember=not trial, who=checked),
+            dims=cell.dims,
         )
 
     def _bound(self, cell: PlanCell, item: Ready) -> Method:
@@ -272,7 +303,7 @@ class GroupRunner:
         with self._randomness(cell, task.generator, draws=True):
             method = self._construct(cell, task)
             built = versions(method)
-            support = make_support(self.features, cell, recipe)
+            support = make_support(self._inputs(cell, cell.data), cell, recipe)
             if support is not None:
                 method.prepare(support)
         return Ready(cell, method, recipe, support, task.generator, [], built)

@@ -53,7 +53,11 @@ def reads(cell: PlanCell) -> Iterator[tuple[str, str, list[Item], tuple[Views, i
     """The features that a cell reads: dataset, split, items, and the views that they are of."""
     if cell.row.method.inputs != "features":
         return
-    yield home(cell.tested), "test", [(row, 0) for row in test_rows(cell.tested)], None
+    tested = test_rows(cell.tested)
+    yield home(cell.tested), "test", [(row, 0) for row in tested], None
+    if (views := test_views(cell)) is not None:
+        items = [(row, view) for row in tested for view in range(views[0].count or 0)]
+        yield home(cell.tested), "test", items, views
     if cell.support is None:
         return
     name, train, val = home(cell.data), cell.support.train.tolist(), cell.support.val

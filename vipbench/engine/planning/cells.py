@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -16,7 +17,7 @@ from vipbench.engine.features.features import FEATURE_REVISION, TEXT_REVISION
 from vipbench.engine.features.views import VIEW_REVISION
 from vipbench.engine.planning import sampling
 from vipbench.engine.planning.hparams import make_hparams
-from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, sha, users
+from vipbench.engine.planning.loading import Beside, LoadedBackbone, LoadedDataset, sha, users
 from vipbench.engine.planning.protocols import Part, Scene, draw, home, key_of
 from vipbench.engine.planning.sampling import (
     Sampler,
@@ -25,6 +26,7 @@ from vipbench.engine.planning.sampling import (
     SupportIndices,
     Validation,
 )
+from vipbench.errors import UsageError
 from vipbench.images import READER_REVISION
 from vipbench.plugins.registry import Plugin, Registry
 from vipbench.results.records.metrics import METRICS
@@ -88,7 +90,7 @@ class PlanCell:
     shots: None is the full training set, 0 a zero-shot cell (seed 0 where no seed has a say).
     parts: of what the key is made, see `key_parts`. data: what is trained on. part: what is tested,
     where that is not the test split of `data`. told: what the record says of its protocol, nothing
-    of few-shot.
+    of few-shot. towers: the method's further backbones.
     """
 
     key: str
@@ -106,6 +108,7 @@ class PlanCell:
     parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     part: Part | None = None
     told: Mapping[str, Any] = field(default_factory=dict)
+    towers: tuple[LoadedBackbone, ...] = ()
 
     @property
     def tested(self) -> LoadedDataset:
@@ -115,7 +118,12 @@ class PlanCell:
     @property
     def plugins(self) -> frozenset[Plugin]:
         """Those, of users, whose code the cell runs: of method, backbone and datasets."""
-        return users(self.row, self.backbone, self.data, self.tested)
+        return users(self.row, self.backbone, *self.towers, self.data, self.tested)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """D of the backbone and of each further one."""
+        return (self.info.dim, *(tower.backbone.dim for tower in self.towers))
 
     @property
     def owner(self) -> Plugin:
@@ -150,26 +158,31 @@ def make_rows(registry: Registry, specs: tuple[MethodSpec, ...]) -> list[Row]:
     return rows
 
 
-def plan_cells(spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone) -> list[PlanCell]:
+def plan_cells(
+    spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone, beside: Beside | None = None
+) -> list[PlanCell]:
     """All cells of one row in one scene and on one backbone; of a method that reads symptoms, those
-    of every kind of knowledge, labelled with it."""
+    of every kind of knowledge, labelled with it. beside: loads a method's further backbones."""
+    plan = partial(_plan_cell, spec, backbone, beside or Beside(Registry(), [backbone]))
     if "symptoms" not in row.method.needs:
-        return _plan_row(spec, row, scene, backbone)
+        return _plan_row(plan, spec, row, scene)
     found = []
     for kind in spec.knowledge:
         label = row.label if kind == "symptoms" else f"{row.label} ({kind} knowledge)"
         named = dataclasses.replace(row, label=label)
         parts = tuple(part and part.with_knowledge(kind) for part in scene.parts)
         other = dataclasses.replace(scene, data=scene.data.with_knowledge(kind), parts=parts)
-        found += _plan_row(spec, named, other, backbone)
+        found += _plan_row(plan, spec, named, other)
     return found
 
 
-def _plan_row(spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone) -> list[PlanCell]:
+def _plan_row(
+    plan: Callable[..., PlanCell], spec: RunSpec, row: Row, scene: Scene
+) -> list[PlanCell]:
     if row.method.uses_support:
         shots = [None if k == "full" else k for k in spec.shots]
         return [
-            _plan_cell(spec, row, scene, part, backbone, k, seed)
+            plan(row, scene, part, k, seed)
             for k in shots
             for seed in spec.seeds
             for part in scene.parts
@@ -180,18 +193,19 @@ def _plan_row(spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone) -
         if part is not None and part.columns is None:
             # Nothing is trained: what is tested is all that there is.
             own = Scene(part.data, told=part.told, reason=scene.reason)
-            found.append(_plan_cell(spec, row, own, None, backbone, 0, seed))
+            found.append(plan(row, own, None, 0, seed))
         else:
-            found.append(_plan_cell(spec, row, scene, part, backbone, 0, seed))
+            found.append(plan(row, scene, part, 0, seed))
     return found
 
 
 def _plan_cell(
     spec: RunSpec,
+    backbone: LoadedBackbone,
+    beside: Beside,
     row: Row,
     scene: Scene,
     part: Part | None,
-    backbone: LoadedBackbone,
     shots: int | None,
     seed: int,
 ) -> PlanCell:
@@ -212,14 +226,14 @@ def _plan_cell(
             )  # fmt: skip
         except SamplingError as error:
             reason = str(error)
-    towers = backbone.backbone
+    main = backbone.backbone
     info = CellInfo(
         shots=shots,
         n_support=0 if support is None else len(support.train),
         n_classes=len(names),
-        backbone=towers.name,
-        dim=towers.dim,
-        width=towers.width if isinstance(towers, Backbone) else 0,
+        backbone=main.name,
+        dim=main.dim,
+        width=main.width if isinstance(main, Backbone) else 0,
         dataset=home(data),
     )
     hparams = row.hparams.for_cell(info)
@@ -232,6 +246,11 @@ def _plan_cell(
         notes = (*notes, numbered)
     if spec.profile == "quick" and hparams != (quick := hparams.quick(info)):
         hparams, notes = quick, (*notes, "profile quick: unpublished settings")
+    towers, refused = _further(row.method, hparams, beside)
+    reason = reason or refused
+    if towers:
+        names = ", ".join(tower.backbone.name for tower in towers)
+        notes = (*notes, f"reads features of {names} beside those of its backbone")
     if reason is None and "test_views" in row.method.needs:
         count = hparams.test_views().count
         if not count:
@@ -247,7 +266,9 @@ def _plan_cell(
         )
     if row.note:
         notes = (*notes, row.note)
-    parts = key_parts(protocol, row, hparams, data, towers, shots, seed)
+    parts = key_parts(protocol, row, hparams, data, backbone.backbone, shots, seed)
+    if towers:
+        parts["backbones"] = [tower.backbone.fingerprint for tower in towers]
     if told:
         parts["protocol"] = key_of(told)
     if part is not None:
@@ -255,8 +276,25 @@ def _plan_cell(
         notes = (*notes, *part.notes)
     return PlanCell(
         sha(parts), row, data, backbone, shots, seed, hparams, info, protocol, notes, reason,
-        support, parts, part, told,
+        support, parts, part, told, towers,
     )  # fmt: skip
+
+
+def _further(
+    method: type[Method], hparams: HParams, beside: Beside
+) -> tuple[tuple[LoadedBackbone, ...], str | None]:
+    """The method's further backbones, and why it cannot have them, or None."""
+    names = hparams.backbones()
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        told = f"HParams.backbones() of '{method.name}' gives {names!r}"
+        return (), f"{told}; expected a tuple of names, such as ('tiny-clip',)"
+    if names and method.inputs == "images":
+        told = f"'{method.name}' takes images and asks for further backbones ({', '.join(names)})"
+        return (), f'{told}; their features come with inputs = "features"'
+    try:
+        return tuple(beside.load(name) for name in names), None
+    except UsageError as error:
+        return (), f"'{method.name}' reads features of further backbones, and {error}"
 
 
 def impossible_pair(

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from vipbench.api import SPLITS, Dataset, ImageBackbone, ImageError
 from vipbench.api.dataset import DataError, Split
@@ -200,6 +201,38 @@ class LoadedBackbone:
     backbone: ImageBackbone
     plugin: Plugin
     source: str
+
+
+class Beside:
+    """Backbones that methods read beside the run's, each loaded once. loaded: the run's own.
+    device: where they are put."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        loaded: Sequence[LoadedBackbone] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.further: dict[str, LoadedBackbone] = {}
+        self._registry, self._device = registry, device
+        self._own = {one.source: one for one in loaded}
+        self._failed: dict[str, UsageError] = {}
+
+    def load(self, source: str) -> LoadedBackbone:
+        """The backbone of `NAME[:ARG]`; raises UsageError."""
+        if source in self._failed:
+            raise self._failed[source]
+        if source in self._own:
+            return self._own[source]
+        if source not in self.further:
+            try:
+                found = load_backbone(self._registry, source)
+            except UsageError as error:
+                self._failed[source] = error
+                raise
+            found.backbone.to(self._device)
+            self.further[source] = found
+        return self.further[source]
 
 
 class _Made(Protocol):

@@ -38,6 +38,7 @@ from vipbench.engine.planning.cells import (
 )
 from vipbench.engine.planning.hparams import hparam_types, search_space
 from vipbench.engine.planning.loading import (
+    Beside,
     LoadedBackbone,
     LoadedDataset,
     load_backbone,
@@ -120,6 +121,7 @@ class Session:
         _check_names([d.dataset.name for d in datasets], "datasets")
         _check_names([b.backbone.name for b in backbones], "backbones")
         scenes = arrange(self.spec, loaded)
+        beside = Beside(registry, backbones, device)
         if device != self.device:
             self.device, self.replays = device, replays(device, self.note)
         self.cells, cells = {}, []
@@ -131,7 +133,7 @@ class Session:
                 )
             for scene in scenes:
                 for row in rows:
-                    planned = plan_cells(run, row, scene, backbone)
+                    planned = plan_cells(run, row, scene, backbone, beside)
                     if company is not None:
                         planned = [cell for cell in planned if _sources(cell.plugins) == company]
                     reasons = _cannot_build(self.runners, planned)
@@ -167,7 +169,7 @@ class Session:
         for finished in runner.run(cells):
             self.send({"event": "done", **_finished(finished)})
         evict()
-        encoded = {"encoded_images": runner.features.encoded_images}
+        encoded = {"encoded_images": runner.encoded_images}
         encoded["encoded_texts"] = runner.shelf.encoded_texts if runner.shelf else 0
         self.send({"event": "group_done", **encoded, "spoilt": runner.spoilt})
 
@@ -329,7 +331,9 @@ def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[
             (dataset, backbone)
             for dataset, own in datasets.items()
             for backbone, towers in backbones.items()
-            if any(own | towers | more == company for more in (frozenset(), *methods.values()))
+            # A user's method may read further backbones, of users too.
+            if own | towers == company
+            or any(more and own | towers | more <= company for more in methods.values())
         ]
         datasets = {name: own for name, own in datasets.items() if name in dict(pairs)}
         backbones = {b: own for b, own in backbones.items() if any(b == two for _, two in pairs)}
