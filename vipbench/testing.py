@@ -13,11 +13,13 @@ Each check raises ConformanceError, which names the rule and shows the smallest 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ from vipbench.api import (
     has_own_fit,
     pads_batches,
 )
+from vipbench.engine.evaluation.foreign import ForeignModelError, Models
 from vipbench.engine.guard import FrozenTexts, GlobalRandomError, Guard, SpoiltError, own_randomness
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.training.stacking import TrainCell, partition
@@ -74,6 +77,8 @@ def check_method(
     epochs: of training, few so that it is quick. stacking: whether to try two cells as one, too."""
     try:
         _check_method(method, backbone, epochs, stacking)
+    except ForeignModelError as error:
+        raise ConformanceError("no model of its own", str(error)) from error
     except WrittenStateError as error:
         raise ConformanceError("steps change state by after_step alone", str(error)) from error
     except GlobalRandomError as error:
@@ -282,19 +287,19 @@ def _trained(
         if one.support is None:
             continue
         if has_own_fit(method):
-            with _randomness(one.method):
+            with _called([one.method], training=True):
                 one.method.fit(one.support)
         elif one.recipe is not None and one.recipe.epochs != 0:
             recipe = _short(one.recipe, epochs)
             cells.append(TrainCell(one.method, recipe, one.support, one.generator))
     for part in partition(cells):
-        with _randomness(part[0].method):
+        with _called([cell.method for cell in part], training=True):
             train(part)
     for one in built:
         one.method.eval()
         _fill_noise(one.method, one.generator)
         if one.support is not None:
-            with _randomness(one.method):
+            with _called([one.method]):
                 one.method.finish(one.support)
     return [one.method for one in built]
 
@@ -309,10 +314,29 @@ class _Built:
     generator: Callable[[str], torch.Generator]
 
 
-def _randomness(method: Method) -> AbstractContextManager[None]:
-    """As in a run: what a method draws from global generators is found."""
-    seed = method.task.generator("global").initial_seed()
-    return own_randomness(seed, f"method '{method.name}'", method.task.device)
+# What the code of a method built and called since it was made.
+_models: WeakKeyDictionary[Method, Models] = WeakKeyDictionary()
+
+
+@contextmanager
+def _called(methods: Sequence[Method], training: bool = False) -> Iterator[None]:
+    """As in a run: what methods draw from global generators is found, and models of their own."""
+    method = methods[0]
+    models = _models[method]
+    seed, who = method.task.generator("global").initial_seed(), f"method '{method.name}'"
+    with models.watch(who, training), own_randomness(seed, who, method.task.device):
+        yield
+    _check_models(models, methods)
+
+
+def _check_models(models: Models, methods: Sequence[Method]) -> None:
+    """As in a run: of users' methods alone."""
+    method = methods[0]
+    if type(method).__module__.startswith("vipbench.methods."):
+        return
+    recipe = method.hparams.recipe(method.task.info) if method.uses_support else None
+    trains = recipe is not None and recipe.epochs != 0 and not has_own_fit(type(method))
+    models.check(methods, [method.task.image_backbone, *_further(type(method))], trains)
 
 
 def _built(method: type[Method], tower: ImageBackbone, seed: int, shots: int = SHOTS) -> _Built:
@@ -321,18 +345,22 @@ def _built(method: type[Method], tower: ImageBackbone, seed: int, shots: int = S
     info = CellInfo(
         shots, n, len(CLASSES), tower.name, tower.dim, getattr(tower, "width", 0), "toy"
     )
-    task = Task(tower, CLASSES, ("a photo of a {}.",), SYMPTOMS, info, generator, {}, DESCRIPTIONS)
+    task = Task(tower, CLASSES, ("a photo of a {}.",), SYMPTOMS, info, generator, {}, DESCRIPTIONS,
+                dims=(tower.dim, *(further.dim for further in _further(method))))  # fmt: skip
     hparams = method.HParams().for_cell(info)
     if has_own_fit(method):  # whose length no recipe tells
         hparams = hparams.quick(info)
     support = _support(tower, method, seed, shots) if method.uses_support else None
     who, first = f"method '{method.name}'", generator("global").initial_seed()
-    with own_randomness(first, who, task.device, draws=True):
+    models = Models()
+    with models.watch(who), own_randomness(first, who, task.device, draws=True):
         made = method(task, hparams).to(task.device)
         for name, shape in made.noise().items():
             setattr(made, name, torch.zeros(shape, device=task.device))
         if support is not None:
             made.prepare(support)
+    _models[made] = models
+    _check_models(models, [made])
     return _Built(made, hparams.recipe(info), support, generator)
 
 
@@ -375,8 +403,22 @@ def _images(tower: ImageBackbone, method: type[Method], n: int, seed: int) -> tu
     pixels = torch.stack([tower.preprocess(p) for p in pictures]).to(tower.device)
     if method.inputs == "images":
         return pixels, labels
+    every = [(tower, pixels)]
+    for further in _further(method):
+        shown = torch.stack([further.preprocess(p) for p in pictures]).to(tower.device)
+        every.append((further, shown))
     with torch.no_grad():
-        return tower.encode_image(pixels), labels
+        return torch.cat([one.encode_image(shown) for one, shown in every], dim=-1), labels
+
+
+def _further(method: type[Method]) -> list[ImageBackbone]:
+    """The backbones that a method reads beside the run's."""
+    return [_load(name) for name in method.HParams().backbones()]
+
+
+@lru_cache(maxsize=4)
+def _load(name: str) -> ImageBackbone:
+    return load_registry().backbone(name)[0]
 
 
 def _picture(label: int, side: int, seed: int = 0) -> Any:
@@ -390,7 +432,9 @@ def _picture(label: int, side: int, seed: int = 0) -> Any:
 
 @torch.no_grad()
 def _scores(method: Method, x: Tensor) -> Tensor:
-    with _randomness(method):
+    if "test_views" in method.needs:
+        x = x.unsqueeze(1).repeat_interleave(1 + (method.hparams.test_views().count or 0), dim=1)
+    with _called([method]):
         return method.predict(x)
 
 

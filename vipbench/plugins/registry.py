@@ -35,6 +35,9 @@ BUILTIN_ROOMS = ("methods", "backbones", "datasets")
 
 Kind = Literal["method", "backbone", "dataset"]
 
+# Called with the source of every backbone before it is loaded.
+LOADING: list[Callable[[str], None]] = []
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -81,6 +84,8 @@ class Registry:
 
     def backbone(self, source: str) -> tuple[ImageBackbone, Plugin]:
         """The backbone of `NAME[:ARG]`, its weights loaded; raises UsageError."""
+        for told in LOADING:
+            told(source)
         return self._make("backbone", source, ImageBackbone)
 
     def files(self, source: str) -> Iterable[Needed]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vipbench.api import Backbone, Method, Task, has_own_fit
+from vipbench.engine.evaluation.foreign import Models
 from vipbench.engine.evaluation.learned import versions
 from vipbench.engine.evaluation.rebind import cannot_transfer, transferred
 from vipbench.engine.evaluation.records import error_record
@@ -70,6 +71,7 @@ class GroupRunner:
         features.before_keeping = lambda: self.guard.check(self._running)
         # Of a dataset's name its features: what is trained here may be tested on others.
         self.features_of: Callable[[str], Features] = lambda name: self.features
+        self.models = Models()
         self._beside: dict[tuple[str, str], Features] = {}
         # Whether a method changed what other cells use: this process is then of no more use.
         self.spoilt = False
@@ -136,15 +138,30 @@ class GroupRunner:
 
     @contextmanager
     def _randomness(
-        self, cell: PlanCell, generator: Callable[[str], torch.Generator], draws: bool = False
+        self,
+        cell: PlanCell,
+        generator: Callable[[str], torch.Generator],
+        draws: bool = False,
+        training: bool = False,
     ) -> Iterator[None]:
-        """Around each call of a method: its global generators, and a look at what it must leave."""
+        """Around each call of a method: its global generators, the models that it builds, and a
+        look at what it must leave."""
         seed = generator("global").initial_seed()
+        builtin = cell.row.plugin.builtin
+        watch = nullcontext() if builtin else self.models.watch(_who(cell), training)
         try:
-            with own_randomness(seed, _who(cell), self.features.backbone.device, draws):
+            with own_randomness(seed, _who(cell), self.features.backbone.device, draws), watch:
                 yield
         finally:
             self.guard.look(_who(cell))
+
+    def _check_models(self, ready: Sequence[Ready], more: Sequence[Method] = ()) -> None:
+        """Raises ForeignModelError where a plugin's method uses a model of its own."""
+        cell = ready[0].cell
+        if cell.row.plugin.builtin:
+            return
+        own = [self.features.backbone, *(tower.backbone for tower in cell.towers)]
+        self.models.check([*(item.method for item in ready), *more], own, ready[0].trained)
 
     def _run_some(self, every: Sequence[list[PlanCell]]) -> Iterator[Finished]:
         """every: trainings, as `trainings` gives them."""
@@ -201,7 +218,7 @@ class GroupRunner:
         self._short.update((cell.key, told) for cell in cells)
 
     def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
-        self._running = _who(cells[0])
+        self._running, self.models = _who(cells[0]), Models()
         with self.guard.watch(self._running):
             with suppress(ReplayError):
                 return self._watched(cells)
@@ -215,8 +232,10 @@ class GroupRunner:
             encode_views(self._inputs(cell, cell.data), [cell])
         started = time.perf_counter()
         ready = [self._prepare(cell) for cell in firsts]
+        self._check_models(ready)
         prepared = time.perf_counter()
         self._fit(ready)
+        self._check_models(ready)
         trained = time.perf_counter()
         tests: dict[str, list[Test]] = {}
         for item, own in zip(ready, every, strict=True):
@@ -227,6 +246,7 @@ class GroupRunner:
                 tests.setdefault(cell.tested.dataset.name, []).append(test)
         for some in tests.values():
             self._test(some)
+        self._check_models(ready, [test.method for some in tests.values() for test in some])
         # In the order of the trainings, whatever each was tested on.
         scored = {test.cell.key: test for some in tests.values() for test in some}
         short = self._short
@@ -315,9 +335,10 @@ class GroupRunner:
             if item.support is None:
                 continue
             if has_own_fit(method):
-                with self._randomness(item.cell, item.generator):
+                with self._randomness(item.cell, item.generator, training=True):
                     item.method.fit(item.support)
-            elif item.recipe is not None and item.recipe.epochs != 0:
+            elif item.trained:
+                assert item.recipe is not None
                 best_val = item.cell.protocol.selection == "best_val"
                 train_cells.append(
                     TrainCell(
@@ -332,7 +353,7 @@ class GroupRunner:
                 )
         for part in partition(train_cells):
             first = next(item for item in ready if item.method is part[0].method)
-            with self._randomness(first.cell, first.generator):
+            with self._randomness(first.cell, first.generator, training=True):
                 train(part, self.features.progress, self.replays)
             for item in ready:
                 if any(cell.method is item.method for cell in part):

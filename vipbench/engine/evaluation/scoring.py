@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vipbench.api import Method, Recipe, Support
+from vipbench.api import Method, Recipe, Support, has_own_fit
 from vipbench.engine.evaluation.learned import Versions, learned
 from vipbench.engine.evaluation.rebind import best_of
 from vipbench.engine.evaluation.records import base_record
@@ -43,6 +43,12 @@ class Ready:
     # Seconds to prepare and to train it.
     prepare: float = 0.0
     train: float = 0.0
+
+    @property
+    def trained(self) -> bool:
+        """Whether the engine trains it."""
+        runs = self.recipe is not None and self.recipe.epochs != 0
+        return self.support is not None and runs and not has_own_fit(type(self.method))
 
 
 @dataclass
