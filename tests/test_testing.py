@@ -47,6 +47,46 @@ class Plain(api.Method):
         return x[:, : self.task.n_classes]
 
 
+class Own(Plain):
+    """Brings a network along."""
+
+    def __init__(self, task: api.Task, hparams: Any) -> None:
+        super().__init__(task, hparams)
+        self.nets = [nn.Sequential(nn.Linear(task.info.dim, 8), nn.Linear(8, 3))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.nets[0](x)
+
+
+class Several(Plain):
+    """Reads two backbones, and views of the test images."""
+
+    needs = frozenset({"test_views"})
+
+    @dataclass(frozen=True)
+    class HParams(api.HParams):
+        def backbones(self) -> tuple[str, ...]:
+            return ("tiny-clip",)
+
+        def test_views(self) -> api.Views:
+            return api.Views(count=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own, other = x.split(self.task.dims, -1)
+        assert torch.allclose(own, other, atol=1e-5)
+        return super().forward(x)
+
+    def predict(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == 3
+        return self(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+
+def test_a_model_of_its_own_is_refused_and_further_backbones_are_given() -> None:
+    check_method(Several, TOWER)
+    with pytest.raises(ConformanceError, match=r"HParams\.backbones"):
+        check_method(Own, TOWER)
+
+
 class Shape(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :2]

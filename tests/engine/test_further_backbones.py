@@ -155,6 +155,8 @@ def test_features_side_by_side(cli: Cli, plugins: Path, tmp_path: Path) -> None:
     assert both["key_parts"]["backbones"] == prints
     assert both["backbone"]["name"] == "tiny-clip"
     assert "backbones" not in found["linear"].provenance["key_parts"]
+    cited = cli("cite", tmp_path / "a").stdout
+    assert "thumbnail-6" in cited
     plan = cli("run", "--dry-run", "--methods", METHODS, "--backbones", "tiny-clip", *common)
     assert "thumbnial" in plan.stdout
     assert "thumbnail" in plan.stdout

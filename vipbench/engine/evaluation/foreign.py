@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import CodeType, FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +175,7 @@ def _weights(backbone: ImageBackbone) -> Iterable[Tensor]:
 
 def _objects(root: object) -> list[tuple[str, object]]:
     """The backbones, modules and tensors that hang on a method or a backbone, by place; a method's
-    task is left out, and the globals of its file that are backbones are added."""
+    task is left out, and the backbones are added that its code reads as globals."""
     found: list[tuple[str, object]] = []
     seen: set[int] = {id(root)}
 
@@ -207,7 +208,23 @@ def _objects(root: object) -> list[tuple[str, object]]:
         walk(value, f"self.{name}".replace("self._buffers", "self"), 0)
     if isinstance(root, Method):
         file = sys.modules.get(type(root).__module__)
-        for name, value in list(vars(file).items()) if file is not None else ():
+        for name in _read_names(type(root)) if file is not None else ():
+            value = vars(file).get(name)
             if isinstance(value, ImageBackbone):
                 found.append((name, value))
     return found
+
+
+def _read_names(method: type[Method]) -> set[str]:
+    """The global names that the code of a method's own file reads."""
+    codes: list[CodeType] = []
+    for owner in method.__mro__:
+        if owner.__module__ == method.__module__:
+            own = [getattr(item, "__func__", item) for item in vars(owner).values()]
+            codes += [item.__code__ for item in own if isinstance(item, FunctionType)]
+    names: set[str] = set()
+    while codes:
+        code = codes.pop()
+        names |= set(code.co_names)
+        codes += [item for item in code.co_consts if isinstance(item, CodeType)]
+    return names

@@ -94,6 +94,8 @@ def explain(
         cells.sort(key=lambda c: -(10**9 if c.shots is None else c.shots))
         found = None
         for cell in cells:
+            if cell.towers:
+                continue  # its features are several backbones'
             trained = restore(session, cell, store.parameters(cell.key))
             with torch.no_grad():
                 view = trained.method.symptom_view()

@@ -172,6 +172,12 @@ def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -
         pixels = PixelRange.from_json(card.get("pixels"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path.name}: its card is incomplete or damaged ({error})") from None
+    settings = make_hparams(method, hparams)
+    if settings.backbones():
+        raise UsageError(
+            f"{path.name}: '{method.name}' reads features of further backbones, which prompt files "
+            "do not hold"
+        )
     backbone = load_backbone(registry, source)
     if backbone.backbone.fingerprint != fingerprint:
         raise UsageError(f"{path.name} was trained on other weights than those of '{source}' here")
@@ -180,7 +186,7 @@ def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -
         backbone.backbone, names, templates, texts["symptoms"], info, cell_generator(*key),
         descriptions=texts["descriptions"],
     )  # fmt: skip
-    built = method(task, make_hparams(method, hparams)).to(task.device)
+    built = method(task, settings).to(task.device)
     fill(built, tensors)
     return Trained(built, backbone, names, card, tensors, pixels)
 
@@ -219,6 +225,9 @@ def export(folder: Path, out: Path, patient_data: bool = False) -> tuple[list[Pa
             if record is None or cell is None or data is None:
                 continue
             private = withheld(record, shareable)
+            if cell.towers:
+                left.append(f"{record.cell.method}, which reads further backbones")
+                continue
             if private and not patient_data:
                 left.append(f"{record.cell.method}, {record.cell.shots} shots")
                 continue

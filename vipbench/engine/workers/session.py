@@ -150,7 +150,8 @@ class Session:
                 if (told := d.numbered())
             ]
         notices += [
-            f"{b.backbone.name}: licence of the weights: {b.backbone.licence}" for b in backbones
+            f"{b.backbone.name}: licence of the weights: {b.backbone.licence}"
+            for b in (*backbones, *beside.further.values())
         ]
         notices += [f"{b.backbone.name}: {note}" for b in backbones for note in b.backbone.notes]
         if any(row.method.needs & TEXTS for row in rows):

@@ -61,6 +61,9 @@ def key_problems(record: Record) -> list[str]:
         "seed": record.cell.seed,
         **data,
     }
+    if further := record.provenance.get("backbones"):
+        some = further if isinstance(further, list) else []
+        said["backbones"] = [one.get("fingerprint") for one in some if isinstance(one, dict)]
     told = record.protocol.model_dump()
     said |= {name: told[name] for name in _OF_PROTOCOL if name in parts}
     protocol = parts.get("protocol")

@@ -41,6 +41,10 @@ def used(records: Iterable[Record]) -> list[Used]:
         if c.method not in item.labels:
             item.labels.append(c.method)
         add("backbone", c.backbone, backbone.get("citation"), backbone.get("licence"))
+        further = made.get("backbones")
+        for one in further if isinstance(further, list) else ():
+            if isinstance(one, dict):
+                add("backbone", _text(one.get("name")), one.get("citation"), one.get("licence"))
         add("dataset", c.dataset, dataset.get("citation"), record.data.licence)
     order = ("method", "backbone", "dataset")
     return sorted(found.values(), key=lambda u: (order.index(u.kind), u.name))

@@ -51,8 +51,12 @@ def public_record(record: Record) -> Record:
     """The record as it may leave: no paths, no names of files, of an error only its type and the
     plugin. The key and everything that the numbers rest on stay."""
     value = record.to_dict()
-    for name in ("method", "backbone", "dataset"):
-        part = value["provenance"].get(name)
+    made = value["provenance"]
+    further = made.get("backbones")
+    for part in (
+        *(made.get(name) for name in ("method", "backbone", "dataset")),
+        *(further if isinstance(further, list) else ()),
+    ):
         if isinstance(part, dict):
             part.pop("file", None)
     for name in ("hparams", "recipe", "provenance", "notes", "data"):
