@@ -81,6 +81,30 @@ class Several(Plain):
         return self(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 
+class Scaling(Plain):
+    """Changes what it was given."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        x /= 2
+        return self(x)
+
+
+class Votes(Plain):
+    """Gives whole numbers."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        return F.one_hot(self(x).argmax(1), 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"), [(Scaling, "test images are untouched"), (Votes, "shapes")]
+)
+def test_predict_is_held_to_what_a_run_holds_it_to(method: type[Plain], rule: str) -> None:
+    with pytest.raises(ConformanceError) as raised:
+        check_method(method, TOWER)
+    assert raised.value.rule == rule
+
+
 def test_a_model_of_its_own_is_refused_and_further_backbones_are_given() -> None:
     check_method(Several, TOWER)
     with pytest.raises(ConformanceError, match=r"HParams\.backbones"):

@@ -434,8 +434,17 @@ def _picture(label: int, side: int, seed: int = 0) -> Any:
 def _scores(method: Method, x: Tensor) -> Tensor:
     if "test_views" in method.needs:
         x = x.unsqueeze(1).repeat_interleave(1 + (method.hparams.test_views().count or 0), dim=1)
+    given = x.clone()
     with _called([method]):
-        return method.predict(x)
+        scores = method.predict(given)
+    if not torch.equal(given, x):
+        what = f"{method.name}: predict changed the images or features that it was given"
+        raise ConformanceError("test images are untouched", what)
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        what = f"{method.name}: predict gave {got}; expected floating-point scores"
+        raise ConformanceError("shapes", what)
+    return scores
 
 
 def _list(values: Sequence[float]) -> str:
