@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain
 
@@ -148,7 +148,9 @@ class GroupRunner:
         look at what it must leave."""
         seed = generator("global").initial_seed()
         builtin = cell.row.plugin.builtin
-        watch = nullcontext() if builtin else self.models.watch(_who(cell), training)
+        watch: AbstractContextManager[None] = nullcontext()
+        if not builtin:
+            watch = self.models.watch(_who(cell), training)
         try:
             with own_randomness(seed, _who(cell), self.features.backbone.device, draws), watch:
                 yield

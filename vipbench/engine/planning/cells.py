@@ -249,8 +249,8 @@ def _plan_cell(
     towers, refused = _further(row.method, hparams, beside)
     reason = reason or refused
     if towers:
-        names = ", ".join(tower.backbone.name for tower in towers)
-        notes = (*notes, f"reads features of {names} beside those of its backbone")
+        further = ", ".join(tower.backbone.name for tower in towers)
+        notes = (*notes, f"reads features of {further} beside those of its backbone")
     if reason is None and "test_views" in row.method.needs:
         count = hparams.test_views().count
         if not count:

@@ -110,8 +110,17 @@ def _rows(
         by_method.setdefault(cell.method, []).append(cell)
     for label, own in by_method.items():
         found = [cells.record_of(cell) for cell in own]
-        apart = next((r.apart for r in found if r is not None and r.apart), "")
-        rows.append(Row(label, apart or "method"))
+        kinds = {r.apart for r in found if r is not None}
+        rows.append(
+            Row(
+                label,
+                "transductive"
+                if "transductive" in kinds
+                else "views"
+                if "views" in kinds
+                else "method",
+            )
+        )
         places: dict[Any, list[PlanCell]] = {}
         for cell in own:
             if cell.status != "impossible":
