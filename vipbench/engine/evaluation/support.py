@@ -148,7 +148,10 @@ def _inputs(features: Features, split: str, rows: Sequence[int], images: bool) -
 
 
 def test_inputs(
-    features: Features, method: type[Method], rows: Sequence[int], views: tuple[Views, int] | None
+    features: Features,
+    method: type[Method],
+    rows: Sequence[int],
+    views: tuple[Views, int] | None = None,
 ) -> Iterator[Tensor]:
     """Features (N,D) of the test images `rows`, or the images (n,3,H,H) some at a time, as the
     method takes them; a transductive method gets all at once. views: of a method that needs
