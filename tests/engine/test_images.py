@@ -120,7 +120,7 @@ def test_batches_are_rows_of_the_whole_view(planned: tuple[list[PlanCell], Featu
     assert not torch.equal(take([3], 1), take([3], 2))
     other = dataclasses.replace(support, best_val=True)
     assert torch.equal(other.plain, support.plain)
-    parts = list(inputs_of_test(features, Peek, rows_of_test(cell.tested)))
+    parts = list(inputs_of_test(features, Peek, rows_of_test(cell.tested), None))
     assert [len(p) for p in parts] == [256, 44]
     assert torch.equal(parts[1][:2], features.images("test", [(256, 0), (257, 0)], None))
 

@@ -151,7 +151,7 @@ def test_inputs(
     features: Features,
     method: type[Method],
     rows: Sequence[int],
-    views: tuple[Views, int] | None = None,
+    views: tuple[Views, int] | None,
 ) -> Iterator[Tensor]:
     """Features (N,D) of the test images `rows`, or the images (n,3,H,H) some at a time, as the
     method takes them; a transductive method gets all at once. views: of a method that needs
