@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from vipbench.errors import UsageError
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record, sha256
 from vipbench.results.sharing.bundle import RECORDS, as_dict, read_bundle, unpack_bundle
+from vipbench.results.sharing.files import json_rows
+from vipbench.results.sharing.limits import Budget
 from vipbench.results.sharing.rows import read_rows
 from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
 
@@ -30,7 +32,7 @@ def reproduce_command(
     """Unpack a bundle into OUT/bundle, run its suite into OUT, compare. Raises UsageError."""
     manifest, files = read_bundle(bundle)
     _refuse_image_folders(bundle, files[SUITE_NAME])
-    pairs = _records(files[RECORDS])
+    pairs = _records(files[RECORDS], Budget(bundle))
     inside = out / "bundle"
     try:
         unpack_bundle(files, inside)
@@ -66,12 +68,14 @@ def _refuse_image_folders(bundle: Path, suite: bytes) -> None:
         )
 
 
-def _records(data: bytes) -> list[tuple[Record, Predictions | None]]:
+def _records(data: bytes, budget: Budget) -> list[tuple[Record, Predictions | None]]:
     try:
-        rows = [json.loads(line) for line in data.decode().splitlines()]
+        rows = read_rows(json_rows(io.BytesIO(data), budget), f"the bundle's {RECORDS}")
+        found = [pair for pair in rows if pair[0].ok]
+    except UsageError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the bundle's {RECORDS} cannot be read: {error}") from None
-    found = [pair for pair in read_rows(rows, f"the bundle's {RECORDS}") if pair[0].ok]
     if not found:
         raise UsageError(
             f"the bundle's {RECORDS} holds no result, so that nothing can be reproduced; its "

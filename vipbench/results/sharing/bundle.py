@@ -15,11 +15,13 @@ from typing import Any
 from vipbench.errors import UsageError
 from vipbench.files import replacing, write
 from vipbench.results.records.record import sha256
+from vipbench.results.sharing.limits import MOST_BYTES, MOST_ROW, Budget
 
 BUNDLE_SCHEMA = 1
 
 
 MANIFEST = "manifest.json"
+RECORDS = "records.jsonl"
 
 
 # What a bundle may hold. No name leaves the folder, hides, or is written differently elsewhere.
@@ -30,9 +32,6 @@ _NAMES = re.compile(
     r"|parameters/[0-9a-f]{64}\.safetensors",
     re.ASCII,
 )
-
-
-MOST_BYTES = 2 * 1024**3
 
 
 MOST_FILES = 100_000
@@ -64,6 +63,13 @@ def write_bundle(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, 
                 f"'{name}' cannot stand in a bundle: plugins' files are Python modules, at most "
                 "five folders deep"
             )
+    sizes = {name: len(data) for name, data in files.items()}
+    total, largest = sum(sizes.values()), max((*_limited(sizes).values(), 0))
+    if total > MOST_BYTES or largest > MOST_ROW:
+        raise UsageError(
+            f"the bundle would have {total:,} bytes and a file of {largest:,}, more than is read "
+            f"(limits: {MOST_BYTES:,} and {MOST_ROW:,}); leave parameters out, or make several"
+        )
     told = {
         "bundle_schema": BUNDLE_SCHEMA,
         **manifest,
@@ -82,7 +88,7 @@ def write_bundle(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, 
 def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest and the files, each against its digest; nothing is written. Raises UsageError
     for anything that a bundle does not hold: other names, links, files that claim one size and
-    have another, more than MOST_BYTES."""
+    have another, more than `limits` allows."""
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -114,8 +120,16 @@ def unpack_bundle(files: Mapping[str, bytes], folder: Path) -> None:
 
 def _read_all(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     infos = archive.infolist()
-    if len(infos) > MOST_FILES or sum(info.file_size for info in infos) > MOST_BYTES:
-        raise UsageError(f"'{path}' is larger than any bundle; it was not read")
+    if len(infos) > MOST_FILES:
+        raise UsageError(f"'{path}' holds {len(infos):,} files, more than any bundle")
+    budget = Budget(path)
+    budget.announced(sum(info.file_size for info in infos))
+    for name, size in _limited({info.filename: info.file_size for info in infos}).items():
+        if size > MOST_ROW:
+            raise UsageError(
+                f"'{path}': {name!r} has {size:,} bytes, over the limit of {MOST_ROW:,}; nothing "
+                "was read"
+            )
     found: dict[str, bytes] = {}
     for info in infos:
         kind = stat.S_IFMT(info.external_attr >> 16)
@@ -138,6 +152,11 @@ def _read_all(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     return found
 
 
+def _limited(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Of the files that are read at once, their sizes; the others are read in parts or not."""
+    return {name: size for name, size in sizes.items() if name not in (RECORDS, "splits.json")}
+
+
 def _manifest(path: Path, found: dict[str, bytes]) -> dict[str, Any]:
     if MANIFEST not in found:
         raise UsageError(f"'{path}' has no {MANIFEST}: it is no bundle of vipbench")
@@ -156,9 +175,6 @@ def _manifest(path: Path, found: dict[str, bytes]) -> dict[str, Any]:
         )
     result: dict[str, Any] = manifest
     return result
-
-
-RECORDS = "records.jsonl"
 
 
 def json_bytes(value: Any) -> bytes:

@@ -6,20 +6,19 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, TextIO
 
 from vipbench.errors import UsageError, unknown
 from vipbench.files import replacing
 from vipbench.results.records.csv import write_csv
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.records.record import dump
+from vipbench.results.sharing.limits import MOST_ROW, Budget, limited_memory
 from vipbench.results.sharing.rows import COLUMNS, JSON_COLUMNS, Row
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
 _WHOLE = ("export_schema", "seed", "n", "n_support", "n_val", "method_revision")
 _REAL = tuple(m.name for m in METRICS.values() if not m.per_class)
-# A field of a CSV file may hold the scores of a whole test set.
-_LONGEST_FIELD = 1 << 30
 
 
 def format_of(path: Path, given: str | None) -> str:
@@ -98,12 +97,26 @@ def _write_parquet(file: IO[bytes], rows: Iterable[Row]) -> None:
 
 def _read_parquet(path: Path) -> Iterator[Row]:
     arrow = _parquet()
+    budget = Budget(path)
     try:
-        file = arrow.parquet.ParquetFile(path)
-        _check_columns(path, file.schema_arrow.names)
-        for batch in file.iter_batches(500):
-            for row in batch.to_pylist():
-                yield {k: _read_json(k, v) for k, v in row.items()}
+        with path.open("rb") as opened:
+            file = arrow.parquet.ParquetFile(opened)
+            _check_columns(path, file.schema_arrow.names)
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            sizes = (max(group.total_byte_size, 0) for group in groups)
+            budget.announced(sum(sizes), max(file.metadata.num_rows, 0))
+            _check_kinds(path, arrow, file.schema_arrow)
+            # Few rows at once: a text that is stored once may stand in every row.
+            batches = file.iter_batches(4, columns=list(COLUMNS), use_threads=False)
+            while True:
+                with limited_memory():
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                for i in range(batch.num_rows):
+                    budget.row(batch.slice(i, 1).nbytes)
+                for row in batch.to_pylist():
+                    yield {k: _read_json(k, v) for k, v in row.items()}
     except (arrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's; pyarrow's own, of what a damaged file says, carry no number
@@ -112,24 +125,57 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         ) from None
 
 
+def _check_kinds(path: Path, arrow: Any, schema: Any) -> None:
+    """Lists and the like may hold any number of values in a row."""
+    types = arrow.types
+    plain = (types.is_string, types.is_large_string, types.is_null, types.is_primitive)
+    for name in COLUMNS:
+        kind = schema.field(name).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if not any(fits(kind) for fits in plain):
+            raise UsageError(
+                f"'{path}': its column '{name}' holds {kind}; expected text or numbers, as "
+                "`vipbench export` writes"
+            )
+
+
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
+    with path.open("rb") as file:
+        for row in json_rows(file, Budget(path)):
             if not isinstance(row, dict):
                 raise UsageError(f"'{path}' holds a line that is no JSON object")
             _check_columns(path, row)
             yield row
 
 
+def json_rows(file: BinaryIO, budget: Budget) -> Iterator[Any]:
+    """The value of each line. Raises UsageError for too much, ValueError, RecursionError."""
+    while line := file.readline(MOST_ROW + 1):
+        budget.row(len(line))
+        yield json.loads(line.decode())
+
+
 def _read_csv(path: Path) -> Iterator[Row]:
-    before = csv.field_size_limit(_LONGEST_FIELD)
+    budget = Budget(path)
+    row = 0  # bytes, roughly: a row may have several lines
+
+    def lines(file: TextIO) -> Iterator[str]:
+        nonlocal row
+        while line := file.readline(MOST_ROW + 1 - row):
+            row += len(line)
+            if row > MOST_ROW:
+                budget.row(row)
+            yield line
+
+    before = csv.field_size_limit(MOST_ROW)
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            lines = csv.DictReader(file)
-            _check_columns(path, lines.fieldnames or ())
-            for line in lines:
-                yield {k: _typed(k, v) for k, v in line.items() if k is not None}
+            rows = csv.DictReader(lines(file))
+            _check_columns(path, rows.fieldnames or ())
+            for found in rows:
+                budget.row(row)
+                row = 0
+                yield {k: _typed(k, v) for k, v in found.items() if k is not None}
     finally:
         csv.field_size_limit(before)
 

@@ -1,0 +1,185 @@
+"""Small files from others that unpack to gigabytes are refused, in little memory."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vipbench.results.sharing.rows import COLUMNS
+
+MIB = 1 << 20
+MOST_RSS = 700 * MIB
+# Reads a file to its end, as `import` and `reproduce` do, and says how much memory that took.
+READ = """
+import re, sys
+from pathlib import Path
+from vipbench.errors import UsageError
+from vipbench.results.sharing.bundle import read_bundle
+from vipbench.results.sharing.files import read_file
+path = Path(sys.argv[1])
+try:
+    if path.suffix == ".zip":
+        read_bundle(path)
+    else:
+        for row in read_file(path):
+            pass
+    print("read")
+except UsageError as error:
+    print(error)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def limit() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (4096 * MIB, 4096 * MIB))
+
+
+def read(path: Path) -> str:
+    """What reading it said, within the limits of memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(path)],
+        capture_output=True, text=True, timeout=120, check=False, preexec_fn=limit,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told, peak = done.stdout.strip().rsplit("\n", 1)
+    assert int(peak) * 1024 < MOST_RSS, (told, peak)
+    return told
+
+
+def parquet(path: Path, rows: int, column: Any, **how: Any) -> None:
+    """A file with all columns; `column` is that of the notes, the others hold nothing."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    empty = arrow.nulls(rows, arrow.string())
+    table = arrow.table({name: column if name == "notes" else empty for name in COLUMNS})
+    write_table(table, path, compression="zstd", **how)
+
+
+def one_text(path: Path) -> None:
+    """One text of 200 MiB, zeros."""
+    import pyarrow as pa
+
+    parquet(path, 1, pa.array(["0" * (200 * MIB)]), use_dictionary=False, write_statistics=False)
+
+
+def dictionary(path: Path) -> None:
+    """A text of 5 MiB, stored once, in each of 500 rows: 2.5 GB."""
+    import pyarrow as pa
+
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 500), pa.array([f'"{"0" * 5 * MIB}"']))
+    parquet(path, 500, column, store_schema=False, write_statistics=False)
+
+
+def prefixes(path: Path) -> None:
+    """A text of 20 MiB, of which each of 12 rows repeats all."""
+    import pyarrow as pa
+
+    text = f'"{"0" * 20 * MIB}"'
+    column = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 12), pa.array([text])
+    ).dictionary_decode()
+    encoded = {"notes": "DELTA_BYTE_ARRAY"}
+    parquet(path, 12, column, use_dictionary=False, column_encoding=encoded, write_statistics=False)
+
+
+def understated_text(path: Path) -> None:
+    """One text of 200 MiB, of which the footer says that it has less."""
+    one_text(path)
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    head, told = data[:footer], data[footer:]
+    for size in range(200 * MIB, 200 * MIB + 20_000):
+        told = told.replace(varint(size), varint(size % 20_000))
+    path.write_bytes(head + told)
+
+
+def varint(number: int) -> bytes:
+    """A number as Parquet's footer has it, in four bytes or, where it needs them, five."""
+    number *= 2
+    found = [(number >> shift) & 0x7F | 0x80 for shift in range(0, 28, 7)]
+    return bytes([*found[:-1], found[-1] | 0x80, number >> 28])
+
+
+def many_rows(path: Path) -> None:
+    """Ten million rows that hold nothing."""
+    import pyarrow as pa
+
+    parquet(path, 10_000_000, pa.nulls(10_000_000, pa.string()))
+
+
+def one_list(path: Path) -> None:
+    """A list of five million zeros in one row."""
+    import pyarrow as pa
+
+    values = pa.repeat(pa.scalar(0, pa.int8()), 5_000_000)
+    parquet(path, 1, pa.ListArray.from_arrays([0, 5_000_000], values))
+
+
+def long_line(path: Path) -> None:
+    path.write_text(json.dumps(dict.fromkeys(COLUMNS, "")) + "\n" + "[" * 40 * MIB)
+
+
+def long_field(path: Path) -> None:
+    path.write_text(",".join(COLUMNS) + "\n" + '"' + "0" * 40 * MIB)
+
+
+def long_row(path: Path) -> None:
+    """Many lines in one field."""
+    path.write_text(",".join(COLUMNS) + "\n" + '"' + "0\n" * 50 * MIB)
+
+
+def member(path: Path) -> None:
+    """A file of 200 MiB in a bundle of 200 kB."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("records.jsonl", bytes(200 * MIB))
+
+
+def members(path: Path) -> None:
+    """Many files, each of which is small enough."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(10):
+            archive.writestr(f"parameters/{number:064x}.safetensors", bytes(20 * MIB))
+
+
+def understated(path: Path) -> None:
+    """A file that says it has ten bytes."""
+    member(path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace((200 * MIB).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+
+
+@pytest.mark.parametrize(
+    ("make", "ending", "fact"),
+    [
+        (one_text, "parquet", "bytes"),
+        (dictionary, "parquet", "over the limit of"),
+        (prefixes, "parquet", "over the limit of"),
+        (understated_text, "parquet", "bytes in one part"),
+        (many_rows, "parquet", "10,000,000 rows"),
+        (one_list, "parquet", "'notes' holds list<"),
+        (long_line, "jsonl", "bytes in one part"),
+        (long_field, "csv", "bytes in one part"),
+        (long_row, "csv", "bytes in one part"),
+        (member, "zip", "over the limit of"),
+        (members, "zip", "over the limit of"),
+        (understated, "zip", "records.jsonl"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_flood_is_refused(
+    make: Callable[[Path], None], ending: str, fact: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"flood.{ending}"
+    make(path)
+    told = read(path)
+    assert fact in told
+    assert path.name in told

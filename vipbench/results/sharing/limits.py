@@ -1,0 +1,66 @@
+"""How much of a file from somebody else is read. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from vipbench.errors import UsageError
+
+MIB = 1 << 20
+MOST_BYTES = 1024 * MIB  # of a file, unpacked
+MOST_RATIO = 200  # unpacked to packed; records shrink to a tenth
+FREE = 64 * MIB  # of which the ratio says nothing
+MOST_ROW = 32 * MIB  # the scores of 100,000 images and 60 classes
+MOST_ROWS = 1_000_000
+MOST_DECODED = 2048 * MIB  # at once in a Parquet file; its allocator reserves 1 GiB
+
+
+class Budget:
+    """What may still be read of a file; its size on the disk limits what it may unpack to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._most = min(MOST_BYTES, FREE + MOST_RATIO * path.stat().st_size)
+        self._bytes = self._rows = 0
+
+    def announced(self, size: int, rows: int = 0) -> None:
+        """Raises UsageError where a file says that it holds more than it may."""
+        self._check(self._bytes + size, self._most, "bytes unpacked")
+        self._check(rows, MOST_ROWS, "rows")
+
+    def row(self, size: int) -> None:
+        """Count a row, or another part that is in memory as a whole. Raises UsageError."""
+        self._rows += 1
+        self._bytes += size
+        self._check(size, MOST_ROW, "bytes in one part")
+        self.announced(0, self._rows)
+
+    def _check(self, found: int, most: int, what: str) -> None:
+        if found > most:
+            raise UsageError(
+                f"'{self._path}' holds {found:,} {what} or more, over the limit of {most:,} for a "
+                "file of its size; it was not read further. Ask for it in several files"
+            )
+
+
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """In the block this process can allocate MOST_DECODED beyond what it has: a file may unpack to
+    more than it announces. Without effect where the system has no such limit."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (ImportError, OSError):
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * resource.getpagesize() + MOST_DECODED
+    known = [limit for limit in before if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([most, *known]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
