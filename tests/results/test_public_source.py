@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vipbench.results.sharing.privacy import public_source
+from vipbench.results.sharing.privacy import needs_weights, public_backbone, public_source
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,24 @@ from vipbench.results.sharing.privacy import public_source
 def test_records_tell_no_path(source: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "patients").mkdir()
     assert public_source(source, tmp_path) == told
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("tiny-clip", "tiny-clip"),
+        ("openclip:ViT-B-32/openai", "openclip:ViT-B-32/openai"),
+        ("openclip:ViT-B-32+gelu@/home/somebody/w.pt", "openclip:ViT-B-32+gelu@PATH"),
+        ("timm:resnet18@weights.bin", "timm:resnet18@PATH"),
+        ("transformers:google/siglip-base", "transformers:google/siglip-base"),
+        ("transformers:/home/some@body/clip", "transformers:PATH"),
+        ("transformers:{here}+remote-code", "transformers:PATH+remote-code"),
+        ("keep:~/keep+remote-code", "keep:PATH+remote-code"),
+        ("keep:+remote-code", "keep:+remote-code"),
+        ("own:C:\\clinic\\w.bin", "own:PATH"),
+        ("own:size=3,file=/clinic/w.bin", "own:size=3,file=<path>"),
+    ],
+)
+def test_a_backbone_tells_no_path(source: str, told: str, tmp_path: Path) -> None:
+    assert public_backbone(source.format(here=tmp_path)) == told
+    assert needs_weights(told) == ("PATH" in told or "<path>" in told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from vipbench.cli.options import AllowCode, ImageRoots, PluginsDir, Prompt, text
+from vipbench.cli.options import AllowCode, ImageRoots, PluginsDir, Prompt, PromptBackbone, text
 
 
 def evaluate(
@@ -17,6 +17,7 @@ def evaluate(
         list[str] | None,
         text("--symptoms", "FILE", "Its symptoms, where its classes are others."),
     ] = None,
+    backbone: PromptBackbone = None,
     plugins_dir: PluginsDir = None,
     allow_code: AllowCode = False,
 ) -> int:
@@ -24,4 +25,6 @@ def evaluate(
     trained on, what was learned is put on their names and texts, if it belongs to no class."""
     from vipbench.cli.commands.evaluate import evaluate_command
 
-    return evaluate_command(prompt, dataset, data_root, plugins_dir, symptoms or (), images or ())
+    return evaluate_command(
+        prompt, dataset, data_root, plugins_dir, symptoms or (), images or (), backbone
+    )

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, PluginsDir, Prompt
+from vipbench.cli.options import AllowCode, PluginsDir, Prompt, PromptBackbone
 
 
 def predict(
     prompt: Prompt,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", show_default=False)],
+    backbone: PromptBackbone = None,
     plugins_dir: PluginsDir = None,
     allow_code: AllowCode = False,
 ) -> int:
     """Classify image files. Research only, not for clinical use."""
     from vipbench.cli.commands.predict import predict_command
 
-    return predict_command(prompt, images, plugins_dir)
+    return predict_command(prompt, images, plugins_dir, backbone)

@@ -24,11 +24,13 @@ def evaluate_command(
     plugins_dir: Path | None,
     symptoms: Sequence[str] = (),
     images: Sequence[str] = (),
+    backbone: str | None = None,
 ) -> int:
     """Print the metrics on a test split. symptoms: files in the place of the dataset's own, read
-    where its classes are others than those that were trained on. images: where a table's are."""
+    where its classes are others than those that were trained on. images: where a table's are.
+    backbone: the prompt file's, where its weights are local."""
     registry = load_registry(plugins_dir)
-    trained = unpack(prompt, registry)
+    trained = unpack(prompt, registry, named=backbone)
     given = {"datasets": (dataset,), "data_root": root, "symptoms": symptoms or None}
     given["images"] = images or None
     spec = RunSpec().merge(given)

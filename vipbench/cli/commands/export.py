@@ -13,7 +13,13 @@ from vipbench.errors import UsageError
 from vipbench.results.records.record import dump
 from vipbench.results.sharing.bundle import RECORDS, json_bytes, write_bundle
 from vipbench.results.sharing.files import format_of, write_rows
-from vipbench.results.sharing.privacy import Pseudonyms, public_source, scrub, withheld
+from vipbench.results.sharing.privacy import (
+    Pseudonyms,
+    public_backbone,
+    public_source,
+    scrub,
+    withheld,
+)
 from vipbench.results.sharing.rows import export_rows
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
@@ -112,7 +118,7 @@ def _public_suite(
                 texts[key][renamed[source]] = Path(file)
     update: dict[str, Any] = {
         "datasets": tuple(renamed.values()),
-        "backbones": tuple(_public_backbone(b) for b in spec.backbones),
+        "backbones": tuple(public_backbone(b) for b in spec.backbones),
         **texts,
         "images": {},
         "data_root": None,
@@ -122,16 +128,6 @@ def _public_suite(
         "device": "auto",
     }
     return spec.model_copy(update=update), renamed, files
-
-
-def _public_backbone(source: str) -> str:
-    """A local checkpoint comes as NAME@PATH."""
-    name, at, _ = source.partition("@")
-    if at:
-        return f"{name}@PATH"
-    argument = source.partition(":")[2]
-    local = argument.startswith(("/", "~", ".")) or (argument and Path(argument).exists())
-    return public_source(source, None) if local else source
 
 
 def _parameters(

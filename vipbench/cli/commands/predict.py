@@ -13,9 +13,11 @@ from vipbench.plugins.registry import load_registry
 CAUTION = "Research only, not for clinical use."
 
 
-def predict_command(prompt: Path, images: Sequence[Path], plugins_dir: Path | None) -> int:
+def predict_command(
+    prompt: Path, images: Sequence[Path], plugins_dir: Path | None, backbone: str | None = None
+) -> int:
     """Print class and share of each image."""
-    trained = unpack(prompt, load_registry(plugins_dir))
+    trained = unpack(prompt, load_registry(plugins_dir), named=backbone)
     scores = trained.score(trained.inputs(images))
     rows = [("image", "class", "softmax share", "runner-up")]
     for path, row in zip(images, scores.softmax(-1), strict=True):

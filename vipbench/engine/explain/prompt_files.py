@@ -34,7 +34,8 @@ from vipbench.engine.workers.session import Session
 from vipbench.errors import UsageError
 from vipbench.images import PixelRange
 from vipbench.plugins.registry import Registry
-from vipbench.results.sharing.privacy import withheld
+from vipbench.results.records.record import PATH
+from vipbench.results.sharing.privacy import needs_weights, public_backbone, scrub, withheld
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import SUITE_NAME, RunSpec
 
@@ -131,14 +132,14 @@ def pack(
         "templates": data.dataset.templates,
         "symptoms": data.symptoms,
         "descriptions": data.descriptions,
-        "backbone": cell.backbone.source,
+        "backbone": public_backbone(cell.backbone.source),
         "backbone_fingerprint": towers.fingerprint,
         "backbone_licence": towers.licence,
         "dataset": data.dataset.name,
         "dataset_fingerprint": data.fingerprint,
         "dataset_licence": data.dataset.licence,
-        "dataset_citation": data.dataset.citation,
-        "caption": data.dataset.caption,
+        "dataset_citation": scrub(data.dataset.citation),
+        "caption": scrub(data.dataset.caption),
         "pixels": None if pixels is None else pixels.to_json(),
         "test_accuracy": metrics.get("accuracy"),
         "contains_patient_data": private,
@@ -147,8 +148,14 @@ def pack(
     return packed
 
 
-def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -> Trained:
-    """The trained method of a prompt file. Raises UsageError."""
+def unpack(
+    path: Path,
+    registry: Registry,
+    device: torch.device | str = "cpu",
+    named: str | None = None,
+) -> Trained:
+    """The trained method of a prompt file. named: the backbone, where the file does not say where
+    its weights are; they must be the same. Raises UsageError."""
     card, tensors = _read(path)
     try:
         method, _ = registry.method(card["method"])
@@ -168,7 +175,7 @@ def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -
             for k in ("symptoms", "descriptions")
         }
         templates = tuple(map(str, card["templates"]))
-        source, fingerprint = card["backbone"], card["backbone_fingerprint"]
+        source, fingerprint = str(card["backbone"]), str(card["backbone_fingerprint"])
         pixels = PixelRange.from_json(card.get("pixels"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path.name}: its card is incomplete or damaged ({error})") from None
@@ -178,9 +185,18 @@ def unpack(path: Path, registry: Registry, device: torch.device | str = "cpu") -
             f"{path.name}: '{method.name}' reads features of further backbones, which prompt files "
             "do not hold"
         )
-    backbone = load_backbone(registry, source)
-    if backbone.backbone.fingerprint != fingerprint:
-        raise UsageError(f"{path.name} was trained on other weights than those of '{source}' here")
+    if named is None and needs_weights(source):
+        raise UsageError(
+            f"{path.name} was trained on local weights, '{source}' with fingerprint "
+            f"{fingerprint[:16]}; name yours: --backbone '{source.replace(PATH, 'PATH')}' with "
+            "their path"
+        )
+    backbone = load_backbone(registry, source := named or source)
+    if (found := backbone.backbone.fingerprint) != fingerprint:
+        raise UsageError(
+            f"{path.name} was trained on other weights than those of '{source}' here: their "
+            f"fingerprint is {found[:16]}, not {fingerprint[:16]}"
+        )
     backbone.backbone.to(device)
     task = Task(
         backbone.backbone, names, templates, texts["symptoms"], info, cell_generator(*key),
@@ -244,7 +260,8 @@ def _card(card: Mapping[str, Any]) -> str:
     lines = [
         f"# {card['row']} on {card['dataset']}", "",
         "Research only, not for clinical use.", "",
-        f"- backbone: {card['backbone']} (licence: {card['backbone_licence']})",
+        f"- backbone: {card['backbone']} (licence: {card['backbone_licence']}), fingerprint "
+        f"{card['backbone_fingerprint']}",
         f"- shots: {'full' if shots is None else shots}, seed {card['seed']}",
         f"- classes: {', '.join(card['class_names'])}",
         f"- accuracy on that dataset's test split: {card['test_accuracy']}",

@@ -47,6 +47,26 @@ def public_source(source: str, root: Path | None) -> str:
     return f"{name}:PATH" if colon and path else source
 
 
+def public_backbone(source: str) -> str:
+    """The same of a backbone: `NAME:ARCH@PATH`, `NAME:PATH` or `NAME:PATH+remote-code` for local
+    weights; a repository of the Hub stays."""
+    name, colon, argument = source.partition(":")
+    if not colon:
+        return source
+    place, plus, remote = argument.partition("+remote-code")
+    model, at, _ = place.partition("@")
+    rooted = place.startswith(("/", "\\", "~", ".")) or model[1:2] == ":"
+    if rooted or (place and Path(place).exists()):
+        return f"{name}:PATH{plus}{remote}"
+    public: str = scrub(f"{name}:{model}@PATH" if at else source)
+    return public
+
+
+def needs_weights(public: str) -> bool:
+    """Whether what `public_backbone` gave lacks where the weights are."""
+    return re.search(rf"[:@]PATH(?:\+|$)|{PATH}", public) is not None
+
+
 def public_record(record: Record) -> Record:
     """The record as it may leave: no paths, no names of files, of an error only its type and the
     plugin. The key and everything that the numbers rest on stay."""
