@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load, save
 
 from tests.conftest import Cli
 from vipbench.results.records.metrics import compute_metrics
@@ -207,3 +210,64 @@ def test_a_rerun_of_nothing_verifies_nothing(cli: Cli, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "0 cells" in done.stdout
     assert "verified\n" not in done.stdout.replace("not verified", "")
+
+
+def test_a_rerun_reads_no_cache(cli: Cli, tmp_path: Path, run: tuple[str, ...]) -> None:
+    cache = {"VIPBENCH_CACHE": str(tmp_path / "cache")}
+    assert cli(*run, "--out", tmp_path / "first", env=cache).returncode == 0
+    blocks = list((tmp_path / "cache").rglob("*.safetensors"))
+    for file in blocks:  # whole, under the digest of its content, and wrong
+        block = load(file.read_bytes())
+        block["features"] = np.ascontiguousarray(block["features"][::-1])
+        content = save(block)
+        file.unlink()
+        file.with_name(f"{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
+    assert blocks
+    poisoned = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    assert cli(*run, "--out", tmp_path / "out", env=cache).returncode == 0
+    done = cli("verify", tmp_path / "out", "--rerun", "1", env=cache)
+    assert done.returncode == 1, done.stdout
+    assert "1 different" in done.stdout
+    assert "verified" not in done.stdout
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == poisoned
+    assert cli("verify", tmp_path / "first", "--rerun", "1", env=cache).returncode == 0
+
+
+HARMLESS = r"@book{good, author = {G{\'e}rin, Beno{\^i}t and \v{S}t and {\O}rn}, title = {A \& B}}"
+HARMFUL = (
+    r"@article{x, title = {\input{/etc/passwd}}}",
+    r"@article{x, title = {\immediate\write18{touch owned}}}",
+    r"@article{x, title = {\csname input\endcsname{/etc/passwd}}}",
+    r"@article{x, title = {\catcode`\!=0 !input{/etc/passwd}}}",
+    r"@article{x, title = {^^5cinput{/etc/passwd}}}",
+    r"@article{x, title = {\^^5cinput{/etc/passwd}}}",
+    r"@article{x, title = {\"\input{/etc/passwd}}}",
+    r"@article{x, title = {\\input{/etc/passwd}}}",
+    "@article{x, title = {\\\ninput{/etc/passwd}}}",
+    r"@article{x, title = {a}} @preamble{ {\input{/etc/passwd}} }",
+    r"@preamble{x, {text}}",
+    r"@STRING{x, jan = {text}}",
+    r"@article{x, title = {a}, } } note = {b}}",
+    r"@article{x, title = {a}",
+    r"@article{x, title = {100% } }",
+    r"@article{x\input, title = {a}}",
+)
+
+
+def test_a_bibliography_holds_no_commands(cli: Cli, honest: Path, tmp_path: Path) -> None:
+    rows = rows_of(honest)[:1]
+    made = rows[0]["record"]["provenance"]
+    made["method"]["bibtex"] = "\n\n".join([HARMLESS, *HARMFUL])
+    made["dataset"]["citation"] = r"a plain citation ^^5cinput /etc/passwd \input /etc/passwd"
+    file = write(tmp_path / "theirs.jsonl", rows)
+    assert cli("import", file, "--out", tmp_path / "out", "--submitter", "eve").returncode == 0
+    done = cli("cite", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    comments = [line for line in lines if line.startswith("%")]
+    read = "\n".join(line for line in lines if not line.startswith("%"))
+    assert not any("@" in line for line in comments)
+    assert sum(" is left out, since " in line for line in comments) == len(HARMFUL)
+    assert not re.search(r"\\(?:input|immediate|write|csname|catcode|\\)|\^\^", read)
+    assert set(re.findall(r"@(\w+)", read)) == {"software", "book", "misc"}
+    assert HARMLESS in read

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +26,7 @@ from vipbench.runspec.run import PATHS_BY_DATASET, MethodSpec, RunSpec
 # Of the largest stored score: other devices and libraries sum in other orders, and training
 # lets the differences grow.
 TOLERANCE = 1e-3
+CACHE_VARIABLE = "VIPBENCH_CACHE"  # as in engine/features/cache.py, which imports torch
 Stored = tuple[Record, Predictions | None]
 Verdict = Literal["identical", "within the tolerance", "different", "not made again"]
 VERDICTS: tuple[Verdict, ...] = (
@@ -50,7 +54,8 @@ def rerun(
     out: Path,
     tolerance: float = TOLERANCE,
 ) -> list[Rerun]:
-    """Run the records' cells anew into the empty folder `out`, and compare.
+    """Run the records' cells anew into the empty folder `out`, and compare. Every feature is
+    encoded anew: what the cache holds may be what made the stored numbers wrong.
 
     suite: where datasets, symptoms and plugins are; the rest is taken from the records. Raises
     UsageError where a whole row cannot be planned for a reason that is not the row's own.
@@ -60,7 +65,8 @@ def rerun(
         seen = _Seen()
         reason = ""
         try:
-            outcome = driver.run(spec, seen, only={record.key for record, _ in pairs})
+            with _empty_cache():
+                outcome = driver.run(spec, seen, only={record.key for record, _ in pairs})
         except UsageError as error:
             reason = str(error)
         else:
@@ -68,6 +74,20 @@ def rerun(
                 raise KeyboardInterrupt
         found += compare(pairs, out, tolerance, reason, seen.cells)
     return found
+
+
+@contextmanager
+def _empty_cache() -> Iterator[None]:
+    """A feature cache for this process and the workers that it starts meanwhile."""
+    before = os.environ.get(CACHE_VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="vipbench-cache-") as folder:
+        os.environ[CACHE_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(CACHE_VARIABLE)
+            if before is not None:
+                os.environ[CACHE_VARIABLE] = before
 
 
 class _Seen(Observer):

@@ -5,12 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from vipbench.results.records.record import Record
 
 _KEY = re.compile(r"@(\w+)\s*\{\s*([^,\s}]+)\s*,")
 _UNSAFE = re.compile(r"[^a-z0-9]+")
+# What TeX may get of an entry: accents, special letters, escaped signs, fonts and URLs. Any other
+# command may read files or run programs, ^^5c is a backslash, and % hides the brace behind it.
+_COMMAND = re.compile(
+    r"""\\(?:["'`^~=.&%$#_,/ -]|"""
+    r"(?:[uvHtcdbkrijoOlL]|aa|AA|ae|AE|oe|OE|ss|url|emph|textit|textbf|texttt|textsc)(?![A-Za-z]))"
+)
+_FORBIDDEN = re.compile(r"\\(?:[A-Za-z]+|.?)|[\^%$#@]", re.DOTALL)
 
 
 @dataclass
@@ -57,9 +65,12 @@ def bibliography(items: Iterable[Used], program: str) -> str:
     comments = []
     keys: dict[str, list[str]] = {}
     for item in [Used("program", "vipbench", program), *items]:
-        cited = []
+        cited, left = [], []
         for entry in _entries(item):
             key = _key_of(entry)
+            if reason := _refused(entry):
+                left += [f"{key} is left out, since {reason}:", *entry.splitlines()]
+                continue
             if entries.setdefault(key, entry) != entry:
                 # Under one key BibTeX would drop one of the two.
                 renamed = f"{key}-{_UNSAFE.sub('-', item.name.lower()).strip('-')}"
@@ -68,18 +79,31 @@ def bibliography(items: Iterable[Used], program: str) -> str:
                 entries.setdefault(key, entry)
             cited.append(key)
         keys.setdefault(item.kind, []).extend(cited)
-        comments.append(_comment(item, cited))
-    listed = [f"% {line}" for line in comments]
+        comments += [_comment(item, cited, left), *left]
+    # To BibTeX an @ starts an entry wherever it stands.
+    listed = [f"% {_line(line)}".replace("@", "(at)") for line in comments]
     return "\n".join([*listed, "", *("\n" + entry for entry in entries.values())]) + "\n"
 
 
-def _comment(item: Used, cited: list[str]) -> str:
-    told = f"cite {', '.join(cited)}" if cited else "no citation is known"
-    licence = f"; licence: {_line(item.licence)}" if item.licence else ""
+def _comment(item: Used, cited: list[str], left: list[str]) -> str:
+    unknown = "its citation is below" if left else "no citation is known"
+    told = f"cite {', '.join(cited)}" if cited else unknown
+    licence = f"; licence: {item.licence}" if item.licence else ""
     if item.kind in ("backbone", "dataset") and not item.licence:
         licence = "; licence unknown"
-    # To BibTeX an @ starts an entry wherever it stands.
-    return f"{item.kind} {_line(item.name)}: {told}{licence}".replace("@", "(at)")
+    return f"{item.kind} {item.name}: {told}{licence}"
+
+
+def _refused(entry: str) -> str:
+    """Why an entry may not stand in a file that LaTeX reads, or nothing."""
+    plain = _COMMAND.sub("", entry.removeprefix("@"))
+    if found := _FORBIDDEN.search(plain):
+        return f"it holds {found[0]!r}, where only accents and plain text may stand"
+    kind, brace, rest = plain.partition("{")
+    if kind.strip().lower() in ("preamble", "string", "comment"):
+        return f"(at){kind.strip()} is no work"
+    depths = list(accumulate((char == "{") - (char == "}") for char in brace + rest))
+    return "" if 0 not in depths[:-1] and depths[-1] == 0 else "its braces do not match"
 
 
 def _entries(item: Used) -> list[str]:
@@ -92,7 +116,7 @@ def _entries(item: Used) -> list[str]:
         ends = [*starts[1:], len(text)]
         return [text[a:b].strip() for a, b in zip(starts, ends, strict=True)]
     key = _UNSAFE.sub("-", f"{item.kind}-{item.name}".lower()).strip("-")
-    inner = re.sub(r"[{}\\@]", "", _line(text))
+    inner = re.sub(r"[{}\\@^]", "", _line(text))
     for char in "&%#_$":
         inner = inner.replace(char, f"\\{char}")
     return [f"@misc{{{key},\n  note = {{{inner}}},\n}}"]
