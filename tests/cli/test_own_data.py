@@ -130,3 +130,13 @@ def test_audit_and_split_take_the_folder(cli: Cli, project: Path, tmp_path: Path
     drawn = cli("dataset", "split", f"csv:{project / 'raw.csv'}", "--images", share)
     assert drawn.returncode == 0, drawn.stderr
     assert f"csv:{project / 'raw-split.csv'} --images {share}" in drawn.stdout
+
+
+def test_two_datasets_of_one_name_are_both_named(cli: Cli, project: Path, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "share/x", project / "x")
+    second = shutil.copytree(project, tmp_path / "second")
+    sources = [f"csv:{folder / 'study.csv'}" for folder in (project, second)]
+    refused = cli("run", "--datasets", ",".join(sources), *RUN, "--out", tmp_path / "out")
+    assert refused.returncode == 2
+    for part in (*sources, "'study'", "rename"):
+        assert part in refused.stderr

@@ -11,7 +11,7 @@ import base64
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,9 @@ class Session:
         backbones = [load_backbone(registry, source) for source in run.backbones]
         loaded = {source: load_dataset(registry, run, source) for source in run.datasets}
         datasets = [*loaded.values()]
-        _check_names([d.dataset.name for d in datasets], "datasets")
-        _check_names([b.backbone.name for b in backbones], "backbones")
+        _check_names({source: d.dataset.name for source, d in loaded.items()}, "datasets")
+        named = zip(run.backbones, backbones, strict=True)
+        _check_names({source: b.backbone.name for source, b in named}, "backbones")
         scenes = arrange(self.spec, loaded)
         beside = Beside(registry, backbones, device)
         if device != self.device:
@@ -390,9 +391,12 @@ def _describe_methods(registry: Registry) -> Iterable[dict[str, Any]]:
         }
 
 
-def _check_names(names: list[str], what: str) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(
-            f"two of the {what} are both named '{twice[0]}' in tables; rename one file or folder"
-        )
+def _check_names(names: Mapping[str, str], what: str) -> None:
+    """names: source, as the user gave it -> its name in tables."""
+    for source, name in names.items():
+        same = [other for other in names if names[other] == name]
+        if len(same) > 1:
+            raise UsageError(
+                f"the {what} '{source}' and '{same[1]}' are both named '{name}' in tables; leave "
+                "one out where they are the same, else rename its file or folder"
+            )
