@@ -109,6 +109,7 @@ def test_a_fetched_run_needs_no_connection(
         "FAR_URL": f"{site.url}/far.npz",
         "FAR_DIGEST": f"sha256:{sha256(content).hexdigest()}",
         "VIPBENCH_CACHE": str(tmp_path / "features"),
+        "VIPBENCH_ALLOW_CODE": "1",
     }
     suite = tmp_path / "suite.yaml"
     suite.write_text(
