@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -154,15 +156,23 @@ def test_stacked_equals_alone(method: type[Toy], data: st.DataObject) -> None:
             torch.testing.assert_close(mine_told, other_told, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method_class", [Toy, Centring, Remembering])
-def test_alone_equals_a_plain_torch_loop(method_class: type[Toy]) -> None:
+@pytest.mark.parametrize(
+    ("method_class", "optimizer_name"),
+    [(Toy, "sgd"), (Centring, "sgd"), (Remembering, "sgd"), (Toy, "adam"), (Toy, "adamw")],
+)
+def test_alone_equals_a_plain_torch_loop(method_class: type[Toy], optimizer_name: Any) -> None:
     """One cell, written as anyone would write the loop."""
-    recipe = api.Recipe(lr=0.1, epochs=3, batch_size=4, drop_last=False)
+    recipe = api.Recipe(optimizer_name, lr=0.1, epochs=3, batch_size=4, drop_last=False)
     ours, plain = (cell(1, 10, recipe, method=method_class) for _ in range(2))
     train([ours])
     method, support, plan = plain.method, plain.support, schedule(plain)
     noise = plain.generator("noise/shake")
-    optimizer = torch.optim.SGD(method.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
+    kinds: dict[str, Any] = {
+        "sgd": partial(torch.optim.SGD, momentum=0.9),
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+    }
+    optimizer = kinds[optimizer_name](method.parameters(), lr=1.0, weight_decay=5e-4)
     losses, right = [], [0] * 3
     for step, lr in enumerate(plan.lr):
         rows = plan.rows[step][plan.weight[step] > 0]
