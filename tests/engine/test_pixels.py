@@ -145,6 +145,16 @@ def test_eight_bits_beside_sixteen(tmp_path):
                 load(tmp_path)
 
 
+def test_sixteen_bits_in_the_test_split_alone(tmp_path):
+    """Where no training image leaves its range open, the others' values settle it."""
+    write(tmp_path, 65535)
+    for path in (tmp_path / "train").glob("*/*.png"):
+        Image.fromarray(values(255).astype(np.uint8)).save(path)
+    data = load(tmp_path)
+    assert data.splits["test"].pixels.high == 65535
+    assert brightest(data) == 255
+
+
 def test_a_card_of_bits_for_images_of_eight(tmp_path):
     for split in SPLITS:
         for label in "ab":
