@@ -162,6 +162,21 @@ def test_images_that_others_may_read_are_encoded_without_any_plugin(folder: Path
         file.write_text(file.read_text() + "\n# edited\n")
 
 
+@pytest.mark.parametrize(
+    "line", ["torch.set_default_dtype(torch.float64)", "torch.set_default_device('meta')"]
+)
+def test_a_plugin_that_breaks_planning_at_its_import_is_named(folder: Path, line: str) -> None:
+    for names in (("good",), ()):
+        plugins(folder, *names)
+        text = MEANS.format(name="breaks", at_import=line, in_prepare="")
+        (folder / "plugins" / "breaks.py").write_text(text)
+        out = f"broken-{len(names)}-{len(line)}"
+        status, err = run(folder, out, ",".join((BUILTIN, "breaks", *names)), out)
+        assert status == 2
+        assert "plugin 'breaks' (breaks.py)" in err
+        assert "'vipbench'" not in err.partition("breaks what")[0]
+
+
 def test_a_plugin_that_ends_the_process_at_its_import_is_named(folder: Path) -> None:
     plugins(folder, "good")
     (folder / "plugins" / "leaves.py").write_text("import os\nos._exit(5)\n")

@@ -53,13 +53,40 @@ class Planners:
             if not plan["unknown"]:
                 return plan
         self._begin(everyone)
-        plan = self._answer(everyone)
+        try:
+            plan = self._answer(everyone)
+        except UsageError as error:
+            raise self._blamed(error, everyone) from error
         if everyone and any(not cell["plugins"] for cell in plan["cells"]):
             own = {_slot(cell): cell for cell in self._answer(nobody)["cells"]}
             plan["cells"] = [
                 cell if cell["plugins"] else own.get(_slot(cell), cell) for cell in plan["cells"]
             ]
         return plan
+
+    def _blamed(self, error: UsageError, everyone: frozenset[str]) -> UsageError:
+        """`error`, or one that names the plugin that planning fails with and does without: whoever
+        is imported can break what others do, such as the loading of a built-in backbone."""
+        if not everyone or any(f"'{Path(source).stem}'" in str(error) for source in everyone):
+            return error
+        try:
+            self._answer(frozenset())
+        except UsageError:  # no plugin is at fault
+            return error
+        for source in sorted(everyone):
+            alone = error
+            if len(everyone) > 1:
+                try:
+                    self._answer(frozenset({source}))
+                    continue
+                except UsageError as found:
+                    alone = found
+            return UsageError(
+                f"plugin '{Path(source).stem}' ({source}) breaks what a run needs when it is "
+                f"imported: without it planning works, with it alone it fails: {alone}. Change "
+                "nothing of torch or of vipbench at the top of a plugin; define, and register"
+            )
+        return error
 
     def ask(self, plugins: Collection[str], do: str, **arguments: Any) -> dict[str, Any]:
         """Let the worker do something that planned the cells with these plugins. Raises
@@ -96,7 +123,8 @@ class Planners:
 
     def _loads(self, company: frozenset[str]) -> list[str] | None:
         # All cells are planned by whoever loads everything.
-        return [] if not company and every_source(self._spec.plugins_dir) else None
+        everyone = frozenset(every_source(self._spec.plugins_dir))
+        return None if company == everyone else sorted(company)
 
     def _answer(self, company: frozenset[str]) -> dict[str, Any]:
         for attempt in range(MOST_STARTS):
