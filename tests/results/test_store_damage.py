@@ -38,7 +38,7 @@ WRITER = Path(__file__).with_name("writer.py")
         (lambda p: _sql(p, "DELETE FROM records WHERE status = 'error'"), "3 records, 4 were"),
         (lambda p: _sql(p, "DELETE FROM meta WHERE name = 'plan'"), "'plan' was altered or is mis"),
         (lambda p: _sql(p, "UPDATE meta SET value = '{}' WHERE name = 'records'"), "'records'"),
-        (lambda p: _sql(p, "DROP TABLE records"), "no such table"),
+        (lambda p: _sql(p, "DROP TABLE records"), "table 'records' is missing"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, readonly: bool, spoil: Any, named: str) -> None:
