@@ -278,7 +278,7 @@ def test_what_another_process_cannot_do_right_is_left_to_threads(
     why = "another process makes other pixels of its images"
     if case != "a liar":
         (tmp_path / "mine.py").write_text(IN_A_FILE)
-        liar = load_file(tmp_path / "mine.py").Mine()
+        liar = load_file(tmp_path / "mine.py", IN_A_FILE.encode()).Mine()
         why = "another process cannot read its preprocessing (ModuleNotFoundError"
     backbone = Light(liar)
     backbone.name = case
