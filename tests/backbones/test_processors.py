@@ -16,6 +16,8 @@ from tests.backbones import hub_models
 from tests.backbones.clips import class_folder, pictures
 from tests.backbones.test_transformers import CLASS_TEXTS
 from tests.conftest import REPO, Cli
+from vipbench.api import Views
+from vipbench.engine.features.views import training_view
 from vipbench.errors import UsageError
 from vipbench.plugins.registry import load_registry
 
@@ -61,6 +63,13 @@ OBEYED: dict[str, dict[str, Any]] = {
     "no resizing": {"do_resize": False},
     "not normalised": {"do_normalize": False},
     "RGB or not": {"do_convert_rgb": False},
+    "a resize larger than the crop": {"size": {"shortest_edge": 36}},
+    "a resize smaller than the crop": {"size": {"shortest_edge": 24}},
+    "a resize to another aspect ratio": {"size": {"height": 40, "width": 36}},
+    "a resize whose share is cut out": {
+        "image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.875, "crop_size": None,
+        "do_center_crop": None,
+    },
     "bilinear": {"resample": 2},
     "Lanczos": {"resample": 1},
     "numbers for sizes": {"size": 32, "crop_size": 32},
@@ -91,6 +100,10 @@ def test_what_the_file_states_is_done(kind: str, folder: Path) -> None:
         backbone.encode_image(ours), model.get_image_features(theirs).pooler_output,
         atol=1e-5, rtol=1e-5,
     )  # fmt: skip
+    view = training_view(pictures()[0], 32, Views(), (1,))
+    alone = processor.to_dict() | {"do_resize": False, "do_center_crop": False}
+    expected = type(processor)(**alone)(images=view, return_tensors="pt").pixel_values[0]
+    assert torch.equal(backbone.preprocess(view), expected)
     same = ("numbers for sizes", "as old files name it", "nothing but its kind")
     assert (backbone.fingerprint == usual) == (kind in same)
 
@@ -98,7 +111,6 @@ def test_what_the_file_states_is_done(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "facts"),
     [
-        ({"size": {"shortest_edge": 36}}, r"has the tower's 32x32 pixels already.*edge': 36"),
         (
             {"crop_size": {"height": 16, "width": 16}},
             r"makes \(3, 16, 16\).*tower takes \(3, 32, 32",
@@ -234,3 +246,27 @@ def test_an_old_results_folder_with_its_cache_runs_again(
     run("out")
     run("fresh", cache="fresh")
     assert scores("out") == scores("fresh") != before
+
+
+OWN = """
+from transformers import CLIPImageProcessorPil
+
+
+class OwnProcessor(CLIPImageProcessorPil):
+    def preprocess(self, images, do_resize=None, do_center_crop=None, **kwargs):
+        return super().preprocess(images, do_resize=True, do_center_crop=True, **kwargs)
+"""
+
+
+def test_a_processor_that_moves_the_pixels_of_views_is_refused(folder: Path) -> None:
+    own = folder / "own.py"
+    own.write_text(OWN)
+    files = {"auto_map": {"AutoImageProcessor": "own.OwnProcessor"}}
+    try:
+        state(folder, **files)
+        load_registry().backbone(f"transformers:{folder}+remote-code")
+        state(folder, **files, size={"shortest_edge": 36})
+        with pytest.raises(UsageError, match=r"moves pixels of training views.*edge': 36"):
+            load_registry().backbone(f"transformers:{folder}+remote-code")
+    finally:
+        own.unlink()

@@ -17,6 +17,7 @@ from vipbench.backbones.towers.preprocess import (
     ProcessorTransform,
 )
 from vipbench.errors import UsageError
+from vipbench.images import VIEW_MARK
 
 # Part of the fingerprint of backbones whose transform is read here: raise it when the same folder
 # gives other pixels.
@@ -93,33 +94,37 @@ def _patches(processor: Any, size: int, facts: dict[str, Any]) -> PatchesTransfo
 
 
 def _check_squares(transform: ProcessorTransform, size: int) -> None:
-    """What an engine relies on: every image becomes a square of `size`, and one that is such a
-    square already is only normalised."""
-    processor = transform.processor
+    """What an engine relies on: every image becomes a square of `size`, and a training view, which
+    is such a square, keeps its pixels where they are."""
     said = ", ".join(
         f"{name} {value}"
         for name in ("do_resize", "size", "do_center_crop", "crop_size", "do_pad")
         if (value := transform.facts.get(name)) is not None
     )
-    rng = np.random.default_rng(0)
-    for height, width in ((size, size), (2 * size + 3, size + 1), (max(1, size // 2), 3 * size)):
-        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    def pixels(image: Image.Image) -> torch.Tensor:
         try:
-            pixels = transform(image)
+            found = transform(image)
         except Exception as error:  # whatever a setting makes the library raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UnsupportedError(f"it fails on an RGB image: {reason[0]} ({said})") from error
-        if tuple(pixels.shape) != (3, size, size):
+        if tuple(found.shape) != (3, size, size):
+            kind = "a training view" if image.info else "an image"
             raise UnsupportedError(
-                f"it makes {tuple(pixels.shape)} of an image of {width}x{height} pixels, and the "
-                f"image tower takes (3, {size}, {size}) ({said})"
+                f"it makes {tuple(found.shape)} of {kind} of {image.width}x{image.height} pixels, "
+                f"and the image tower takes (3, {size}, {size}) ({said})"
             )
-        if height == width:
-            steps = {"do_resize": False, "do_center_crop": False}
-            alone = processor(images=image, return_tensors="pt", **steps).pixel_values[0]
-            if not torch.allclose(pixels, alone, atol=1e-5):
-                raise UnsupportedError(
-                    f"it resizes or cuts an image that has the tower's {size}x{size} pixels "
-                    f"already, and training views must only be normalised ({said}); state the "
-                    "same size for both"
-                )
+        return found
+
+    rng = np.random.default_rng(0)
+    for height, width in ((size, size), (2 * size + 3, size + 1), (max(1, size // 2), 3 * size)):
+        pixels(Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
+    values = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+    views = [Image.fromarray(x) for x in (values, np.roll(values, (1, 1), (0, 1)))]
+    for view in views:
+        view.info[VIEW_MARK] = True
+    view, rolled = map(pixels, views)
+    if not torch.allclose(view.roll((1, 1), (1, 2)), rolled, atol=1e-5):
+        raise UnsupportedError(
+            f"it moves pixels of training views, which must only be rescaled and normalised ({said})"
+        )

@@ -27,7 +27,8 @@ class AsRgb:
 
 @dataclass(frozen=True)
 class ProcessorTransform:
-    """RGB image -> (3,H,H) float32 by an image processor of the transformers library.
+    """RGB image -> (3,H,H) float32 by an image processor of the transformers library. A training
+    view, cut out already, is only rescaled and normalised.
 
     facts: everything that its result depends on, for a backbone's fingerprint.
     """
@@ -37,7 +38,11 @@ class ProcessorTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(3, H, H)."""
-        found: Tensor = self.processor(images=to_rgb(image), return_tensors="pt").pixel_values[0]
+        whole = {"do_resize": False, "do_center_crop": False}
+        steps = whole if image.info.get(VIEW_MARK) else {}
+        found: Tensor = self.processor(
+            images=to_rgb(image), return_tensors="pt", **steps
+        ).pixel_values[0]
         return found
 
 
