@@ -123,8 +123,9 @@ def _check_squares(transform: ProcessorTransform, size: int) -> None:
     views = [Image.fromarray(x) for x in (values, np.roll(values, (1, 1), (0, 1)))]
     for view in views:
         view.info[VIEW_MARK] = True
-    view, rolled = map(pixels, views)
-    if not torch.allclose(view.roll((1, 1), (1, 2)), rolled, atol=1e-5):
+    plain, rolled = map(pixels, views)
+    if not torch.allclose(plain.roll((1, 1), (1, 2)), rolled, atol=1e-5):
         raise UnsupportedError(
-            f"it moves pixels of training views, which must only be rescaled and normalised ({said})"
+            "it moves pixels of training views, which must only be rescaled and normalised "
+            f"({said})"
         )
