@@ -29,7 +29,7 @@ def register_backbones(register):
 
 
 def test_prompt_files_hold_no_path(cli: Cli, tmp_path: Path) -> None:
-    plugins, private = tmp_path / "plugins", tmp_path / "clinic" / "weights.bin"
+    plugins, private = tmp_path / "plugins", tmp_path / "ward-seven" / "weights.bin"
     plugins.mkdir()
     (plugins / "local.py").write_text(LOCAL)
     private.parent.mkdir()
@@ -48,7 +48,7 @@ def test_prompt_files_hold_no_path(cli: Cli, tmp_path: Path) -> None:
     assert len(made) == 2
     for file in made:
         assert str(tmp_path).encode() not in file.read_bytes()
-        assert b"clinic" not in file.read_bytes()
+        assert b"ward-seven" not in file.read_bytes()
         assert b"local:PATH" in file.read_bytes()
     (prompt,) = (file for file in made if file.suffix == ".safetensors")
     code = ("--plugins-dir", plugins)
