@@ -98,7 +98,9 @@ def test_a_lone_spelling_stays_as_it_is():
     assert one_spelling(["0003", "3.0"], group_key).of == {"0003": "3", "3.0": "3"}
 
 
-@pytest.mark.parametrize("text", ["", " ", "nan", "NaN", "None", "NULL", "n/a", "<NA>", "\u200b"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "nan", "NaN", "None", "NULL", "n/a", "<NA>", "\u200b", "-", "?", "–", "n.a."]
+)
 def test_missing(text):
     assert missing(text)
     assert not missing(f"{text}x")

@@ -89,7 +89,7 @@ def test_a_german_spreadsheet(folder):
     assert set(splits["test"].groups) == {"5,0", "6,0", "7,0", "8,0"}
 
 
-@pytest.mark.parametrize("name", ["nan", "NaN", "None", "", "\u200b", "N/A"])
+@pytest.mark.parametrize("name", ["nan", "NaN", "None", "", "\u200b", "N/A", "-", "?"])
 def test_a_label_that_stands_for_none_is_an_error_of_its_row(folder, name):
     with pytest.raises(DataError, match=r"t\.csv', row 4 has no label"):
         load(folder, labelled("a", "b", name, "b", *"abab"))
@@ -124,7 +124,7 @@ def test_the_card_decides_which_labels_are_one(folder):
 
 
 def test_lists_of_labels_are_refused(folder):
-    for label in ("a|b", "a;b", "['a', 'b']", "[1, 0]", "a,b", "b/a"):
+    for label in ("a|b", "a;b", "['a', 'b']", "[1, 0]", "a,b", "b/a", "a and b", "b#a", "a + b"):
         with pytest.raises(DataError, match=r"row 3: .* list of several .* multi-label") as caught:
             load(folder, labelled("a", label, "a", "b", "a", "b", label, "b"))
         assert f"'{label}'" in str(caught.value)
@@ -142,6 +142,14 @@ def test_one_hot_columns_are_named(folder, fifth, word):
         with pytest.raises(DataError, match=word) as caught:
             load(folder, rows, head=f"{path},split,MEL,NV,age")
         assert "'MEL', 'NV' hold 0 and 1" in str(caught.value)
+
+
+def test_one_hot_columns_beside_labels_are_noted(folder):
+    rows = [[*row, str(i % 2), str(int(i < 3))] for i, row in enumerate(labelled(*"abababab"))]
+    dataset, _ = load(folder, rows, head="path,label,split,MEL,NV")
+    (note,) = [note for note in dataset.notes if "'MEL', 'NV'" in note]
+    assert "1 rows have several" in note
+    assert "'label'" in note
 
 
 def test_findings_with_blanks_and_words_are_named(folder):

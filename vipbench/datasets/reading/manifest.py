@@ -68,7 +68,8 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
             raise DataError(f"{header_where}: the column '{wanted}' is there {times} times")
         if not times and (column in ("path", "label") or column in columns):
             labelled = columns.get("label", "label") in names
-            told = "" if labelled else one_hot(names, [row for _, row in cells])
+            flags = None if labelled else one_hot(names, [row for _, row in cells])
+            told = "" if flags is None else flags.refusal()
             raise DataError(
                 f"{header_where}: no column '{wanted}' for the {column}; the columns are "
                 f"{listed(names, 20)}. {told}A card '{path.with_suffix('.yaml').name}' can say "
@@ -108,7 +109,13 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
                 value(row, "sha256") or None,
             )
         )
-    return _one_spelling(entries, named, columns, places["split"] is not None)
+    unread = [name if i not in places.values() else "" for i, name in enumerate(names)]
+    flags = one_hot(unread, [row for _, row in cells])
+    manifest = _one_spelling(entries, named, columns, places["split"] is not None)
+    if flags is None:
+        return manifest
+    note = flags.beside(columns.get("label", "label"))
+    return replace(manifest, notes=(*manifest.notes, note))
 
 
 def _one_spelling(
@@ -167,9 +174,39 @@ def _one_spelling(
     )
 
 
-def one_hot(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A sentence on columns that hold 0 and 1 (or true and false, blank cells and the -1 of an
-    uncertain finding among them), one for each class; "" where there are fewer than two."""
+@dataclass(frozen=True)
+class OneHot:
+    """Columns that hold 0 and 1, one for each class or finding. several: rows with more than one
+    1."""
+
+    columns: list[str]
+    several: int
+
+    def refusal(self) -> str:
+        """A sentence for a table that has no column with labels."""
+        told = f"The columns {self._named()} hold 0 and 1, one for each class (one-hot labels)"
+        if self.several:
+            return (
+                f"{told}, and {self.several} rows have several: the set is multi-label; expected "
+                "one class for each image. "
+            )
+        return f"{told}: write the name of the class that has the 1 into one column. "
+
+    def beside(self, label: str) -> str:
+        """A note for a table whose labels are in the column `label`."""
+        several = f" ({self.several} rows have several)" if self.several else ""
+        return (
+            f"the columns {self._named()} hold 0 and 1{several} and are not read: each image has "
+            f"the one class that the column '{label}' gives it"
+        )
+
+    def _named(self) -> str:
+        return listed(self.columns, 20)
+
+
+def one_hot(names: Sequence[str], rows: Sequence[Sequence[str]]) -> OneHot | None:
+    """Columns that hold 0 and 1 (or true and false, blank cells and the -1 of an uncertain finding
+    among them); None where there are fewer than two. Columns without a name are passed over."""
 
     def value(cell: str) -> str | None:
         word = clean(cell).casefold()
@@ -181,16 +218,9 @@ def one_hot(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         if name and {"0", "1"} <= {value(row[place]) for row in rows} <= {"0", "1", "-1"}
     ]
     if len(columns) < 2:
-        return ""
+        return None
     several = sum(sum(value(row[place]) == "1" for place in columns) > 1 for row in rows)
-    told = (
-        f"The columns {listed((names[place] for place in columns), 20)} hold 0 and 1, one for each "
-        "class (one-hot labels)"
-    )
-    if several:
-        told += f", and {several} rows have several: the set is multi-label; expected one class"
-        return f"{told} for each image. "
-    return f"{told}: write the name of the class that has the 1 into one column. "
+    return OneHot([names[place] for place in columns], several)
 
 
 def classes_of(entries: Sequence[Entry]) -> list[str]:

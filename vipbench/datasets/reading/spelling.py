@@ -18,7 +18,9 @@ _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
 # What people add to a split's name: train_set, images-test, Training Data.
 _FILLERS = r"(?:sets?|data|datasets?|splits?|images?|imgs?|pictures|pics|files?|folders?|samples)"
 # What stands for an empty cell: pandas' own list, in any case.
-_MISSING = {"", "nan", "-nan", "none", "null", "na", "n/a", "<na>", "#na", "#n/a", "nat"}
+_MISSING = {"", "nan", "-nan", "none", "null", "na", "n/a", "n.a.", "<na>", "#na", "#n/a", "nat"}
+# What else people put where they have nothing: -, --, ?, ??, …
+_NOTHING = re.compile(r"[-‐-―−?._]+")
 # Characters without a width of their own beside those of category Cf.
 _INVISIBLE = {"\u034f", "\u115f", "\u1160", "\u2800", *map(chr, range(0xFE00, 0xFE10))}
 _LOOK_ALIKES = str.maketrans(
@@ -28,7 +30,7 @@ _LOOK_ALIKES = str.maketrans(
 _DECIMAL = re.compile(r"[+-]?\d+(?:[.,]0*|\.\d+)?", re.ASCII)
 _POWER = re.compile(r"[+-]?\d(?:\.\d+)?[eE]\+?\d\d?", re.ASCII)
 _VECTOR = re.compile(r"[01](?:\.0*)?(?:[\s,;|]+[01](?:\.0*)?)+", re.ASCII)
-_MARKS = re.compile(r"[,/+&]")
+_MARKS = re.compile(r"[,/\\+&#:~]|\s(?:and|or|with|plus|und|et|y|e)\s", re.IGNORECASE)
 
 
 def split_of(text: str) -> str | None:
@@ -66,8 +68,9 @@ def alike(first: str, second: str) -> str:
 
 
 def missing(text: str) -> bool:
-    """Whether a cell is empty, or says that it is (`nan`, `None`, `N/A`, ...)."""
-    return clean(text).casefold() in _MISSING
+    """Whether a cell is empty, or says that it is (`nan`, `None`, `N/A`, `-`, `?`, ...)."""
+    word = clean(text).casefold()
+    return word in _MISSING or _NOTHING.fullmatch(word) is not None
 
 
 def number(text: str) -> str | None:
@@ -148,8 +151,9 @@ def label_list(text: str) -> list[str] | None:
 
 
 def label_lists(labels: Collection[str]) -> dict[str, list[str]]:
-    """The labels that are lists -> their parts. Commas, slashes, plus and ampersand separate only
-    where all parts are labels of their own, or stand in another order in a second label."""
+    """The labels that are lists -> their parts. Commas, slashes, `+ & # : ~` and a word for "and"
+    separate only where all parts are labels of their own, or stand in another order in a second
+    label."""
     found = {label: parts for label in labels if (parts := label_list(label)) is not None}
     single = {skeleton(label) for label in labels}
     orders: dict[tuple[str, ...], list[str]] = {}
