@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import warm
 from vipbench import trust
 
 # Before anything imports torch: tests share the machine, also with their own worker processes,
@@ -20,6 +21,7 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 # Tests load plugins that they wrote; processes that they start are asked, as a user is.
 trust.allow_everything()
+warm.install()
 
 settings.register_profile("ci", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")

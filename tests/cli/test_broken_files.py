@@ -51,8 +51,8 @@ def test_an_output_folder_that_is_moved_during_a_run(toy: Path, tmp_path: Path) 
     env = {**os.environ, "PYTHONPATH": str(REPO), "TOY_PIDS": str(tmp_path / "pids")}
     run = [
         *(sys.executable, "-m", "vipbench", "run", "--plugins-dir", str(toy / "plugins")),
-        *("--methods", "slow[seconds=1]", "--datasets", f"npz:{toy / 'toy.npz'}", "--views"),
-        *("none", "--backbones", "tiny-clip", "--shots", "1", "--seeds", "1-30", "--out", out),
+        *("--methods", "slow[seconds=0.5]", "--datasets", f"npz:{toy / 'toy.npz'}", "--views"),
+        *("none", "--backbones", "tiny-clip", "--shots", "1", "--seeds", "1-12", "--out", out),
     ]
     process = subprocess.Popen(
         list(map(str, run)), env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True

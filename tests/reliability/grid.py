@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests import warm
 from vipbench.results import Predictions, Record
 from vipbench.results.store.store import Store
 
@@ -110,13 +111,8 @@ def start(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=_listen,
+        preexec_fn=warm.listen,
     )
-
-
-def _listen() -> None:
-    # Who runs the tests in the background has SIGINT ignored, and a child would inherit that.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import warm
 from tests.reliability import grid
 
 ROWS = [
@@ -32,7 +33,10 @@ def repeat(data: Path, rows: list[str], times: int, seeds: int) -> None:
         order, out = rows[:], data / f"out-{turn}"
         rng.shuffle(order)
         # Every second run has a cache of its own, which is empty; of the others the first fills it.
-        env = {"VIPBENCH_CACHE": str(data / f"features-{turn}")} if turn % 2 else {}
+        # New interpreters: each has another hash seed, and so another order of sets.
+        env = {warm.COLD: "1"}
+        if turn % 2:
+            env["VIPBENCH_CACHE"] = str(data / f"features-{turn}")
         # Every third run trains each cell alone, a seed at a time and in any order.
         looped = turn % 3 == 2
         alone = [str(seed) for seed in range(1, seeds + 1)]
