@@ -89,14 +89,17 @@ def test_every_method_and_hyperparameter_is_documented() -> None:
         text = re.sub(r"\s+", " ", section)
         shown = dict(re.findall(r"`(\w+)=([^`]*)`", text))
         fields = {f.name: f.default for f in dataclasses.fields(method.HParams)}
-        assert fields.keys() <= shown.keys(), f"docs/methods.md, section '{name}'"
+        assert shown.keys() == fields.keys(), f"docs/methods.md, section '{name}'"
         for field, default in fields.items():
-            written = f"`{field}={default!r}`"
-            if field not in common:
-                written += RANGES[range_text(hparam_ranges(method)[field])]
-            else:
-                assert common[field] == RANGES[range_text(hparam_ranges(method)[field])]
-            assert written in text, f"docs/methods.md, section '{name}': {written}"
+            limit = RANGES[range_text(hparam_ranges(method)[field])]
+            if field in common:  # its range stands in the common table alone
+                assert common[field] == limit
+                limit = ""
+            written = (
+                re.escape(f"`{field}={default!r}`") + "( ≥[\\d.]+| >[\\d.]+|, 0 to (?:below )?1)?"
+            )
+            found_limits = {m[1] or "" for m in re.finditer(written, text)}
+            assert limit in found_limits <= {"", limit}, f"section '{name}': `{field}={default!r}`"
 
 
 def test_every_dataset_is_documented() -> None:

@@ -99,7 +99,7 @@ class Warm(Cold):  # type: ignore[type-arg]
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more
             )
             return
-        told = {
+        request = {
             "words": words,
             "env": environ,
             "cwd": os.path.abspath(os.fsdecode(cwd or ".")),  # noqa: PTH100 - resolves no link
@@ -109,7 +109,7 @@ class Warm(Cold):  # type: ignore[type-arg]
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        self.pid = start(told, [fd if fd != -1 else i for i, fd in enumerate(given)])
+        self.pid = start(request, [fd if fd != -1 else i for i, fd in enumerate(given)])
         self._child_created = True
         for mine, theirs in ((p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread)):
             if theirs != -1:  # else the caller's own
@@ -148,8 +148,8 @@ def _starter(env: Mapping[str, str]) -> Start | None:
         atexit.register(_end, early)
     server = _servers[early][0]
 
-    def ask(told: dict[str, Any], fds: Sequence[int]) -> int:
-        socket.send_fds(server, [json.dumps(told).encode()], fds)
+    def ask(request: dict[str, Any], fds: Sequence[int]) -> int:
+        socket.send_fds(server, [json.dumps(request).encode()], fds)
         return int(server.recv(64))
 
     return ask
@@ -208,17 +208,17 @@ def _forget() -> None:
         del sys.modules[name]
 
 
-def _fork(told: dict[str, Any], fds: Sequence[int]) -> int:
+def _fork(request: dict[str, Any], fds: Sequence[int]) -> int:
     """In a warm process: a child of it that has none of its state."""
     gc.collect()
     pid = os.fork()
     if pid == 0:
         gc.freeze()
-        _become(told, fds, [p for p in sys.path if p not in (str(REPO), str(Path.cwd()))])
+        _become(request, fds, [p for p in sys.path if p not in (str(REPO), str(Path.cwd()))])
     return pid
 
 
-def _become(told: dict[str, Any], fds: Sequence[int], paths: list[str]) -> NoReturn:
+def _become(request: dict[str, Any], fds: Sequence[int], paths: list[str]) -> NoReturn:
     """Be the Python that was asked for, to its end."""
     global _own
     status = 1
@@ -228,7 +228,7 @@ def _become(told: dict[str, Any], fds: Sequence[int], paths: list[str]) -> NoRet
         for number, fd in enumerate(high):
             os.dup2(fd, number)
         os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
-        if told["session"]:
+        if request["session"]:
             os.setsid()
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
@@ -243,9 +243,9 @@ def _become(told: dict[str, Any], fds: Sequence[int], paths: list[str]) -> NoRet
         weakref.finalize._registry.clear()  # type: ignore[attr-defined]
         if (util := sys.modules.get("multiprocessing.util")) is not None:
             atexit.register(util._exit_function)
-        os.chdir(told["cwd"])
+        os.chdir(request["cwd"])
         os.environ.clear()
-        os.environ.update(told["env"])
+        os.environ.update(request["env"])
         _own = _early(os.environ)
         plain = bool(os.environ.get("PYTHONUNBUFFERED"))
         kept = {"encoding": sys.__stdout__.encoding if sys.__stdout__ else "utf-8"}
@@ -263,7 +263,7 @@ def _become(told: dict[str, Any], fds: Sequence[int], paths: list[str]) -> NoRet
         sys.path[:] = [str(REPO), *paths]
         sys.path_importer_cache.clear()
         importlib.invalidate_caches()
-        status = _status(told["words"])
+        status = _status(request["words"])
     except BaseException:
         traceback.print_exc()
     finally:

@@ -69,10 +69,10 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
         if not times and (column in ("path", "label") or column in columns):
             labelled = columns.get("label", "label") in names
             flags = None if labelled else one_hot(names, [row for _, row in cells])
-            told = "" if flags is None else flags.refusal()
+            one_hots = "" if flags is None else flags.refusal()
             raise DataError(
                 f"{header_where}: no column '{wanted}' for the {column}; the columns are "
-                f"{listed(names, 20)}. {told}A card '{path.with_suffix('.yaml').name}' can say "
+                f"{listed(names, 20)}. {one_hots}A card '{path.with_suffix('.yaml').name}' can say "
                 f"what they are called: `columns: {{{column}: NAME}}`"
             )
         places[column] = names.index(wanted) if times else None
@@ -184,13 +184,13 @@ class OneHot:
 
     def refusal(self) -> str:
         """A sentence for a table that has no column with labels."""
-        told = f"The columns {self._named()} hold 0 and 1, one for each class (one-hot labels)"
+        start = f"The columns {self._named()} hold 0 and 1, one for each class (one-hot labels)"
         if self.several:
             return (
-                f"{told}, and {self.several} rows have several: the set is multi-label; expected "
+                f"{start}, and {self.several} rows have several: the set is multi-label; expected "
                 "one class for each image. "
             )
-        return f"{told}: write the name of the class that has the 1 into one column. "
+        return f"{start}: write the name of the class that has the 1 into one column. "
 
     def beside(self, label: str) -> str:
         """A note for a table whose labels are in the column `label`."""
