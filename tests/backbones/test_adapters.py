@@ -120,12 +120,18 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", CASES)
 @torch.no_grad()
-def test_adapters_are_applied_as_peft_does(kind: str, base: Path, tmp_path: Path) -> None:
+def test_adapters_are_applied_as_peft_does(
+    kind: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = dict(CASES[kind])
     names = settings.pop("names", (Q, FC))
     alone, relative = settings.pop("alone", False), settings.pop("relative", False)
     file = settings.pop("file", "")
     folder = tmp_path / "adapter"
+    if relative:  # beside the working directory lies another folder of the base's name
+        (tmp_path / "work" / "here").mkdir(parents=True)
+        (tmp_path / "work" / "base").mkdir()
+        monkeypatch.chdir(tmp_path / "work" / "here")
     if alone:
         where = shutil.copytree(base, tmp_path / "base") if relative else base
         settings["base_model_name_or_path"] = "../base" if relative else str(where)

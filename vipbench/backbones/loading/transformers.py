@@ -386,10 +386,12 @@ def _base_of(folder: Path) -> Path | str | None:
     if not path.is_file():
         return None
     named = str(read_json(path).get("base_model_name_or_path") or "")
-    found = next((p for p in (Path(named).expanduser(), folder / named) if p.is_dir()), None)
+    # Another folder of that name may lie in the working directory: only a model counts.
+    places = (Path(named).expanduser(), folder / named)
+    found = next((p for p in places if (p / "config.json").is_file()), None)
     if named and found is None and named.count("/") == 1 and not named.startswith((".", "~", "/")):
         return named
-    if not named or found is None or not (found / "config.json").is_file():
+    if not named or found is None:
         raise UsageError(
             f"the folder {folder} holds an adapter alone, and the base model that it names "
             f"('{named}') is not there; put the base model's files into the folder, or state "
