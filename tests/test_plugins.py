@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from vipbench import methods
 from vipbench.errors import UsageError
 from vipbench.plugins import files
 from vipbench.plugins.registry import load_registry
@@ -25,6 +27,7 @@ class Same(api.Method):
     name = "{name}"
     kind = "TF"
     uses_support = False
+    bibtex = "@misc{{same}}"
 
     def forward(self, x):
         return torch.zeros(len(x), self.task.n_classes)
@@ -53,6 +56,21 @@ def test_builtins_register_through_the_same_hooks() -> None:
     assert {"tiny-clip", "openclip"} <= set(registry.backbones)
     assert {"synthderm", "npz", "folder"} <= set(registry.datasets)
     assert all(found.plugin.builtin for found in registry.methods.values())
+
+
+def test_the_citations_of_builtins_are_in_one_file_by_name(tmp_path: Path) -> None:
+    text = Path(methods.__path__[0], "methods.bib").read_text(encoding="utf-8")
+    named = [name for line in re.findall(r"^% (.*)$", text, re.M) for name in line.split(", ")]
+    builtin = load_registry().methods
+    assert sorted(named) == sorted(set(builtin) - {"supervised"})  # no paper
+    for name, found in builtin.items():
+        entry = found.target.bibtex
+        assert entry.count("@") == entry.count("\n@") + (name in named), name
+        assert entry.count("{") == entry.count("}"), name
+    assert builtin["coop"].target.bibtex.startswith("@article{zhou2022learning,")
+    # A plugin gives its own.
+    write(tmp_path, "same.py", METHOD.format(name="same"))
+    assert load_registry(tmp_path).methods["same"].target.bibtex == "@misc{same}"
 
 
 def test_single_file(tmp_path: Path) -> None:

@@ -33,14 +33,6 @@ class BayesCoOp(api.Method):
     year = 2023
     cost = "hours"
     pads = True
-    bibtex = """@inproceedings{derakhshani2023bayesian,
-  title = {Bayesian Prompt Learning for Image-Language Model Generalization},
-  author = {Derakhshani, Mohammad Mahdi and Sanchez, Enrique and Bulat, Adrian and
-            {Guilherme Turrisi da Costa}, Victor and Snoek, Cees G. M. and
-            Tzimiropoulos, Georgios and Martinez, Brais},
-  booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
-  year = {2023},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

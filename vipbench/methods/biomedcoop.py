@@ -38,12 +38,6 @@ class BiomedCoOp(api.Method):
     revision = 2
     needs = frozenset({"text", "descriptions"})
     pads = True
-    bibtex = """@inproceedings{koleilat2025biomedcoop,
-  title = {{BiomedCoOp}: Learning to Prompt for Biomedical Vision-Language Models},
-  author = {Koleilat, Taha and Asgariandehkordi, Hojat and Rivaz, Hassan and Xiao, Yiming},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2025},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -32,12 +32,6 @@ class CLAP(api.Method):
     year = 2024
     cost = "seconds"
     pads = True
-    bibtex = """@inproceedings{silva2024closer,
-  title = {A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models},
-  author = {Silva-Rodr{\\'i}guez, Julio and Hajimiri, Sina and {Ben Ayed}, Ismail and Dolz, Jose},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2024},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

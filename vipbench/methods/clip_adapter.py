@@ -25,13 +25,6 @@ class CLIPAdapter(api.Method):
     paper = "Gao et al., CLIP-Adapter: Better Vision-Language Models with Feature Adapters"
     year = 2021
     cost = "seconds"
-    bibtex = """@article{gao2024clip,
-  title = {{CLIP-Adapter}: Better Vision-Language Models with Feature Adapters},
-  author = {Gao, Peng and Geng, Shijie and Zhang, Renrui and Ma, Teli and Fang, Rongyao and
-            Zhang, Yongfeng and Li, Hongsheng and Qiao, Yu},
-  journal = {International Journal of Computer Vision},
-  year = {2024},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

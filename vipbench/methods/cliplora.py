@@ -31,11 +31,6 @@ class CLIPLoRA(api.Method):
     kind = "FT"
     paper = "Zanella and Ben Ayed, Low-Rank Few-Shot Adaptation of Vision-Language Models"
     year = 2024
-    bibtex = """\
-@inproceedings{zanella2024cliplora,
-  title={Low-Rank Few-Shot Adaptation of Vision-Language Models},
-  author={Zanella, Maxime and Ben Ayed, Ismail},
-  booktitle={CVPR Workshops}, year={2024}}"""
     revision = 2
     inputs = "images"
     needs = frozenset({"text", "vit"})

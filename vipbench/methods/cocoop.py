@@ -26,12 +26,6 @@ class CoCoOp(api.Method):
     paper = "Zhou et al., Conditional Prompt Learning for Vision-Language Models"
     year = 2022
     cost = "hours"
-    bibtex = """@inproceedings{zhou2022conditional,
-  title = {Conditional Prompt Learning for Vision-Language Models},
-  author = {Zhou, Kaiyang and Yang, Jingkang and Loy, Chen Change and Liu, Ziwei},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2022},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -26,12 +26,6 @@ class CoOp(api.Method):
     paper = "Zhou et al., Learning to Prompt for Vision-Language Models"
     year = 2022
     cost = "minutes"
-    bibtex = """@article{zhou2022learning,
-  title = {Learning to Prompt for Vision-Language Models},
-  author = {Zhou, Kaiyang and Yang, Jingkang and Loy, Chen Change and Liu, Ziwei},
-  journal = {International Journal of Computer Vision},
-  year = {2022},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

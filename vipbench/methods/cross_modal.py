@@ -43,12 +43,6 @@ class CrossModal(api.Method):
     year = 2023
     cost = "seconds"
     published = api.Published(validation="min(k,4)", selection="best_val")
-    bibtex = """@inproceedings{lin2023multimodality,
-  title = {Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning with Multimodal Models},
-  author = {Lin, Zhiqiu and Yu, Samuel and Kuang, Zhiyi and Pathak, Deepak and Ramanan, Deva},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2023},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -26,13 +26,6 @@ class CuPL(api.Method):
     cost = "seconds"
     needs = frozenset({"text", "descriptions"})
     uses_support = False
-    bibtex = """@inproceedings{pratt2023what,
-  title = {What Does a Platypus Look Like? Generating Customized Prompts for Zero-Shot Image
-           Classification},
-  author = {Pratt, Sarah and Covert, Ian and Liu, Rosanne and Farhadi, Ali},
-  booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
-  year = {2023},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -32,13 +32,6 @@ class GDA(api.Method):
     year = 2024
     cost = "seconds"
     published = api.Published(validation="full")
-    bibtex = """@inproceedings{wang2024hard,
-  title = {A Hard-to-Beat Baseline for Training-free {CLIP}-based Adaptation},
-  author = {Wang, Zhengbo and Liang, Jian and Sheng, Lijun and He, Ran and Wang, Zilei and
-            Tan, Tieniu},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year = {2024},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -26,12 +26,6 @@ class KgCoOp(api.Method):
     paper = "Yao et al., Visual-Language Prompt Tuning with Knowledge-guided Context Optimization"
     year = 2023
     pads = True
-    bibtex = """@inproceedings{yao2023visual,
-  title = {Visual-Language Prompt Tuning with Knowledge-guided Context Optimization},
-  author = {Yao, Hantao and Zhang, Rui and Xu, Changsheng},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2023},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

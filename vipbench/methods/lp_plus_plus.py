@@ -36,13 +36,6 @@ class LPPlusPlus(api.Method):
     year = 2024
     cost = "seconds"
     published = api.Published(validation="min(k,4)", selection="best_val")
-    bibtex = """@inproceedings{huang2024lp,
-  title = {{LP++}: A Surprisingly Strong Linear Probe for Few-Shot {CLIP}},
-  author = {Huang, Yunshi and Shakeri, Fereshteh and Dolz, Jose and Boudiaf, Malik and
-            Bahig, Houda and {Ben Ayed}, Ismail},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2024},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

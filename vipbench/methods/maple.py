@@ -27,12 +27,6 @@ class MaPLe(api.Method):
     kind = "MM"
     paper = "Khattak et al., MaPLe: Multi-modal Prompt Learning"
     year = 2023
-    bibtex = """\
-@inproceedings{khattak2023maple,
-  title={{MaPLe}: Multi-modal Prompt Learning},
-  author={Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman
-    and Khan, Fahad Shahbaz},
-  booktitle={CVPR}, year={2023}}"""
     inputs = "images"
     needs = frozenset({"text", "vit"})
 

@@ -29,12 +29,6 @@ class NCM(api.Method):
     year = 2013
     cost = "seconds"
     needs = frozenset()
-    bibtex = """@article{mensink2013distance,
-  title = {Distance-Based Image Classification: Generalizing to New Classes at Near-Zero Cost},
-  author = {Mensink, Thomas and Verbeek, Jakob and Perronnin, Florent and Csurka, Gabriela},
-  journal = {IEEE Transactions on Pattern Analysis and Machine Intelligence},
-  year = {2013},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -30,12 +30,6 @@ class ProGrad(api.Method):
     year = 2023
     revision = 2
     pads = True
-    bibtex = """@inproceedings{zhu2023prompt,
-  title = {Prompt-aligned Gradient for Prompt Tuning},
-  author = {Zhu, Beier and Niu, Yulei and Han, Yucheng and Wu, Yue and Zhang, Hanwang},
-  booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
-  year = {2023},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

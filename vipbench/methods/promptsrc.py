@@ -60,12 +60,6 @@ class PromptSRC(api.Method):
     kind = "MM"
     paper = "Khattak et al., Self-regulating Prompts: Foundational Model Adaptation"
     year = 2023
-    bibtex = """\
-@inproceedings{khattak2023promptsrc,
-  title={Self-regulating Prompts: Foundational Model Adaptation without Forgetting},
-  author={Khattak, Muhammad Uzair and Wasim, Syed Talal and Naseer, Muzammal and Khan, Salman
-    and Yang, Ming-Hsuan and Khan, Fahad Shahbaz},
-  booktitle={ICCV}, year={2023}}"""
     inputs = "images"
     needs = frozenset({"text", "vit"})
     pads = True

@@ -29,13 +29,6 @@ class SSTextPlus(api.Method):
     )
     year = 2025
     cost = "seconds"
-    bibtex = """@inproceedings{silva2025fewshot,
-  title = {Few-Shot, Now for Real: Medical {VLMs} Adaptation without Balanced Sets or Validation},
-  author = {Silva-Rodr{\\'i}guez, Julio and Shakeri, Fereshteh and Bahig, Houda and Dolz, Jose and
-            {Ben Ayed}, Ismail},
-  booktitle = {Medical Image Computing and Computer Assisted Intervention (MICCAI)},
-  year = {2025},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -26,12 +26,6 @@ class SymptomsMean(api.Method):
     paper = "Menon and Vondrick, Visual Classification via Description from Large Language Models"
     year = 2023
     cost = "seconds"
-    bibtex = """@inproceedings{menon2023visual,
-  title = {Visual Classification via Description from Large Language Models},
-  author = {Menon, Sachit and Vondrick, Carl},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year = {2023},
-}"""
     needs = frozenset({"symptoms"})
     uses_support = False
 

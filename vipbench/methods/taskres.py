@@ -27,12 +27,6 @@ class TaskRes(api.Method):
     paper = "Yu et al., Task Residual for Tuning Vision-Language Models"
     year = 2023
     cost = "seconds"
-    bibtex = """@inproceedings{yu2023task,
-  title = {Task Residual for Tuning Vision-Language Models},
-  author = {Yu, Tao and Lu, Zhihe and Jin, Xin and Chen, Zhibo and Wang, Xinchao},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2023},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -29,13 +29,6 @@ class TipAdapter(api.Method):
     year = 2022
     cost = "seconds"
     published = api.Published(validation="full")
-    bibtex = """@inproceedings{zhang2022tip,
-  title = {Tip-Adapter: Training-free Adaption of {CLIP} for Few-shot Classification},
-  author = {Zhang, Renrui and Zhang, Wei and Fang, Rongyao and Gao, Peng and Li, Kunchang and
-            Dai, Jifeng and Qiao, Yu and Li, Hongsheng},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  year = {2022},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -31,12 +31,6 @@ class TransCLIP(api.Method):
     cost = "seconds"
     needs = frozenset({"text", "test_images"})
     uses_support = False
-    bibtex = """@inproceedings{zanella2024boosting,
-  title = {Boosting Vision-Language Models with Transduction},
-  author = {Zanella, Maxime and G{\\'e}rin, Beno{\\^i}t and {Ben Ayed}, Ismail},
-  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
-  year = {2024},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

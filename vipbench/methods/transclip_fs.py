@@ -35,12 +35,6 @@ class TransCLIPFS(api.Method):
     cost = "seconds"
     needs = frozenset({"text", "test_images"})
     published = api.Published(validation="min(k,4)")
-    bibtex = """@inproceedings{zanella2024boosting,
-  title = {Boosting Vision-Language Models with Transduction},
-  author = {Zanella, Maxime and G{\\'e}rin, Beno{\\^i}t and {Ben Ayed}, Ismail},
-  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
-  year = {2024},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

@@ -30,12 +30,6 @@ class ViP(api.Method):
     paper = "Fang et al., Aligning Medical Images with General Knowledge from Large Language Models"
     year = 2024
     cost = "minutes"
-    bibtex = """@inproceedings{fang2024aligning,
-  title = {Aligning Medical Images with General Knowledge from Large Language Models},
-  author = {Fang, Xiao and Lin, Yi and Zhang, Dong and Cheng, Kwang-Ting and Chen, Hao},
-  booktitle = {Medical Image Computing and Computer Assisted Intervention (MICCAI)},
-  year = {2024},
-}"""
     needs = frozenset({"symptoms"})
     published = api.Published(validation="full", selection="best_val")
 

@@ -28,12 +28,6 @@ class VPT(api.Method):
     kind = "MM"
     paper = "Jia et al., Visual Prompt Tuning"
     year = 2022
-    bibtex = """\
-@inproceedings{jia2022vpt,
-  title={Visual Prompt Tuning},
-  author={Jia, Menglin and Tang, Luming and Chen, Bor-Chun and Cardie, Claire and Belongie, Serge
-    and Hariharan, Bharath and Lim, Ser-Nam},
-  booktitle={ECCV}, year={2022}}"""
     inputs = "images"
     needs = frozenset({"text", "vit"})
 

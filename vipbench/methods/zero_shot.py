@@ -20,14 +20,6 @@ class ZeroShot(api.Method):
     paper = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision"
     year = 2021
     cost = "seconds"
-    bibtex = """@inproceedings{radford2021learning,
-  title = {Learning Transferable Visual Models From Natural Language Supervision},
-  author = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and
-            Goh, Gabriel and Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and
-            Mishkin, Pamela and Clark, Jack and Krueger, Gretchen and Sutskever, Ilya},
-  booktitle = {International Conference on Machine Learning (ICML)},
-  year = {2021},
-}"""
     uses_support = False
 
     @dataclass(frozen=True)

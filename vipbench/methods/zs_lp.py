@@ -27,12 +27,6 @@ class ZSLP(api.Method):
     )
     year = 2024
     cost = "seconds"
-    bibtex = """@inproceedings{silva2024closer,
-  title = {A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models},
-  author = {Silva-Rodr{\\'i}guez, Julio and Hajimiri, Sina and {Ben Ayed}, Ismail and Dolz, Jose},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2024},
-}"""
 
     @dataclass(frozen=True)
     class HParams(api.HParams):

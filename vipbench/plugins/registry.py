@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -220,7 +222,17 @@ def _register_method(registry: Registry, plugin: Plugin, method: type[Method]) -
             raise UsageError(f"{where}: {method.__name__} lacks the class attribute '{attribute}'")
     if not issubclass(method.HParams, HParams):
         raise UsageError(f"{where}: {method.__name__}.HParams must subclass vipbench.api.HParams")
+    if plugin.builtin:
+        method.bibtex = _builtin_bibtex().get(method.name, "")
     _store(registry, Registered("method", method.name, plugin, method, _first_line(method)))
+
+
+@cache
+def _builtin_bibtex() -> dict[str, str]:
+    """Built-in method -> its BibTeX entry, from methods/methods.bib."""
+    text = resources.files("vipbench").joinpath("methods", "methods.bib").read_text("utf-8")
+    parts = (part.partition("\n") for part in re.split(r"^% ", text, flags=re.MULTILINE)[1:])
+    return {name: entry.strip() for names, _, entry in parts for name in names.split(", ")}
 
 
 def _register_factory(
