@@ -73,6 +73,12 @@ def test_the_recorded_figures_of_tip_adapter_f(
     method.prepare(support)
     close(method.keys, golden["init/adapter.weight"], 1e-6)
     close(scores(method, golden["test_features"]), golden["logits_init"])
+    close(scores(method, golden["test_features"]), golden["logits_tip"])
+    constants = float(method.beta), float(method.alpha)
+    method.finish(dataclasses.replace(support, val=validation(golden)))
+    close([float(method.beta), float(method.alpha)], golden["search_tip_beta_alpha"], 1e-6)
+    method.beta.fill_(constants[0])
+    method.alpha.fill_(constants[1])
     padded = [np.pad(rows, (0, -len(rows) % batch), mode="edge") for rows in golden["epoch_order"]]
     rows = np.concatenate([order.reshape(-1, batch) for order in padded])
     cell = train(method, recipe, support, rows, monkeypatch)
