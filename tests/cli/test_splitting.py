@@ -12,6 +12,8 @@ from subprocess import CompletedProcess
 import numpy as np
 from PIL import Image
 
+from vipbench.cli.commands.dataset import write_split
+
 Cli = Callable[..., "CompletedProcess[str]"]
 
 
@@ -74,3 +76,21 @@ def test_a_folder_s_split_can_be_written_down_and_wrong_ratios_are_named(
         ["class", "train", "val", "test"], ["a", "6", "2", "2"], ["b", "6", "2", "2"]
     ]  # fmt: skip
     assert f"use it as csv:{tmp_path / 'x' / 'split.csv'}" in done.stdout
+
+
+def test_a_split_depends_on_content_alone(tmp_path: Path) -> None:
+    """With other names, other patients' names and another order, every image goes where it went."""
+
+    def split(folder: Path, name: str, patient: str, step: int) -> dict[bytes, str]:
+        names = [f"{name}{i}.png" for i in range(40)]
+        write_images(folder, names)
+        rows = [f"{n},{'ab'[i // 3 % 2]},{patient}{-i // 3}" for i, n in enumerate(names)]
+        table = folder / "t.csv"
+        table.write_text("path,label,group\n" + "\n".join(rows[::step]))
+        write_split(f"csv:{table}")
+        with (folder / "t-split.csv").open() as file:
+            return {(folder / r["path"]).read_bytes(): r["split"] for r in csv.DictReader(file)}
+
+    one = split(tmp_path / "one", "x", "p", 1)
+    assert one == split(tmp_path / "two", "renamed", "other", -1)
+    assert set(one.values()) == {"train", "val", "test"}

@@ -72,6 +72,24 @@ def test_val_is_taken_from_train_by_whole_groups(folder):
     assert len(splits["val"]) + len(splits["train"]) == 24
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_names_and_order_have_no_say_in_the_val_that_is_taken(folder, grouped):
+    def taken(stem: str, group: str, step: int) -> set[str]:
+        rows = []
+        for i in range(1, 25):
+            name = f"a/{stem}{i}.png"
+            if not (folder / name).exists():
+                (folder / f"a/{i}.png").rename(folder / name)
+            rows.append(f"{name},{'NV' if i % 2 else 'mel'},train,{group}{-i // 3}")
+        rows += ["a/25.png,NV,test,q", "a/26.png,mel,test,r"]
+        text = "path,label,split,group\n" + "\n".join(rows[::step])
+        splits = load(folder, text if grouped else text.replace(",group\n", ",other\n", 1))[1]
+        assert (splits["val"].groups is not None) == grouped
+        return set(splits["val"].digests)
+
+    assert taken("", "p", 1) == taken("renamed", "other", -1)
+
+
 def test_no_split_column_names_the_command(folder):
     text = "path,label,group\na/1.png,NV,p\na/2.png,mel,q\n"
     with pytest.raises(UsageError) as caught:

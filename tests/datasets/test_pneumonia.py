@@ -46,6 +46,18 @@ def test_the_published_layout(tmp_path, make_images, place):
     assert names == sorted(names[:54]) + sorted(names[54:])
 
 
+def test_the_val_that_is_taken_depends_on_no_name(tmp_path, make_images):
+    def taken() -> set[str]:
+        return set(load(tmp_path)[1]["val"].digests)
+
+    published(make_images, tmp_path)
+    before = taken()
+    for image in (tmp_path / "train").rglob("*.jpeg"):
+        kind, patient, number = image.stem.split("-")
+        image.rename(image.with_name(f"{kind}-{9999 - int(patient)}-{number}.jpeg"))
+    assert taken() == before
+
+
 def test_the_mirror_keeps_its_val(tmp_path, make_images):
     for split, patients in (("train", "12"), ("val", "3"), ("test", "1")):
         for p in patients:

@@ -69,7 +69,7 @@ class CsvDataset(Dataset):
         rows, files = locate(image_folders(path, card, self.image_root), rows)
         _check_digests(entries, {row.where: files[row.path] for n in SPLITS for row in rows[n]})
         if not rows["val"]:
-            rows, self.caption = take_val(rows, found)
+            rows, self.caption = take_val(rows, found, files)
         self.notes = manifest.notes
         card.apply(self)
         return make_splits(rows, files)

@@ -36,6 +36,7 @@ class PneumoniaDataset(Dataset):
     templates = ("a chest X-ray of {}.",)
     licence = "CC BY 4.0"
     sharing = "allowed"
+    revision = 2
     citation = (
         "Kermany D, Zhang K, Goldbaum M. Labeled Optical Coherence Tomography (OCT) and Chest "
         "X-Ray Images for Classification. Mendeley Data, V3 (2018), doi 10.17632/rscbjbr9sj.3."
@@ -53,12 +54,12 @@ class PneumoniaDataset(Dataset):
             base, rows = self._split_file(base)
         else:
             rows = read_class_folders(base, FOLDERS)
-        rows = with_groups(rows, _patients(rows))
+        rows, files = locate(ImageFolders([base]), with_groups(rows, _patients(rows)))
         notes = []
         if not rows["val"]:
-            rows, note = take_val(rows, self.class_names)
+            rows, note = take_val(rows, self.class_names, files)
             notes = [note]
-        splits = make_splits(*locate(ImageFolders([base]), ordered(rows)))
+        splits = make_splits(ordered(rows), files)
         self.caption = " ".join([*notes, counts_note(splits, (4710, 522, 624))]).strip()
         return splits
 

@@ -14,11 +14,10 @@ from vipbench.cli.exit_codes import OK
 from vipbench.datasets.csv_manifest import card_of, image_folders
 from vipbench.datasets.folder import class_folders, split_folders
 from vipbench.datasets.reading.card import Card, find_card
-from vipbench.datasets.reading.draw_split import draw_split
 from vipbench.datasets.reading.image_files import PassedOver
 from vipbench.datasets.reading.manifest import Entry, classes_of, read_manifest
 from vipbench.datasets.reading.paths import find_source, visible_folders
-from vipbench.datasets.reading.rows import Row, locate
+from vipbench.datasets.reading.rows import Row, draw_rows, locate
 from vipbench.errors import UsageError
 from vipbench.files import replacing, write
 from vipbench.runspec.values import path_flags
@@ -91,7 +90,8 @@ def write_split(
     out: Path | None = None,
     images: Path | None = None,
 ) -> WrittenSplit:
-    """Draw a stratified split of `csv:PATH` or `folder:PATH` and write it beside the data.
+    """Draw a stratified split of `csv:PATH` or `folder:PATH` by its images' content, and write it
+    beside the data.
 
     group: the column with patient or lesion ids; no group is in two splits. out: the manifest
     to write, in the folder of the data; by default `STEM-split.csv`, or `split.csv` in the
@@ -102,11 +102,11 @@ def write_split(
     kind, _, argument = source.partition(":")
     if kind == "csv" and argument:
         path = find_source(argument, root, "manifest")
-        card, entries, notes = _from_manifest(path, group, images)
+        card, entries, files, notes = _from_manifest(path, group, images)
         base, default = path.parent, path.with_name(f"{path.stem}-split.csv")
     elif kind == "folder" and argument:
         base = find_source(argument, root, "folder")
-        card, entries, notes = _from_folder(base, group, images)
+        card, entries, files, notes = _from_folder(base, group, images)
         default = base / "split.csv"
     else:
         raise UsageError(f"'{source}' cannot be split; expected csv:PATH or folder:PATH")
@@ -120,9 +120,11 @@ def write_split(
     classes = classes_of(entries)
     card.display_names(classes)
     labels = [classes.index(entry.label) for entry in entries]
-    grouped = any(entry.group is not None for entry in entries)
-    groups = [entry.group or entry.path for entry in entries] if grouped else None
-    drawn = draw_split(labels, [e.path for e in entries], classes, ratios, seed, groups)
+    rows = [
+        Row(entry.path, label, entry.where, entry.group)
+        for entry, label in zip(entries, labels, strict=True)
+    ]
+    drawn = draw_rows(rows, classes, files, ratios, seed)
     named = [replace(entries[i], split=name) for name in SPLITS for i in drawn[name]]
     _write(target, named)
     if card.path.suffix in (".yaml", ".yml"):
@@ -131,10 +133,13 @@ def write_split(
     counts = {name: [0, 0, 0] for name in classes}
     for i, label in enumerate(labels):
         counts[classes[label]][places[i]] += 1
-    return WrittenSplit(target, counts, len(set(groups)) if groups else None, notes)
+    grouped = any(entry.group is not None for entry in entries)
+    groups = len({entry.group or entry.path for entry in entries}) if grouped else None
+    return WrittenSplit(target, counts, groups, notes)
 
 
-_Found = tuple[Card, list[Entry], Sequence[str]]
+# The card, the rows, the file of each row's path, and notes.
+_Found = tuple[Card, list[Entry], dict[str, Path], Sequence[str]]
 
 
 def _from_manifest(path: Path, group: str | None, images: Path | None) -> _Found:
@@ -143,8 +148,9 @@ def _from_manifest(path: Path, group: str | None, images: Path | None) -> _Found
     if manifest.has_split:
         raise UsageError(f"manifest '{path}' has a split already; take the column out to draw anew")
     rows = [Row(entry.path, 0, entry.where) for entry in manifest.entries]
-    locate(image_folders(path, card, images), {"train": rows, "val": [], "test": []})
-    return card, manifest.entries, manifest.notes
+    found, named = locate(image_folders(path, card, images), {"train": rows, "val": [], "test": []})
+    files = {row.path: named[place.path] for row, place in zip(rows, found["train"], strict=True)}
+    return card, manifest.entries, files, manifest.notes
 
 
 def _from_folder(path: Path, group: str | None, images: Path | None) -> _Found:
@@ -159,14 +165,15 @@ def _from_folder(path: Path, group: str | None, images: Path | None) -> _Found:
     if split_folders(path, folders, card.named(), trusted)[0]:
         raise UsageError(f"'{path}' has a split already: its folders train and test")
     passed = PassedOver(path)
-    found, (files, labels), notes = class_folders(path, path, folders, trusted, passed)
+    found, (listed_images, labels), notes = class_folders(path, path, folders, trusted, passed)
     entries = [
         Entry(
             f"folder '{path}'", image.relative_to(path).as_posix(), found[label], None, None, None
         )
-        for image, label in zip(files, labels, strict=True)
+        for image, label in zip(listed_images, labels, strict=True)
     ]
-    return card, entries, [*notes, *passed.notes()]
+    files = {entry.path: image for entry, image in zip(entries, listed_images, strict=True)}
+    return card, entries, files, [*notes, *passed.notes()]
 
 
 def _write(path: Path, entries: Sequence[Entry]) -> None:

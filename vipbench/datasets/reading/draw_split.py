@@ -1,7 +1,7 @@
 """Drawing a train/val/test split where the data has none. No global random state.
 
-An image's place depends on its name, its class's other names and the seed alone: not on the
-platform, the order of the files, or numpy's version.
+An image's place depends on its id, its class's other ids and the seed alone: not on the
+platform, the order of the files, or numpy's version. The ids are digests of the images' content.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vipbench.api.dataset import SPLITS, DataError, Split
-from vipbench.datasets.reading.draw_split import draw_split
+from vipbench.datasets.reading.draw_split import Indices, draw_split
 from vipbench.datasets.reading.image_folders import ImageFolders
 from vipbench.datasets.reading.paths import listed
+from vipbench.images import digest_image
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,37 @@ def make_splits(rows: Rows, files: Mapping[str, Path]) -> dict[str, Split]:
 
 
 def take_val(
-    rows: Rows, class_names: Sequence[str], seed: int = 1
+    rows: Rows, class_names: Sequence[str], files: Mapping[str, Path], seed: int = 1
 ) -> tuple[dict[str, list[Row]], str]:
     """Take a tenth of train as val, stratified, whole groups where there are groups; and the
-    sentence that says so."""
+    sentence that says so. files: those of the rows' paths, as `locate` gives them."""
     train = list(rows["train"])
-    grouped = any(row.group is not None for row in train)
-    drawn = draw_split(
-        [row.label for row in train],
-        [row.path for row in train],
-        class_names,
-        (9, 1, 0),
-        seed,
-        [row.group or row.path for row in train] if grouped else None,
-    )
+    drawn = draw_rows(train, class_names, files, (9, 1, 0), seed)
     taken = {name: [train[i] for i in drawn[name]] for name in ("train", "val")}
-    how = "whole groups" if grouped else "stratified"
+    how = "whole groups" if any(row.group is not None for row in train) else "stratified"
     note = f"A tenth of train taken as val by vipbench, {how}, seed {seed}."
     return {**taken, "test": list(rows["test"])}, note
+
+
+def draw_rows(
+    rows: Sequence[Row],
+    class_names: Sequence[str],
+    files: Mapping[str, Path],
+    ratios: tuple[float, float, float],
+    seed: int,
+) -> dict[str, Indices]:
+    """`draw_split` of rows by their images' content, as support sets are drawn: an image is known
+    by its digest, a group by the smallest of its images'. Names and order have no say."""
+    digests = [digest_image(files[row.path]) for row in rows]
+    groups: list[str] | None = None
+    if any(row.group is not None for row in rows):
+        named = [row.group or row.path for row in rows]
+        smallest: dict[str, str] = {}
+        for group, digest in zip(named, digests, strict=True):
+            smallest[group] = min(digest, smallest.get(group, digest))
+        groups = [smallest[group] for group in named]
+    labels = [row.label for row in rows]
+    return draw_split(labels, digests, class_names, ratios, seed, groups)
 
 
 def with_groups(rows: Rows, groups: Mapping[str, str]) -> dict[str, list[Row]]:
