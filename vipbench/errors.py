@@ -1,4 +1,4 @@
-"""Errors that the command line turns into one clear message. No torch here."""
+"""Errors that the command line turns into one clear message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files written whole, and never through a link that somebody left in the folder. No torch here."""
+"""Files written whole, and never through a link that somebody left in the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hooks that a vipbench plugin implements (pluggy). No torch here.
+"""The hooks that a vipbench plugin implements (pluggy).
 
 A plugin is a module with functions marked `@vipbench.hookimpl`:
 

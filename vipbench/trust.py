@@ -3,7 +3,6 @@
 Code that a file brings (plugins of a folder, code in a model's repository) runs only where the
 SHA-256 of each of its files is trusted. The digests that are trusted are kept in one file of the
 user. Only the command line's own process asks and keeps; its worker processes get what it allowed.
-No torch here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the engine trains a method: what the record keeps of it, too. No torch here."""
+"""How the engine trains a method: what the record keeps of it, too."""
 
 from __future__ import annotations
 

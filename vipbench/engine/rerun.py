@@ -1,4 +1,4 @@
-"""Making stored cells again, and how close what comes out is. No torch here."""
+"""Making stored cells again, and how close what comes out is."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Trial 1 of every method is its settings as given; the others are drawn from the ranges that its
 HParams name (`tunes`), by a Halton sequence, so that more trials only add to fewer. Trials are
 ordinary cells that are scored on validation images (`RunSpec.score_on`); inside a trial no method
-sees those images, so that each of them has the same number of looks at them. No torch here.
+sees those images, so that each of them has the same number of looks at them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Files that data and models need: what they are, where they lie, and how they are brought.
 
-No torch here, and no connection but by `Needed.fetch`.
+Only `Needed.fetch` opens connections.
 """
 
 from __future__ import annotations

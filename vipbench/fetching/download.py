@@ -1,5 +1,5 @@
 """One file over HTTP: continued where an earlier attempt broke off, checked by its digest, put in
-its place whole or not at all. No torch here."""
+its place whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Files of the Hugging Face Hub, in its own cache, so that every program finds them there.
 
 The Hub's client begins a broken download anew; here the file itself comes through `download`, and
-the client, which then finds it among the cache's blobs, does the rest. No torch here.
+the client, which then finds it among the cache's blobs, does the rest.
 """
 
 from __future__ import annotations

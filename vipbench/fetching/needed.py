@@ -1,4 +1,4 @@
-"""What must lie on the disk before data or a model can be used. No torch here."""
+"""What must lie on the disk before data or a model can be used."""
 
 from __future__ import annotations
 

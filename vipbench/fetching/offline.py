@@ -1,4 +1,4 @@
-"""`--offline`: no connection is opened, whoever tries. No torch here."""
+"""`--offline`: no connection is opened, whoever tries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading one image, whatever a dataset holds it as. No torch here."""
+"""Reading one image, whatever a dataset holds it as."""
 
 from vipbench.images.depth import PixelRange, StoredAs
 from vipbench.images.errors import ImageChangedError, ImageError

@@ -1,4 +1,4 @@
-"""Records, their store, metrics and tables. No torch here."""
+"""Records, their store, metrics and tables."""
 
 from __future__ import annotations
 

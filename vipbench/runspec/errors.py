@@ -1,4 +1,4 @@
-"""What pydantic says of a RunSpec's values, as one line for a person. No torch here."""
+"""What pydantic says of a RunSpec's values, as one line for a person."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The rows of a run: methods with their hyperparameters, as a flag or a suite gives them. No torch
-here."""
+"""The rows of a run: methods with their hyperparameters, as a flag or a suite gives them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a run leaves in its folder besides table.md: the tables and figures that a suite names.
-
-No torch here.
-"""
+"""What a run leaves in its folder besides table.md: the tables and figures that a suite names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `protocol` of a run: what is trained, and on what it is tested. No torch here."""
+"""The `protocol` of a run: what is trained, and on what it is tested."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What one run is: the grid of methods, datasets, backbones, shots and seeds, and its protocol.
 
-The command line's flags and a YAML suite describe the same `RunSpec`. No torch here.
+The command line's flags and a YAML suite describe the same `RunSpec`.
 """
 
 from __future__ import annotations

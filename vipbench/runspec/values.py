@@ -1,7 +1,7 @@
 """The values of a RunSpec: what a flag or a suite may say, and what it means.
 
 Every function takes a value as the command line (text) or YAML gives it and returns the checked
-form, or raises UsageError saying what was expected. No torch here.
+form, or raises UsageError saying what was expected.
 """
 
 from __future__ import annotations

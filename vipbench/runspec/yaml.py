@@ -1,4 +1,4 @@
-"""Reading and writing YAML that strangers may have written. No torch here.
+"""Reading and writing YAML that strangers may have written.
 
 Tags that build objects are refused, as are duplicate keys, recursive or exploding aliases and
 oversized files; every value's line is kept, so that an error can name it. Scalars follow YAML

@@ -1,4 +1,4 @@
-"""Symptom sets: per class, what a person would look for in an image. No torch here.
+"""Symptom sets: per class, what a person would look for in an image.
 
 Sets shipped with vipbench lie in `data/`, one file per dataset, in the wording of vipbench's
 authors; users bring their own as JSON files.

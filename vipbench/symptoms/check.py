@@ -1,4 +1,4 @@
-"""What a careful reader would ask of a symptom set. No torch here."""
+"""What a careful reader would ask of a symptom set."""
 
 from __future__ import annotations
 

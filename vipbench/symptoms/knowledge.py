@@ -3,7 +3,7 @@
 `out-of-domain` deals out descriptions of birds, vehicles, food, …; `useless` true statements that
 tell no class from another; `incorrect` turns key words of each symptom into their antonyms by a
 shipped word list, and a symptom without such a word into its denial. Every class keeps as many
-texts as it had. Nothing is drawn at random. No torch here.
+texts as it had. Nothing is drawn at random.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a text holds a class name. No torch here."""
+"""Whether a text holds a class name."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from vipbench.errors import UsageError
 from vipbench.results.records.recompute import disagreements, key_problems
 from vipbench.results.records.record import Record, sha256
 from vipbench.results.store.lock import StoreError
-from vipbench.results.store.rows import describe, told_sha256
+from vipbench.results.store.rows import describe, parameters_sha256
 from vipbench.results.store.store import FILE, Store
 from vipbench.runspec.run import SUITE_NAME, RunSpec
 
@@ -94,8 +94,8 @@ def _check(store: Store) -> int:
                 wrong.append(f"{_place(record)}: {'; '.join(problems)}")
         data = store.parameters(record.key, number)
         if data is not None:
-            learned += sha256(data) == told_sha256(record)
-        elif told_sha256(record) is not None:
+            learned += sha256(data) == parameters_sha256(record)
+        elif parameters_sha256(record) is not None:
             gone += 1
     failed = sum(not record.ok for record, _ in results)
     print(f"records: {len(results):,}, schema and hashes whole, {failed:,} of them failed cells")

@@ -2,7 +2,7 @@
 
 A users' plugin may change anything of the process that has loaded it, also what is planned there.
 So where there are plugins, what is built in is planned without them, in a second process beside.
-A run that names nothing but what is built in imports no installed plugin at all. No torch here.
+A run that names nothing but what is built in imports no installed plugin at all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The workers of one run: they take groups of cells from one queue, whoever is free the next.
 
 One loop in the driver's process watches them all. A worker that ends, hangs or takes too much
-memory costs the cells that it was at and is replaced; the others go on. No torch here.
+memory costs the cells that it was at and is replaced; the others go on.
 
 A users' plugin may change anything of the process that has loaded it. So a worker has a company,
 the plugins that it loads, and is given those cells alone that run the code of all of these and of

@@ -1,4 +1,4 @@
-"""A worker process as its driver sees it. No torch here.
+"""A worker process as its driver sees it.
 
 Its events come through a pipe that is read when something has arrived (`receive`), so that one
 thread can watch any number of workers (see `crew`).

@@ -1,4 +1,4 @@
-"""Comparisons of one method with others, corrected together. No torch here.
+"""Comparisons of one method with others, corrected together.
 
 What is compared, and over which population, is documented in docs/statistics.md.
 """
@@ -118,8 +118,8 @@ def compare(
     for b, metric in asked:
         maker.compare(a, b, metric)
     if not maker.claims:
-        told = "; ".join(dict.fromkeys(maker.refused)) or "the methods meet nowhere"
-        raise StatsError(f"nothing can be compared: {told}")
+        reasons = "; ".join(dict.fromkeys(maker.refused)) or "the methods meet nowhere"
+        raise StatsError(f"nothing can be compared: {reasons}")
     corrected = stats.holm([claim.p for claim in maker.claims])
     claims = [
         replace(claim, p_corrected=p) for claim, p in zip(maker.claims, corrected, strict=True)
@@ -242,19 +242,19 @@ def _mcnemar(joint: Joint, r: int) -> Pair:
 
 def _notes(cells: Cells) -> list[str]:
     done = cells.done()
-    notes = [f"{told}." for told in (*older_words(cells, ""), *outdated_words(cells))]
-    notes += [f"{told}." for told in shared_words(cells)]
+    notes = [f"{sentence}." for sentence in (*older_words(cells, ""), *outdated_words(cells))]
+    notes += [f"{sentence}." for sentence in shared_words(cells)]
     for name, values in spread((cell.method, protocol(record)) for cell, record in done).items():
-        told = "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
-        notes.append(f"The methods differ in {name}: {told}.")
+        differing = "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
+        notes.append(f"The methods differ in {name}: {differing}.")
     for name, values in spread((cell.method, versions(record)) for cell, record in done).items():
         notes.append(f"Records differ in {name}: {' and '.join(values)}.")
-    for apart, told in (
+    for apart, predicate in (
         ("transductive", "sees all test images at once (transductive)"),
         ("views", "scores several views of each test image"),
     ):
         if seen := {cell.method for cell, record in done if record.apart == apart}:
-            notes.append(f"{' and '.join(sorted(seen))} {told}.")
+            notes.append(f"{' and '.join(sorted(seen))} {predicate}.")
     saw = {cell.method: n for cell, r in done if (n := r.texts_saw_more) is not None}
     for method, n in saw.items():
         notes.append(

@@ -1,4 +1,4 @@
-"""Claims as sentences for a paper. No torch here."""
+"""Claims as sentences for a paper."""
 
 from __future__ import annotations
 
@@ -108,12 +108,12 @@ def _n(claim: Claim) -> str:
 
 
 def _pairs(claim: Claim) -> str:
-    told = [
+    pairs = [
         f"seed {pair.seed}: {pair.only_a} images right by {claim.a} alone, {pair.only_b} by "
         f"{claim.b} alone" + ("" if pair.p is None else f", McNemar mid-{_p(pair.p)}")
         for pair in claim.pairs
     ]
-    return "; ".join(told)
+    return "; ".join(pairs)
 
 
 def _text(found: Claims) -> str:

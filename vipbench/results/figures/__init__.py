@@ -1,4 +1,4 @@
-"""Figures from records, as PDF, SVG or PNG. No torch here."""
+"""Figures from records, as PDF, SVG or PNG."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Bars with intervals: methods side by side, and kinds of knowledge side by side (Figures 2-I and 3
-of ViP, arXiv 2409.00341). No torch here.
+of ViP, arXiv 2409.00341).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def bars(table: Table, groups: Sequence[Group], lines: Sequence[str] = ()) -> Fi
     for axis in axes[:: min(2, len(axes))]:
         axis.set_ylabel(text(metric_title(metric)) + unit)
     marked = [f"{label}{table.marks(label)}" for label in (*lines, *majority)]
-    legend_below(figure, _handles(kinds, marked), _told(table))
+    legend_below(figure, _handles(kinds, marked), _interval_words(table))
     return figure
 
 
@@ -142,11 +142,11 @@ def _panel(
                 axis.plot([x, x], [low, high], color="black", linewidth=0.9, zorder=3,
                           marker="_", markersize=4)  # fmt: skip
                 end = max(high, height)
-            told = f"{height:.{table.decimals}f}" + ("" if entry.saw is None else "†")
+            words = f"{height:.{table.decimals}f}" + ("" if entry.saw is None else "†")
             # Where a group has several rows its name cannot be marked.
-            told += "§" if kind and label in table.older else ""
+            words += "§" if kind and label in table.older else ""
             axis.annotate(
-                told, (x, end), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
+                words, (x, end), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
                 fontsize=5.5, bbox=PAPER, zorder=2.5,
             )  # fmt: skip
             top = max(top, end)
@@ -201,7 +201,7 @@ def _light(colour: str) -> tuple[float, float, float]:
     return (0.45 * red + 0.55, 0.45 * green + 0.55, 0.45 * blue + 0.55)
 
 
-def _told(table: Table) -> str:
+def _interval_words(table: Table) -> str:
     bounds = (entry_bounds(table, e) for line in table.entries for e in line)
     if table.spread not in BAND or all(b is None for b in bounds):
         return ""

@@ -1,4 +1,4 @@
-"""A metric against shots. No torch here."""
+"""A metric against shots."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def curves(table: Table) -> Figure:
 
 def _spread_shown(table: Table) -> str:
     bounds = (entry_bounds(table, e) for line in table.entries for e in line)
-    told = f"band: {BAND[table.spread]}" if table.spread in BAND else ""
-    return told if any(b is not None for b in bounds) else ""
+    caption = f"band: {BAND[table.spread]}" if table.spread in BAND else ""
+    return caption if any(b is not None for b in bounds) else ""
 
 
 def entry_bounds(table: Table, entry: Entry) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""From cells to a figure, its caption and its file. No torch here."""
+"""From cells to a figure, its caption and its file."""
 
 from __future__ import annotations
 
@@ -154,12 +154,12 @@ def _panels(kind: str, cells: Cells, load: Load) -> tuple[Figure, str]:
             f"with --methods, --datasets or --backbones"
         )
     datasets = and_(list(dict.fromkeys(d for d, _ in found)))
-    runs_told = (
+    run_words = (
         f"n = {' or '.join(map(str, sorted(n)))} seeds, a single run without training images"
     )
-    start = f"On {datasets}, {shot_words(shots)} ({runs_told}): "
+    start = f"On {datasets}, {shot_words(shots)} ({run_words}): "
     if kind == "confusion":
-        figure, told = (
+        figure, caption = (
             confusion(panels),
             (
                 "share (%) of each true class's test images predicted as each class, the mean over "
@@ -167,14 +167,14 @@ def _panels(kind: str, cells: Cells, load: Load) -> tuple[Figure, str]:
             ),
         )
     else:
-        figure, told = (
+        figure, caption = (
             reliability(panels),
             (
                 f"accuracy of the test images in each of {ECE_BINS} bins of confidence, all seeds "
                 "together; orange: the gap to perfect calibration; ECE is the mean over seeds."
             ),
         )
-    return figure, start + told + _code_words(cells)
+    return figure, start + caption + _code_words(cells)
 
 
 def _marked(method: str, cells: Cells) -> str:
@@ -182,7 +182,7 @@ def _marked(method: str, cells: Cells) -> str:
 
 
 def _code_words(cells: Cells) -> str:
-    return "".join(f" {told}." for told in (*older_words(cells), *outdated_words(cells)))
+    return "".join(f" {sentence}." for sentence in (*older_words(cells), *outdated_words(cells)))
 
 
 def _ranks(cells: Cells, load: Load, metric: str) -> tuple[Figure, str]:

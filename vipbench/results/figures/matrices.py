@@ -1,4 +1,4 @@
-"""Confusion matrices and reliability diagrams, a panel a method and dataset. No torch here."""
+"""Confusion matrices and reliability diagrams, a panel a method and dataset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_PANELS = 24
 
 @dataclass(frozen=True)
 class Panel:
-    """One method at one place: its runs, one a seed, with what they said of every test image."""
+    """One method at one place: its runs, one a seed, with the scores of every test image."""
 
     title: str
     runs: tuple[tuple[Record, Predictions], ...]
@@ -158,7 +158,7 @@ def _reliability(axis: Axes, panel: Panel) -> None:
     )
     ece = np.mean([record.metrics["ece"] for record, _ in panel.runs])
     n, seeds = len(panel.runs[0][1].labels), len(panel.runs)
-    told = f"ECE {100 * ece:.1f} %\n{n} images × {seeds} run{'s' * (seeds != 1)}"
-    axis.text(0.04, 0.96, told, transform=axis.transAxes, va="top", fontsize=6)
+    legend = f"ECE {100 * ece:.1f} %\n{n} images × {seeds} run{'s' * (seeds != 1)}"
+    axis.text(0.04, 0.96, legend, transform=axis.transAxes, va="top", fontsize=6)
     axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axis.set_title(textwrap.fill(text(panel.title, 80), 26))

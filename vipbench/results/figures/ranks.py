@@ -1,4 +1,4 @@
-"""Critical-difference diagrams. No torch here."""
+"""Critical-difference diagrams."""
 
 from __future__ import annotations
 

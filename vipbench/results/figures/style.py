@@ -1,5 +1,4 @@
-"""What all figures share: sizes, colours that colour-blind readers can tell apart, text. No torch
-here.
+"""What all figures share: sizes, colours that colour-blind readers can tell apart, text.
 
 Every line also has a marker and a dash pattern of its own, so that a figure can be read in grey. A
 figure is made as an object, never through pyplot, whose figures are global state.

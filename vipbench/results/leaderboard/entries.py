@@ -1,4 +1,4 @@
-"""A leaderboard as data: entries with intervals, and ranks that share places. No torch here.
+"""A leaderboard as data: entries with intervals, and ranks that share places.
 
 An entry is a row's mean over its seeds on one dataset, with one backbone, at one number of shots.
 Ranks: docs/leaderboard.md has the rule.
@@ -44,7 +44,7 @@ class Entry:
     """One line. records: the finished cells, by seed. expected: how many seeds were asked for.
     failed: the failed cells. disputed: results of one key that differ, all of them.
     bounds, ranks: by metric, where there are any; rules: what a metric's rank rests on, PAIRED
-    tests or intervals that lie APART. notes: what has to be said. older: whether the entry is of
+    tests or intervals that lie APART. notes: remarks. older: whether the entry is of
     older code than others."""
 
     records: list[Record]
@@ -71,8 +71,8 @@ class Entry:
     def section(self) -> Section:
         """Where the entry stands: what saw the test images, or whose texts saw more labelled images
         than its shots, is apart."""
-        told = self.first.protocol
-        if "test" in re.split(r"[^a-z]+", f"{told.selection} {told.validation}".lower()):
+        protocol = self.first.protocol
+        if "test" in re.split(r"[^a-z]+", f"{protocol.selection} {protocol.validation}".lower()):
             return "test-selected"
         if self.first.apart:
             return self.first.apart
@@ -126,8 +126,8 @@ def _grouped(found: Gathered) -> Iterable[Entry]:
         c = record.cell
         place = [c.backbone, c.dataset, c.method, str(c.shots)]
         same = settings.settings(record) | code.code(record)
-        told = json.dumps([place, same], sort_keys=True)
-        return entries.setdefault(told, Entry([]))
+        key = json.dumps([place, same], sort_keys=True)
+        return entries.setdefault(key, Entry([]))
 
     for record in sorted(found.records, key=lambda r: r.cell.seed):
         (entry(record).records if record.ok else entry(record).failed).append(record)
@@ -184,8 +184,8 @@ def _resample(entry: Entry, found: Gathered) -> bool:
     predictions = found.predictions(entry.first.key) if flat else None
     if predictions is None:
         return False
-    told = image_bounds(predictions, entry.first.data.class_names, flat)
-    for name, new in told.items():
+    bounds = image_bounds(predictions, entry.first.data.class_names, flat)
+    for name, new in bounds.items():
         entry.bounds[name] = replace(entry.bounds[name], low=new.low, high=new.high, of=new.of)
     return True
 
@@ -195,11 +195,11 @@ def _tested(rivals: Sequence[Entry], found: Gathered) -> dict[str, list[int]]:
     stack = stacked([entry.records for entry in rivals], found.predictions)
     if stack is None:
         return {}
-    told = paired_ranks(stack, [m for m in SHOWN if all(m in e.bounds for e in rivals)])
-    for metric, places in told.items():
+    ranks = paired_ranks(stack, [m for m in SHOWN if all(m in e.bounds for e in rivals)])
+    for metric, places in ranks.items():
         for entry, place in zip(rivals, places, strict=True):
             entry.ranks[metric], entry.rules[metric] = place, PAIRED
-    return told
+    return ranks
 
 
 def _rank(rivals: Sequence[Entry], tested: Container[str]) -> None:
@@ -216,9 +216,9 @@ def _rank(rivals: Sequence[Entry], tested: Container[str]) -> None:
 
 
 def _note_protocols(rivals: Sequence[Entry]) -> None:
-    told = [settings.protocol(entry.first) for entry in rivals]
-    usual, _ = Counter(json.dumps(t, sort_keys=True) for t in told).most_common(1)[0]
-    for entry, mine in zip(rivals, told, strict=True):
+    protocols = [settings.protocol(entry.first) for entry in rivals]
+    usual, _ = Counter(json.dumps(t, sort_keys=True) for t in protocols).most_common(1)[0]
+    for entry, mine in zip(rivals, protocols, strict=True):
         differs = settings.differences([json.loads(usual), mine])
         if differs:
             entry.notes.append(
@@ -228,8 +228,8 @@ def _note_protocols(rivals: Sequence[Entry]) -> None:
 
 def _notes(entry: Entry) -> list[str]:
     notes = list(dict.fromkeys(note for record in entry.records for note in record.notes))
-    told = settings.spread((str(r.cell.seed), settings.versions(r)) for r in entry.records)
-    for name, values in told.items():
+    spreads = settings.spread((str(r.cell.seed), settings.versions(r)) for r in entry.records)
+    for name, values in spreads.items():
         notes.append(f"its seeds were not all made with the same {name}: {' | '.join(values)}")
     if entry.disputed:
         notes.append("submissions of the same cell differ: no number until one is chosen")

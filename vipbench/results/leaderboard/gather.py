@@ -1,4 +1,4 @@
-"""The records of one or several output folders, taken together. No torch here."""
+"""The records of one or several output folders, taken together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vipbench.results.store.submissions import agree, fingerprint
 class Gathered:
     """records: one of every key that is not in dispute. disputed: key -> the results of it that
     differ, within a folder or between folders. plan: the cells that were asked for, each once.
-    predictions: what a record of `records` said of every test image. outdated: records of rows
+    predictions: the scores of every test image of a record of `records`. outdated: records of rows
     that are of other code by now in their folder, which are in neither."""
 
     records: list[Record] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The leaderboard as one self-contained page. No torch here.
+"""The leaderboard as one self-contained page.
 
 The page holds its data as JSON, its style and its script; a content security policy lets it load
 nothing else and run no other script.
@@ -86,11 +86,11 @@ class _Pool:
     _places: dict[str, int] = field(default_factory=dict)
 
     def place(self, value: Any) -> int:
-        told = json.dumps(value, sort_keys=True)
-        if told not in self._places:
-            self._places[told] = len(self.items)
+        text = json.dumps(value, sort_keys=True)
+        if text not in self._places:
+            self._places[text] = len(self.items)
             self.items.append(value)
-        return self._places[told]
+        return self._places[text]
 
 
 def page_data(entries: Sequence[Entry]) -> dict[str, Any]:

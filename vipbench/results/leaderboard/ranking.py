@@ -67,10 +67,10 @@ def image_bounds(
     for metric in metrics:
         try:
             values, reps = replicates(metric, tests, [predictions.scores], draws=1000)
-            told = images_interval(values, reps, tests.n_groups)
+            interval = images_interval(values, reps, tests.n_groups)
         except StatsError:
             continue
-        found[metric] = Bounds(told.estimate, 1, None, told.low, told.high, "images")
+        found[metric] = Bounds(interval.estimate, 1, None, interval.low, interval.high, "images")
     return found
 
 
@@ -110,7 +110,7 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Stack:
-    """What M entries said of the same N test images on the same R support sets: scores[m][r] is
+    """Scores of M entries on the same N test images on the same R support sets: scores[m][r] is
     (N,C)."""
 
     tests: TestSet

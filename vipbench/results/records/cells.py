@@ -75,11 +75,11 @@ def cells_of(
         if other.key == cell.key:
             continue
         pair = [by_key.get(c.key or "") for c in (other, cell)]
-        told = differences([settings(r) | versions.code(r) for r in pair if r is not None])
+        changes = differences([settings(r) | versions.code(r) for r in pair if r is not None])
         raise TableError(
             f"{cell.method} on {cell.dataset}, {cell.backbone}, shots {cell.shots}, seed "
             f"{cell.seed} is there twice, under different settings: "
-            f"{'; '.join(told) or 'which ones the records do not tell'}. Show one output folder, "
+            f"{'; '.join(changes) or 'the records do not state which'}. Show one output folder, "
             f"or give the variants labels of their own (in a suite: name: …, label: …)"
         )
     if not slots:
@@ -106,7 +106,7 @@ def check_comparable(cells: Cells, metrics: Sequence[str]) -> None:
     for (dataset, backbone), group in places.items():
         where = f"{dataset}, {backbone}"
         require_equal(group, [benchmark(r) for r in group], where)
-        told = [found for r in group if (found := revisions(r, metrics))]
-        for name in dict.fromkeys(name for found in told for name in found):
+        found_revisions = [found for r in group if (found := revisions(r, metrics))]
+        for name in dict.fromkeys(name for found in found_revisions for name in found):
             # A record from before a metric was added has no number to mix, and no revision.
-            require_equal(group, [{name: f[name]} for f in told if name in f], where)
+            require_equal(group, [{name: f[name]} for f in found_revisions if name in f], where)

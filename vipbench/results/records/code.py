@@ -1,8 +1,8 @@
-"""Which code made a record, and which records are of older code than others. No torch here.
+"""Which code made a record, and which records are of older code than others.
 
-Code is told by a cell's key: the digest of a plugin's files, and the revisions that vipbench raises
-when its own numbers change. A row is of one code: that of its record made last. Its other records
-count as not yet run.
+Code is identified by parts of a cell's key: the digest of a plugin's files, and the revisions that
+vipbench raises when its own numbers change. A row is of one code: that of its record made last. Its
+other records count as not yet run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vipbench.results.records.record import Record
 _END = (".revision", ".code")
 # What all cells of a row share; other code depends on the dataset or the backbone.
 _OF_THE_ROW = ("method.", "engine.", "sampler.")
-# What every cell has: a record that lacks one was made before that part could be told.
+# What every cell has: a record that lacks one is older than the part.
 _OF_ALL = ("reader.revision", "features.revision")
 Scope = tuple[str, ...]
 
@@ -30,7 +30,7 @@ def code(record: Record) -> dict[str, Any]:
         found = dict.fromkeys(_OF_ALL) | found
     found.setdefault("method.revision", method.get("revision"))
     if "method.code" not in found:
-        # Code of vipbench itself is told by its revisions.
+        # Code of vipbench itself is identified by its revisions.
         own = method.get("plugin") == "vipbench"
         found["method.code"] = None if own else method.get("file_sha256")
     return found
@@ -63,8 +63,8 @@ def older(records: Sequence[Record], cells: Iterable[PlanCell]) -> dict[str, dic
     the last record made: of the same plugin's file, or of the same parts of vipbench."""
     cells = list(cells)
     last = newest(records, cells)
-    told = ((record.cell.method, older_parts(record, last)) for record in _by_age(records, cells))
-    return {label: parts for label, parts in told if parts}
+    found = ((record.cell.method, older_parts(record, last)) for record in _by_age(records, cells))
+    return {label: parts for label, parts in found if parts}
 
 
 def newest(records: Iterable[Record], cells: Iterable[PlanCell]) -> dict[Scope, Any]:
@@ -75,7 +75,7 @@ def newest(records: Iterable[Record], cells: Iterable[PlanCell]) -> dict[Scope, 
 def older_parts(record: Record, last: Mapping[Scope, Any]) -> dict[str, str]:
     """Name of the code -> what is older in words, of what the record has other than `newest`."""
     return {
-        name: _told(record, name, value, last[scope])
+        name: _version_words(record, name, value, last[scope])
         for scope, name, value in _owners(record)
         if last.get(scope, value) != value
     }
@@ -122,7 +122,7 @@ def _owners(record: Record) -> Iterator[tuple[Scope, str, Any]]:
             yield (name, c.dataset, c.backbone), name, value
 
 
-def _told(record: Record, name: str, value: Any, now: Any) -> str:
+def _version_words(record: Record, name: str, value: Any, now: Any) -> str:
     if name != "method.code":
         return f"{name} {value or 'unknown'}, now {now}"
     method = record.provenance["method"]

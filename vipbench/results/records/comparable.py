@@ -1,4 +1,4 @@
-"""What must agree between records before their numbers stand side by side. No torch here."""
+"""What must agree between records before their numbers stand side by side."""
 
 from __future__ import annotations
 
@@ -97,11 +97,11 @@ def versions(record: Record) -> dict[str, Any]:
 
 def require_equal(records: Sequence[Record], many: Sequence[dict[str, Any]], where: str) -> None:
     """Raise TableError, saying what differs, where the records' settings `many` are not equal."""
-    told = differences(many)
-    if told:
+    changed = differences(many)
+    if changed:
         keys = ", ".join(sorted({record.key[:12] for record in records})[:4])
         raise TableError(
-            f"{where}: records with different settings cannot share a table: {'; '.join(told)} "
+            f"{where}: records with different settings cannot share a table: {'; '.join(changed)} "
             f"(records {keys}…). Give the variants labels of their own (in a suite: name: …, "
             f"label: …), or run them into another output folder (--out)"
         )
@@ -109,12 +109,12 @@ def require_equal(records: Sequence[Record], many: Sequence[dict[str, Any]], whe
 
 def differences(many: Sequence[dict[str, Any]]) -> list[str]:
     """`name: value | value` of every name whose values are not all equal."""
-    told = []
+    lines = []
     for name in dict.fromkeys(name for one in many for name in one):
         values = dict.fromkeys(_key(one.get(name)) for one in many)
         if len(values) > 1:
-            told.append(f"{name}: {' | '.join(map(_show, values))}")
-    return told
+            lines.append(f"{name}: {' | '.join(map(_show, values))}")
+    return lines
 
 
 def spread(pairs: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""Records and predictions as CSV files. No torch here."""
+"""Records and predictions as CSV files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cells that were asked for, which tell a table what is still missing. No torch here."""
+"""The cells that were asked for, which tell a table what is still missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cell said of every test image. No torch here."""
+"""The scores of a cell for every test image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vipbench.results.records.record import Record, RecordError
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a cell said of every test image.
+    """The scores of a cell for every test image.
 
     ids: N image ids. groups: N patient or lesion ids, or None. labels: (N,) int64 class indices.
     scores: (N,C) float32, as the method gave them (logits, or numbers like probabilities).

@@ -102,15 +102,15 @@ def protocol_sentences(records: Iterable[Record]) -> list[str]:
     found: dict[str, dict[str, None]] = {}
     for record in records:
         found.setdefault(protocol_name(record), {})[record.cell.dataset] = None
-    told = [_SENTENCES[name] for name in found if name in _SENTENCES]
+    sentences = [_SENTENCES[name] for name in found if name in _SENTENCES]
     # Few and all training images may stand beside each other, and say so themselves.
     if len(found) > 1 and found.keys() != {"few-shot", "full"}:
         places = "; ".join(f"{name} on {', '.join(own)}" for name, own in found.items())
-        told.append(f"Several protocols: {places}")
-    return told
+        sentences.append(f"Several protocols: {places}")
+    return sentences
 
 
-def settings_told(records: Iterable[Record]) -> str:
+def settings_text(records: Iterable[Record]) -> str:
     """The settings that all protocols have, one after the other."""
     found: dict[str, list[str]] = {}
     for record in records:

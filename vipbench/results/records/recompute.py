@@ -22,15 +22,15 @@ def disagreements(record: Record, predictions: Predictions) -> list[str]:
         return [f"{predictions.scores.shape[1]} scores an image for {len(names)} classes"]
     found = compute_metrics(predictions.labels, predictions.scores, names)
     revisions = record.provenance.get("metric_revisions")
-    told = []
+    problems = []
     for name, stored in record.metrics.items():
         metric = METRICS.get(name)
         old = revisions.get(name) if isinstance(revisions, dict) else None
         if name not in found or (metric is not None and old not in (None, metric.revision)):
             continue
         if not _same(stored, found[name]):
-            told.append(f"{name}: {_show(stored)} stored, {_show(found[name])} recomputed")
-    return told
+            problems.append(f"{name}: {_show(stored)} stored, {_show(found[name])} recomputed")
+    return problems
 
 
 def key_problems(record: Record) -> list[str]:
@@ -52,7 +52,7 @@ def key_problems(record: Record) -> list[str]:
         data = {"data": trained_on.get("fingerprint"), "tested.data": record.data.fingerprint}
     else:
         data = {"data": record.data.fingerprint, "tested.data": None}
-    said = {
+    stated = {
         "method": record.cell.method_name,
         "method.revision": _part(record, "method").get("revision"),
         "hparams": record.hparams,
@@ -63,18 +63,18 @@ def key_problems(record: Record) -> list[str]:
     }
     if further := record.provenance.get("backbones"):
         some = further if isinstance(further, list) else []
-        said["backbones"] = [one.get("fingerprint") for one in some if isinstance(one, dict)]
-    told = record.protocol.model_dump()
-    said |= {name: told[name] for name in _OF_PROTOCOL if name in parts}
+        stated["backbones"] = [one.get("fingerprint") for one in some if isinstance(one, dict)]
+    protocol_fields = record.protocol.model_dump()
+    stated |= {name: protocol_fields[name] for name in _OF_PROTOCOL if name in parts}
     protocol = parts.get("protocol")
     if isinstance(protocol, dict):
-        said |= {f"protocol.{name}": told.get(name) for name in protocol}
+        stated |= {f"protocol.{name}": protocol_fields.get(name) for name in protocol}
     found = {**parts, "tested.data": tested.get("data") if isinstance(tested, dict) else None}
     if isinstance(protocol, dict):
         found |= {f"protocol.{name}": value for name, value in protocol.items()}
     return [
         f"{name}: its key is made of {found.get(name)!r}, its record says {value!r}"
-        for name, value in said.items()
+        for name, value in stated.items()
         if found.get(name) != value
     ]
 

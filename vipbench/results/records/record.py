@@ -1,4 +1,4 @@
-"""One cell's record: everything that made one number of a table. No torch here.
+"""One cell's record: everything that made one number of a table.
 
 A record is a tree of JSON values; `docs/results.md` documents each field. What a record says of
 itself is checked when it is made and again when it is read.
@@ -25,8 +25,8 @@ from pydantic import (
 )
 
 # Parts whose numbers may rightly be infinite (a threshold switched off, say): JSON has no word
-# for it, so it is kept as the text "inf", "-inf" or "nan". Elsewhere such a number tells only that
-# nothing could be measured, and becomes null.
+# for it, so it is kept as the text "inf", "-inf" or "nan". In other parts such a number states only
+# that nothing could be measured, and becomes null.
 SPELT_OUT = ("hparams", "recipe")
 
 
@@ -281,7 +281,7 @@ class Record(_Part):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the method said it needs, of "symptoms", "val", "test_images", …"""
+        """What the method declares it needs, of "symptoms", "val", "test_images", …"""
         method = self.provenance.get("method")
         needs = method.get("needs") if isinstance(method, dict) else None
         return frozenset(n for n in needs if isinstance(n, str)) if needs else frozenset()

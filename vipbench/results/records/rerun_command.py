@@ -1,4 +1,4 @@
-"""The command that makes a record's cell again. No torch here."""
+"""The command that makes a record's cell again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vipbench.results.records.record import Record, dump
 from vipbench.runspec.values import default_label
 from vipbench.runspec.yaml import Scalar
 
-# Where a run writes unless it is told another folder.
+# The default results folder of a run.
 DEFAULT_FOLDER = "vipbench-results"
 
 
@@ -21,10 +21,10 @@ def run_command(record: Record, seeds: Iterable[int] = ()) -> str:
     A dataset, plugin or file of texts that came from a path has PATH, DIR or FILE in its place.
     """
     c = record.cell
-    told = ",".join(map(str, seeds or [c.seed]))
+    seed_list = ",".join(map(str, seeds or [c.seed]))
     if c.shots == 0:
-        return row_command(record) + (f" --seeds {told}" if c.seed else "")
-    return f"{row_command(record)} --shots {c.shots} --seeds {told}"
+        return row_command(record) + (f" --seeds {seed_list}" if c.seed else "")
+    return f"{row_command(record)} --shots {c.shots} --seeds {seed_list}"
 
 
 def row_command(record: Record) -> str:
@@ -68,9 +68,9 @@ def _options(record: Record) -> tuple[str, ...]:
     """The flags that are neither method, dataset, backbone, shots nor seeds."""
     c = record.cell
     words: list[str] = []
-    told = place_of(record)
-    if told:
-        words += ["--protocol", _protocol(record, told)]
+    place = place_of(record)
+    if place:
+        words += ["--protocol", _protocol(record, place)]
     if c.shots != 0:
         for name in ("views", "sampler", "validation", "selection"):
             words += [f"--{name}", str(getattr(record.protocol, name))]
@@ -134,12 +134,12 @@ def _sources(record: Record) -> list[str]:
     return [source, _source(record)] if isinstance(source, str) else [_source(record)]
 
 
-def _protocol(record: Record, told: Mapping[str, Any]) -> str:
+def _protocol(record: Record, place: Mapping[str, Any]) -> str:
     """What --protocol takes."""
-    name = str(told["name"])
-    if not told.get("classes"):
+    name = str(place["name"])
+    if not place.get("classes"):
         return name
-    return dump({"name": name, "classes": {_source(record): told["classes"]}})
+    return dump({"name": name, "classes": {_source(record): place["classes"]}})
 
 
 def _source(record: Record) -> str:

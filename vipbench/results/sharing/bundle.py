@@ -1,4 +1,4 @@
-"""A bundle: one zip with what a reproduction needs. Reading trusts nothing. No torch here."""
+"""A bundle: one zip with what a reproduction needs. Reading trusts nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
 
 
-# What a bundle may hold. No name leaves the folder, hides, or is written differently elsewhere.
+# What a bundle may hold. No name leaves the folder, hides, or depends on the system.
 _NAMES = re.compile(
     r"manifest\.json|suite\.yaml|records\.jsonl|splits\.json|prompts\.json|README\.md"
     r"|plugins/(?:[A-Za-z_]\w{0,99}/){0,5}[A-Za-z_]\w{0,99}\.py"
@@ -70,13 +70,13 @@ def write_bundle(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, 
             f"the bundle would have {total:,} bytes and a file of {largest:,}, more than is read "
             f"(limits: {MOST_BYTES:,} and {MOST_ROW:,}); leave parameters out, or make several"
         )
-    told = {
+    contents = {
         "bundle_schema": BUNDLE_SCHEMA,
         **manifest,
         "files": {name: sha256(data) for name, data in sorted(files.items())},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(told, indent=2, ensure_ascii=True) + "\n"
+    text = json.dumps(contents, indent=2, ensure_ascii=True) + "\n"
     with replacing(path, "wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in [(MANIFEST, text.encode()), *sorted(files.items())]:
             info = zipfile.ZipInfo(name, _TIME)

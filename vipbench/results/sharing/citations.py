@@ -1,4 +1,4 @@
-"""BibTeX and licences of what records were made with. No torch here."""
+"""BibTeX and licences of what records were made with."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def bibliography(items: Iterable[Used], program: str) -> str:
 
 def _comment(item: Used, cited: list[str], left: list[str]) -> str:
     unknown = "its citation is below" if left else "no citation is known"
-    told = f"cite {', '.join(cited)}" if cited else unknown
+    citation = f"cite {', '.join(cited)}" if cited else unknown
     licence = f"; licence: {item.licence}" if item.licence else ""
     if item.kind in ("backbone", "dataset") and not item.licence:
         licence = "; licence unknown"
-    return f"{item.kind} {item.name}: {told}{licence}"
+    return f"{item.kind} {item.name}: {citation}{licence}"
 
 
 def _refused(entry: str) -> str:

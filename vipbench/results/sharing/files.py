@@ -1,4 +1,4 @@
-"""Exported rows as files: Parquet, CSV, JSON lines. No torch here."""
+"""Exported rows as files: Parquet, CSV, JSON lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records as a pandas DataFrame. No torch here."""
+"""Records as a pandas DataFrame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of a file from somebody else is read. No torch here."""
+"""How much of a file from somebody else is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves a results folder: pseudonyms for images and patients, no paths. No torch here."""
+"""What leaves a results folder: pseudonyms for images and patients, no paths."""
 
 from __future__ import annotations
 
@@ -159,12 +159,12 @@ def holds_patient_data(record: Record) -> bool:
     or to test (Tip-Adapter's keys), and at one shot, where a class's mean is one image. Learned
     context vectors, as many as the hyperparameter `n_ctx` says, are no rows of images.
     """
-    told = record.provenance.get("parameters")
-    if not isinstance(told, dict):
+    parameters = record.provenance.get("parameters")
+    if not isinstance(parameters, dict):
         return False
     d, n = record.data, record.metrics.get("n")
     sizes = {size for size in (d.n_support, d.n_val, n) if size}
-    tensors = told.get("tensors")
+    tensors = parameters.get("tensors")
     shapes = [[*sizes]]
     if isinstance(tensors, dict):
         shapes = [_without_context(name, shape, record) for name, shape in tensors.items()]

@@ -1,4 +1,4 @@
-"""Records as rows that travel, and back. docs/exchange.md documents the columns. No torch here."""
+"""Records as rows that travel, and back. docs/exchange.md documents the columns."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def export_rows(
     pseudonyms: None leaves image ids, groups, paths and error messages as they are. The ids,
     groups and labels of a test set are given once, in the first row that refers to it.
     """
-    told: set[str] = set()
+    written: set[str] = set()
     gone = frozenset() if superseded else store.superseded()
     for record, predictions in all_results(store):
         if record.key in gone:
@@ -65,7 +65,7 @@ def export_rows(
             if predictions is not None:
                 predictions = pseudonyms.predictions(record, predictions)
             record = public_record(record)
-        yield _row(record, predictions, told)
+        yield _row(record, predictions, written)
 
 
 def all_results(store: Store) -> Iterator[tuple[Record, Predictions | None]]:
@@ -79,7 +79,7 @@ def all_results(store: Store) -> Iterator[tuple[Record, Predictions | None]]:
             yield record, store.predictions(key, number)
 
 
-def _row(record: Record, predictions: Predictions | None, told: set[str]) -> Row:
+def _row(record: Record, predictions: Predictions | None, written: set[str]) -> Row:
     row: Row = {"export_schema": EXPORT_SCHEMA}
     row |= dict(zip(RECORD_COLUMNS, record_row(record), strict=True))
     row |= {name: str(row[name]) for name in ("shots", "views", "validation")}
@@ -88,8 +88,8 @@ def _row(record: Record, predictions: Predictions | None, told: set[str]) -> Row
     if predictions is not None:
         testset = [predictions.ids, predictions.groups, predictions.labels.tolist()]
         row["testset"] = sha256(dump(testset))
-        if row["testset"] not in told:
-            told.add(row["testset"])
+        if row["testset"] not in written:
+            written.add(row["testset"])
             row |= dict(zip(("image_ids", "image_groups", "image_labels"), testset, strict=True))
         row["scores"] = base64.b64encode(predictions.scores.astype("<f4").tobytes()).decode()
     row["sha256"] = row_hash(row)
@@ -109,8 +109,8 @@ def read_rows(rows: Iterable[Row], source: str) -> Iterator[tuple[Record, Predic
         try:
             yield _read(row, testsets)
         except (RecordError, ValueError, KeyError, TypeError, binascii.Error) as error:
-            told = f"there is no column {error}" if isinstance(error, KeyError) else str(error)
-            raise UsageError(f"{source}, record {number}: {told}") from None
+            reason = f"there is no column {error}" if isinstance(error, KeyError) else str(error)
+            raise UsageError(f"{source}, record {number}: {reason}") from None
 
 
 def _read(row: Row, testsets: dict[str, Any]) -> tuple[Record, Predictions | None]:

@@ -1,5 +1,4 @@
-"""Statistics over records: intervals, tests, ranks; docs/statistics.md says which and why. No torch
-here."""
+"""Statistics over records: intervals, tests, ranks; docs/statistics.md says which and why."""
 
 from __future__ import annotations
 

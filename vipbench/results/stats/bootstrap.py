@@ -1,4 +1,4 @@
-"""Metrics of weighted test images, many weightings at once. No torch here.
+"""Metrics of weighted test images, many weightings at once.
 
 A bootstrap resample is a weight per group of test images (0, 1, 2, …). Metrics of the predicted
 class and the ECE are functions of sums over groups, so that all resamples are one matrix product;

@@ -1,4 +1,4 @@
-"""Tests of hypotheses, with the n that each needs. No torch here.
+"""Tests of hypotheses, with the n that each needs.
 
 Each raises StatsError, saying what would be needed, where its n cannot carry it.
 """
@@ -104,7 +104,7 @@ def _hodges_lehmann(d: Floats, alpha: float) -> tuple[float, float, float]:
 @dataclass(frozen=True)
 class Ranks:
     """Average ranks of k methods over D datasets (1 best), Friedman's test in Iman and Davenport's
-    form, and Nemenyi's critical difference: methods whose ranks are closer are not told apart."""
+    form, and Nemenyi's critical difference: closer ranks do not differ significantly."""
 
     names: tuple[str, ...]
     ranks: tuple[float, ...]

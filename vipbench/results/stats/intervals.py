@@ -1,4 +1,4 @@
-"""Confidence intervals, each for a population that it names. No torch here.
+"""Confidence intervals, each for a population that it names.
 
 Two things were drawn at random: the seeds' support sets, and the test images (patients). An
 interval is for new draws of one of them, the other held as it is, or of both. docs/statistics.md

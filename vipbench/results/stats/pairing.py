@@ -1,4 +1,4 @@
-"""Runs of several methods on the same support sets and test images, side by side. No torch here."""
+"""Runs of several methods on the same support sets and test images, side by side."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def select(
 
 
 class Pairing:
-    """The cells of one comparison, with what they said of every test image.
+    """The cells of one comparison, with the scores of every test image.
 
     Predictions are read once a record, and resampled once a record and metric. Every method raises
     StatsError, saying what to do, where runs are missing or cannot be paired.
@@ -161,10 +161,10 @@ class Pairing:
         seeded = {m: tuple(sorted(r)) for m, r in found.items() if not _without_shots(r)}
         sets = dict.fromkeys(seeded.values())
         if len(sets) > 1:
-            told = "; ".join(f"{m}: {', '.join(map(str, s))}" for m, s in seeded.items())
+            listed = "; ".join(f"{m}: {', '.join(map(str, s))}" for m, s in seeded.items())
             common = sorted(set.intersection(*(set(s) for s in sets)))
             raise StatsError(
-                f"on {place.words()} the methods were run with unequal seeds ({told}), so that "
+                f"on {place.words()} the methods were run with unequal seeds ({listed}), so that "
                 f"they do not share all support sets; --seeds {','.join(map(str, common)) or '…'} "
                 f"compares them on common ones"
             )
@@ -182,9 +182,9 @@ class Pairing:
 
     def _same_draw(self, records: Sequence[Record], place: Where) -> None:
         if found := spread((record.key, draw(record)) for record in records):
-            told = "; ".join(f"{name}: {' | '.join(values)}" for name, values in found.items())
+            draws = "; ".join(f"{name}: {' | '.join(values)}" for name, values in found.items())
             raise StatsError(
-                f"on {place.words()} the methods' support sets were drawn differently ({told}): "
+                f"on {place.words()} the methods' support sets were drawn differently ({draws}): "
                 f"run them with the same --sampler and the same version of vipbench"
             )
 

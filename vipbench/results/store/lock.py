@@ -1,4 +1,4 @@
-"""One writer to an output folder. No torch here."""
+"""One writer to an output folder."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ def row_hash(
     id: int, key: str, status: str, text: str, history_sha256: str, predictions_sha256: str | None
 ) -> str:
     """SHA-256 over a whole row of `records`. Raises TypeError where a text is none."""
-    told = (str(id), key, status, history_sha256, predictions_sha256 or "", text)
-    return sha256("\n".join(told))
+    fields = (str(id), key, status, history_sha256, predictions_sha256 or "", text)
+    return sha256("\n".join(fields))
 
 
 def xor(a: str, b: str) -> str:
@@ -55,8 +55,8 @@ class Packed:
         """Write them as record `id`'s, and their test set where it is new."""
         known = db.execute("SELECT id FROM testsets WHERE sha256 = ?", (self.testset,)).fetchone()
         if known is None:
-            told = (self.testset, len(self.testset_json), zlib.compress(self.testset_json))
-            added = db.execute("INSERT INTO testsets (sha256, size, json) VALUES (?, ?, ?)", told)
+            values = (self.testset, len(self.testset_json), zlib.compress(self.testset_json))
+            added = db.execute("INSERT INTO testsets (sha256, size, json) VALUES (?, ?, ?)", values)
             known = (added.lastrowid,)
         db.execute(
             "INSERT INTO predictions VALUES (?, ?, ?, ?, ?)",
@@ -104,7 +104,7 @@ def unpack(
 
 
 def _inflate(blob: bytes, size: int) -> bytes:
-    # Never more than was said, whatever the bytes have become.
+    # Never more than was declared, even where the bytes are damaged.
     if size <= 0:
         raise ValueError("a size is not positive")
     if size > SURE_BYTES and size > MOST_TIMES * len(blob):
@@ -131,8 +131,8 @@ class Row(NamedTuple):
         """The row, and the history that is kept beside it."""
         text, history = record.to_json_parts()
         history_sha256 = sha256(history)
-        told = (id, record.key, record.status, text, history_sha256, predictions_sha256)
-        return cls(*told, sha256=row_hash(*told)), history
+        fields = (id, record.key, record.status, text, history_sha256, predictions_sha256)
+        return cls(*fields, sha256=row_hash(*fields)), history
 
 
 COLUMNS = ", ".join(Row._fields)
@@ -172,31 +172,31 @@ def describe(record: Record) -> str:
     return f"{c.method} on {c.dataset}, {c.backbone}, shots {c.shots}, seed {c.seed}"
 
 
-def told_sha256(record: Record) -> str | None:
+def parameters_sha256(record: Record) -> str | None:
     """The digest of the parameters that the record says there are; None where it says none."""
-    told = record.provenance.get("parameters")
-    found = told.get("sha256") if isinstance(told, dict) else None
+    parameters = record.provenance.get("parameters")
+    found = parameters.get("sha256") if isinstance(parameters, dict) else None
     return found if isinstance(found, str) else None
 
 
 def write_parameters(db: sqlite3.Connection, id: int, record: Record, data: bytes) -> None:
     """Keep `data` as record `id`'s parameters. Raises RecordError where the record tells of
     others."""
-    if told_sha256(record) != sha256(data):
+    if parameters_sha256(record) != sha256(data):
         raise RecordError(
-            f"record {record.key}: provenance.parameters.sha256 is {told_sha256(record)}, the "
-            f"parameters given with it have {sha256(data)}"
+            f"record {record.key}: provenance.parameters.sha256 is {parameters_sha256(record)}, "
+            f"the parameters given with it have {sha256(data)}"
         )
     db.execute("INSERT OR REPLACE INTO parameters VALUES (?, ?)", (id, data))
 
 
 def read_parameters(db: sqlite3.Connection, path: Path, id: int, record: Record) -> bytes | None:
     """Record `id`'s parameters, checked; None where there are none. Raises StoreError."""
-    told = told_sha256(record)
-    if told is None:
+    expected = parameters_sha256(record)
+    if expected is None:
         return None
     with explained(path):
         found = db.execute("SELECT data FROM parameters WHERE id = ?", (id,)).fetchone()
-    if found is not None and sha256(bytes(found[0])) != told:
+    if found is not None and sha256(bytes(found[0])) != expected:
         raise damaged(path, f"the parameters of record {record.key} were altered")
     return None if found is None else bytes(found[0])

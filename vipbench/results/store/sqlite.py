@@ -250,10 +250,10 @@ def _refuse_cut_short(path: Path) -> None:
     with path.open("rb") as file:
         header = file.read(100)
     page_size = int.from_bytes(header[16:18], "big")
-    told = int.from_bytes(header[28:32], "big") * (65536 if page_size == 1 else page_size)
+    expected = int.from_bytes(header[28:32], "big") * (65536 if page_size == 1 else page_size)
     size = path.stat().st_size
-    if size < max(told, 100):
-        raise StoreError(f"{path} was cut short: {size} bytes of {told}. {WHAT_TO_DO}")
+    if size < max(expected, 100):
+        raise StoreError(f"{path} was cut short: {size} bytes of {expected}. {WHAT_TO_DO}")
 
 
 def _check_layout(db: sqlite3.Connection, path: Path, readonly: bool) -> None:

@@ -1,4 +1,4 @@
-"""The results of one output folder: an SQLite file with one writer. No torch here. Everything
+"""The results of one output folder: an SQLite file with one writer. Everything
 read is checked against a SHA-256 written with it: damage is an error, never another number."""
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class Store:
         return [c for c in cells if c.run == kept["runs"]] if latest else cells
 
     def predictions(self, key: str, number: int | None = None) -> Predictions | None:
-        """What the cell said of every test image; None where the store has none of it. number: of
+        """The cell's scores for every test image; None where the store has none of it. number: of
         one submission of several; without it StoreError is raised for a disputed key."""
         return self._unpack(self._number(key) if number is None else number, key)
 
@@ -322,11 +322,11 @@ class Store:
         return rescoring.current(self._parse(row, history), lambda: self._unpack(row.id, row.key))
 
     def _parse(self, row: Row, history: str | None) -> Record:
-        told = history if isinstance(history, str) else ""
-        if history is not None and sha256(told) != row.history_sha256:
+        history_text = history if isinstance(history, str) else ""
+        if history is not None and sha256(history_text) != row.history_sha256:
             raise damaged(self.path, f"the history of record {row.key} was altered or is missing")
         try:
-            return Record.from_json_parts(row.json, told or "[]")
+            return Record.from_json_parts(row.json, history_text or "[]")
         except RecordError as error:
             raise StoreError(f"{self.path}: record {row.key}: {error}") from None
 
@@ -358,15 +358,15 @@ class Collection(Store):
     """
 
     def submit(self, handed: Iterable[Handed]) -> list[Submitted]:
-        """Keep results beside what is there; of each is told what came of it.
+        """Add results to what is there and return the outcome of each.
 
         "new": the key was not there, or had failed. "same": these scores are there already (these
-        metrics, where either comes without scores), or the cell failed elsewhere; nothing is kept.
+        metrics, where either comes without scores), or the cell failed there; nothing is kept.
         "other": the scores differ from those that are there, and both are kept.
         """
         rows: dict[str, list[Row]] = {}
         known: dict[int, Fingerprint] = {}
-        told: list[Submitted] = []
+        outcomes: list[Submitted] = []
         with explained(self.path), transaction(self._writable()) as db:
             for row in self._rows():
                 rows.setdefault(row.key, []).append(row)
@@ -375,13 +375,13 @@ class Collection(Store):
                 there = rows.setdefault(record.key, [])
                 failed = [row for row in there if row.status == "error"]
                 if there and not record.ok:
-                    told.append("same")
+                    outcomes.append("same")
                     continue
                 mine = fingerprint(record, predictions)
                 if not failed and any(agree(mine, self._known(row, known)) for row in there):
-                    told.append("same")
+                    outcomes.append("same")
                     continue
-                told.append("other" if there and not failed else "new")
+                outcomes.append("other" if there and not failed else "new")
                 number = failed[0].id if failed else counted["count"] + 1
                 row = write_record(db, number, record, predictions)
                 for parameters in rest:
@@ -395,7 +395,7 @@ class Collection(Store):
                 there.append(row)
             put_meta(db, "records", counted)
         self._rows()
-        return told
+        return outcomes
 
     def _known(self, row: Row, known: dict[int, Fingerprint]) -> Fingerprint:
         if row.id not in known:

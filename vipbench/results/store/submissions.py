@@ -1,4 +1,4 @@
-"""Several results under one key: which of them stands, and when two are the same. No torch here.
+"""Several results under one key: which of them stands, and when two are the same.
 
 A record's submitter is its `provenance.submitter`; what a run makes has none.
 """
@@ -52,10 +52,10 @@ def fingerprint(record: Record, predictions: Predictions | None) -> Fingerprint:
     """(digest of labels and scores or None, the metrics): what makes two results the same. Ids
     have no say: they may be pseudonyms, and the key fixes which images there are, in which
     order."""
-    told = None
+    digest = None
     if predictions is not None:
-        told = sha256(predictions.labels.tobytes() + predictions.scores.astype("<f4").tobytes())
-    return told, repr(sorted(record.metrics.items(), key=lambda item: item[0]))
+        digest = sha256(predictions.labels.tobytes() + predictions.scores.astype("<f4").tobytes())
+    return digest, repr(sorted(record.metrics.items(), key=lambda item: item[0]))
 
 
 def agree(a: Fingerprint, b: Fingerprint) -> bool:
@@ -67,8 +67,8 @@ def agree(a: Fingerprint, b: Fingerprint) -> bool:
 
 def submitter(record: Record) -> str:
     """Who handed the record in; OWN for what was run into the folder itself."""
-    told = record.provenance.get("submitter")
-    return told if isinstance(told, str) and told else OWN
+    name = record.provenance.get("submitter")
+    return name if isinstance(name, str) and name else OWN
 
 
 def device(record: Record) -> str:
@@ -80,8 +80,8 @@ def submitted_by(record: Record, name: str, scored: bool = True) -> Record:
     """The record as handed in by `name`; who handed it in before is kept. scored: whether its
     scores came with it; without them its metrics are marked as unverified."""
     before = submitter(record)
-    told = name if before in (OWN, name) else f"{before} via {name}"
-    changed: dict[str, Any] = {**record.provenance, "submitter": told}
+    chain = name if before in (OWN, name) else f"{before} via {name}"
+    changed: dict[str, Any] = {**record.provenance, "submitter": chain}
     if record.ok and not scored:
         changed["unverified"] = True
     return record.model_copy(update={"provenance": changed})

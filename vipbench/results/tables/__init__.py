@@ -1,4 +1,4 @@
-"""Tables: `comparison` makes one from records, `render` writes it down. No torch here."""
+"""Tables: `comparison` makes one from records, `render` writes it down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a table must say beside its numbers. No torch here."""
+"""What a table must say beside its numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vipbench.results.records.protocol_names import (
     SETTINGS,
     derived,
     protocol_sentences,
-    settings_told,
+    settings_text,
     split_part,
 )
 from vipbench.results.store.submissions import OWN, submitter
@@ -76,13 +76,13 @@ def _caption(table: Table, cells: Cells, title: str | None, shape: str = "table"
     seeds = _seeds(table, cells)
     if drawn := _DRAWN.get(shape):
         swaps = {"±": "and, as {}, ±", "in brackets": "as {}", "In brackets": "As {}"}
-        for told, new in swaps.items():
-            seeds = seeds.replace(told, new.format(drawn))
+        for old, new in swaps.items():
+            seeds = seeds.replace(old, new.format(drawn))
     sentences += [seeds, _shots(table, cells, shape)]
     sentences += protocol_sentences([record for _, record in done])
-    told = settings_told([record for _, record in done])
-    if told:
-        sentences.append(f"Protocol: {told}")
+    settings = settings_text([record for _, record in done])
+    if settings:
+        sentences.append(f"Protocol: {settings}")
     sentences += [short_validation(record for _, record in done), *shared_words(cells)]
     if "majority" in table.kinds() and shape != "curves":
         majority = "The majority row always predicts the most frequent class of the training split"
@@ -139,32 +139,32 @@ def _shots(table: Table, cells: Cells, shape: str = "table") -> str:
     shots = {cell.shots for cell in cells.possible()}
     parts: list[Column | Row] = [*table.columns, *table.rows]
     shown = any(part.shots is not None for part in parts) and shape != "bars"
-    told = []
+    texts = []
     if shown and shots - {0, "full"}:
         where = "Rows are" if any(row.shots is not None for row in table.rows) else "Columns are"
         where = "Against" if shape == "curves" else where
-        told.append(f"{where} shots, training images per class")
+        texts.append(f"{where} shots, training images per class")
     if not shown:
         one = sorted(shots - {0}, key=str)
-        told += [
+        texts += [
             "trained on the whole training split"
             if k == "full"
             else f"{k} training images per class"
             for k in one
         ]
     if "full" in shots and shown:
-        told.append("full: the whole training split")
+        texts.append("full: the whole training split")
     if 0 in shots:
         if shown:
-            told.append("0: no training image, one run without seed")
+            texts.append("0: no training image, one run without seed")
         elif names := dict.fromkeys(
             c.method for c in cells.possible() if c.shots == 0 and c.seed == 0
         ):
-            told.append(f"no training image for {and_(list(names))}: one run without seed")
+            texts.append(f"no training image for {and_(list(names))}: one run without seed")
     for name in dict.fromkeys(part.dataset for part in parts):
         if name is not None and derived(name) and split_part(name)[1] != HARMONIC:
-            told.append(f"{name}: the unweighted mean of their means")
-    text = "; ".join(told)
+            texts.append(f"{name}: the unweighted mean of their means")
+    text = "; ".join(texts)
     return text[:1].upper() + text[1:]
 
 
@@ -190,10 +190,10 @@ def _notes(table: Table, cells: Cells) -> list[str]:
             f"of each class, more than the shots of the entry; such entries are ranked among "
             f"themselves alone."
         )
-    notes += [f"{told}." for told in outdated_words(cells)]
+    notes += [f"{sentence}." for sentence in outdated_words(cells)]
     notes += [
         *_handed_in(cells),
-        *_told(cells),
+        *_record_notes(cells),
         *_failed(cells),
         *_impossible(cells),
         *_undefined(table, cells),
@@ -217,14 +217,14 @@ def _handed_in(cells: Cells) -> Iterable[str]:
         yield f"{and_(list(unverified))}: metrics not verified, since their scores are missing."
 
 
-def _told(cells: Cells) -> Iterable[str]:
+def _record_notes(cells: Cells) -> Iterable[str]:
     """What records say of their own settings, and the run of its rows, once for all methods of
     which it is said."""
-    told: dict[str, dict[str, None]] = {}
+    methods_by_note: dict[str, dict[str, None]] = {}
     for cell, record in cells.done():
         for note in (*record.notes, *([cell.note] if cell.note else [])):
-            told.setdefault(note, {})[cell.method] = None
-    for note, labels in told.items():
+            methods_by_note.setdefault(note, {})[cell.method] = None
+    for note, labels in methods_by_note.items():
         yield f"{and_(list(labels))}: {note.rstrip('.')}."
 
 
@@ -286,7 +286,7 @@ def _unequal_seeds(cells: Cells) -> Iterable[str]:
 
 def _mixed(cells: Cells) -> Iterable[str]:
     done = cells.done()
-    # What support sets were drawn by is said of each dataset, see `shared_words`.
+    # How support sets were drawn is stated per dataset, see `shared_words`.
     drawn = {name for _, record in done for name in draw(record)}
     settings = (
         (

@@ -1,4 +1,4 @@
-"""From records to a comparison table: methods down, shots across. No torch here."""
+"""From records to a comparison table: methods down, shots across."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Columns that are made of others: means over datasets and targets, and the harmonic mean of base
-and new classes. No torch here."""
+and new classes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the cells of a table did not share: code, support sets, texts, validation images. No torch
-here."""
+"""What the cells of a table did not share: code, support sets, texts, validation images."""
 
 from __future__ import annotations
 
@@ -25,14 +24,14 @@ def older_words(cells: Cells, mark: str = f"{OLDER}: ") -> list[str]:
     for label in shown:
         if label in cells.older:
             found.setdefault(_kind(cells.older[label]), []).append(label)
-    told = []
+    sentences = []
     for (whose, what), labels in found.items():
         records = [r for cell in cells.possible() if (r := cells.record_of(cell)) is not None]
         again = _again([r for r in records if r.cell.method in labels], cells.folder)
-        told.append(
+        sentences.append(
             f"{mark}{whose} is older than that of other rows ({what}): {and_(labels)}; {again}"
         )
-    return told
+    return sentences
 
 
 def outdated_words(cells: Cells) -> list[str]:
@@ -54,19 +53,21 @@ def shared_words(cells: Cells) -> list[str]:
     """A sentence, without its full stop, for each thing that cells on the same dataset saw
     different ones of: support sets, texts, code of the plugin that gives images or features."""
     done = [(cell.method, record) for cell, record in cells.done()]
-    told = []
+    sentences = []
     for dataset in dict.fromkeys(record.cell.dataset for _, record in done):
         own = [(label, record) for label, record in done if record.cell.dataset == dataset]
         for name, values in spread((label, draw(record)) for label, record in own).items():
-            told.append(
+            sentences.append(
                 f"Support sets on {dataset} were drawn differently, "
                 f"{SETTINGS.get(name, name)}: {by_value(values)}"
             )
         for name, values in spread((label, texts(record)) for label, record in own).items():
-            told.append(f"The {name} of {dataset} differ (SHA-256): {by_value(_short(values))}")
+            sentences.append(
+                f"The {name} of {dataset} differ (SHA-256): {by_value(_short(values))}"
+            )
     for name, values in spread((label, _plugins(record)) for label, record in done).items():
-        told.append(f"The code of {name} differs (SHA-256): {by_value(_short(values))}")
-    return told
+        sentences.append(f"The code of {name} differs (SHA-256): {by_value(_short(values))}")
+    return sentences
 
 
 def short_validation(records: Iterable[Record]) -> str:
@@ -81,8 +82,8 @@ def short_validation(records: Iterable[Record]) -> str:
             place = found.setdefault(record.cell.dataset, {})
             place[shots] = f"{given} instead of {asked} {shot_words(shots)}"
     places = [
-        f"on {dataset} {', '.join(told[k] for k in sorted(told, key=_ascending))}"
-        for dataset, told in found.items()
+        f"on {dataset} {', '.join(counts[k] for k in sorted(counts, key=_ascending))}"
+        for dataset, counts in found.items()
     ]
     if not places:
         return ""
@@ -101,8 +102,8 @@ def by_value(values: Mapping[str, Sequence[str]]) -> str:
 
 
 def _kind(older: Mapping[str, str]) -> tuple[str, ...]:
-    code = {name: told for name, told in older.items() if name == "method.code"}
-    ours = [told for name, told in older.items() if name not in (*code, "method.revision")]
+    code = {name: values for name, values in older.items() if name == "method.code"}
+    ours = [values for name, values in older.items() if name not in (*code, "method.revision")]
     ours += [older["method.revision"]] if not code and "method.revision" in older else []
     whose = "the plugin's code and vipbench's" if code and ours else "the plugin's code"
     return whose if code else "vipbench's code", "; ".join([*code.values(), *ours])
@@ -122,7 +123,7 @@ def _again(records: Sequence[Record], folder: str) -> str:
 
 def _plugins(record: Record) -> dict[str, Any]:
     """Of the plugins that gave images and features: `dataset plugin 'ward'` -> digest of its file.
-    Code of vipbench itself is told by its revisions."""
+    Code of vipbench itself is identified by its revisions."""
     found = {}
     for kind in ("dataset", "backbone"):
         part = record.provenance.get(kind)

@@ -1,4 +1,4 @@
-"""Hostile and merely odd names, made harmless in each format. No torch here."""
+"""Hostile and merely odd names, made harmless in each format."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Tables of any shape: which of method, dataset, backbone, shots and metric go down, which across.
-No torch here.
-"""
+"""Tables of any shape: method, dataset, backbone, shots and metric as rows or columns."""
 
 from __future__ import annotations
 
@@ -169,14 +167,14 @@ def _order(table: Table, layout: Layout) -> Any:
     for level in LEVELS:
         if level in (*layout.rows, *layout.cols):
             continue
-        told = [v for v in values[level] if not (level == "shots" and v == 0)]
+        shown = [v for v in values[level] if not (level == "shots" and v == 0)]
         if level == "metric":
-            told = list(layout.metrics)
-        if len(told) > 1:
+            shown = list(layout.metrics)
+        if len(shown) > 1:
             flag = FLAG.get(level, "metric")
             raise TableError(
-                f"{', '.join(map(str, told))} would share an entry, which is never an average: add "
-                f"{level} to --rows or --cols, or choose one with --{flag}"
+                f"{', '.join(map(str, shown))} would share an entry, which is never an average: "
+                f"add {level} to --rows or --cols, or choose one with --{flag}"
             )
     values["shots"].sort(key=lambda k: float("inf") if isinstance(k, str) else k)
     rank = {level: {v: n for n, v in enumerate(found)} for level, found in values.items()}
@@ -235,8 +233,8 @@ def _with_base(table: Table, layout: Layout) -> Table:
     lines = {row.label: line for row, line in zip(table.rows, table.entries, strict=True)}
     entries = []
     for row, line in zip(table.rows, table.entries, strict=True):
-        told = lines.get(layout.bases.get(row.label, ""))
-        entries.append(line if told is None else tuple(map(_gain, line, told)))
+        base = lines.get(layout.bases.get(row.label, ""))
+        entries.append(line if base is None else tuple(map(_gain, line, base)))
     return replace(table, entries=tuple(entries))
 
 

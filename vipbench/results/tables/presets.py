@@ -1,4 +1,4 @@
-"""The shapes of a paper's tables. No torch here."""
+"""The shapes of a paper's tables."""
 
 from __future__ import annotations
 
@@ -101,17 +101,17 @@ def _ablation(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
             "an ablation needs two or more variants of one method, such as "
             "--methods 'vip,vip[context=off]'"
         )
-    told = {
+    hparams_of = {
         label: {k: json.dumps(v) for k, v in record.hparams.items()}
         for label, record in own.items()
     }
-    names = dict.fromkeys(key for hparams in told.values() for key in hparams)
-    varied = [k for k in names if len({hparams.get(k) for hparams in told.values()}) > 1]
+    names = dict.fromkeys(key for hparams in hparams_of.values() for key in hparams)
+    varied = [k for k in names if len({hparams.get(k) for hparams in hparams_of.values()}) > 1]
     if not varied:
         varied = ["method"]
-        rows: dict[str, tuple[str, ...]] = {label: (label,) for label in told}
+        rows: dict[str, tuple[str, ...]] = {label: (label,) for label in hparams_of}
     else:
-        rows = {label: tuple(_shown(h.get(k)) for k in varied) for label, h in told.items()}
+        rows = {label: tuple(_shown(h.get(k)) for k in varied) for label, h in hparams_of.items()}
         if len(set(rows.values())) < len(rows):
             rows = {label: (label, *cells_) for label, cells_ in rows.items()}
             varied = [name, *varied]
@@ -123,31 +123,31 @@ def _ablation(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
 
 def _knowledge(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
     """Figures 2-I and 3 of ViP: class names against symptoms, and symptoms against other texts."""
-    told: dict[str, tuple[str, str]] = {}
+    texts_of: dict[str, tuple[str, str]] = {}
     varied = {own_label(record) for _, record in cells.done() if knowledge(record) != "symptoms"}
     trained: set[str] = set()
     for cell, record in cells.done():
         # What a trained method owes to its texts shows beside the same method on other texts only.
         if "symptoms" in record.needs and (cell.shots == 0 or own_label(record) in varied):
-            told.setdefault(cell.method, (knowledge(record), own_label(record)))
+            texts_of.setdefault(cell.method, (knowledge(record), own_label(record)))
             trained |= {cell.method} if cell.shots != 0 else set()
         elif cell.shots == 0 and "symptoms" not in record.needs:
-            told.setdefault(cell.method, ("class names", cell.method))
-    if len({text for text, _ in told.values()}) < 2:
+            texts_of.setdefault(cell.method, ("class names", cell.method))
+    if len({text for text, _ in texts_of.values()}) < 2:
         raise TableError(
             "a table of knowledge needs rows that differ in it: methods without training images "
             "on class names and on symptoms (--methods zero-shot,symptoms-mean), or rows of "
             "--knowledge"
         )
-    names = next((m for m, (text, _) in told.items() if text == "class names"), None)
-    proper = {label: m for m, (text, label) in told.items() if text == "symptoms"}
+    names = next((m for m, (text, _) in texts_of.items() if text == "class names"), None)
+    proper = {label: m for m, (text, label) in texts_of.items() if text == "symptoms"}
     bases = {}
-    for method, (text, label) in told.items():
+    for method, (text, label) in texts_of.items():
         base = names if text == "symptoms" else proper.get(label)
         compared = text != "class names" and not (text == "symptoms" and method in trained)
         if base is not None and compared:
             bases[method] = base
-    rows = dict(sorted(told.items(), key=lambda item: item[1][0] != "class names"))
+    rows = dict(sorted(texts_of.items(), key=lambda item: item[1][0] != "class names"))
     own = select(cells, methods=list(rows))
     order = {method: n for n, method in enumerate(rows)}
     kept = replace(own, planned=tuple(sorted(own.planned, key=lambda c: order[c.method])))

@@ -78,8 +78,8 @@ def legend(table: Table, best: str, second: str) -> list[str]:
         return []
     if table.ranks == "significant":
         return [f"{best}: no other method of the column is significantly better."]
-    told = f"{best}: best of a column" + (f"; {second}: second" if 2 in ranks else "")
-    return [f"{told}, as shown; equal numbers share the place."]
+    text = f"{best}: best of a column" + (f"; {second}: second" if 2 in ranks else "")
+    return [f"{text}, as shown; equal numbers share the place."]
 
 
 def spans(table: Table, levels: Sequence[str]) -> list[tuple[int, int]]:
@@ -151,11 +151,11 @@ def latex(table: Table) -> str:
     empty = " & " * (heads - 1)
     for depth, level in enumerate(levels[:-1]):
         found = spans(table, levels[: depth + 1])
-        told = [
+        counts = [
             rf"\multicolumn{{{size}}}{{c}}{{{escape.latex(table.heading(start, level))}}}"
             for start, size in found
         ]
-        lines.append(rf"{empty} & {' & '.join(told)} \\")
+        lines.append(rf"{empty} & {' & '.join(counts)} \\")
         if any(size > 1 for _, size in found):
             first = heads + 1
             rules = [

@@ -1,4 +1,4 @@
-"""A table as data, before any format. No torch here."""
+"""A table as data, before any format."""
 
 from __future__ import annotations
 
@@ -125,9 +125,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Table:
-    """rows × columns of entries, with what must be said of them.
+    """rows × columns of entries, with the notes on them.
 
-    usual_n: the n that entries at one or more shots have where nothing else is said. decimals: of
+    usual_n: the n of entries at one or more shots that state no other. decimals: of
     the shown numbers, on which ranks rest. notes: one sentence or more each. heads: what the cells
     at the rows' beginning are. column_levels: the header's lines, of LEVELS. spread: of SPREADS.
     ranks: what the legend says of ranks 1 and 2: "best" or "significant". fixed: dataset, backbone
@@ -179,11 +179,11 @@ class Table:
         for i, line in enumerate(self.entries):
             for j, entry in enumerate(line):
                 row, column = self.rows[i], self.columns[j]
-                told = found.setdefault(column.method or row.label, set())
-                told |= {" ‡"} if {"transductive", "views"} & {row.kind, column.kind} else set()
-                told |= {" †"} if entry.saw is not None else set()
-                told |= {" §"} if (column.method or row.label) in self.older else set()
-        return {method: "".join(sorted(told, reverse=True)) for method, told in found.items()}
+                marks = found.setdefault(column.method or row.label, set())
+                marks |= {" ‡"} if {"transductive", "views"} & {row.kind, column.kind} else set()
+                marks |= {" †"} if entry.saw is not None else set()
+                marks |= {" §"} if (column.method or row.label) in self.older else set()
+        return {method: "".join(sorted(marks, reverse=True)) for method, marks in found.items()}
 
     def saw(self) -> list[int]:
         """How many images texts saw, of the entries for which that is more than their shots."""

@@ -1,6 +1,6 @@
 """Recorded replies, so that a generation can be replayed without a server, bit by bit.
 
-A JSON file: request hash -> request (images as SHA-256, never pixels) and reply. No torch here.
+A JSON file: request hash -> request (images as SHA-256, never pixels) and reply.
 """
 
 from __future__ import annotations

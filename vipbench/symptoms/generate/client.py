@@ -1,4 +1,4 @@
-"""Asking a language model: any server that speaks OpenAI's chat protocol. No torch here.
+"""Asking a language model: any server that speaks OpenAI's chat protocol.
 
 The host is always the user's: there is no default one, redirects are not followed, and a proxy of
 the environment is not asked for addresses of this machine. The key comes from the environment.

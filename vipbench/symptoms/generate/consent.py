@@ -1,4 +1,4 @@
-"""Before images leave the machine: what the user is told, and what must be typed. No torch here."""
+"""Before images leave the machine: what the user is told, and what must be typed."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 each class, held against what it sees in images of the class.
 
 (a) a text query per class; (b) a query with one grid of training images of the class; (c) the
-features of (a) that (b) supports. Every feature, kept or dropped, is in the report. No torch here.
+features of (a) that (b) supports. Every feature, kept or dropped, is in the report.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The pictures of stage (b): training images of one class as one grid, without metadata.
-
-No torch here.
-"""
+"""The pictures of stage (b): training images of one class as one grid, without metadata."""
 
 from __future__ import annotations
 

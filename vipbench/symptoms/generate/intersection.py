@@ -1,6 +1,6 @@
 """Stage (c): features of the text stage that the image stage supports, matched by meaning.
 
-No torch here: similarities come from the caller.
+Similarities come from the caller.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The prompts of a generation; each is a template that the user can change. No torch here."""
+"""The prompts of a generation; each is a template that the user can change."""
 
 from __future__ import annotations
 

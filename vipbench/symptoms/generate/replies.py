@@ -1,5 +1,5 @@
 """From a model's reply to features. A reply is data: it is cut into lines, each line is judged,
-and nothing in it is run, opened or followed. No torch here.
+and nothing in it is run, opened or followed.
 """
 
 from __future__ import annotations
