@@ -1,6 +1,6 @@
 """The driver: it plans, hands groups of cells to workers, and alone writes the store.
 
-Computing is left to workers: a plugin that hangs, exits or is killed takes a worker with it, never the driver."""
+Workers compute: a plugin that hangs, exits or is killed ends a worker, never the driver."""
 
 from __future__ import annotations
 
