@@ -285,6 +285,7 @@ def _status(words: list[str]) -> int:
     try:
         if words[0] == "-m":
             sys.argv = ["-m", *words[2:]]
+            sys.orig_argv = [sys.executable, *words]
             sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the program compares this text
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         else:

@@ -5,6 +5,18 @@ Importing this package does not import torch; `vipbench.api` does.
 
 from __future__ import annotations
 
+import os
+import sys
+
+# `python -m vipbench` puts the working directory first, where a stranger's file may have a module's
+# name. What is imported above belongs to the interpreter itself.
+if sys.argv[:1] == ["-m"] and "vipbench" in sys.orig_argv and not sys.flags.safe_path:
+    try:
+        if sys.path[0] in ("", os.getcwd()):  # noqa: PTH109 - pathlib would come from there
+            del sys.path[0]
+    except OSError:
+        pass
+
 from os import PathLike
 from typing import TYPE_CHECKING
 

@@ -187,13 +187,14 @@ def test_a_named_backbone_becomes_trusted(unmarked: Stranger, tmp_path: Path) ->
 
 def test_nothing_is_imported_from_the_working_directory(unmarked: Stranger, tmp_path: Path) -> None:
     text = f"import pathlib\npathlib.Path({str(unmarked.mark)!r}).touch()\n"
-    for name in ("typer", "platformdirs", "marked_module"):
+    for name in ("typing", "pluggy", "torch", "yaml", "typer", "platformdirs", "marked_module"):
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "x-1.dist-info").mkdir()
     (tmp_path / "x-1.dist-info" / "METADATA").write_text("Name: x\nVersion: 1\n")
     points = "[vipbench]\nx = marked_module\n"
     (tmp_path / "x-1.dist-info" / "entry_points.txt").write_text(points)
-    done = unmarked.run("fetch", "synthderm", config=tmp_path / "config", cwd=tmp_path)
+    cold = {"VIPBENCH_TEST_COLD": "1"}  # an interpreter that has imported nothing yet
+    done = unmarked.run("fetch", "synthderm", config=tmp_path / "config", cwd=tmp_path, **cold)
     assert done.returncode == 0, done.stderr
     assert not unmarked.mark.exists()
 

@@ -14,8 +14,16 @@ import pytest
 from tests.results.samples import filled, scored
 from vipbench.results.records.record import sha256
 from vipbench.results.store.lock import StoreError
-from vipbench.results.store.rows import MOST_IMAGE_BYTES, predictions_hash, row_hash
-from vipbench.results.store.sqlite import put_meta
+from vipbench.results.store.rows import (
+    COLUMNS,
+    MOST_IMAGE_BYTES,
+    NOTHING,
+    Row,
+    count,
+    predictions_hash,
+    row_hash,
+)
+from vipbench.results.store.sqlite import JOURNAL_MAGIC, put_meta
 from vipbench.results.store.store import FILE, Store
 
 OBJECTS = {
@@ -39,6 +47,71 @@ def test_what_is_not_of_the_schema_is_refused_by_name(tmp_path: Path, name: str)
         with pytest.raises(StoreError, match=f"'{name}'"):
             Store(tmp_path, readonly=readonly)
     assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_journal_removes_no_other_file(tmp_path: Path) -> None:
+    """SQLite removes the super-journal that a journal names once it has rolled that back."""
+    pages = filled(tmp_path).stat().st_size // 4096
+    victim = tmp_path / "thesis.tex"
+    victim.write_text("mine")
+    name = bytes(victim)
+    head = JOURNAL_MAGIC + b"".join(n.to_bytes(4) for n in (0, 0, pages, 512, 4096))
+    tail = name + len(name).to_bytes(4) + sum(name).to_bytes(4) + JOURNAL_MAGIC
+    journal = tmp_path / f"{FILE}-journal"
+    journal.write_bytes(head.ljust(512, b"\0") + (0x40000000 // 4096 + 1).to_bytes(4) + tail)
+    for readonly in (True, False):
+        with pytest.raises(StoreError, match=journal.name):
+            Store(tmp_path, readonly=readonly)
+        assert victim.exists()
+
+
+def test_rows_that_share_their_pages_are_refused(tmp_path: Path) -> None:
+    """Of 40 rows each claims the same pages of one text, so that a file of 2 MB is read as 40."""
+    with Store(tmp_path) as store:
+        for seed in range(40):
+            store.add(*scored(seed))
+    db = sqlite3.connect(tmp_path / FILE)
+    # SQLite keeps `start` bytes of each text's row in the table, the rest elsewhere.
+    long, start, page = 1 << 20, 0, 4096
+    least = (page - 12) * 32 // 255 - 23
+    start = least + (long + 6 - least) % (page - 4)
+    texts = [f'[{{"{i:04}":"' for i in range(1, 41)]
+    with db:
+        for i, text in enumerate(texts, 1):
+            size = long if i == 1 else start + 8 + page - 4 - 6
+            value = f"{text}{'x' * (size - len(text) - 3)}\"}}]"
+            db.execute("UPDATE histories SET json = ? WHERE id = ?", (value, i))
+            first = value if i == 1 else first
+        total = NOTHING
+        for values in db.execute(f"SELECT {COLUMNS} FROM records").fetchall():
+            row = Row(*values)._replace(history_sha256=sha256(first))
+            row = row._replace(sha256=row_hash(*row[:-1]))
+            total = count(total, row, 1)
+            told = (row.history_sha256, row.sha256, row.id)
+            db.execute("UPDATE records SET history_sha256 = ?, sha256 = ? WHERE id = ?", told)
+        put_meta(db, "records", total)
+    db.execute("VACUUM")
+    db.close()
+    data = bytearray((tmp_path / FILE).read_bytes())
+    places = [data.index(text.encode()) for text in texts]
+    # Before a text: the size of its row in 3 bytes, its number, and a header of 5 or 6 bytes.
+    begin = places[0] - 6
+    shared = bytes(data[begin : begin + start + 4])
+    size = bytes(data[begin - 4 : begin - 1])
+    for number, place in enumerate(places[1:], 2):
+        cell = size + bytes([number]) + shared
+        at = data.rindex(bytes([number]), 0, place - 4) - 2
+        data[at : at + len(cell)] = cell
+    (tmp_path / FILE).write_bytes(data)
+    assert len(data) < 3 * long
+    db = sqlite3.connect(tmp_path / FILE)
+    assert db.execute("SELECT sum(length(json)) FROM histories").fetchone() == (40 * long,)
+    db.close()
+    with (
+        Store(tmp_path, readonly=True) as store,
+        pytest.raises(StoreError, match="larger than the file"),
+    ):
+        store.records()
 
 
 def hostile(folder: Path, **values: object) -> str:

@@ -100,6 +100,10 @@ def layout(db: sqlite3.Connection) -> tuple[int, int]:
     return application, version
 
 
+# Begins a rollback journal, and ends one that names a super-journal.
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+
+
 # How long a reader or the writer waits for the other's transaction, in seconds.
 PATIENCE = 60.0
 
@@ -303,6 +307,11 @@ def _refuse_links(path: Path, readonly: bool) -> bool:
         with suppress(FileNotFoundError):
             if _linked(beside):
                 raise StoreError(f"{beside}: {NO_FILE}")
+            if end == "-journal" and _names_another(beside):
+                raise StoreError(
+                    f"{beside} names a further file, which SQLite would remove; no journal of "
+                    "vipbench does. Get the folder anew from who made it, or remove the journal"
+                )
     linked = _linked(path)
     if linked and not readonly:
         raise StoreError(
@@ -317,6 +326,14 @@ def _linked(path: Path) -> bool:
     return not stat.S_ISREG(state.st_mode) or state.st_nlink > 1
 
 
+def _names_another(journal: Path) -> bool:
+    """Whether a journal ends with the name of a super-journal, the file that SQLite removes once it
+    has rolled back all databases of a transaction."""
+    with journal.open("rb") as file:
+        file.seek(max(0, journal.stat().st_size - len(JOURNAL_MAGIC)))
+        return file.read() == JOURNAL_MAGIC
+
+
 def _prepare_writing(db: sqlite3.Connection) -> None:
     # DELETE, not WAL: WAL keeps its index in memory shared between processes, which network file
     # systems do not give. FULL: a commit is on the disk when it returns.
@@ -327,6 +344,18 @@ def _prepare_writing(db: sqlite3.Connection) -> None:
     if version < VERSION:
         with transaction(db):
             migrate(db, version)
+
+
+def read_all(db: sqlite3.Connection, path: Path, query: str) -> Iterator[Any]:
+    """The rows of a query, which may hold no more than the file does: in a crafted one rows can
+    share their pages, or come again and again. Raises StoreError."""
+    (pages,), (size,) = (db.execute(f"PRAGMA page_{what}").fetchone() for what in ("count", "size"))
+    left = pages * size
+    for row in db.execute(query):
+        left -= 1 + sum(len(value) for value in row if isinstance(value, str | bytes))
+        if left < 0:
+            raise damaged(path, "its rows are larger than the file")
+        yield row
 
 
 def get_meta(db: sqlite3.Connection, path: Path, name: str) -> dict[str, Any]:

@@ -186,8 +186,8 @@ class Store:
         rows = [row for row in rows if self._ids[row.key] == row.id]
         if not history:
             return [self._current(row, None) for row in rows]
-        with explained(self.path):
-            kept = dict(self._open_db().execute("SELECT id, json FROM histories").fetchall())
+        with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
+            kept = dict(database.read_all(db, self.path, "SELECT id, json FROM histories"))
         return [self._current(row, kept.get(row.id, "")) for row in rows]
 
     def superseded(self) -> frozenset[str]:
@@ -271,13 +271,13 @@ class Store:
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
             counted = get_meta(db, self.path, "records")
             choices = get_choices(db, self.path)
-            found = db.execute(f"SELECT {COLUMNS} FROM records ORDER BY id").fetchall()
-        rows, total = [], NOTHING
-        for values in found:
-            row = Row(*values)
-            self._check(row)
-            total = count(total, row, 1)
-            rows.append(row)
+            rows, total = [], NOTHING
+            query = f"SELECT {COLUMNS} FROM records ORDER BY id"
+            for values in database.read_all(db, self.path, query):
+                row = Row(*values)
+                self._check(row)
+                total = count(total, row, 1)
+                rows.append(row)
         if total != counted:
             raise damaged(
                 self.path, f"it holds {total['count']} records, {counted['count']} were added"
