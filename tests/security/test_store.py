@@ -76,15 +76,16 @@ def test_rows_that_share_their_pages_are_refused(tmp_path: Path) -> None:
     least = (page - 12) * 32 // 255 - 23
     start = least + (long + 6 - least) % (page - 4)
     texts = [f'[{{"{i:04}":"' for i in range(1, 41)]
+    sizes = [long] + [start + 8 + page - 4 - 6] * 39
+    values = [
+        f'{text}{"x" * (size - len(text) - 3)}"}}]' for text, size in zip(texts, sizes, strict=True)
+    ]
     with db:
-        for i, text in enumerate(texts, 1):
-            size = long if i == 1 else start + 8 + page - 4 - 6
-            value = f"{text}{'x' * (size - len(text) - 3)}\"}}]"
+        for i, value in enumerate(values, 1):
             db.execute("UPDATE histories SET json = ? WHERE id = ?", (value, i))
-            first = value if i == 1 else first
         total = NOTHING
-        for values in db.execute(f"SELECT {COLUMNS} FROM records").fetchall():
-            row = Row(*values)._replace(history_sha256=sha256(first))
+        for found in db.execute(f"SELECT {COLUMNS} FROM records").fetchall():
+            row = Row(*found)._replace(history_sha256=sha256(values[0]))
             row = row._replace(sha256=row_hash(*row[:-1]))
             total = count(total, row, 1)
             told = (row.history_sha256, row.sha256, row.id)
