@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from vipbench.backbones.towers.clip_modules import CLIP
 from vipbench.datasets import synthderm
 from vipbench.symptoms import shipped_symptoms
 
@@ -31,7 +32,7 @@ def to_pixels(images: NDArray[np.uint8], preprocess: Mapping[str, Any]) -> Tenso
 
 
 @torch.no_grad()
-def image_features(model: open_clip.CLIP, config: Mapping[str, Any], split: str) -> Tensor:
+def image_features(model: CLIP, config: Mapping[str, Any], split: str) -> Tensor:
     """(N,D) features of a split of synthderm, not normalised."""
     count = len(synthderm.labels(split))
     images = np.stack([np.asarray(synthderm.render(split, i)) for i in range(count)])
@@ -39,14 +40,14 @@ def image_features(model: open_clip.CLIP, config: Mapping[str, Any], split: str)
 
 
 @torch.no_grad()
-def text_features(model: open_clip.CLIP, texts: Sequence[str]) -> Tensor:
+def text_features(model: CLIP, texts: Sequence[str]) -> Tensor:
     """(K,D) of unit length."""
     tokens = open_clip.SimpleTokenizer(context_length=model.context_length)(list(texts))
     return normalize(model.encode_text(tokens), dim=-1)
 
 
 def measure(
-    model: open_clip.CLIP, config: Mapping[str, Any], seeds: Sequence[int] = (1, 2, 3)
+    model: CLIP, config: Mapping[str, Any], seeds: Sequence[int] = (1, 2, 3)
 ) -> dict[str, float]:
     """Accuracies in per cent on the 300 test images of synthderm."""
     labels = synthderm.labels("test")

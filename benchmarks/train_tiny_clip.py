@@ -39,6 +39,7 @@ from vipbench.backbones.loading.tiny_clip import (
     draw_embedding,
     load_tiny_clip,
 )
+from vipbench.backbones.towers.clip_modules import CLIP
 from vipbench.datasets._render import Attributes, Stream, paint, random_attributes
 
 PACKAGE = Path(__file__).resolve().parent.parent / "vipbench" / "backbones"
@@ -105,7 +106,7 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
 
 
-def encode_text(model: open_clip.CLIP, rows: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+def encode_text(model: CLIP, rows: Tensor, index: Tensor, noise: Tensor) -> Tensor:
     """Features (B,D) of texts (B,S), S <= 77, given as places in `rows` (n,W).
 
     noise: (m,W) vectors that stand between the start token and the rest, as a context to be

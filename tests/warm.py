@@ -197,6 +197,10 @@ def _import_libraries() -> None:
     ):
         with contextlib.suppress(ImportError):
             importlib.import_module(f"vipbench.{name}")
+    # What vipbench imports where it is used.
+    for name in ("open_clip", "timm", "transformers", "scipy.stats", "sklearn.linear_model"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     from vipbench.plugins.registry import load_registry
 
     load_registry(None)

@@ -16,8 +16,10 @@ from benchmarks.tiny_clip_captions import OPENINGS, PHRASES
 from benchmarks.tiny_clip_story import measure
 from vipbench.backbones.loading import tiny_clip as _tiny_weights
 from vipbench.backbones.loading.tiny_clip import TinyClipError, draw_embedding, load_tiny_clip
+from vipbench.backbones.open_clip import tiny_clip
+from vipbench.backbones.towers.clip_modules import CLIP
 
-Loaded = tuple[open_clip.CLIP, dict[str, Any], str]
+Loaded = tuple[CLIP, dict[str, Any], str]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,45 @@ def test_loading_twice_gives_the_same_and_leaves_the_random_state_alone(loaded: 
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def reference(config: dict[str, Any], seed: int) -> open_clip.CLIP:
+    names = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return open_clip.CLIP(**{name: config[name] for name in names})
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_its_modules_equal_open_clips_bit_for_bit(loaded: Loaded, quick_gelu: bool) -> None:
+    config = {**loaded[1], "quick_gelu": quick_gelu}
+    own, other = _tiny_weights.build(config, 3), reference(config, 3)
+    ours, theirs = own.state_dict(), other.state_dict()
+    assert list(ours) == list(theirs)
+    assert [n for n, _ in own.named_parameters()] == [n for n, _ in other.named_parameters()]
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tokens = open_clip.tokenize(["a lesion", "a lesion with a blue veil"])
+    for training in (True, False):
+        own.train(training)
+        other.train(training)
+        assert torch.equal(own.encode_image(pixels), other.encode_image(pixels))
+        assert torch.equal(own.encode_text(tokens, True), other.encode_text(tokens, True))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(own.encode_image(pixels), other.encode_image(pixels))
+    for model in (own, other):
+        model.encode_image(pixels).square().sum().backward()
+    pairs = zip(own.visual.parameters(), other.visual.parameters(), strict=True)
+    assert all(torch.equal(p.grad, q.grad) for p, q in pairs)
+
+
+def test_a_tower_with_new_weights_equals_open_clips(loaded: Loaded) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        fresh = tiny_clip(None).trainable_copy(pretrained=False).state_dict()
+    theirs = reference(loaded[1], 5).visual.state_dict()
+    assert list(fresh) == list(theirs)
+    assert all(torch.equal(value, theirs[name]) for name, value in fresh.items())
 
 
 def test_untrained_token_rows_are_drawn_again_from_the_seed(loaded: Loaded) -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported before a factory is called.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vipbench.backbones.loading.hub import FORMS
@@ -39,6 +40,7 @@ def tiny_clip(argument: str | None) -> Backbone:
         raise UsageError(f"the backbone 'tiny-clip' takes no argument, but got ':{argument}'")
     from vipbench.backbones.loading.tiny_clip import load_tiny_clip
     from vipbench.backbones.towers.clip import ClipBackbone, clip_wordpieces
+    from vipbench.backbones.towers.clip_modules import VisionTransformer
 
     model, facts, _ = load_tiny_clip()
     # Of the file's facts only these change a feature; the rest tells how it was trained.
@@ -51,6 +53,9 @@ def tiny_clip(argument: str | None) -> Backbone:
         preprocess=facts["preprocess"],
         licence="Apache-2.0",
         trained_tokens=facts["token_ids"],
+        fresh=partial(
+            VisionTransformer, facts["vision_cfg"], facts["embed_dim"], facts["quick_gelu"]
+        ),
     )
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
@@ -88,7 +86,10 @@ class LinearProbe(api.Method):
     def _numpy(self, x: Tensor) -> Any:
         return self._scaled(x).cpu().numpy().astype(np.float64)
 
-    def _fit(self, x: Any, y: Any, c: float) -> LogisticRegression:
+    def _fit(self, x: Any, y: Any, c: float) -> Any:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
         # Problems this small only lose by threads, above all on a busy machine.
         with threadpool_limits(1), warnings.catch_warnings():
             # Weak regularisation on separable support sets converges slowly by its nature.

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load
 from torch import Tensor
+
+from vipbench.backbones.towers.clip_modules import CLIP
 
 WEIGHTS = "tiny_clip.safetensors"
 CONFIG = "tiny_clip.json"
@@ -81,13 +82,8 @@ def draw_embedding(config: dict[str, Any]) -> Tensor:
 def build(config: dict[str, Any], seed: int = 0) -> CLIP:
     """An untrained model of the configured architecture, initial values drawn from `seed`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # open_clip draws its initial values from the global generator
-        return CLIP(
-            embed_dim=config["embed_dim"],
-            vision_cfg=CLIPVisionCfg(**config["vision_cfg"]),
-            text_cfg=CLIPTextCfg(**config["text_cfg"]),
-            quick_gelu=config["quick_gelu"],
-        )
+        torch.manual_seed(seed)  # initial values come from the global generator
+        return CLIP(config)
 
 
 def _read(name: str, folder: Path | None) -> bytes:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import open_clip
-
 from vipbench.api import UnsupportedError
 from vipbench.backbones.loading.hub import TOKENIZER_FILES, tokenizer_files
 from vipbench.backbones.towers.clip import clip_wordpieces
@@ -32,6 +30,8 @@ def openclip_wordpieces(
     folder: where the model lies; its own tokenizer files come first. name, bring: for errors,
     the model and how to get at its files. Raises UsageError where it cannot be had.
     """
+    import open_clip
+
     text = config["text_cfg"]
     options = dict(text.get("tokenizer_kwargs") or {})
     # A checkpoint's own file does not decide that its code runs.

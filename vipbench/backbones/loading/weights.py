@@ -14,8 +14,6 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
 from vipbench.errors import UsageError
@@ -162,6 +160,9 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], source: str) -> None
     source: what an error message calls them.
     Raises UsageError naming a few of the missing, unexpected, misshapen or non-finite weights.
     """
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
     weights = dict(convert_state_dict(model, weights))
     own = model.state_dict()
     if "positional_embedding" not in own:

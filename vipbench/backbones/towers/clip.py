@@ -10,11 +10,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, cast
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -36,7 +39,8 @@ class ClipBackbone(Backbone):
     model: fp32 weights. config: the model's configuration as open_clip keeps it (`embed_dim`,
     `vision_cfg`, `text_cfg`, `quick_gelu`). preprocess: see `evaluation_transform`; the size is
     the model's own. trained_tokens: those that training saw, where not all. revisions: of what
-    read the files, for the fingerprint.
+    read the files, for the fingerprint. fresh: builds another image tower with new weights; by
+    default open_clip builds it.
     Raises UnsupportedError for a text tower that cannot take a learned context.
 
     weights_sha256: digest of all weights, the same whatever file they came from.
@@ -54,7 +58,9 @@ class ClipBackbone(Backbone):
         citation: str = "",
         trained_tokens: Sequence[int] | None = None,
         revisions: Mapping[str, int] | None = None,
+        fresh: Callable[[], nn.Module] | None = None,
     ) -> None:
+        self._fresh = fresh or self._fresh_of_open_clip
         self._model = cast(Any, model.eval().requires_grad_(False))
         self._config = copy.deepcopy(dict(config))
         self._wordpieces, self._trained_tokens = wordpieces, trained_tokens
@@ -193,18 +199,22 @@ class ClipBackbone(Backbone):
         With `pretrained=False` it is initialised from torch's global generator: fork and seed
         that around the call.
         """
-        if pretrained:
-            tower: nn.Module = copy.deepcopy(self._model.visual)
-        else:
-            # The text side is thrown away, so it is built as small as can be.
-            text = {"context_length": 1, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
-            tower = open_clip.CLIP(
-                embed_dim=self.dim,
-                vision_cfg={**self._config["vision_cfg"], "timm_model_pretrained": False},
-                text_cfg=text,
-                quick_gelu=bool(self._config.get("quick_gelu", False)),
-            ).visual
-        return tower.to(self.device).train().requires_grad_(True)
+        tower = copy.deepcopy(self._model.visual) if pretrained else self._fresh()
+        trainable: nn.Module = tower.to(self.device).train().requires_grad_(True)
+        return trainable
+
+    def _fresh_of_open_clip(self) -> nn.Module:
+        import open_clip
+
+        # The text side is thrown away, so it is built as small as can be.
+        text = {"context_length": 1, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
+        tower: nn.Module = open_clip.CLIP(
+            embed_dim=self.dim,
+            vision_cfg={**self._config["vision_cfg"], "timm_model_pretrained": False},
+            text_cfg=text,
+            quick_gelu=bool(self._config.get("quick_gelu", False)),
+        ).visual
+        return tower
 
     def _digest(self, revisions: Mapping[str, int]) -> str:
         """SHA-256 over everything that a feature depends on."""
@@ -233,7 +243,7 @@ def clip_wordpieces(tokenizer: Any = None, options: str = "{}") -> Wordpieces:
 
     tokenizer: an `open_clip.tokenizer.SimpleTokenizer` made with `options`; by default plain.
     """
-    bpe = tokenizer or open_clip.tokenizer.SimpleTokenizer()
+    bpe = tokenizer or _tokenizer_module().SimpleTokenizer()
     return Wordpieces(
         encode=bpe.encode,
         decode=lambda ids: bpe.decode([i for i in ids if i not in bpe.all_special_ids]).strip(),
@@ -242,3 +252,14 @@ def clip_wordpieces(tokenizer: Any = None, options: str = "{}") -> Wordpieces:
         pad=0,
         identity=f"clip-bpe {options}",
     )
+
+
+@cache
+def _tokenizer_module() -> ModuleType:
+    """open_clip's module of tokenizers, run by itself: importing the package takes seconds."""
+    package: Any = importlib.util.find_spec("open_clip")
+    file = Path(package.submodule_search_locations[0]) / "tokenizer.py"
+    spec: Any = importlib.util.spec_from_file_location("_vipbench_open_clip_tokenizer", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vipbench.api import Tap, UnsupportedError
 from vipbench.backbones.towers.frozen_vit import forward, plain_context, runs
 from vipbench.backbones.towers.layers import Layer, read_layers
+from vipbench.backbones.towers.text import is_kind
 
 
 class Parts(NamedTuple):
@@ -262,17 +263,15 @@ def side_of_timm(
 def side_of_openclip(visual: Any, fresh: Callable[[], nn.Module] = nn.Identity) -> ImageSide:
     """The image side of any vision tower of open_clip. Raises UnsupportedError for one that is
     not for squares."""
-    import open_clip
-
     given = visual.image_size
     height, across = (given, given) if isinstance(given, int) else given
     if height != across:
         raise UnsupportedError(f"an image tower for {height}x{across} images; only squares work")
     size = int(height)
-    if isinstance(visual, open_clip.timm_model.TimmModel):
+    if is_kind(visual, "TimmModel"):
         return side_of_timm(visual.trunk, visual.head, size, visual, fresh)
     tower = FirstOutput(visual)
-    if not isinstance(visual, open_clip.transformer.VisionTransformer):
+    if not is_kind(visual, "VisionTransformer"):
         why = f"an image tower of type {type(visual).__name__}"
         return ImageSide(tower, size, fresh, None, why)
 

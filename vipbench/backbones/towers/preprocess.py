@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,6 +23,33 @@ class AsRgb:
     def __call__(self, image: Image.Image) -> Tensor:
         """(3, H, H)."""
         return self.transform(to_rgb(image))
+
+
+@dataclass(frozen=True)
+class CentreSquare:
+    """RGB image -> (3,size,size) float32: the shortest side resized (bicubic), the centre cut out,
+    normalised. What open_clip and torchvision do by default, bit for bit, without importing them.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """(3, size, size)."""
+        shortest = min(image.size)
+        width, height = (
+            self.size if side == shortest else int(self.size * side / shortest)
+            for side in image.size
+        )
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        image = image.crop((left, top, left + self.size, top + self.size))
+        values = torch.from_numpy(np.array(image.convert("RGB")))
+        pixels = values.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return pixels.sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)
@@ -68,6 +95,15 @@ class PatchesTransform(ProcessorTransform):
         return torch.cat([square, last], 1)
 
 
+# Fields of `open_clip.transform.PreprocessCfg`, and what OpenAI's CLIPs have there.
+_DEFAULTS = {
+    "mode": "RGB",
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
 Transform = AsRgb | ProcessorTransform
 Preprocess = Mapping[str, Any] | ProcessorTransform
 
@@ -77,9 +113,15 @@ def evaluation_transform(given: Preprocess, size: int) -> tuple[Transform, Mappi
     `open_clip.PreprocessCfg` that differ from the defaults, or the transform itself."""
     if isinstance(given, ProcessorTransform):
         return given, given.facts
-    settings = open_clip.transform.PreprocessCfg(**{**given, "size": size})
-    transform = AsRgb(open_clip.transform.image_transform_v2(settings, is_train=False))
-    return transform, {name: str(value) for name, value in vars(settings).items()}
+    settings: dict[str, Any] = {**_DEFAULTS, **given, "size": size}
+    facts = {name: str(value) for name, value in settings.items()}
+    if settings["resize_mode"] == "shortest" and settings["interpolation"] == "bicubic":
+        constants = [np.broadcast_to(settings[name], 3).tolist() for name in ("mean", "std")]
+        return AsRgb(CentreSquare(size, tuple(constants[0]), tuple(constants[1]))), facts
+    import open_clip
+
+    made = open_clip.transform.PreprocessCfg(**settings)
+    return AsRgb(open_clip.transform.image_transform_v2(made, is_train=False)), facts
 
 
 @dataclass(frozen=True)

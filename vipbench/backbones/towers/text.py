@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +37,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, seen: Tensor | None) -> 
     return result.transpose(1, 2).flatten(2)
 
 
+def is_kind(module: nn.Module, *names: str) -> bool:
+    """Whether it is of a class of one of these names. By name, since asking for open_clip's own
+    classes would import it, and tiny-clip has such classes of its own (`clip_modules`)."""
+    return any(kind.__name__ in names for kind in type(module).__mro__)
+
+
 @dataclass(frozen=True)
 class Block:
     """One residual attention block of open_clip, read-only.
@@ -52,7 +57,7 @@ class Block:
     _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.module, open_clip.transformer.ResidualAttentionBlock):
+        if not is_kind(self.module, "ResidualAttentionBlock"):
             raise UnsupportedError(
                 f"block {self.layer} of the {self.tower} tower is a "
                 f"{type(self.module).__name__}; only plain residual attention blocks can be run "
@@ -121,7 +126,7 @@ class Block:
         """The layers of the feed-forward network and the activation between them."""
         mlp = self.module.mlp
         weight, bias, behind, activate = mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.gelu
-        if isinstance(mlp.gelu, open_clip.transformer.QuickGELU):
+        if is_kind(mlp.gelu, "QuickGELU"):
             # x·sigmoid(1.702 x) = silu(1.702 x) / 1.702: with the constants inside the weights, one
             # operation of the forward and of the backward pass does what three did.
             (weight, bias, behind), activate = self._scaled(weight.dtype), F.silu
@@ -163,10 +168,10 @@ class TextTower:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        text: Any = model.text if isinstance(model, open_clip.CustomTextCLIP) else model
-        if not isinstance(text, open_clip.CLIP | open_clip.transformer.TextTransformer):
+        text: Any = model.text if is_kind(model, "CustomTextCLIP") else model
+        if not is_kind(text, "CLIP", "TextTransformer"):
             raise UnsupportedError(f"a text tower of type {type(text).__name__} cannot be run yet")
-        if isinstance(text, open_clip.transformer.TextTransformer):
+        if is_kind(text, "TextTransformer"):
             if text.cls_emb is not None or text.use_pad_mask:
                 raise UnsupportedError("a text tower with a class token or a padding mask")
             self.pool: str = text.pool_type

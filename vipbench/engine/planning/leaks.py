@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.fft import dctn
 
 from vipbench import files
 from vipbench.api.dataset import Split
@@ -204,6 +203,8 @@ def audit(
 
 def _waves(image: Image.Image) -> Floats:
     """(SIDE,SIDE) cosine transform of the image's greys, shrunk."""
+    from scipy.fft import dctn
+
     small = min(image.size) < SIDE
     how = Image.Resampling.BICUBIC if small else Image.Resampling.BOX
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), how), dtype=np.float32)
