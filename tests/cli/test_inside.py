@@ -1,4 +1,4 @@
-"""Looking inside: `vipbench show` and `vipbench debug`."""
+"""Looking inside: `vipbench show` and `vipbench run --debug`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_record_is_shown_whole(cli: Cli, toy: Path, tmp_path: Path) -> None:
 
 
 def test_debug_runs_one_cell_in_the_foreground(cli: Cli, toy: Path, tmp_path: Path) -> None:
-    done = cli("debug", *flags(toy, "zero-shot,linear-probe"), cwd=tmp_path)
+    done = cli("run", "--debug", *flags(toy, "zero-shot,linear-probe"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "zero-shot on toy with tiny-clip, zero-shot (the first of 2 cells" in done.stdout
     assert "accuracy: " in done.stdout
@@ -78,7 +78,7 @@ def test_debug_runs_one_cell_in_the_foreground(cli: Cli, toy: Path, tmp_path: Pa
 
 def test_debug_stays_where_a_method_fails(toy: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "vipbench", "debug", *flags(toy, "boom"), "--pdb"],
+        [sys.executable, "-m", "vipbench", "run", "--debug", "--pdb", *flags(toy, "boom")],
         input="p support.shots * 100\nq\n",
         env={**os.environ, "PYTHONPATH": str(REPO)},
         cwd=tmp_path,
@@ -92,9 +92,23 @@ def test_debug_stays_where_a_method_fails(toy: Path, tmp_path: Path) -> None:
     assert "200" in done.stdout
 
 
-@pytest.mark.parametrize("flag", ["--dry-run", "--no-retry"])
-def test_debug_has_the_flags_that_choose_cells_alone(cli: Cli, flag: str) -> None:
-    assert "No such option" in cli("debug", flag).stderr
+@pytest.mark.parametrize(
+    ("args", "facts"),
+    [
+        (["run", "--debug", "--dry-run", "--no-retry"], ["--debug", "--dry-run", "--no-retry"]),
+        (["run", "--pdb"], ["--pdb", "--debug"]),
+        (["debug"], ["vipbench run --debug"]),
+        (["debug", "--methods", "vip", "suite.yaml", "--pdb"], ["vipbench run --debug"]),
+        (["debug", "--help"], ["vipbench run --debug"]),
+    ],
+)
+def test_debug_is_an_option_of_run_that_keeps_nothing(
+    cli: Cli, args: list[str], facts: list[str]
+) -> None:
+    done = cli(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert all(fact in done.stderr for fact in facts), done.stderr
+    assert "  debug " not in cli("--help").stdout
 
 
 def test_an_estimate_tells_time_disk_and_memory(cli: Cli, toy: Path, tmp_path: Path) -> None:

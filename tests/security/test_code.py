@@ -29,9 +29,10 @@ MEETS: dict[str, list[tuple[str, ...]]] = {
         ("run", "suite.yaml", "--dry-run"),
         ("run", "--suite", "results/suite.yaml"),
         ("run", "remote.yaml", "--dry-run"),
+        ("run", "--debug", "suite.yaml"),
+        ("run", "--debug", "remote.yaml"),
     ],
     "tune": [("tune", "suite.yaml", "--methods", "coop", "--out", "out/t", "--dry-run")],
-    "debug": [("debug", "suite.yaml"), ("debug", "remote.yaml")],
     "doctor": [("doctor", "suite.yaml")],
     "fetch": [("fetch", "suite.yaml")],
     "explain": [("explain", "results", "-o", "out/page.html")],
@@ -83,7 +84,7 @@ def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, f"{before}{name} ")
-        else:
+        elif not command.hidden:  # the former name of a command
             yield f"{before}{name}", command
 
 

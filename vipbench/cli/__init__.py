@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vipbench.cli.exit_codes import BUG, INTERRUPTED, NO_READER, OK, USAGE
 from vipbench.cli.terminal import clean_streams
@@ -27,8 +27,6 @@ def _run(args: Sequence[str]) -> int:
     from vipbench.errors import UsageError
     from vipbench.fetching import offline
 
-    # The base of all that the parser of the arguments complains about.
-    complaint = typer.BadParameter.__mro__[2]
     try:
         offline.obey()
         trust.ask_here()
@@ -48,7 +46,7 @@ def _run(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return NO_READER
     except Exception as error:
-        if isinstance(error, complaint):
+        if hasattr(error, "format_message"):  # all that the parser of the arguments raises
             return _refuse(_parser_complaint(error))
         if _is_told(error):
             return _refuse(str(error))
@@ -66,8 +64,8 @@ def _refuse(message: str) -> int:
     return USAGE
 
 
-def _parser_complaint(error: Exception) -> str:
-    text = error.format_message() if hasattr(error, "format_message") else str(error)
+def _parser_complaint(error: Any) -> str:
+    text = error.format_message()
     context = getattr(error, "ctx", None)
     hint = f"; see `{context.command_path} --help`" if context is not None else ""
     return " ".join(text.split()).rstrip(".") + hint

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vipbench.cli.exit_codes import FAILED, OK
-from vipbench.cli.options import AllowCode, ImageRoots, PluginsDir
+from vipbench.cli.options import AllowCode, DataRoot, ImageRoots, PluginsDir, option
 
 SHOWN = 20
 
@@ -19,18 +18,11 @@ def audit(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", show_default=False, help="NAME or NAME:ARG.")
     ],
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            "--data-root", metavar="DIR", help="Where datasets are looked for.", show_default=False
-        ),
-    ] = None,
+    data_root: DataRoot = None,
     images: ImageRoots = None,
     plugins_dir: PluginsDir = None,
     allow_code: AllowCode = False,
-    format: Annotated[
-        str, typer.Option("--format", metavar="text|json", help="The form.")
-    ] = "text",
+    format: Annotated[str, option("--format", "text|json", "The form.")] = "text",
 ) -> int:
     """Look for images, groups and class names where they must not be.
 
@@ -73,8 +65,3 @@ def audit(
         print(f"  {clean(line)}")
     print(f"found: {clean(found.summary())}" if not found.clean else "nothing found")
     return OK if found.clean else FAILED
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command(short_help="Look for leaks between a dataset's splits.")(audit)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, PluginsDir
+from vipbench.cli.options import AllowCode, DataRoot, PluginsDir
 
 
 def check(
@@ -18,10 +17,7 @@ def check(
         ),
     ],
     plugins_dir: PluginsDir = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option("--data-root", metavar="DIR", show_default=False, help="Where data lie."),
-    ] = None,
+    data_root: DataRoot = None,
     allow_code: AllowCode = False,
 ) -> int:
     """Hold a method, backbone or dataset to the rules that all keep to."""

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import DEFAULT_FOLDER, Backbones, Datasets, DefaultFolder, Seeds, Shots
+from vipbench.cli.options import (
+    DEFAULT_FOLDER,
+    Backbones,
+    Datasets,
+    DefaultFolder,
+    Seeds,
+    Shots,
+    option,
+)
 
 
 def compare(
@@ -16,7 +24,7 @@ def compare(
     ],
     folder: DefaultFolder = DEFAULT_FOLDER,
     metric: Annotated[
-        str, typer.Option("--metric", metavar="A,B", help="Metrics, such as accuracy,auroc.")
+        str, option("--metric", "A,B", "Metrics, such as accuracy,auroc.")
     ] = "accuracy",
     datasets: Datasets = None,
     backbones: Backbones = None,
@@ -24,19 +32,15 @@ def compare(
     seeds: Seeds = None,
     population: Annotated[
         str,
-        typer.Option(
+        option(
             "--population",
-            metavar="both|images|seeds|average|datasets|datasets-bootstrap",
-            help="What is drawn anew: seeds and test images; one of them; both, averaged over "
+            "both|images|seeds|average|datasets|datasets-bootstrap",
+            "What is drawn anew: seeds and test images; one of them; both, averaged over "
             "these datasets; or datasets (Wilcoxon's test, or a bootstrap).",
         ),
     ] = "both",
-    level: Annotated[
-        float, typer.Option("--level", metavar="SHARE", help="The confidence level.")
-    ] = 0.95,
-    format: Annotated[
-        str, typer.Option("--format", metavar="text|github|latex|csv|json", help="The form.")
-    ] = "text",
+    level: Annotated[float, option("--level", "SHARE", "The confidence level.")] = 0.95,
+    format: Annotated[str, option("--format", "text|github|latex|csv|json", "The form.")] = "text",
 ) -> int:
     """Write the sentence for the paper: effect, interval, n, corrected p, and the family of
     comparisons that it was corrected over."""

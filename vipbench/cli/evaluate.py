@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-from vipbench.cli.options import AllowCode, ImageRoots, PluginsDir, Prompt, PromptBackbone, text
+from vipbench.cli.options import (
+    AllowCode,
+    DataRoot,
+    ImageRoots,
+    PluginsDir,
+    Prompt,
+    PromptBackbone,
+    text,
+)
 
 
 def evaluate(
     prompt: Prompt,
     dataset: Annotated[str, text("--dataset", "NAME", "The dataset, such as npz:FILE.")],
-    data_root: Annotated[Path | None, text("--data-root", "DIR", "Where it is looked for.")] = None,
+    data_root: DataRoot = None,
     images: ImageRoots = None,
     symptoms: Annotated[
         list[str] | None,

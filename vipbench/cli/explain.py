@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, Run, text
+from vipbench.cli.options import AllowCode, Run, out, text
 
 
 def explain(
@@ -20,9 +20,9 @@ def explain(
     errors: Annotated[
         int, text("--errors", "N", "The N most confidently wrong test images. [6]")
     ] = 6,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="FILE", help="A .html, .png or .pdf.")
-    ] = Path("explanation.html"),
+    out: Annotated[Path, out("FILE", "A .html, .png or .pdf. [explanation.html]")] = Path(
+        "explanation.html"
+    ),
     cell: Annotated[
         str | None, text("--cell", "KEY", "Which cell, by the beginning of its key.")
     ] = None,

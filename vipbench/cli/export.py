@@ -7,19 +7,14 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, Folder
+from vipbench.cli.options import AllowCode, Folder, option, out
 
 
 def export(
     folder: Folder,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", show_default=False, help="What to write.")
-    ],
+    out: Annotated[Path, out("FILE", "What to write.")],
     format: Annotated[
-        str | None,
-        typer.Option(
-            "--format", metavar="parquet|csv|jsonl", help="By default the file's ending says."
-        ),
+        str | None, option("--format", "parquet|csv|jsonl", "By default the file's ending says.")
     ] = None,
     scores: Annotated[
         bool, typer.Option("--scores/--no-scores", help="Each test image's scores, or not.")

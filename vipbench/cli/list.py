@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, PluginsDir
+from vipbench.cli.options import AllowCode, PluginsDir, option
 
 
 def list_(
@@ -20,7 +20,7 @@ def list_(
     allow_code: AllowCode = False,
     format: Annotated[
         str,
-        typer.Option("--format", metavar="text|json", help="json has every hyperparameter."),
+        option("--format", "text|json", "json has every hyperparameter."),
     ] = "text",
     verbose: Annotated[
         bool,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import OutFolder
+from vipbench.cli.options import OutFolder, option
 
 
 def merge(
@@ -19,11 +19,7 @@ def merge(
     ] = None,
     prefer: Annotated[
         str | None,
-        typer.Option(
-            "--prefer",
-            metavar="NAME[@DEVICE]",
-            help="Whose results stand where several differ.",
-        ),
+        option("--prefer", "NAME[@DEVICE]", "Whose results stand where several differ."),
     ] = None,
 ) -> int:
     """Put the records of several folders together.

@@ -5,37 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from vipbench.cli.options import Backbones, Datasets, Methods, Seeds, Shots, text
+from vipbench.cli.options import (
+    Backbones,
+    Datasets,
+    Folder,
+    Methods,
+    Seeds,
+    Shots,
+    option,
+    out,
+    text,
+)
 
 
 def plot(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", show_default=False, help="A results folder.")
-    ],
+    folder: Folder,
     kind: Annotated[
         str,
-        typer.Option(
+        option(
             "--kind",
-            metavar="fewshot|confusion|reliability|cd|bars|knowledge",
-            help="A metric against shots; confusion matrices; reliability diagrams; the "
+            "fewshot|confusion|reliability|cd|bars|knowledge",
+            "A metric against shots; confusion matrices; reliability diagrams; the "
             "critical-difference diagram over datasets; a bar a method, or a bar a kind of "
             "knowledge.",
         ),
     ] = "fewshot",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="A .pdf, .svg or .png. [DIR/KIND.pdf]",
-            show_default=False,
-        ),
-    ] = None,
+    out: Annotated[Path | None, out("FILE", "A .pdf, .svg or .png. [DIR/KIND.pdf]")] = None,
     metric: Annotated[
-        str, typer.Option("--metric", metavar="NAME", help="What curves, ranks and bars show.")
+        str, option("--metric", "NAME", "What curves, ranks and bars show.")
     ] = "accuracy",
     aggregate: Annotated[
         str | None,

@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, Run
+from vipbench.cli.options import AllowCode, Run, out
 
 
 def prompts(
     run: Run,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="DIR", help="Where to write them.")
-    ] = Path("prompts"),
+    out: Annotated[Path, out("DIR", "Where to write them. [prompts]")] = Path("prompts"),
     patient_data: Annotated[
         bool,
         typer.Option("--patient-data", help="Also what may hold features of single images."),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, OutFolder, Tolerance
+from vipbench.cli.options import AllowCode, DataRoot, OutFolder, Tolerance, text
 
 
 def reproduce(
@@ -15,19 +15,13 @@ def reproduce(
         Path, typer.Argument(metavar="BUNDLE", show_default=False, help="What export made.")
     ],
     out: OutFolder,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            "--data-root", metavar="DIR", show_default=False, help="Where datasets are looked for."
-        ),
-    ] = None,
+    data_root: DataRoot = None,
     datasets: Annotated[
         list[str] | None,
-        typer.Option(
+        text(
             "--dataset",
-            metavar="NAME=SOURCE",
-            show_default=False,
-            help="Your copy of a dataset that came from a path; repeatable.",
+            "NAME=SOURCE",
+            "Your copy of a dataset that came from a path; repeatable.",
         ),
     ] = None,
     yes: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, named_backbone, text
+from vipbench.cli.options import AllowCode, DataRoot, named_backbone, out, text
 
 symptoms_app = typer.Typer(
     help="Make, check, show, compare and rank symptom sets.",
@@ -16,19 +16,11 @@ symptoms_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
 Data = Annotated[str, text("--dataset", "NAME", "The dataset, for its classes.")]
-
-
-Root = Annotated[Path | None, text("--data-root", "DIR", "Where datasets are looked for.")]
-
-
 Model = Annotated[
     str,
     text("--backbone", "NAME", "A backbone with a text tower. [tiny-clip]", named_backbone),
 ]
-
-
 File = Annotated[Path | None, text("--symptoms", "FILE", "Instead of the dataset's own set.")]
 
 
@@ -37,10 +29,7 @@ def generate(
     dataset: Data,
     modality: Annotated[str, text("--modality", "WORDS", "Such as 'dermoscopic images'.")],
     model: Annotated[str, text("--model", "NAME", "The language model, as its server names it.")],
-    out: Annotated[
-        Path,
-        typer.Option("-o", "--out", metavar="FILE", help="The symptom file.", show_default=False),
-    ],
+    out: Annotated[Path, out("FILE", "The symptom file.")],
     base_url: Annotated[
         str | None,
         text(
@@ -76,7 +65,7 @@ def generate(
         int, text("--max-requests", "N", "HTTP requests, tries included. [100]")
     ] = 100,
     timeout: Annotated[float, text("--timeout", "SECONDS", "For one reply. [120]")] = 120.0,
-    data_root: Root = None,
+    data_root: DataRoot = None,
     allow_code: AllowCode = False,
 ) -> int:
     """Have a language model write the symptoms (or descriptions) of a dataset's classes.
@@ -85,10 +74,13 @@ def generate(
     --send-images. The key comes from VIPBENCH_LLM_KEY or OPENAI_API_KEY. FILE.report.md says of
     every text why it was kept or dropped.
     """
-    values = {name: value for name, value in locals().items() if name != "allow_code"}
     from vipbench.cli.commands.symptoms import generate_command
 
-    return generate_command(**values)
+    return generate_command(
+        dataset, modality, model, out, base_url, kind, n, send_images, images, consent,
+        intersection, threshold, backbone, prompts, cassette, temperature, max_requests, timeout,
+        data_root,
+    )  # fmt: skip
 
 
 @symptoms_app.command(short_help="Check a symptom file.")
@@ -99,7 +91,7 @@ def check(
         str | None,
         text("--backbone", "NAME", "Whose token limit to check as well.", named_backbone),
     ] = None,
-    data_root: Root = None,
+    data_root: DataRoot = None,
     allow_code: AllowCode = False,
 ) -> int:
     """Look for class names, duplicates, texts over the token limit, too few texts, and classes
@@ -117,7 +109,7 @@ def show(
         str,
         text("--knowledge", "symptoms|out-of-domain|useless|incorrect", "As `run` replaces them."),
     ] = "symptoms",
-    data_root: Root = None,
+    data_root: DataRoot = None,
 ) -> int:
     """Print a dataset's symptoms, or those of --symptoms FILE."""
     from vipbench.cli.commands.symptoms import show_command
@@ -130,7 +122,7 @@ def diff(
     a: Annotated[Path, typer.Argument(metavar="A", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", show_default=False)],
     dataset: Data,
-    data_root: Root = None,
+    data_root: DataRoot = None,
 ) -> int:
     """Print what only A (-) and only B (+) says. Exit status 1 where they differ."""
     from vipbench.cli.commands.symptoms import diff_command
@@ -143,7 +135,7 @@ def rank(
     dataset: Data,
     backbone: Model = "tiny-clip",
     file: File = None,
-    data_root: Root = None,
+    data_root: DataRoot = None,
     allow_code: AllowCode = False,
 ) -> int:
     """How well each symptom alone tells its class (AUROC), and what the class loses without it."""

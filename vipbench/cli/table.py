@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import Backbones, Datasets, Methods, Seeds, Shots, text
+from vipbench.cli.options import Backbones, Datasets, Folder, Methods, Seeds, Shots, option, text
 
 
 def table(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", show_default=False, help="A results folder.")
-    ],
+    folder: Folder,
     format: Annotated[
         str,
-        typer.Option(
-            "--format",
-            metavar="text|github|latex|html|csv|json",
-            help="The form of the table.",
-        ),
+        option("--format", "text|github|latex|html|csv|json", "The form of the table."),
     ] = "text",
     metric: Annotated[
         str | None,
@@ -44,25 +37,25 @@ def table(
     ] = None,
     aggregate: Annotated[
         str,
-        typer.Option(
+        option(
             "--aggregate",
-            metavar="sd|ci-seeds|ci-images|ci-both|none",
-            help="What stands beside a mean: the sample standard deviation over seeds, or a 95 % "
+            "sd|ci-seeds|ci-images|ci-both|none",
+            "What stands beside a mean: the sample standard deviation over seeds, or a 95 % "
             "confidence interval for new seeds, new test images, or both.",
         ),
     ] = "sd",
     highlight: Annotated[
         str,
-        typer.Option(
+        option(
             "--highlight",
-            metavar="best|significant|none",
-            help="Bold: the best as shown, or all that none is significantly better than.",
+            "best|significant|none",
+            "Bold: the best as shown, or all that none is significantly better than.",
         ),
     ] = "best",
     average: Annotated[
         bool, typer.Option("--average", help="Add the mean over the datasets.")
     ] = False,
-    decimals: Annotated[int, typer.Option("--decimals", metavar="N", help="Decimals shown.")] = 1,
+    decimals: Annotated[int, option("--decimals", "N", "Decimals shown.")] = 1,
     superseded: Annotated[
         bool,
         typer.Option(

@@ -5,25 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from vipbench.cli.options import AllowCode, Folder, Tolerance
+from vipbench.cli.options import AllowCode, Folder, Tolerance, option, text
 
 
 def verify(
     folder: Folder,
-    again: Annotated[
-        int, typer.Option("--rerun", metavar="N", help="Run N cells anew and compare.")
-    ] = 0,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Which cells are drawn.")] = 0,
+    again: Annotated[int, option("--rerun", "N", "Run N cells anew and compare.")] = 0,
+    seed: Annotated[int, option("--seed", "N", "Which cells are drawn.")] = 0,
     tolerance: Tolerance = 1e-3,
     suite: Annotated[
         Path | None,
-        typer.Option(
+        text(
             "--suite",
-            metavar="FILE",
-            show_default=False,
-            help="Where data and plugins are; by default the folder's own suite.yaml.",
+            "FILE",
+            "Where data and plugins are; by default the folder's own suite.yaml.",
         ),
     ] = None,
     allow_code: AllowCode = False,

@@ -1,4 +1,4 @@
-"""`vipbench debug`: one cell in the foreground."""
+"""`vipbench run --debug`: one cell in the foreground."""
 
 from __future__ import annotations
 

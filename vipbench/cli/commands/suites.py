@@ -20,7 +20,7 @@ def demo_suite() -> RunSpec:
 
 
 def make_spec(
-    suite: Path | None,
+    suite: Path | str | None,
     flags: Mapping[str, Any],
     settings: Sequence[str] = (),
     plugins_dir_from_environment: bool = False,
@@ -56,18 +56,16 @@ def extended(methods: Sequence[MethodSpec], flag: str) -> str | list[Any]:
     return [*methods, *(part for part in added if part not in known)]
 
 
-def spec_of_flags(context: Any, values: Mapping[str, Any]) -> RunSpec:
-    """The RunSpec of a command that has the flags of `vipbench run`. context: typer's; values:
-    parameter -> value, all of them fields of a RunSpec but `suite` and `settings`."""
-    flags = dict(values)
-    suite, settings = flags.pop("suite", None), flags.pop("settings", None)
-    file = flags.pop("file", None)
+def spec_of_flags(context: Any) -> RunSpec:
+    """The RunSpec of a command that has the options of `cli/grid.py`. context: typer's."""
+    given = context.params
+    suite, file = given["suite"], given["file"]
     if file is not None and suite is not None:
         raise UsageError(f"two suites are given: {file} and --suite {suite}; give one")
-    suite = suite or file
     source = context.get_parameter_source("plugins_dir")
     from_environment = source is not None and source.name == "ENVIRONMENT"
-    spec = make_spec(suite, flags, settings or (), from_environment)
-    for backbone in spec.backbones if flags.get("backbones") else ():
+    flags = {name: value for name, value in given.items() if name in RunSpec.model_fields}
+    spec = make_spec(suite or file, flags, given["settings"] or (), from_environment)
+    for backbone in spec.backbones if flags["backbones"] else ():
         trust.name(backbone)
     return spec

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -311,11 +311,3 @@ def _result_lines(tuned: Sequence[Tuned], asked: Asked) -> list[str]:
         lines += ["", f"{one.searched.row.label} (mean ± sd over seeds; *: chosen)"]
         lines += [f"  {line}" for line in columns(rows)]
     return lines
-
-
-def options(values: Mapping[str, Any]) -> Asked:
-    """The flags of tune's own."""
-    return Asked(
-        values["trials"], values["output"], values["metric"], values["search_seed"],
-        values["range"] or (), values["dry_run"],
-    )  # fmt: skip

@@ -73,7 +73,15 @@ class Session:
     def handle(self, command: dict[str, Any]) -> None:
         """One command; a UsageError becomes an event."""
         try:
-            getattr(self, f"do_{command['do']}")(**command.get("with", {}))
+            commands: dict[str, Callable[..., None]] = {
+                "catalogue": self.do_catalogue,
+                "plan": self.do_plan,
+                "run": self.do_run,
+                "wants": self.do_wants,
+                "encode": self.do_encode,
+                "estimate": self.do_estimate,
+            }
+            commands[command["do"]](**command.get("with", {}))
         except UsageError as error:
             self.send({"event": "usage_error", "message": str(error)})
 
