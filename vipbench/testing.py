@@ -126,7 +126,10 @@ def _check_method(
 
 def check_backbone(backbone: ImageBackbone) -> None:
     """All rules of backbones."""
-    pixels = torch.stack([backbone.preprocess(_picture(c, 64)) for c in (0, 1, 2)])
+    first = backbone.preprocess(_picture(0, 64))
+    pixels = torch.stack([first.clone(), *(backbone.preprocess(_picture(c, 64)) for c in (1, 2))])
+    if not torch.equal(first, pixels[0]):
+        raise ConformanceError("each image's pixels are its own", "a later image overwrote them")
     side = backbone.image_size
     if tuple(pixels.shape[1:]) != (3, side, side):
         raise ConformanceError("shapes", f"preprocess gives {tuple(pixels.shape[1:])}, H is {side}")

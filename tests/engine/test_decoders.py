@@ -31,6 +31,7 @@ from vipbench.errors import UsageError
 from vipbench.images import PixelRange
 from vipbench.plugins.files import load_file
 from vipbench.plugins.registry import load_registry
+from vipbench.testing import ConformanceError, check_backbone
 
 COUNT = 80
 
@@ -294,6 +295,38 @@ def test_what_another_process_cannot_do_right_is_left_to_threads(
     assert why in found[1][0]
     # The training views need no second try.
     assert len(seen) == 2
+
+
+class Reuses(Light):
+    """Gives the same memory for every batch."""
+
+    name = "reuses"
+    out = torch.zeros(64, 192)
+
+    def encode_image(self, pixels: Tensor, tap: api.Tap | None = None) -> Tensor:
+        self.out[: len(pixels)] = pixels.flatten(1)
+        return self.out[: len(pixels)]
+
+
+def test_a_tower_that_reuses_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    images = [np.full((8, 8, 3), i, np.uint8) for i in range(70)]
+    expected, _ = encoded(monkeypatch, tmp_path, 0, images)
+    found, _ = encoded(monkeypatch, tmp_path, 0, images, Reuses())
+    assert torch.equal(found, expected)
+
+
+class ReusesPixels(Light):
+    """Gives the same memory for every image."""
+
+    shared = torch.zeros(3, 8, 8)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        return self.shared.copy_(super().preprocess(image))
+
+
+def test_pixels_that_a_later_image_overwrites_break_a_rule() -> None:
+    with pytest.raises(ConformanceError, match="pixels"):
+        check_backbone(ReusesPixels())
 
 
 @pytest.mark.parametrize("given", ["two", "-1", "1.5", "65", "²"])

@@ -209,7 +209,8 @@ class Features:
     def _encode(self, pixels: Tensor) -> Tensor:
         """(n,3,H,H) -> (n,D), n at most ENCODE_BATCH."""
         padded = torch.cat([pixels, pixels[:1].expand(ENCODE_BATCH - len(pixels), -1, -1, -1)])
-        features = self.backbone.encode_image(padded)[: len(pixels)].float()
+        # A copy: a plugin's tower may give the same buffer for every batch.
+        features = self.backbone.encode_image(padded)[: len(pixels)].float().clone()
         if not bool(torch.isfinite(features).all()):
             raise ValueError(
                 f"backbone '{self.backbone.name}' gave features that are not finite numbers"

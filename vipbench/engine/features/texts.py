@@ -50,7 +50,7 @@ class TextShelf:
             # It might change a tower for this call alone, which no check behind it would find.
             self.compare(who)
         with torch.no_grad():
-            features = self._backbone.encode_text(prompts).detach()
+            features = self._backbone.encode_text(prompts).detach().clone()
         self.encoded_texts += len(items)
         flat = features.reshape(len(items), -1)
         # Of other types the cache would give back other values.
