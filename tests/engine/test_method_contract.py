@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+import helper
 import vipbench
 from vipbench import api
 
@@ -117,6 +118,16 @@ class Counting(Linear):
         return self(x) * self.steps
 
 
+class Helped(Linear):
+    """Its helper counts the calls."""
+
+    name = "helped"
+
+    def loss(self, batch):
+        helper.count()
+        return super().loss(batch)
+
+
 class Normalised(Linear):
     """With batch normalisation."""
 
@@ -148,7 +159,7 @@ class Fitted(Normalised):
 
 @vipbench.hookimpl
 def register_methods(register):
-    for method in (Plain, Contrast, Weighted, Teacher, Lost, Counting, Normalised, Fitted):
+    for method in (Plain, Contrast, Weighted, Teacher, Lost, Counting, Helped, Normalised, Fitted):
         register(method)
 '''
 Scores = dict[tuple[str, object], npt.NDArray[np.float32]]
@@ -159,6 +170,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("contract")
     (folder / "plugins").mkdir()
     (folder / "plugins" / "losses.py").write_text(PLUGIN, encoding="utf-8")
+    counts = "CALLS = []\n\n\ndef count():\n    CALLS.append(1)\n"
+    (folder / "plugins" / "helper").mkdir()
+    (folder / "plugins" / "helper" / "__init__.py").write_text(counts, encoding="utf-8")
     return folder
 
 
@@ -203,9 +217,12 @@ def test_no_cell_depends_on_others_of_the_run(folder: Path) -> None:
 
 def test_state_that_training_changes(folder: Path) -> None:
     """`after_step` keeps it for each cell; other writes cost the method's own cells alone."""
-    names = ["lost", "counting", "teacher", "normalised", "fitted", "weighted"]
+    names = ["lost", "counting", "helped", "teacher", "normalised", "fitted", "weighted"]
     records = run(folder, "state", names, [1, 4])
-    refused = {"lost": "self.teacher", "counting": "self.steps", "normalised": "self.norm"}
+    refused = {
+        "lost": "self.teacher", "counting": "self.steps", "helped": "helper/__init__.py: CALLS",
+        "normalised": "self.norm",
+    }  # fmt: skip
     for record in records:
         said = refused.get(record.cell.method)
         if said is None:

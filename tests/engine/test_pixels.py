@@ -10,7 +10,11 @@ import tifffile
 from PIL import Image
 
 from tests.test_image_modes import png
-from vipbench.engine.planning.loading import LoadedDataset, load_dataset
+from vipbench.engine.evaluation.runner import GroupRunner
+from vipbench.engine.features.features import Features
+from vipbench.engine.planning.cells import Row, plan_cells
+from vipbench.engine.planning.loading import LoadedDataset, load_backbone, load_dataset
+from vipbench.engine.planning.protocols import Scene
 from vipbench.errors import UsageError
 from vipbench.images import ImageError, PixelRange
 from vipbench.plugins.registry import load_registry
@@ -104,6 +108,19 @@ def test_a_later_image_above_the_range_is_an_error(tmp_path, card):
     assert brightest(data, "train") == 255
     with pytest.raises(ImageError, match=r"test/a/0\.png.*to 9000; expected 0 to 4095"):
         data.splits["test"].open(0)
+    method, plugin = REGISTRY.method("ncm")
+    backbone = load_backbone(REGISTRY, "tiny-clip")
+    spec = RunSpec.parse({"methods": "ncm", "shots": "1", "seeds": "1"})
+    row = Row("ncm", method, plugin, method.HParams())
+    features = Features(backbone.backbone, data.splits, data.fingerprint)
+    cells = plan_cells(spec, row, Scene(data), backbone)
+    (done,) = GroupRunner(features, print).run(cells)
+    error = done.record.error
+    assert error is not None
+    assert f"dataset '{data.dataset.name}'" in error.message
+    assert "test/a/0.png" in error.message
+    assert "ncm.py" not in error.message
+    assert error.file == data.plugin.file.name
 
 
 def test_a_window_cuts_off_what_training_images_hold_outside_of_it(tmp_path):

@@ -139,8 +139,8 @@ WRITERS = [
     (lambda m, b: m.register_buffer("made", torch.zeros(2)), "self.made"),
     (lambda m, b: delattr(m, "array"), "self.array"),
     (counts_in_an_object, "self.helper"),
-    (counts_in_the_module, f"{__name__}.calls"),
-    (lambda m, b: seen_labels["steps"].append(1), f"{__name__}.seen_labels"),
+    (counts_in_the_module, "test_written.py: calls"),
+    (lambda m, b: seen_labels["steps"].append(1), "test_written.py: seen_labels"),
     (counts_in_a_space, "self.space"),
     (lambda m, b: next(m.counter), "self.counter"),
     (fills_an_array, "self.array"),
@@ -148,6 +148,9 @@ WRITERS = [
     (lambda m, b: m.layer(b.x[:, :, None].expand(-1, -1, 3)), "self.layer.running_mean"),
     (normalises, "self.mean"),
     (stays_in_evaluation, "self.training"),
+    (lambda m, b: setattr(m.weight, "data", m.weight.data * 0.9), "self.weight"),
+    (lambda m, b: m.weight.set_(m.weight.detach() * 0.9), "self.weight"),
+    (lambda m, b: setattr(m.child.bank, "data", m.child.bank + 1), "self.child.bank"),
 ]
 
 
@@ -172,17 +175,40 @@ def test_a_written_attribute_is_named(how: Any, name: str, stacked: bool) -> Non
     assert "after_step" in said
 
 
-def test_a_later_write_is_found() -> None:
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (lambda m: setattr(m, "steps", m.steps + 1), "self.steps"),
+        (lambda m: setattr(m.weight, "data", m.weight.data * 0.9), "self.weight"),
+    ],
+)
+def test_a_later_write_is_found(write: Any, name: str) -> None:
     """A write that the first step does not do."""
 
     def late(method: Any, batch: api.Batch) -> None:
-        if len(SEEN) > 4:
-            method.steps += 1
         SEEN.append(1)
+        if len(SEEN) > 4:
+            write(method)
 
     SEEN: list[int] = []
-    with pytest.raises(WrittenStateError, match=r"self\.steps"):
+    with pytest.raises(WrittenStateError, match=name):
         train(two(late))
+
+
+def test_a_parameter_is_written_in_place() -> None:
+    """As the message of one that gets other memory says."""
+
+    def clamps(method: Any, batch: api.Batch) -> None:
+        with torch.no_grad():
+            method.weight.copy_(method.weight.clamp(-0.05, 0.05))
+
+    stacked, alone = two(clamps), two(clamps)
+    train(stacked)
+    for mine, other in zip(stacked, alone, strict=True):
+        start = other.method.weight.detach().clone()
+        train([other])
+        torch.testing.assert_close(mine.method.weight, other.method.weight)
+        assert mine.method.weight.abs().max() < start.abs().max()
 
 
 def test_what_is_only_read_trains() -> None:

@@ -2,7 +2,10 @@
 
 
 class ImageError(ValueError):
-    """An image cannot be read; the message names it and says why."""
+    """An image cannot be read; the message names it and says why. tested: whether it is one that
+    a run scores, and none that it trains on."""
+
+    tested = False
 
 
 class ImageChangedError(ImageError):

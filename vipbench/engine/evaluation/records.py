@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from vipbench import __version__
+from vipbench.api import ImageError
 from vipbench.engine.planning.cells import PlanCell, metric_revisions
 from vipbench.engine.planning.loading import LoadedBackbone
 from vipbench.plugins.registry import provenance
@@ -152,10 +153,13 @@ def _trained_on(cell: PlanCell) -> dict[str, Any]:
 
 
 def error_record(cell: PlanCell, error: BaseException) -> Record:
-    """The record of a cell that failed: it names plugin and file."""
+    """The record of a cell that failed: it names plugin and file, or the dataset of an image."""
     plugin = cell.owner
     where = f"plugin '{plugin.name}' ({plugin.file.name})"
-    if plugin is not cell.row.plugin:
+    if isinstance(error, ImageError):
+        data = cell.tested if error.tested else cell.data
+        plugin, where = data.plugin, f"dataset '{data.dataset.name}'"
+    elif plugin is not cell.row.plugin:
         where += f", on which method '{cell.row.method.name}' ran"
     failure = {
         "type": type(error).__name__,

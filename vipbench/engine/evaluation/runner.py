@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from vipbench.api import Backbone, Method, Task, has_own_fit
+from vipbench.api import Backbone, ImageError, Method, Task, has_own_fit
 from vipbench.engine.evaluation.foreign import Models
 from vipbench.engine.evaluation.learned import versions
 from vipbench.engine.evaluation.rebind import cannot_transfer, transferred
@@ -247,7 +247,11 @@ class GroupRunner:
                 test = Test(cell, item, self._bound(cell, item))
                 tests.setdefault(cell.tested.dataset.name, []).append(test)
         for some in tests.values():
-            self._test(some)
+            try:
+                self._test(some)
+            except ImageError as error:
+                error.tested = True
+                raise
         self._check_models(ready, [test.method for some in tests.values() for test in some])
         # In the order of the trainings, whatever each was tested on.
         scored = {test.cell.key: test for some in tests.values() for test in some}

@@ -133,7 +133,14 @@ class Step:
         batch = (self._inputs.x, self._inputs.labels, self._inputs.weight)
         if not self._rehearsed:
             self._rehearse(batch)
-        values, grads, right = self._each(self._one, batch)
+        try:
+            values, grads, right = self._each(self._one, batch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # perhaps of a write that earlier steps did not do
+            if not self.called.method.trains_towers:
+                self._rehearse(batch)
+            raise
         squares = [g.unsqueeze(-1).flatten(1).square().sum(1) for g in grads.values()]
         norm = torch.stack(squares).sum(0).sqrt()
         self.told.copy_(torch.stack([values.detach().float(), norm.float(), right.float()]))
@@ -181,15 +188,15 @@ class Step:
         """The first cell's loss and `after_step`, on copies of all that they could write."""
         self._rehearsed = True
         one = tuple(part[0] for part in batch)
-        trained = {name: value[0].clone() for name, value in self.params.items()}
+        trained = {name: value[0] for name, value in self.params.items()}
         state = {name: value[0] for name, value in (*self.fixed.items(), *self.buffers.items())}
 
-        def work(copies: Mapping[str, Tensor]) -> None:
-            self._call(self.called.losses, {**trained, **copies}, *one)
+        def work(copies: Tensors) -> None:
+            self._call(self.called.losses, copies, *one)
             if self._updates:
-                self._call(self.called.after, {**trained, **copies}, *one)
+                self._call(self.called.after, copies, *one)
 
-        rehearse(self.called.method, work, state)
+        rehearse(self.called.method, work, state, trained)
 
     def _update(self, batch: Batched) -> None:
         """What `after_step` gives, for every cell."""

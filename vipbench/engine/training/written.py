@@ -13,6 +13,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vipbench.api import Method
+from vipbench.plugins.files import local_modules
 
 # How deep into containers, and up to how many items of one, changes are looked for.
 DEPTH, MOST = 4, 1000
@@ -61,21 +64,39 @@ def unwritten(method: Method) -> Iterator[None]:
 
 
 def rehearse(
-    method: Method, work: Callable[[Mapping[str, Tensor]], object], state: Mapping[str, Tensor]
+    method: Method,
+    work: Callable[[dict[str, Tensor]], object],
+    state: Mapping[str, Tensor],
+    trained: Mapping[str, Tensor],
 ) -> None:
-    """Do `work` once on copies of one cell's `state`, frozen parameters and buffers. Raises
-    WrittenStateError where it changes their values: layers of PyTorch do so out of sight of
+    """Do `work` once on copies of one cell's `state`, frozen parameters and buffers, and of its
+    `trained` parameters. Raises WrittenStateError where it changes the values of the former, or
+    gives one of the latter other memory (`.data = …`): layers of PyTorch do so out of sight of
     torch.func, which refuses other writes without naming the tensor."""
-    copies = {name: value.clone() for name, value in state.items()}
+    copies = {name: value.clone() for name, value in (*state.items(), *trained.items())}
+    memory = {name: copies[name].data_ptr() for name in trained}
     try:
         work(copies)
     except WrittenStateError:
         raise
     except Exception:  # what else is wrong the step itself will tell
         pass
-    names = [name for name, value in copies.items() if _differ(value, state[name])]
+    names = [name for name, value in state.items() if _differ(copies[name], value)]
     if names:
-        raise _refused(method, [f"self.{name.removeprefix('method.')}" for name in names])
+        raise _refused(method, [_place(name) for name in names])
+    moved = [name for name, at in memory.items() if copies[name].data_ptr() != at]
+    if moved:
+        place = _place(moved[0])
+        raise WrittenStateError(
+            f"method '{method.name}' gives '{place}' other memory in a training step (by `.data = "
+            "…`, `set_` or `resize_`). It is a parameter, stacked with those of other cells: write "
+            f"its values in place, `with torch.no_grad(): {place}.copy_(...)`. What is no "
+            "parameter is a buffer that gets its new value from `after_step`"
+        )
+
+
+def _place(name: str) -> str:
+    return f"self.{name.removeprefix('method.')}"
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
@@ -84,7 +105,7 @@ def _differ(a: Tensor, b: Tensor) -> bool:
 
 def _refused(method: Method, names: list[str]) -> WrittenStateError:
     told = ", ".join(f"'{name}'" for name in names[:4])
-    first = names[0].rpartition(".")[2]
+    first = names[0].rpartition(" ")[2].rpartition(".")[2]
     return WrittenStateError(
         f"method '{method.name}' writes {told} in a training step. Nothing is kept there: cells "
         "that train together share the method's attributes, and its buffers are put in place for "
@@ -109,14 +130,41 @@ class _Same:
     __hash__ = None  # type: ignore[assignment]  # compared alone
 
 
+_BUILTIN = "vipbench."
 _OWN = frozenset(nn.Module().__dict__) - {"training"} | {"task", "last_batch"}
+
+
+@lru_cache(maxsize=64)
+def _code(method: type[Method], imported: int) -> Mapping[str, str]:
+    """The modules of a method's code, with those that a user's plugin imports from its own files,
+    and what a message has before the name of a global variable of each. imported: how many
+    modules there are; a method may import one later."""
+    owners = method.__mro__[: method.__mro__.index(Method)]
+    # Of a class that was made by calling `type` it is "abc".
+    names = {owner.__module__ for owner in owners} - sys.stdlib_module_names
+    files = {name: getattr(sys.modules.get(name), "__file__", None) or "" for name in names}
+    theirs = [Path(file) for name, file in files.items() if file and not name.startswith(_BUILTIN)]
+    helpers = {str(helper) for file in theirs for helper in local_modules(file)}
+    for name, module in list(sys.modules.items()) if helpers else ():
+        file = getattr(module, "__file__", None)
+        if name not in files and file and str(Path(file).resolve()) in helpers:
+            files[name] = file
+    told = {name: Path(file) for name, file in files.items() if file}
+    return {
+        # Of a package's file the name alone would not tell which package it is.
+        name: f"{'/'.join(told[name].parts[-1 - (told[name].stem == '__init__') :])}: "
+        if name in told and not name.startswith(_BUILTIN)
+        else f"{name}."
+        for name in files
+    }
 
 
 def _state(method: Method) -> dict[str, Any]:
     """What a method holds, by name."""
     found: dict[str, Any] = {}
     owners = type(method).__mro__[: type(method).__mro__.index(Method)]
-    own = frozenset(owner.__module__ for owner in owners)
+    code = _code(type(method), len(sys.modules))
+    own = code.keys()
     for place, module in method.named_modules():
         prefix = f"self.{place}." if place else "self."
         # Layers of a tower that is trained do as they like; it is trained alone.
@@ -130,16 +178,16 @@ def _state(method: Method) -> dict[str, Any]:
                 if name not in _OWN:
                     found[prefix + name] = _content(value, own, 0)
     for owner in owners:
-        found |= _globals(vars(owner), owner.__name__, own)
+        found |= _globals(vars(owner), f"{owner.__name__}.", own)
     for module_name in own & sys.modules.keys():
-        found |= _globals(vars(sys.modules[module_name]), module_name, own)
+        found |= _globals(vars(sys.modules[module_name]), code[module_name], own)
     return found
 
 
-def _globals(held: Mapping[str, Any], place: str, own: Set[str]) -> dict[str, Any]:
+def _globals(held: Mapping[str, Any], prefix: str, own: Set[str]) -> dict[str, Any]:
     """What a class or a module holds beside code, by name."""
     return {
-        f"{place}.{name}": _content(value, own, 0)
+        f"{prefix}{name}": _content(value, own, 0)
         for name, value in held.items()
         if not name.startswith("__") and not callable(value)
     }
