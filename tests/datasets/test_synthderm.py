@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.tiny_clip_captions import FACTS, PHRASES, caption, facts_of, vocabulary
+from vipbench.api.dataset import fingerprint_splits
 from vipbench.datasets import _render, synthderm
 from vipbench.errors import UsageError
+from vipbench.images import ImageChangedError
 from vipbench.symptoms import shipped_symptoms
 
 DIGEST_PROGRAM = """
@@ -51,6 +56,26 @@ def test_no_image_occurs_twice_within_or_across_splits() -> None:
     splits = synthderm.SynthDerm().load(None)
     digests = [s.open(i).tobytes() for s in splits.values() for i in range(len(s))]
     assert len(set(digests)) == len(digests) == 780
+
+
+def test_digests_that_are_shipped_are_those_of_the_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class_names = synthderm.CLASS_NAMES
+    shipped = synthderm.SynthDerm().load(None)
+    assert all(split.planned for split in shipped.values()), synthderm.write_digests.__doc__
+    # The code of an older file was another: every image is drawn.
+    kept = json.loads(synthderm.DIGESTS.read_text())
+    older = tmp_path / "older.json"
+    older.write_text(json.dumps({**kept, "code": "0" * 64, "train": ["0" * 64] * 360}))
+    for file in (older, tmp_path / "missing.json"):
+        monkeypatch.setattr(synthderm, "DIGESTS", file)
+        drawn = synthderm.SynthDerm().load(None)
+        assert not any(split.planned for split in drawn.values())
+    assert fingerprint_splits(class_names, drawn) == fingerprint_splits(class_names, shipped)
+    wrong = dataclasses.replace(shipped["test"], planned=("0" * 64,) * 300)
+    with pytest.raises(ImageChangedError):
+        wrong.open(0)
 
 
 def test_splits_are_balanced_and_lazy_sequences() -> None:

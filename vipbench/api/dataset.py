@@ -33,7 +33,8 @@ class Split:
     ids: N stable names of the images, unique within the split (a relative path, an index).
     groups: N patient or lesion ids where the data has them, else None.
     planned: N digests of the images (`digest_image`) with which a run was planned; an image that
-        has another by the time it is opened is an error. The run sets them.
+        has another by the time it is opened is an error. The run sets them; a loader may, for RGB
+        images of 8 bits that it draws itself, which then need not be drawn for a plan.
     pixels: what values of more than 8 bits mean; the run decides it for the whole dataset.
     """
 

@@ -14,6 +14,7 @@ checklist); the pictures are cartoons of them and carry no medical information.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,18 +86,22 @@ class Stream:
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """One number in [low, high)."""
-        return low + (high - low) * float(self.field(1)[0])
+        return low + (high - low) * ((self._bits.random_raw() >> 11) * 2.0**-53)
 
     def field(self, *shape: int) -> Array:
         """Independent numbers in [0, 1), float64, of the given shape."""
-        count = int(np.prod(shape))
-        raw = np.asarray(self._bits.random_raw(count), dtype=np.uint64)
-        return ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
+        raw = np.asarray(self._bits.random_raw(math.prod(shape)), dtype=np.uint64)
+        raw >>= np.uint64(11)
+        numbers = raw.astype(np.float64)
+        numbers *= 2.0**-53
+        return numbers.reshape(shape)
 
     def bell(self, *shape: int) -> Array:
         """Bell-shaped numbers of mean 0 and variance 1 (three uniforms summed, exact)."""
         total: Array = self.field(3, *shape).sum(axis=0)
-        return (total - 1.5) * 2.0
+        total -= 1.5
+        total *= 2.0
+        return total
 
     def choice(self, options: Sequence[str]) -> str:
         """One of `options`, all equally likely."""
@@ -118,7 +123,9 @@ _X, _Y = _axis()
 
 def _ramp(value: Array, low: float, high: float) -> Array:
     """0 below `low`, 1 above `high`, a cubic in between; elementwise."""
-    t = np.clip((value - low) / (high - low), 0.0, 1.0)
+    t = value - low
+    t /= high - low
+    np.clip(t, 0.0, 1.0, out=t)
     return t * t * (3.0 - 2.0 * t)
 
 
@@ -135,8 +142,10 @@ def _clouds(rng: Stream, cells: int) -> Array:
 
 
 def _blend(canvas: Array, colour: Sequence[float], alpha: Array) -> None:
-    """Paint `colour` over canvas (64, 64, 3) with opacity alpha (64, 64), in place."""
-    canvas += alpha[..., None] * (np.asarray(colour) - canvas)
+    """Paint `colour` over canvas (3, 64, 64) with opacity alpha (64, 64), in place."""
+    change = np.asarray(colour)[:, None, None] - canvas
+    change *= alpha
+    canvas += change
 
 
 def _tint(rng: Stream, colour: Sequence[float], spread: float) -> list[float]:
@@ -197,7 +206,7 @@ def _specks(
 
 
 def _paint_structure(name: str, canvas: Array, lesion: _Lesion, rng: Stream) -> None:
-    """Draw one of `STRUCTURES` on canvas (64, 64, 3), in place."""
+    """Draw one of `STRUCTURES` on canvas (3, 64, 64), in place."""
     strength = rng.uniform(0.65, 0.95)
     if name == "dots":
         alpha = _specks(lesion, rng, 6 + int(rng.uniform(0, 7)), (0.035, 0.06), 0.85)
@@ -242,10 +251,10 @@ def _paint_structure(name: str, canvas: Array, lesion: _Lesion, rng: Stream) -> 
 
 
 def _skin(rng: Stream) -> Array:
-    """Bare skin (64, 64, 3): tone, uneven light, fine mottling. Nuisance, never an attribute."""
+    """Bare skin (3, 64, 64): tone, uneven light, fine mottling. Nuisance, never an attribute."""
     fair, dark = np.asarray((0.95, 0.80, 0.71)), np.asarray((0.72, 0.53, 0.42))
-    canvas = np.broadcast_to(fair + rng.uniform() * (dark - fair), (SIZE, SIZE, 3)).copy()
-    canvas += 0.06 * (_clouds(rng, 6) - 0.5)[..., None]
+    tone = (fair + rng.uniform() * (dark - fair))[:, None, None]
+    canvas: Array = tone + 0.06 * (_clouds(rng, 6) - 0.5)
     return canvas
 
 
@@ -276,10 +285,12 @@ def paint(attributes: Attributes, rng: Stream) -> npt.NDArray[np.uint8]:
             0.6 * (1 - _ramp(np.abs(v - shift - bend * u * u), 0.0, 0.04)),
         )
     canvas *= rng.uniform(0.88, 1.10) * (
-        1.0 + rng.uniform(-0.10, 0.10) * _X[..., None] + rng.uniform(-0.10, 0.10) * _Y[..., None]
+        1.0 + rng.uniform(-0.10, 0.10) * _X + rng.uniform(-0.10, 0.10) * _Y
     )
-    canvas += rng.uniform(0.01, 0.035) * rng.bell(SIZE, SIZE, 3)
-    return np.rint(np.clip(canvas, 0.0, 1.0) * 255.0).astype(np.uint8)
+    canvas += rng.uniform(0.01, 0.035) * rng.bell(SIZE, SIZE, 3).transpose(2, 0, 1)
+    np.clip(canvas, 0.0, 1.0, out=canvas)
+    canvas *= 255.0
+    return np.ascontiguousarray(np.rint(canvas).astype(np.uint8).transpose(1, 2, 0))
 
 
 def random_attributes(rng: Stream, structure_chance: float = 0.28) -> Attributes:

@@ -13,6 +13,8 @@ Source: own work.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -29,10 +31,13 @@ from vipbench.datasets import _render
 from vipbench.datasets._render import Attributes, Stream
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
+from vipbench.images import digest_image
 from vipbench.symptoms import shipped_descriptions, shipped_symptoms
 
 REVISION = 1
 """Raise it whenever a pixel or a label changes: it enters every random stream."""
+
+DIGESTS = Path(__file__).with_suffix(".json")
 
 FIDELITY = 0.72
 """Chance that an image follows one given attribute of its class; else it is drawn blindly."""
@@ -194,14 +199,41 @@ class SynthDerm(Dataset):
 
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """The three splits; `root` is not used, for the images are drawn on demand."""
+        known = _known_digests()
         return {
             split: Split(
                 images=_Images(split),
                 labels=labels(split),
                 ids=tuple(f"{split}-{i:03d}" for i in range(PER_CLASS[split] * len(CLASSES))),
+                planned=known.get(split),
             )
             for split in SPLITS
         }
+
+
+def _code_digest() -> str:
+    """SHA-256 of the code that draws."""
+    files = (Path(__file__), Path(_render.__file__))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _known_digests() -> dict[str, tuple[str, ...]]:
+    """split -> the digests of its images, from the file that comes with this code; empty where the
+    code has changed since the file was written. So no image is drawn only to be digested."""
+    try:
+        kept = json.loads(DIGESTS.read_text())
+        if kept["code"] != _code_digest():
+            return {}
+        return {split: tuple(kept[split]) for split in SPLITS}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def write_digests() -> None:
+    """Write that file anew, after a change of the code:
+    `python -c "from vipbench.datasets import synthderm; synthderm.write_digests()"`."""
+    drawn = {split: [digest_image(image) for image in _Images(split)] for split in SPLITS}
+    DIGESTS.write_text(json.dumps({"code": _code_digest(), **drawn}, indent=0) + "\n")
 
 
 def _factory(argument: str | None) -> Dataset:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from vipbench.api.dataset import DataError, Split
 from vipbench.images import ImageFacts, PixelRange, examine_image
-from vipbench.images.depth import FULL, HALF_OF_16_BITS, SBIT, card_lines
+from vipbench.images.depth import FULL, HALF_OF_16_BITS, SBIT, StoredAs, card_lines
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ def examine(
     splits: Mapping[str, Split], given: PixelRange | None
 ) -> tuple[dict[str, Split], list[str]]:
     """The splits with the digests of their images and the range of their pixels, and sentences on
-    what the user should know. Every image is read once, and decoded where its depth is in question.
+    what the user should know. Every image is read once, and decoded where its depth is in question;
+    those whose digests the loader gave (`Split.planned`) are not read.
 
     given: what the user says of pixels. Raises DataError where nothing says which value is white,
     ImageError for an image that is missing.
@@ -42,6 +43,9 @@ def examine(
     for name in sorted(splits, key=lambda name: name != "train"):
         split = splits[name]
         for i in range(len(split)):
+            if split.planned is not None:
+                seen.append(_Seen(name, split.ids[i], ImageFacts(split.planned[i], StoredAs())))
+                continue
             wanted = name == "train" and not settled
             found = examine_image(split.images[i], split.ids[i], values=wanted)
             seen.append(_Seen(name, split.ids[i], found))
