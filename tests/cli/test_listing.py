@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 from tests.conftest import Cli
 
@@ -34,3 +36,24 @@ def test_verbose_tells_what_a_method_trains_and_needs(cli: Cli) -> None:
     assert field("lp++", "validation") == "min(k,4)"
     assert field("coop", "validation") == "-"
     assert field("bayes-coop", "cost") == "hours"
+
+
+def test_a_kept_catalogue_is_used_while_nothing_has_changed(cli: Cli, tmp_path: Path) -> None:
+    def listed() -> str:
+        done = cli("list", "datasets", env={"VIPBENCH_CACHE": str(tmp_path / "cache")})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    first = listed()
+    assert "drawn skin lesions" in first
+    file = tmp_path / "cache" / "catalogue-plain.json"
+    text = file.read_text()
+    file.write_text(text.replace("drawn skin lesions", "the kept answer"))
+    assert listed() == first.replace("drawn skin lesions", "the kept answer")
+    # A file of the package changed since: another state.
+    state = json.loads(text)["state"]
+    file.write_text(file.read_text().replace(state, "0" * 64))
+    assert listed() == first
+    assert json.loads(file.read_text())["state"] == state
+    file.write_text(text[:100])
+    assert listed() == first

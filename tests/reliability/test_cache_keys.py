@@ -18,8 +18,8 @@ from tests.reliability import grid
 from vipbench.api import ImageBackbone, Views
 from vipbench.datasets.npz import NpzDataset
 from vipbench.engine.features import features as module
-from vipbench.engine.features.cache import CACHE_VARIABLE
 from vipbench.engine.features.features import Features
+from vipbench.engine.kept import CACHE_VARIABLE
 
 ITEMS = list(range(8))
 SHIFTED = Views(scale=(0.5, 1.0))

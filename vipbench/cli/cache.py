@@ -16,7 +16,8 @@ cache_app = typer.Typer(help="The feature cache: what it holds, and emptying it.
 def info() -> int:
     """Say where the cache is, how large it may get, and what it holds."""
     from vipbench.cli.commands.text import columns
-    from vipbench.engine.features.cache import cache_folder, cache_limit, shelves
+    from vipbench.engine.features.cache import cache_limit, shelves
+    from vipbench.engine.kept import cache_folder
 
     found = shelves()
     total = sum(shelf.bytes for shelf in found)
@@ -43,9 +44,10 @@ def clear(
 ) -> int:
     """Remove all cached features; a later run encodes images and texts again."""
     from vipbench.engine.features import cache
+    from vipbench.engine.kept import cache_folder
 
     if not yes:
-        typer.confirm(f"Remove everything in {cache.cache_folder()}?", abort=True)
+        typer.confirm(f"Remove everything in {cache_folder()}?", abort=True)
     print(f"{_size(cache.clear())} freed")
     return OK
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vipbench.engine.kept import CACHE_VARIABLE
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.plan import Observer, Plan, PlannedCell
 from vipbench.errors import UsageError
@@ -26,7 +27,6 @@ from vipbench.runspec.run import PATHS_BY_DATASET, MethodSpec, RunSpec
 # Of the largest stored score: other devices and libraries sum in other orders, and training
 # lets the differences grow.
 TOLERANCE = 1e-3
-CACHE_VARIABLE = "VIPBENCH_CACHE"  # as in engine/features/cache.py, which imports torch
 Stored = tuple[Record, Predictions | None]
 Verdict = Literal["identical", "within the tolerance", "different", "not made again"]
 VERDICTS: tuple[Verdict, ...] = (

@@ -18,6 +18,7 @@ from vipbench import trust
 from vipbench.cli.commands.fetch import sources_of
 from vipbench.cli.commands.text import clean, columns, plural
 from vipbench.cli.exit_codes import FAILED, OK
+from vipbench.engine.kept import cache_folder
 from vipbench.errors import UsageError
 from vipbench.fetching import offline
 from vipbench.fetching.download import size
@@ -142,7 +143,7 @@ def _caches(data_root: Path | None, broken: list[str]) -> None:
         os.environ.get("HF_HUB_CACHE")
         or Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub"
     )
-    features = Path(os.environ.get("VIPBENCH_CACHE") or _features())
+    features = cache_folder()
     data = Path("data") if data_root is None else data_root
     rows = [("", "folder", "holds", "free")]
     for name, folder in (("features", features), ("Hub", hub), ("data", data)):
@@ -156,12 +157,6 @@ def _caches(data_root: Path | None, broken: list[str]) -> None:
         broken.append(
             f"{Path.cwd()} cannot be written: `vipbench run` puts its results there; give --out"
         )
-
-
-def _features() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("vipbench") / "features"
 
 
 def _bytes(folder: Path) -> int:

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from safetensors.torch import load, save
 from torch import Tensor
 
 from vipbench import files
+from vipbench.engine.kept import cache_folder
 
-CACHE_VARIABLE = "VIPBENCH_CACHE"
 LIMIT_VARIABLE = "VIPBENCH_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0
 MARK = "shelf.json"
@@ -38,12 +37,6 @@ FILLING = "filling.lock"
 # waits for it any longer.
 PATIENCE = 600.0
 Item = tuple[int, int]
-
-
-def cache_folder() -> Path:
-    """`VIPBENCH_CACHE`, or `vipbench/features` in the user's cache folder."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else user_cache_path("vipbench") / "features"
 
 
 def cache_limit() -> int:

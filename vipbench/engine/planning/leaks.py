@@ -16,7 +16,7 @@ from PIL import Image
 
 from vipbench import files
 from vipbench.api.dataset import Split
-from vipbench.engine.features.cache import cache_folder
+from vipbench.engine.kept import cache_folder
 from vipbench.symptoms.names import holds_name
 
 
