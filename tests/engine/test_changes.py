@@ -25,10 +25,7 @@ def record_with(parts: dict[str, Any] | None) -> Record:
 
 
 def planned(record: Record, key: str, parts: dict[str, Any]) -> PlannedCell:
-    backbone, dataset, method, shots, seed = record.slot
-    return PlannedCell(
-        key, backbone, dataset, method, shots, seed, "todo", None, "g", "p", "f.py", parts
-    )
+    return PlannedCell.of(record, parts=parts).model_copy(update={"key": key})
 
 
 def test_every_part_that_changed_is_named_and_no_other() -> None:

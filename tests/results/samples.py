@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record, json_sha256
 from vipbench.results.store.store import Store
@@ -116,12 +116,26 @@ def unscored(seed: int) -> tuple[Record, Predictions]:
     return make(seed=seed), Predictions([str(i) for i in range(10)], None, labels, scores)
 
 
-def planned(records: Sequence[Record], **changes: Any) -> list[PlanCell]:
+def planned(records: Sequence[Record], **changes: Any) -> list[PlannedCell]:
     """The plan of which these are the records."""
-    return [PlanCell(r.key, *r.slot, **changes) for r in records]
+    return [PlannedCell.of(r, **changes) for r in records]
 
 
-def small() -> tuple[list[Record], list[PlanCell]]:
+def planned_cell(
+    key: str | None,
+    backbone: str,
+    dataset: str,
+    method: str,
+    shots: int | str,
+    seed: int,
+    **more: Any,
+) -> PlannedCell:
+    """A planned cell, its fields by position."""
+    place = {"backbone": backbone, "dataset": dataset, "method": method}
+    return PlannedCell(key=key, **place, shots=shots, seed=seed, **more)
+
+
+def small() -> tuple[list[Record], list[PlannedCell]]:
     """Zero-shot, two methods at 1 and 16 shots and full, one seed of one entry missing."""
 
     def one(method: str, shots: int | str, seed: int, accuracy: float, f1: float) -> Record:
@@ -142,11 +156,11 @@ def small() -> tuple[list[Record], list[PlanCell]]:
         one("vip", "full", 2, 0.85, 0.7),
     ]
     cells = planned(records)
-    cells.append(PlanCell(key_of("missing"), "toy-clip", "toyderm", "coop", 16, 2))
+    cells.append(planned_cell(key_of("missing"), "toy-clip", "toyderm", "coop", 16, 2))
     return records, cells
 
 
-def wide() -> tuple[list[Record], list[PlanCell]]:
+def wide() -> tuple[list[Record], list[PlannedCell]]:
     """Two datasets and backbones, a pair that cannot be, a transductive method, a failed cell,
     unequal n, two versions of torch and of a setting, a leftover record."""
     records = []
@@ -169,7 +183,8 @@ def wide() -> tuple[list[Record], list[PlanCell]]:
     for dataset in ("toyderm", "chest_x&ray"):
         for seed in (1, 2):
             reason = "'vip' needs a text tower and 'resnet' has none"
-            cells.append(PlanCell(None, "resnet", dataset, "vip", 4, seed, "impossible", reason))
+            refused = {"status": "impossible", "reason": reason}
+            cells.append(planned_cell(None, "resnet", dataset, "vip", 4, seed, **refused))
     records.append(make("coop", 4, 1, key=key_of("older settings")))
     records.append(make("coop", 8, 1))
     return records, cells
@@ -180,7 +195,7 @@ def filled(folder: Path) -> Path:
         for seed in (1, 2, 3):
             store.add(*scored(seed))
         store.add(make("coop", error="ValueError"))
-        store.save_plan([PlanCell(r.key, *r.slot) for r in store.records()])
+        store.save_plan([PlannedCell.of(r) for r in store.records()])
     return folder / "results.sqlite"
 
 

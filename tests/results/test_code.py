@@ -11,7 +11,7 @@ from tests.results.samples import entry_of, key_of, planned, record_dict
 from vipbench.results.leaderboard.entries import leaderboard
 from vipbench.results.leaderboard.gather import Gathered
 from vipbench.results.records.code import superseded
-from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.record import Record
 from vipbench.results.tables import comparison
 
@@ -46,14 +46,14 @@ def of_code(
 def test_seeds_of_other_code_count_as_not_yet_run(part: str) -> None:
     old = [of_code("vip", seed, {}) for seed in (1, 2, 3)]
     new = of_code("vip", 1, {part: 2}, value=0.9)
-    plan = [PlanCell(new.key, *new.slot, run=2), *planned(old[1:])]
+    plan = [PlannedCell.of(new, run=2), *planned(old[1:])]
     table = comparison([*old, new], plan)
     entry = entry_of(table, "vip", 4)
     assert (entry.state, entry.mean, entry.n, entry.n_expected) == ("unfinished", None, 1, 3)
     assert any("vip: 2 records made by older code" in note for note in table.notes)
     assert superseded([*old, new], plan) == {record.key for record in old}
     # Whichever was made last, the run that was last says what the code is now.
-    back = [PlanCell(new.key, *new.slot), *(PlanCell(r.key, *r.slot, run=2) for r in old[1:])]
+    back = [PlannedCell.of(new), *(PlannedCell.of(r, run=2) for r in old[1:])]
     assert entry_of(comparison([*old[1:], new], back), "vip", 4).n == 2
 
 
@@ -61,14 +61,14 @@ def test_seeds_from_before_a_part_was_told_are_of_older_code() -> None:
     new, old = of_code("vip", 1, {}), of_code("vip", 2, {})
     told = old.to_dict()
     del told["provenance"]["key_parts"]["reader.revision"]
-    plan = [PlanCell(new.key, *new.slot, run=2), *planned([old])]
+    plan = [PlannedCell.of(new, run=2), *planned([old])]
     assert entry_of(comparison([new, Record.of(told)], plan), "vip", 4).n == 1
 
 
 def test_rows_of_older_revisions_are_marked_once_with_their_commands() -> None:
     records = [of_code("vip", seed, {"sampler.revision": 2}) for seed in (1, 2)]
     records += [of_code(name, seed, {}) for name in ("coop", "probe") for seed in (1, 2)]
-    plan = [PlanCell(r.key, *r.slot, run=2 if r.cell.method == "vip" else 1) for r in records]
+    plan = [PlannedCell.of(r, run=2 if r.cell.method == "vip" else 1) for r in records]
     table = comparison(records, plan)
     assert {row.label: table.marks(row.label) for row in table.rows[1:]} == {
         "vip": "", "coop": " §", "probe": " §",

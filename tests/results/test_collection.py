@@ -67,11 +67,11 @@ def test_others_scores_stand_beside_until_one_is_chosen(tmp_path: Path) -> None:
 
 
 def test_a_table_leaves_a_disputed_cell_open(tmp_path: Path) -> None:
-    from vipbench.results.records.plan import PlanCell
+    from vipbench.results.records.plan import PlannedCell
 
     with Collection(tmp_path) as store:
         store.submit([scored(1), by("anna", nudge=1.0), scored(2)])
-        plan = [PlanCell(scored(seed)[0].key, *scored(seed)[0].slot) for seed in (1, 2)]
+        plan = [PlannedCell.of(scored(seed)[0]) for seed in (1, 2)]
         table = comparison(store.records(), plan)
     entry = table.entries[-1][0]
     assert (entry.state, entry.mean, entry.n, entry.n_expected) == ("unfinished", None, 1, 2)

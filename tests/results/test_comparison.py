@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.results.samples import entry_of, make, planned, record_dict, wide
+from tests.results.samples import entry_of, make, planned, planned_cell, record_dict, wide
 from vipbench.errors import UsageError
-from vipbench.results.records.plan import PlanCell
 from vipbench.results.records.record import Record
 from vipbench.results.tables import (
     FORMATS,
@@ -127,7 +126,7 @@ def test_rows_and_columns_keep_their_order() -> None:
 
 def test_a_relabelled_method_is_shown_under_its_new_name() -> None:
     records = [make("vip", 4, 1)]
-    cells = [PlanCell(records[0].key, "toy-clip", "toyderm", "ViP (ours)", 4, 1)]
+    cells = [planned_cell(records[0].key, "toy-clip", "toyderm", "ViP (ours)", 4, 1)]
     assert [row.label for row in comparison(records, cells).rows] == [MAJORITY, "ViP (ours)"]
 
 

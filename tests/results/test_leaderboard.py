@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.results.samples import key_of, make, record_dict, scored
+from tests.results.samples import key_of, make, planned_cell, record_dict, scored
 from vipbench.results.leaderboard.entries import Entry, leaderboard
 from vipbench.results.leaderboard.gather import Folders, Gathered
 from vipbench.results.leaderboard.page import page_data, render_page, write_page
 from vipbench.results.leaderboard.ranking import Bounds, bounds, image_bounds, ranks
-from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
 from vipbench.results.records.rerun_command import run_command
@@ -141,7 +141,7 @@ def test_what_saw_the_test_images_stands_apart() -> None:
 
 def test_an_unfinished_entry_has_no_number() -> None:
     three = seeds("vip", [0.5, 0.6, 0.7])
-    plan = [PlanCell(r.key, *r.slot) for r in three]
+    plan = [PlannedCell.of(r) for r in three]
     (whole,) = entries(*three, plan=plan)
     (part,) = entries(*three[:2], plan=plan)
     (failed,) = entries(*three[:2], make("vip", seed=3, error="ValueError"), plan=plan)
@@ -151,7 +151,8 @@ def test_an_unfinished_entry_has_no_number() -> None:
         assert (entry.done, entry.bounds, len(entry.records), entry.expected) == (False, {}, 2, 3)
     assert "1 of its cells failed" in failed.notes
     # The plan of the same label under other settings asks nothing of these records.
-    other = [PlanCell(key_of("other", i), *r.slot) for i, r in enumerate(three)]
+    keys = [key_of("other", i) for i in range(3)]
+    other = [planned_cell(key, *r.slot) for key, r in zip(keys, three, strict=True)]
     assert entries(*three[:2], plan=other)[0].done
 
 

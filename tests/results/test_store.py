@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.results.samples import content, filled, make, record_dict, scored
-from vipbench.results.records.plan import PlanCell
+from tests.results.samples import content, filled, make, planned_cell, record_dict, scored
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record, RecordError
 from vipbench.results.store import sqlite as schema
@@ -92,15 +92,15 @@ def test_test_sets_are_kept_once(tmp_path: Path) -> None:
 
 
 def test_plans_merge(tmp_path: Path) -> None:
-    def cell(key: str, method: str, seed: int, **more: Any) -> PlanCell:
-        return PlanCell(key, "b", "d", method, 4, seed, **more)
+    def cell(key: str, method: str, seed: int, **more: Any) -> PlannedCell:
+        return planned_cell(key, "b", "d", method, 4, seed, **more)
 
     with Store(tmp_path) as store:
         assert store.plan() == []
         store.save_plan([cell("a", "coop", 1), cell("b", "vip", 1)])
         # Other settings for vip's seed 1, a new seed, an impossible row.
         impossible = cell("", "maple", 1, status="impossible", reason="no vision transformer")
-        store.save_plan([{**cell("c", "vip", 1).to_dict(), "group": 7}, cell("d", "vip", 2)])
+        store.save_plan([{**cell("c", "vip", 1).stored(), "group": 7}, cell("d", "vip", 2)])
         store.save_plan([impossible])
     with Store(tmp_path, readonly=True) as store:
         assert [(c.key, c.method, c.seed, c.run) for c in store.plan()] == [
@@ -125,11 +125,11 @@ def test_plans_merge(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_plan_changes_nothing(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    good = PlanCell("k", "b", "d", "m", "full", 1)
+    good = planned_cell("k", "b", "d", "m", "full", 1)
     with Store(tmp_path) as store:
         store.save_plan([good])
         with pytest.raises(ValueError, match="planned cell"):
-            store.save_plan([good.to_dict() | wrong])
+            store.save_plan([good.stored() | wrong])
         with pytest.raises(ValueError, match="planned cell"):
             store.save_plan([{"key": "k"}])
         assert store.plan() == [good]

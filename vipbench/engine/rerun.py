@@ -14,8 +14,9 @@ import numpy as np
 
 from vipbench.engine.kept import CACHE_VARIABLE
 from vipbench.engine.workers import driver
-from vipbench.engine.workers.plan import Observer, Plan, PlannedCell
+from vipbench.engine.workers.plan import Observer, Plan
 from vipbench.errors import UsageError
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.protocol_names import place_of
 from vipbench.results.records.record import Record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vipbench.results.records.metrics import METRICS, Metric, compute_metrics
-from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record, RecordError
 from vipbench.results.store.lock import StoreError
@@ -12,7 +12,7 @@ from vipbench.results.store.store import Store
 __all__ = [
     "METRICS",
     "Metric",
-    "PlanCell",
+    "PlannedCell",
     "Predictions",
     "Record",
     "RecordError",

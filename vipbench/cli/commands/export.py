@@ -48,7 +48,7 @@ def bundle_command(
     told = describe(spec, names)
     suite, renamed, files = _public_suite(spec, told.prompts, told.datasets, told.files)
     with Store(folder, readonly=True) as store:
-        wanted = {cell.key or "" for cell in store.plan(latest=True)}
+        wanted = {cell.key for cell in store.plan(latest=True)}
         rows = [r for r in export_rows(store, names) if r["key"] in wanted]
         shareable = {d["name"] for d in told.datasets.values() if d["sharing"] == "allowed"}
         asked = wanted if parameters or patient_data else set()

@@ -10,7 +10,7 @@ from vipbench.cli.commands.disputes import tell_disputes
 from vipbench.cli.commands.text import clean, plural
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError
-from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.record import Record
 from vipbench.results.sharing.rows import all_results, who
 from vipbench.results.store.store import Collection, Handed, Store
@@ -52,10 +52,10 @@ def submitter_name(name: str) -> str:
 
 def add_plan(store: Store, records: Sequence[Record]) -> None:
     """Let tables of the folder show records that no run asked for, behind what one did."""
-    _add_cells(store, [PlanCell(record.key, *record.slot) for record in records])
+    _add_cells(store, [PlannedCell.of(record) for record in records])
 
 
-def _add_cells(store: Store, cells: Sequence[PlanCell]) -> None:
+def _add_cells(store: Store, cells: Sequence[PlannedCell]) -> None:
     there = store.plan()
     slots = {cell.slot for cell in there}
     new = {cell.slot: cell for cell in cells if cell.slot not in slots}

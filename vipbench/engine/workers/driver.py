@@ -26,7 +26,6 @@ from vipbench.engine.workers.plan import (
     Observer,
     Outcome,
     Plan,
-    PlannedCell,
     Stored,
 )
 from vipbench.engine.workers.planners import Planners
@@ -35,6 +34,7 @@ from vipbench.engine.workers.process import Stopped, Worker, WorkerDiedError
 from vipbench.errors import UsageError
 from vipbench.plugins.files import every_source, plugin_files, require_code
 from vipbench.results import Predictions, Record
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import RunSpec
 
@@ -208,7 +208,7 @@ class _Driver:
             planned = replace(planned, cells=[c for c in planned.cells if c.key in only])
         self.store = Store(self.spec.out)
         self.spec.save()
-        self.store.save_plan([cell.as_dict() for cell in planned.cells])
+        self.store.save_plan(planned.cells)
         groups = []
         for keys in planned.groups():
             cell = self.cells[keys[0]]
@@ -276,7 +276,8 @@ class _Driver:
 
 def _judged(event: Mapping[str, Any], spec: RunSpec, retry: bool, imported: bool) -> Plan:
     stored = Stored.read(spec.out)
-    cells = [stored.judge(PlannedCell(**item), retry, imported) for item in event["cells"]]
+    planned = [PlannedCell.model_validate(item, strict=False) for item in event["cells"]]
+    cells = [stored.judge(cell, retry, imported) for cell in planned]
     return Plan(cells, event["notices"], event["info"])
 
 

@@ -2,58 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from vipbench.results import Record
-from vipbench.results.records.plan import Slot
+from vipbench.results.records.plan import PlannedCell, Slot
 from vipbench.results.store.store import FILE, Store
 from vipbench.results.store.submissions import OWN, submitter
-
-
-@dataclass(frozen=True)
-class PlannedCell:
-    """One cell of the grid. shots: images per class, "full", or 0 for zero-shot methods.
-    status: done, todo or impossible; reason: why impossible, or why to be done again. note: what
-    tables of this run say of the row. parts: of what the key is made. plugins: the sources of the
-    users' plugins whose code it runs."""
-
-    key: str
-    backbone: str
-    dataset: str
-    method: str
-    shots: int | str
-    seed: int
-    status: str
-    reason: str | None
-    group: str
-    plugin: str
-    file: str
-    note: str = ""
-    parts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    plugins: Sequence[str] = field(default=(), repr=False, compare=False)
-
-    @property
-    def slot(self) -> tuple[str, str, str, int | str, int]:
-        """The place in the grid, as records have it."""
-        return (self.backbone, self.dataset, self.method, self.shots, self.seed)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As the store keeps plans."""
-        names = (
-            "key",
-            "backbone",
-            "dataset",
-            "method",
-            "shots",
-            "seed",
-            "status",
-            "reason",
-            "note",
-        )
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -184,17 +141,21 @@ class Stored:
             return cell
         record, last = self._by_key.get(cell.key), self._by_slot.get(cell.slot)
         if cell.key in self.disputed:
-            return replace(cell, status="done")
+            return cell.model_copy(update={"status": "done"})
         if record is not None and record.ok:
             if imported or submitter(record) == OWN:
-                return replace(cell, status="done")
+                return cell.model_copy(update={"status": "done"})
             why = f"handed in by '{submitter(record)}', not run here (--use-imported counts it)"
-            return replace(cell, reason=why)
+            return cell.model_copy(update={"reason": why})
         if record is not None and retry:
-            return replace(cell, reason="failed before, tried again")
+            return cell.model_copy(update={"reason": "failed before, tried again"})
         if record is not None:
-            return replace(cell, status="done", reason=NOT_AGAIN)
-        return cell if last is None else replace(cell, reason=what_changed(last, cell.parts))
+            return cell.model_copy(update={"status": "done", "reason": NOT_AGAIN})
+        return (
+            cell
+            if last is None
+            else cell.model_copy(update={"reason": what_changed(last, cell.parts)})
+        )
 
 
 def what_changed(old: Record, parts: Mapping[str, Any]) -> str:

@@ -300,6 +300,7 @@ def _planned(cell: PlanCell, reason: str | None, note: str) -> dict[str, Any]:
         "backbone": cell.backbone.backbone.name,
         "dataset": cell.tested.dataset.name,
         "method": cell.row.label,
+        "method_name": cell.row.method.name,
         "shots": "full" if cell.shots is None else cell.shots,
         "seed": cell.seed,
         "group": "\x1f".join(cell.group),

@@ -140,7 +140,7 @@ def _expect(entries: Iterable[Entry], found: Gathered) -> None:
     """A seed that was planned and has no number keeps its entry from having one."""
     slots: dict[Slot, set[str]] = {}
     for cell in found.plan:
-        if cell.status != "impossible" and cell.key is not None:
+        if cell.status != "impossible" and cell.key:
             slots.setdefault((*cell.slot[:4], 0), set()).add(cell.key)
     for entry in entries:
         keys = {r.key for r in [*entry.records, *entry.failed]}

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from vipbench.results.records import code
-from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
 from vipbench.results.store.store import Store
@@ -26,7 +26,7 @@ class Gathered:
 
     records: list[Record] = field(default_factory=list)
     disputed: dict[str, list[Record]] = field(default_factory=dict)
-    plan: list[PlanCell] = field(default_factory=list)
+    plan: list[PlannedCell] = field(default_factory=list)
     outdated: list[Record] = field(default_factory=list)
     predictions: Callable[[str], Predictions | None] = lambda key: None
 
@@ -60,7 +60,7 @@ class Folders:
         results that agree the first is taken."""
         found: dict[str, list[Record]] = {}
         home: dict[str, Store] = {}
-        plan: dict[tuple[str | None, object], PlanCell] = {}
+        plan: dict[tuple[str | None, object], PlannedCell] = {}
         outdated: dict[str, Record] = {}
         for store in self.stores:
             records = store.records(history=False)

@@ -16,7 +16,7 @@ from vipbench.results.records.comparable import (
     revisions,
     settings,
 )
-from vipbench.results.records.plan import PlanCell, plan_cell
+from vipbench.results.records.plan import PlannedCell, planned_cell
 from vipbench.results.records.record import Record
 
 Place = tuple[str, str]  # (dataset, backbone)
@@ -31,34 +31,34 @@ class Cells:
     made whole by older code. folder: where the records lie, for commands.
     """
 
-    planned: tuple[PlanCell, ...]
+    planned: tuple[PlannedCell, ...]
     records: Mapping[str, Record]
     left_out: tuple[Record, ...] = ()
     outdated: Mapping[str, Record] = field(default_factory=dict)
     older: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     folder: str = ""
 
-    def possible(self) -> list[PlanCell]:
+    def possible(self) -> list[PlannedCell]:
         """Cells that can have a number."""
         return [cell for cell in self.planned if cell.status != "impossible"]
 
-    def record_of(self, cell: PlanCell) -> Record | None:
+    def record_of(self, cell: PlannedCell) -> Record | None:
         """A cell's record, done or failed."""
-        return None if cell.key is None else self.records.get(cell.key)
+        return self.records.get(cell.key)
 
-    def done(self) -> list[tuple[PlanCell, Record]]:
+    def done(self) -> list[tuple[PlannedCell, Record]]:
         """Cells with numbers."""
         return self._done
 
     @cached_property
-    def _done(self) -> list[tuple[PlanCell, Record]]:
+    def _done(self) -> list[tuple[PlannedCell, Record]]:
         pairs = ((cell, self.record_of(cell)) for cell in self.possible())
         return [(cell, record) for cell, record in pairs if record is not None and record.ok]
 
 
 def cells_of(
     records: list[Record],
-    planned: Iterable[PlanCell | Mapping[str, Any]] | None,
+    planned: Iterable[PlannedCell | Mapping[str, Any]] | None,
     folder: str = "",
 ) -> Cells:
     """The cells that were asked for, with their records. Raises TableError where a place in the
@@ -66,15 +66,15 @@ def cells_of(
     by_key = {record.key: record for record in records}
     if len(by_key) != len(records):
         raise TableError("the same record is given twice")
-    cells = [plan_cell(cell) for cell in planned or ()]
+    cells = [planned_cell(cell) for cell in planned or ()]
     if not cells:
-        cells = [PlanCell(record.key, *record.slot, status="done") for record in records]
-    slots: dict[Any, PlanCell] = {}
+        cells = [PlannedCell.of(record, status="done") for record in records]
+    slots: dict[Any, PlannedCell] = {}
     for cell in cells:
         other = slots.setdefault(cell.slot, cell)
         if other.key == cell.key:
             continue
-        pair = [by_key.get(c.key or "") for c in (other, cell)]
+        pair = [by_key.get(c.key) for c in (other, cell)]
         changes = differences([settings(r) | versions.code(r) for r in pair if r is not None])
         raise TableError(
             f"{cell.method} on {cell.dataset}, {cell.backbone}, shots {cell.shots}, seed "

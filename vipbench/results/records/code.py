@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.record import Record
 
 _END = (".revision", ".code")
@@ -36,7 +36,7 @@ def code(record: Record) -> dict[str, Any]:
     return found
 
 
-def outdated(records: Sequence[Record], cells: Iterable[PlanCell]) -> dict[str, Record]:
+def outdated(records: Sequence[Record], cells: Iterable[PlannedCell]) -> dict[str, Record]:
     """key -> record, of every record of other code than the one made last in its row. cells: the
     planned ones, which alone say what a row's code is now."""
     newest: dict[Scope, dict[str, Any]] = {}
@@ -49,7 +49,7 @@ def outdated(records: Sequence[Record], cells: Iterable[PlanCell]) -> dict[str, 
     }
 
 
-def superseded(records: Sequence[Record], cells: Iterable[PlanCell]) -> frozenset[str]:
+def superseded(records: Sequence[Record], cells: Iterable[PlannedCell]) -> frozenset[str]:
     """The keys of records whose place another took: the plan asks for the same cell under other
     settings, or the row is of other code by now."""
     cells = list(cells)
@@ -58,7 +58,7 @@ def superseded(records: Sequence[Record], cells: Iterable[PlanCell]) -> frozense
     return frozenset(earlier | outdated(records, cells).keys())
 
 
-def older(records: Sequence[Record], cells: Iterable[PlanCell]) -> dict[str, dict[str, str]]:
+def older(records: Sequence[Record], cells: Iterable[PlannedCell]) -> dict[str, dict[str, str]]:
     """Row's label -> name of its code -> what is older, of rows made whole by other code than
     the last record made: of the same plugin's file, or of the same parts of vipbench."""
     cells = list(cells)
@@ -67,7 +67,7 @@ def older(records: Sequence[Record], cells: Iterable[PlanCell]) -> dict[str, dic
     return {label: parts for label, parts in found if parts}
 
 
-def newest(records: Iterable[Record], cells: Iterable[PlanCell]) -> dict[Scope, Any]:
+def newest(records: Iterable[Record], cells: Iterable[PlannedCell]) -> dict[Scope, Any]:
     """Whose code -> what it was when the last of its records was made."""
     return {s: value for r in _by_age(records, cells) for s, _, value in _owners(r)}
 
@@ -81,7 +81,7 @@ def older_parts(record: Record, last: Mapping[Scope, Any]) -> dict[str, str]:
     }
 
 
-def _by_age(records: Iterable[Record], cells: Iterable[PlanCell]) -> list[Record]:
+def _by_age(records: Iterable[Record], cells: Iterable[PlannedCell]) -> list[Record]:
     """The planned records (without a plan all), the one made last at the end: by the run that asked
     for them, for the code of an earlier run may be that of the last one again."""
     runs = {cell.key: cell.run for cell in cells}

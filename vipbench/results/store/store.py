@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from vipbench.results.records import csv as export
 from vipbench.results.records import recompute as rescoring
 from vipbench.results.records.code import superseded
-from vipbench.results.records.plan import PlanCell, merge, plan_cell
+from vipbench.results.records.plan import PlannedCell, merge, planned_cell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record, RecordError, sha256
 from vipbench.results.store import rows as learned
@@ -145,17 +145,17 @@ class Store:
             put_meta(db, "records", counted)
         self._ids, self._counted = ids, counted
 
-    def save_plan(self, cells: Iterable[PlanCell | Mapping[str, Any]]) -> None:
+    def save_plan(self, cells: Iterable[PlannedCell | Mapping[str, Any]]) -> None:
         """Keep what a run asks for, in the order in which a table is to show it.
 
         It is merged with what earlier runs asked for: see `plan.merge`. Raises ValueError.
         """
-        new = [plan_cell(cell) for cell in cells]
+        new = [planned_cell(cell) for cell in cells]
         with explained(self.path), transaction(self._writable()) as db:
             kept = get_meta(db, self.path, "plan")
             run = kept["runs"] + 1
-            merged = merge((plan_cell(c) for c in kept["cells"]), new, run)
-            put_meta(db, "plan", {"runs": run, "cells": [c.to_dict() for c in merged]})
+            merged = merge((planned_cell(c) for c in kept["cells"]), new, run)
+            put_meta(db, "plan", {"runs": run, "cells": [c.stored() for c in merged]})
 
     # Reading.
 
@@ -204,11 +204,11 @@ class Store:
             kept = db.execute("SELECT json FROM histories WHERE id = ?", (number,)).fetchone()
         return None if row is None else self._current(row, kept[0] if kept else "")
 
-    def plan(self, latest: bool = False) -> list[PlanCell]:
+    def plan(self, latest: bool = False) -> list[PlannedCell]:
         """The cells that the folder's runs asked for, in table order; `latest`: the last run's."""
         with explained(self.path):
             kept = get_meta(self._open_db(), self.path, "plan")
-        cells = [plan_cell(cell) for cell in kept["cells"]]
+        cells = [planned_cell(cell) for cell in kept["cells"]]
         return [c for c in cells if c.run == kept["runs"]] if latest else cells
 
     def predictions(self, key: str, number: int | None = None) -> Predictions | None:

@@ -11,7 +11,7 @@ import numpy as np
 from vipbench.results.records.cells import Cells, Place, cells_of, check_comparable
 from vipbench.results.records.comparable import TableError
 from vipbench.results.records.metrics import find_metric, majority_metrics, metric_value
-from vipbench.results.records.plan import PlanCell
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.record import Record
 from vipbench.results.tables import caption
 from vipbench.results.tables.derived import with_parts
@@ -25,7 +25,7 @@ Spot = tuple[str, str, str, int | str]  # (dataset, backbone, metric, shots)
 
 def comparison(
     records: Iterable[Record],
-    planned: Iterable[PlanCell | Mapping[str, Any]] | None = None,
+    planned: Iterable[PlannedCell | Mapping[str, Any]] | None = None,
     *,
     metrics: Sequence[str] = ("accuracy", "macro_f1"),
     decimals: int = 1,
@@ -105,7 +105,7 @@ def _rows(
     if any(entry.state == "done" for entry in majority):
         rows.append(Row(MAJORITY, "majority"))
         entries.append(majority)
-    by_method: dict[str, list[PlanCell]] = {}
+    by_method: dict[str, list[PlannedCell]] = {}
     for cell in cells.planned:
         by_method.setdefault(cell.method, []).append(cell)
     for label, own in by_method.items():
@@ -121,7 +121,7 @@ def _rows(
                 else "method",
             )
         )
-        places: dict[Any, list[PlanCell]] = {}
+        places: dict[Any, list[PlannedCell]] = {}
         for cell in own:
             if cell.status != "impossible":
                 places.setdefault((cell.dataset, cell.backbone, cell.shots), []).append(cell)
@@ -134,7 +134,7 @@ def _rows(
     return tuple(rows), tuple(entries)
 
 
-def _entry(cells: Cells, own: Sequence[PlanCell], metric: str) -> Entry:
+def _entry(cells: Cells, own: Sequence[PlannedCell], metric: str) -> Entry:
     if not own:
         return BLANK
     values = []
