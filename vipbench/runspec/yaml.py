@@ -1,6 +1,6 @@
 """Reading and writing YAML that strangers may have written.
 
-Tags that build objects are refused, as are duplicate keys, recursive or exploding aliases and
+Tags that build objects are refused, as are anchors, aliases, merge keys, duplicate keys and
 oversized files; every value's line is kept, so that an error can name it. Scalars follow YAML
 1.1, whose `on` and `off` a suite uses, except where YAML 1.1 surprises: `2e-3` is a number,
 `010` and `1:30` are not read in base 8 or 60, and a date is text.
@@ -22,7 +22,7 @@ Scalar: TypeAlias = bool | int | float | str | None
 Place: TypeAlias = tuple[str | int, ...]
 
 MAX_BYTES = 64 * 1024
-MAX_NODES = 10_000  # after aliases are followed
+MAX_NODES = 10_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,6 @@ def parse_yaml(text: str, source: str = "YAML") -> Document:
             node = loader.get_single_node()
             if node is None:
                 return Document(None)
-            _measure(node, {}, set())
             lines: dict[Place, int] = {}
             _locate(loader, node, (), lines)
             return Document(loader.construct_document(node), lines)
@@ -156,19 +155,40 @@ _RESOLVERS: tuple[tuple[str, str], ...] = (
 
 
 _TAGS = frozenset(
-    f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", *(r[0] for r in _RESOLVERS))
+    f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "bool", "null", "int", "float")
 )
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with this module's scalars and without duplicate keys."""
+    """The safe loader with this module's scalars, of plain values whose keys are unique."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML has no types here
+        node = None
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            problem = "anchors and aliases (&name, *name) are not allowed; write the value out"
+        else:
+            node = super().compose_node(parent, index)
+            self.nodes += 1
+            problem = ""
+            if node is not None and node.tag == "tag:yaml.org,2002:merge":
+                problem = "merge keys (<<) are not allowed; write the keys out"
+            elif node is not None and node.tag not in _TAGS:
+                tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+                problem = f"the tag '{tag}' is not allowed"
+            elif self.nodes > MAX_NODES:
+                problem = f"it holds over {MAX_NODES:,} values"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
+            if not isinstance(key_node, yaml.ScalarNode):
                 continue
             key = self.construct_object(key_node)
             if key in seen:
@@ -220,31 +240,6 @@ _Dumper.add_representer(
     bool,
     lambda dumper, x: dumper.represent_scalar("tag:yaml.org,2002:bool", "on" if x else "off"),
 )
-
-
-def _measure(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
-    """How many nodes there are under `node` once aliases are followed; refuses bombs."""
-    if id(node) in above:
-        raise yaml.MarkedYAMLError(problem="an alias holds itself", problem_mark=node.start_mark)
-    if node.tag not in _TAGS:
-        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        raise yaml.MarkedYAMLError(
-            problem=f"the tag '{tag}' is not allowed", problem_mark=node.start_mark
-        )
-    if id(node) not in known:
-        above.add(id(node))
-        parts: list[yaml.Node] = []
-        if isinstance(node, yaml.MappingNode):
-            parts = [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            parts = node.value
-        known[id(node)] = 1 + sum(_measure(part, known, above) for part in parts)
-        above.discard(id(node))
-    if known[id(node)] > MAX_NODES:
-        raise yaml.MarkedYAMLError(
-            problem=f"it unfolds to over {MAX_NODES:,} values", problem_mark=node.start_mark
-        )
-    return known[id(node)]
 
 
 def _locate(loader: _Loader, node: yaml.Node, place: Place, lines: dict[Place, int]) -> None:

@@ -6,7 +6,8 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from html import escape as as_text
-from unicodedata import combining, east_asian_width
+
+from tabulate import DataRow, Line, TableFormat, tabulate
 
 from vipbench.errors import unknown
 from vipbench.results.records.csv import csv_text
@@ -211,15 +212,14 @@ def _github(table: Table) -> str:
         return ", ".join(escape.markdown(_with_unit(table, j, level)) for level in levels)
 
     columns = range(len(table.columns))
-    lines = [[*map(escape.markdown, titles(table)), *map(heading, columns)]]
-    for i, cells in enumerate(row_cells(table, escape.markdown)):
-        lines.append([*cells, *(value(table, i, j, mark) for j in columns)])
-    heads = len(table.heads)
-    widths = [max(3, *map(_width, cells)) for cells in zip(*lines, strict=True)]
-    rule = ["-" * w for w in widths[:heads]] + ["-" * (w - 1) + ":" for w in widths[heads:]]
-    body = [_line(cells, widths, heads) for cells in (lines[0], rule, *lines[1:])]
+    lines = [
+        [*cells, *(value(table, i, j, mark) for j in columns)]
+        for i, cells in enumerate(row_cells(table, escape.markdown))
+    ]
+    names = [*map(escape.markdown, titles(table)), *map(heading, columns)]
     words = [table.caption, *table.notes, *legend(table, "Bold", "underlined")]
-    return "\n".join([*body, "", *(f"{escape.markdown(word)}  " for word in words)]) + "\n"
+    body = _aligned(lines, names, len(table.heads), "pipe")
+    return "\n".join([body, "", *(f"{escape.markdown(word)}  " for word in words)]) + "\n"
 
 
 def _with_unit(table: Table, j: int, level: str) -> str:
@@ -230,12 +230,12 @@ def _with_unit(table: Table, j: int, level: str) -> str:
     return text
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], heads: int) -> str:
-    padded = (
-        _pad(cell, width, left=k < heads)
-        for k, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return "| " + " | ".join(padded) + " |"
+def _aligned(
+    lines: Sequence[Sequence[str]], names: Sequence[str], heads: int, form: str | TableFormat
+) -> str:
+    """Lines below the columns' names; the first `heads` columns begin at their left."""
+    align = ["left"] * heads + ["right"] * (len(names) - heads)
+    return str(tabulate(lines, headers=names, tablefmt=form, colalign=align, disable_numparse=True))
 
 
 # For programs.
@@ -265,6 +265,12 @@ def _json(table: Table) -> str:
 
 # For a terminal.
 
+_GAP = DataRow("", "  ", "")
+_TERMINAL = TableFormat(
+    lineabove=None, linebelowheader=Line("", "─", "──", ""), linebetweenrows=None, linebelow=None,
+    headerrow=_GAP, datarow=_GAP, padding=0, with_header_hide=None,
+)  # fmt: skip
+
 
 def _text(table: Table) -> str:
     def mark(text: str, rank: int | None) -> str:
@@ -281,36 +287,16 @@ def _text(table: Table) -> str:
         names = ", ".join(escape.plain(_with_unit(table, start, level)) for level in levels[:-1])
         percent = all(table.columns[j].scale == 100 for j in columns)
         unit = " (%)" if "metric" in levels[:-1] and percent else ""
-        lines = [[*heads, *(escape.plain(table.heading(j, levels[-1])) for j in columns)]]
+        lines = []
         for i, cells in enumerate(labels):
             values = [value(table, i, j, mark) for j in columns]
             if any(values):
                 lines.append([*cells, *values])
-        widths = [max(map(_width, cells)) for cells in zip(*lines, strict=True)]
-        padded = [
-            "  ".join(
-                _pad(cell, width, left=k < len(heads))
-                for k, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-            for cells in lines
-        ]
-        rule = "─" * (sum(widths) + 2 * len(widths) - 2)
+        below = [*heads, *(escape.plain(table.heading(j, levels[-1])) for j in columns)]
         title = [f"{names}{unit}"] if names else []
-        blocks.append("\n".join([*title, padded[0], rule, *padded[1:]]))
+        blocks.append("\n".join([*title, _aligned(lines, below, len(heads), _TERMINAL)]))
     words = [table.caption, *table.notes, *legend(table, "*", "°")]
     return "\n\n".join([*blocks, "\n".join(map(escape.plain, words))]) + "\n"
-
-
-def _width(text: str) -> int:
-    """Columns that a terminal takes for `text`."""
-    return sum(
-        0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text
-    )
-
-
-def _pad(text: str, width: int, left: bool) -> str:
-    fill = " " * (width - _width(text))
-    return text + fill if left else fill + text
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {
