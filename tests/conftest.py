@@ -47,10 +47,11 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `shared` beside the clone, with recorded figures and data; skips without it."""
-    folder = REPO.parent / "shared"
+    """The folder `shared` beside the clone, or VIPBENCH_TEST_SHARED, with recorded figures and
+    data; skips without it."""
+    folder = Path(os.environ.get("VIPBENCH_TEST_SHARED", REPO.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"no folder {folder.name}/ beside the clone: recorded figures are not at hand")
+        pytest.skip(f"no folder {folder}: recorded figures are not at hand")
     return folder
 
 

@@ -67,12 +67,23 @@ class Noise(Dataset):
         }
 
 
+# For rehearsals: CLIP's tokens and parts, small.
+TOY = {
+    "embed_dim": 64,
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2},
+}
+
+
 def make_backbone(arch: str) -> ClipBackbone:
-    """`arch` of open_clip at its real size, with random weights."""
+    """`arch` of open_clip at its real size, or "toy", with random weights."""
+    config = {**(TOY if arch == "toy" else open_clip.get_model_config(arch)), "quick_gelu": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = open_clip.create_model(arch, pretrained=None, force_quick_gelu=True)
-    config = {**open_clip.get_model_config(arch), "quick_gelu": True}
+        if arch == "toy":
+            model = open_clip.CLIP(**config)
+        else:
+            model = open_clip.create_model(arch, pretrained=None, force_quick_gelu=True)
     return ClipBackbone(model, name=arch, config=config, wordpieces=clip_wordpieces())
 
 

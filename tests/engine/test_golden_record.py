@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.golden_util import DEVICE
 from vipbench.engine.evaluation import runner
 from vipbench.engine.features.views import VIEW_REVISION, draw_view
 from vipbench.engine.planning import sampling
@@ -48,7 +49,7 @@ def measured(seed: int) -> dict[str, Any]:
     session = Session(events.append)
     spec = {
         "methods": list(ROWS), "datasets": ["synthderm"], "backbones": ["tiny-clip"],
-        "shots": [2], "seeds": [seed], "views": "per-epoch", "device": "cpu",
+        "shots": [2], "seeds": [seed], "views": "per-epoch", "device": str(DEVICE),
     }  # fmt: skip
     session.do_plan(RunSpec.parse(spec).to_yaml())
     found: dict[str, Any] = {

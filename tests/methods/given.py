@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tests.golden_util import DEVICE, limit
 from vipbench import api
 from vipbench.engine.training import trainer as training
 from vipbench.engine.training.batches import schedule
@@ -27,7 +28,7 @@ class GivenTexts(api.Backbone):
 
     name, fingerprint, image_size = "given", "given", 0
     vision_width, vision_layers, text_layers, context_length = None, 0, 0, 77
-    device = torch.device("cpu")
+    device = DEVICE
 
     def __init__(self, features: torch.Tensor, logit_scale: float = 100.0) -> None:
         self.features, self.logit_scale = features, logit_scale
@@ -54,7 +55,7 @@ class GivenTexts(api.Backbone):
 
 
 def tensor(values: Any) -> torch.Tensor:
-    return torch.from_numpy(np.array(values))
+    return torch.from_numpy(np.array(values)).to(DEVICE)
 
 
 def given(golden: dict[str, Any]) -> GivenTexts:
@@ -110,7 +111,7 @@ def make(
     )
     chosen = method.HParams(**hparams).for_cell(info)
     task = api.Task(backbone, names, ("a photo of a {}.",), None, info, generator)
-    return method(task, chosen), chosen.recipe(info)
+    return method(task, chosen).to(task.device), chosen.recipe(info)
 
 
 def support_of(golden: dict[str, Any], prefix: str = "support", **more: Any) -> api.Support:
@@ -134,7 +135,7 @@ def train(
     """Training by the engine, batches in stored order, or of the recorded `rows` (steps,B)."""
     cell = TrainCell(method, dataclasses.replace(recipe, shuffle=False), support, generator)
     if rows is not None:
-        plan = dataclasses.replace(schedule(cell), rows=tensor(rows).long())
+        plan = dataclasses.replace(schedule(cell), rows=torch.from_numpy(np.array(rows)).long())
         assert plan.weight.shape == plan.rows.shape
         monkeypatch.setattr(training, "schedule", lambda cell: plan)
     method.train()
@@ -145,12 +146,15 @@ def train(
 
 def scores(method: api.Method, x: Any) -> npt.NDArray[np.float32]:
     with torch.no_grad():
-        return np.asarray(method.predict(torch.as_tensor(x)))
+        return np.asarray(method.predict(torch.as_tensor(x).to(DEVICE)).cpu())
 
 
 def close(found: Any, wanted: Any, atol: float = 1e-4) -> None:
-    found = found.detach() if isinstance(found, torch.Tensor) else found
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+    found, wanted = (
+        value.detach().cpu() if isinstance(value, torch.Tensor) else value
+        for value in (found, wanted)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=limit(atol))
 
 
 def stacked_equals_looped(method: type[api.Method], **hparams: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.golden_util import golden_backbone, load_golden
+from tests.golden_util import DEVICE, golden_backbone, limit, load_golden
 from vipbench import api
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.training.stacking import TrainCell
@@ -21,7 +21,7 @@ Names = Mapping[tuple[str, Any], str]
 
 
 def images(array: Any) -> torch.Tensor:
-    return (torch.from_numpy(array).float() - 128) / 64
+    return (torch.from_numpy(array).float().to(DEVICE) - 128) / 64
 
 
 def golden_task(golden: dict[str, Any], shots: int | None = None) -> api.Task:
@@ -46,7 +46,7 @@ def hold_to_figures(
     golden = load_golden(file)
     task = golden_task(golden, shots)
     chosen = method_class.HParams(**hparams).for_cell(task.info)
-    method = method_class(task, chosen)
+    method = method_class(task, chosen).to(DEVICE)
     with torch.no_grad():
         for (name, index), theirs in names.items():
             part = method.get_parameter(name)[index]
@@ -55,20 +55,20 @@ def hold_to_figures(
     left = {n for n, p in method.named_parameters() if p.numel()} - seen
     assert not left, f"{left} start from no recorded value"
     for name, shape in method.noise().items():
-        setattr(method, name, torch.zeros(shape))
+        setattr(method, name, torch.zeros(shape, device=DEVICE))
     test = images(golden["test_images_u8"])
     close(predict(method, test), golden["logits_init"])
 
     recipe = chosen.recipe(task.info)
     assert recipe is not None
-    x, labels = images(golden["images_u8"]), torch.from_numpy(golden["labels"]).long()
+    x, labels = images(golden["images_u8"]), torch.from_numpy(golden["labels"]).long().to(DEVICE)
     support = api.Support(x, labels, task.n_classes, shots)
     cell = TrainCell(method, dataclasses.replace(recipe, shuffle=False), support, task.generator)
     train([cell])
     close(np.array(cell.losses), golden["losses"])
     close(predict(method, test), golden["logits_final"])
     for (name, index), theirs in names.items():
-        part = method.get_parameter(name)[index].detach().numpy()
+        part = method.get_parameter(name)[index].detach().cpu().numpy()
         close(part, golden[f"final/{theirs}"].reshape(part.shape))
     return method, cell, golden
 
@@ -76,8 +76,8 @@ def hold_to_figures(
 def predict(method: api.Method, x: torch.Tensor) -> Any:
     method.eval()
     with torch.no_grad():
-        scores = method.predict(x).numpy()
-        np.testing.assert_allclose(method(x).numpy(), scores, rtol=0, atol=1e-5)
+        scores = method.predict(x).cpu().numpy()
+        np.testing.assert_allclose(method(x).cpu().numpy(), scores, rtol=0, atol=limit(1e-5))
     method.train()
     return scores
 

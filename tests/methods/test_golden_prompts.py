@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.golden_util import golden_backbone, load_golden
+from tests.golden_util import DEVICE, golden_backbone, limit, load_golden
 from vipbench.api import CellInfo, HParams, Method, Support, Task
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.training.stacking import TrainCell
@@ -72,26 +72,30 @@ def test_official_figures(case: str, shared: Path) -> None:
     golden = load_golden(shared / "golden" / f"{case}.npz")
     task = task_of(golden)
     method, hparams, names = method_of(golden, task)
+    method.to(DEVICE)
     for ours, theirs in names.items():
         parameter = method.get_parameter(ours)
-        parameter.data = torch.from_numpy(golden[f"init/{theirs}"]).reshape(parameter.shape).clone()
+        start = torch.from_numpy(golden[f"init/{theirs}"]).reshape(parameter.shape)
+        parameter.data = start.clone().to(DEVICE)
     assert set(names) == {name for name, _ in method.named_parameters()}
-    x = torch.from_numpy(golden["image_features"])
+    x = torch.from_numpy(golden["image_features"]).to(DEVICE)
     with torch.no_grad():
-        np.testing.assert_allclose(method.predict(x), golden["logits_init"], atol=1e-5)
+        close(method.predict(x), golden["logits_init"], limit(1e-5))
 
     recipe = hparams.recipe(task.info)
     assert recipe is not None
     recipe = type(recipe)(**{**vars(recipe), "shuffle": False})
-    support = Support(x, torch.from_numpy(golden["labels"]), task.n_classes, 16)
+    support = Support(x, torch.from_numpy(golden["labels"]).to(DEVICE), task.n_classes, 16)
     cell = TrainCell(method, recipe, support, task.generator)
     train([cell])
 
     np.testing.assert_allclose(cell.losses, golden["losses"], atol=1e-4)
     with torch.no_grad():
-        np.testing.assert_allclose(method.predict(x), golden["logits_final"], atol=1e-4)
+        close(method.predict(x), golden["logits_final"], 1e-4)
     for ours, theirs in names.items():
-        trained = method.get_parameter(ours).detach().numpy()
-        np.testing.assert_allclose(
-            trained, golden[f"final/{theirs}"].reshape(trained.shape), atol=1e-4
-        )
+        trained = method.get_parameter(ours).detach()
+        close(trained, golden[f"final/{theirs}"].reshape(trained.shape), 1e-4)
+
+
+def close(found: torch.Tensor, wanted: Any, atol: float) -> None:
+    np.testing.assert_allclose(found.cpu(), wanted, atol=atol)

@@ -34,7 +34,7 @@ def test_official_figures(shared: Path) -> None:
     names = text_and_vision_prompts(hyper["depth_text"], hyper["depth_vision"])
     method, cell, golden = hold_to_figures(file, PromptSRC, settings, names)
     np.testing.assert_allclose(cell.recipe.epoch_weights, golden["gauss"], atol=1e-9)
-    close(method.get_buffer("teacher").numpy(), normalised(golden["fixed_embeddings"]))
+    close(method.get_buffer("teacher").cpu().numpy(), normalised(golden["fixed_embeddings"]))
 
 
 def normalised(rows: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ def build(
     task = api.Task(backbone, names, (template,), None, info, generator, descriptions=descriptions)
     chosen = method.HParams(**hparams).for_cell(info)
     support = api.Support(x, labels, len(names), None)
-    return method(task, chosen), chosen.recipe(info), support
+    return method(task, chosen).to(task.device), chosen.recipe(info), support
 
 
 def meets(golden: dict[str, Any], built: tuple[api.Method, api.Recipe | None, Any]) -> None:

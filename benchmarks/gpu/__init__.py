@@ -1,0 +1,1 @@
+"""One command for a machine with a GPU: what is right there, and what is fast; see `__main__`."""

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Install wheels that were carried to a machine without a network, and run the parts on its GPU.
+#
+#   benchmarks/gpu/check.sh [WHEELS] [arguments of benchmarks.gpu]
+#
+# WHEELS: a folder of wheels, .whl in the clone by default; none are installed where it is missing.
+# OUT: the folder for results, gpu-results by default. The machine's own Python has PyTorch; these
+# are what it may lack (for Python 3.12), a few MB:
+#
+#   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 \
+#     -d .whl open_clip_torch ftfy wcwidth platformdirs pydantic annotated-types pydantic-core==VERSION
+#
+# VERSION of pydantic-core is the one that pydantic asks for (`unzip -p .whl/pydantic-2* '*/METADATA'`).
+set -eu
+cd "$(dirname "$0")/../.."
+wheels=.whl
+if [ $# -gt 0 ] && [ -d "$1" ]; then
+  wheels=$1
+  shift
+fi
+python=${PYTHON:-python3}
+if [ -d "$wheels" ]; then
+  site=$(mktemp -d)
+  "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+    --target "$site" "$wheels"/*.whl
+  export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+exec "$python" -m benchmarks.gpu --out "${OUT:-gpu-results}" "$@"
