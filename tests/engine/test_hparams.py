@@ -40,6 +40,23 @@ def test_a_setting_without_sense_is_refused(cli: Cli, setting: str, expected: st
         assert fact in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("coop", "lr", "\u0661"),  # a digit one
+        ("coop", "lr", "1_0"),
+        ("transclip-fs", "gammas", "nan,0.1"),
+        ("transclip-fs", "gammas", "-1"),
+        ("transclip-fs", "gammas", "1e38"),
+        ("vpt", "template", "a photo"),
+        ("cliplora", "template", "{} and {}"),
+    ],
+)
+def test_a_text_without_sense_is_refused(name: str, field: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"{field} is {re.escape(repr(value))}"):
+        make_hparams(load_registry().methods[name].target, {field: value})
+
+
 def test_views_have_an_end(cli: Cli) -> None:
     done = cli("run", "--dry-run", "--views", "1000000000")
     assert done.returncode == 2

@@ -58,8 +58,10 @@ class TransCLIPFS(api.Method):
         )
 
         def __post_init__(self) -> None:
-            if not self.values:
-                raise ValueError(f"gammas is {self.gammas!r}; expected numbers with commas")
+            if not self.values or not all(0 <= value <= 1e6 for value in self.values):
+                raise ValueError(
+                    f"gammas is {self.gammas!r}; expected numbers from 0 to 1000000 with commas"
+                )
 
         @property
         def values(self) -> tuple[float, ...]:

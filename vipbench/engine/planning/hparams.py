@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -39,6 +40,9 @@ BY_NAME: Mapping[str, Any] = {
     "dropout": ProportionBelowOne,
 }
 
+# What a text may be to stand for a number; `float` also takes `1_0` and digits of other scripts.
+_NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)", re.IGNORECASE)
+
 
 def make_hparams(method: type[Method], given: Mapping[str, Any]) -> HParams:
     """HParams of `method` with `given` values; raises UsageError naming method, name and type."""
@@ -54,6 +58,8 @@ def make_hparams(method: type[Method], given: Mapping[str, Any]) -> HParams:
         where = f"{method.name}.{name}"
         values[name] = _convert(value, types_by_name[name], where)
         _check_range(values[name], ranges[name], where)
+        if name == "template" and values[name] and str(values[name]).count("{}") != 1:
+            raise UsageError(f"{where} is {values[name]!r}; expected a text with one {{}}")
     try:
         return method.HParams(**values)
     except (TypeError, ValueError) as error:
@@ -164,12 +170,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
                     raise
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-3, without a dot, as text.
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if kind is float and isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)  # YAML 1.1 reads 1e-3, without a dot, as text
     if kind in (int, bool, str) and type(value) is kind:
         return value
     if kind is str and isinstance(value, int | float):
