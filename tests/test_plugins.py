@@ -73,6 +73,28 @@ def test_the_citations_of_builtins_are_in_one_file_by_name(tmp_path: Path) -> No
     assert load_registry(tmp_path).methods["same"].target.bibtex == "@misc{same}"
 
 
+def test_a_module_without_hooks_registers_the_method_classes_it_defines(tmp_path: Path) -> None:
+    text = METHOD.format(name="same")
+    text = text[: text.index("@vipbench.hookimpl")]
+    others = """
+from vipbench.methods.coop import CoOp
+
+
+class _Base(Same):
+    name = "base"
+
+
+class Other(_Base):
+    name = "other"
+"""
+    write(tmp_path, "mine.py", text + others)
+    mine = {n: f.plugin for n, f in load_registry(tmp_path).methods.items() if not f.plugin.builtin}
+    assert mine.keys() == {"same", "other"}
+    assert {plugin.name for plugin in mine.values()} == {"mine"}
+    write(tmp_path, "mine.py", text.replace('kind = "TF"', ""))
+    assert "'kind'" in refused(tmp_path)
+
+
 def test_single_file(tmp_path: Path) -> None:
     file = write(tmp_path, "same.py", METHOD.format(name="same"))
     write(tmp_path, "_helper.py", "raise SystemExit")

@@ -7,6 +7,9 @@ A plugin is a module with functions marked `@vipbench.hookimpl`:
     @vipbench.hookimpl
     def register_methods(register):
         register(MyMethod)
+
+A module without any of them registers the method classes that it defines, but for those whose
+names begin with an underscore; most built-in methods do so.
 """
 
 from __future__ import annotations

@@ -19,9 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class BayesCoOp(api.Method):
@@ -120,9 +118,3 @@ class BayesCoOp(api.Method):
         classes = self.task.encode_text(self.prompts, context)  # (L,B,C,D)
         log_p = self.task.cosine_logits(x, classes).log_softmax(-1)  # (L,B,C)
         return log_p.logsumexp(0) - math.log(len(log_p))
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(BayesCoOp)

@@ -20,9 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.deep import starting_words
 
 UNTUNED = "λ of BiomedCoOp untuned: one default for all datasets, where the paper tunes each"
@@ -126,9 +124,3 @@ class BiomedCoOp(api.Method):
         spread = score.std() if len(score) > 1 else torch.zeros_like(score[0])
         keep = (away <= self.hparams.tau * spread).to(x)
         return F.normalize((keep.unsqueeze(-1) * self.experts).sum(1), dim=-1)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(BiomedCoOp)

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, one_hot, raw_texts, views_of
 
 
@@ -87,9 +85,3 @@ class CLAP(api.Method):
         distance = (self.prototypes - self.text).square().sum(-1)  # (C,)
         total: Tensor = entropy + self.hparams.penalty * (self.strength * distance).mean()
         return total
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(CLAP)

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, relu
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, unit_texts
 
 
@@ -64,9 +62,3 @@ class CLIPAdapter(api.Method):
         ratio = self.hparams.ratio
         adapted = relu(self.up(relu(self.down(x))))  # (B,D)
         return self.task.cosine_logits(ratio * adapted + (1 - ratio) * x, self.text)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(CLIPAdapter)

@@ -15,9 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 Position = Literal[
     "all", "top1", "top2", "top3", "bottom", "mid", "up", "half-up", "half-bottom"
@@ -208,9 +206,3 @@ def _blocks(position: str, layers: int) -> list[int]:
         "half-bottom": every[:half],
         "half-up": every[half:],
     }[position]
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(CLIPLoRA)

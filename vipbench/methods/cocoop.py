@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class CoCoOp(api.Method):
@@ -60,9 +58,3 @@ class CoCoOp(api.Method):
         context = self.context + shift[:, None, None, :]  # (B,1,M,W)
         classes = self.task.encode_text(self.prompts, context)  # (B,C,D)
         return self.task.cosine_logits(x, classes)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(CoCoOp)

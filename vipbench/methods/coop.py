@@ -13,9 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class CoOp(api.Method):
@@ -77,9 +75,3 @@ class CoOp(api.Method):
         """(B,D) -> (B,C)."""
         classes = self.task.encode_text(self.prompts, self.context)  # (C,D)
         return self.task.cosine_logits(x, classes)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(CoOp)

@@ -21,9 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts
 
 GRID = tuple((lr, decay) for lr in (1e-3, 1e-4) for decay in (0.0, 0.01, 1e-4))
@@ -132,9 +130,3 @@ class CrossModal(api.Method):
         while True:
             rows = torch.randperm(n, generator=order).to(self.weight.device)
             yield from (rows[s : s + batch] for s in range(0, n - batch + 1, batch))
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(CrossModal)

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class CuPL(api.Method):
@@ -43,9 +41,3 @@ class CuPL(api.Method):
     def forward(self, x: Tensor) -> Tensor:
         """(B,D) -> (B,C)."""
         return self.task.cosine_logits(x, self.classes)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(CuPL)

@@ -15,9 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts, views_of
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
@@ -97,9 +95,3 @@ class GDA(api.Method):
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.normalize(x, dim=-1)
         return self.hparams.logit_scale * x @ self.text.T, x @ self.weight.T + self.bias
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(GDA)

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.deep import DeepPrompts, first_row, starting_words
 
 
@@ -84,9 +82,3 @@ class IVLP(api.Method):
     def predict(self, x: Tensor) -> Tensor:
         """(N,3,H,H) -> (N,C); the texts are encoded once."""
         return self.score(x, 64)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(IVLP)

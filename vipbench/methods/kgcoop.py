@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class KgCoOp(api.Method):
@@ -78,9 +76,3 @@ class KgCoOp(api.Method):
 
     def _classes(self) -> Tensor:
         return self.task.encode_text(self.prompts, self.context)  # (C,D)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(KgCoOp)

@@ -17,9 +17,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 UNSEEN = -1e4
 DECADES = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
@@ -112,9 +110,3 @@ class LinearProbe(api.Method):
             else:
                 high, right = middle, accuracy(10**middle)
         return float(10**low if left >= right else 10**high)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(LinearProbe)

@@ -21,9 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts
 
 
@@ -98,9 +96,3 @@ class LPPlusPlus(api.Method):
         self.alpha.grad = None
         if kept:
             self.load_state_dict(kept)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(LPPlusPlus)

@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import one_hot
 
 UNSEEN = -1e4
@@ -61,9 +59,3 @@ class NCM(api.Method):
 
     def _unit(self, x: Tensor) -> Tensor:
         return F.normalize(F.normalize(x, dim=-1) - self.centre, dim=-1)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(NCM)

@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class ProGrad(api.Method):
@@ -104,9 +102,3 @@ class ProGrad(api.Method):
         against = (own * direction).sum().clamp(max=0)
         kept: Tensor = own - self.hparams.strength * against * direction
         return kept
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(ProGrad)

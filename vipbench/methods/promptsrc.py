@@ -19,9 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.deep import DeepPrompts, first_row, starting_words
 
 # setting -> epochs, μ, σ.
@@ -186,9 +184,3 @@ class PromptSRC(api.Method):
     def predict(self, x: Tensor) -> Tensor:
         """(N,3,H,H) -> (N,C); the texts are encoded once."""
         return self.task.cosine_logits(*self.features(x, 64))
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(PromptSRC)

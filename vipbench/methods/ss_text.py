@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, one_hot, raw_texts
 
 
@@ -59,9 +57,3 @@ class SSText(api.Method):
     def forward(self, x: Tensor) -> Tensor:
         """(B,D) -> (B,C)."""
         return self.task.cosine_logits(x, self.prototypes)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(SSText)

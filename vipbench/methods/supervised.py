@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class Supervised(api.Method):
@@ -129,9 +127,3 @@ class Supervised(api.Method):
     def predict(self, x: Tensor) -> Tensor:
         """(N,3,H,H) -> (N,C)."""
         return torch.cat([self(some) for some in x.split(64)])
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(Supervised)

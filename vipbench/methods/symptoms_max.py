@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class SymptomsMax(api.Method):
@@ -58,9 +56,3 @@ class SymptomsMax(api.Method):
         if self.mask is not None:
             alike = alike.masked_fill(~self.mask, -torch.inf)
         return self.symptoms, torch.softmax(alike, -1)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(SymptomsMax)

@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class SymptomsMean(api.Method):
@@ -56,9 +54,3 @@ class SymptomsMean(api.Method):
         if self.mask is not None:
             alike = alike.masked_fill(~self.mask, -torch.inf)
         return self.symptoms, torch.softmax(alike, -1)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(SymptomsMean)

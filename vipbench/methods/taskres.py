@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, raw_texts
 
 
@@ -67,9 +65,3 @@ class TaskRes(api.Method):
     def forward(self, x: Tensor) -> Tensor:
         """(B,D) -> (B,C)."""
         return self.task.cosine_logits(x, self.text + self.hparams.alpha * self.residual)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(TaskRes)

@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts
 from vipbench.methods.shared.tip import cache_keys, cache_logits, search
 
@@ -91,9 +89,3 @@ class TipAdapter(api.Method):
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.normalize(x, dim=-1)
         return self.hparams.logit_scale * x @ self.text.T, x @ self.keys.T
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(TipAdapter)

@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts
 from vipbench.methods.shared.tip import cache_keys, cache_logits, search
 
@@ -106,9 +104,3 @@ class TipAdapterF(api.Method):
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.normalize(x, dim=-1)
         return self.hparams.logit_scale * x @ self.text.T, x @ self.keys.T
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(TipAdapterF)

@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, unit_texts
 from vipbench.methods.shared.transclip import solve
 
@@ -70,9 +68,3 @@ class TransCLIP(api.Method):
             n_most_confident=hp.n_most_confident,
         )
         return z.clamp(min=torch.finfo(z.dtype).tiny).log()
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(TransCLIP)

@@ -18,9 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts
 from vipbench.methods.shared.transclip import Labelled, solve
 
@@ -113,9 +111,3 @@ class TransCLIPFS(api.Method):
             return None
         nearest = (F.normalize(self.val.x, dim=-1) @ q.T).argmax(1)
         return int((z[nearest].argmax(1) == self.val.labels).sum())
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(TransCLIPFS)

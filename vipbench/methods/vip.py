@@ -17,9 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class ViP(api.Method):
@@ -129,9 +127,3 @@ def _text(symptom: str, hparams: ViP.HParams) -> str | tuple[str, ...]:
     return {"end": ("", f"{words}."), "middle": ("", words, "."), "front": (words, ".")}[
         hparams.position
     ]
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(ViP)

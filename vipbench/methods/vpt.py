@@ -15,9 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.deep import DeepPrompts
 
 
@@ -71,9 +69,3 @@ class VPT(api.Method):
     def predict(self, x: Tensor) -> Tensor:
         """(N,3,H,H) -> (N,C)."""
         return torch.cat([self(some) for some in x.split(64)])
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(VPT)

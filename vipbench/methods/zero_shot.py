@@ -7,9 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 
 
 class ZeroShot(api.Method):
@@ -36,9 +34,3 @@ class ZeroShot(api.Method):
     def forward(self, x: Tensor) -> Tensor:
         """(B,D) -> (B,C)."""
         return self.task.cosine_logits(x, self.classes)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(ZeroShot)

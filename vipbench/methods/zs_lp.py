@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-import vipbench
 from vipbench import api
-from vipbench.hookspecs import RegisterMethod
 from vipbench.methods.shared.prototypes import Templates, raw_texts
 
 
@@ -56,9 +54,3 @@ class ZSLP(api.Method):
     def forward(self, x: Tensor) -> Tensor:
         """(B,D) -> (B,C)."""
         return self.task.cosine_logits(x, self.prototypes)
-
-
-@vipbench.hookimpl
-def register_methods(register: RegisterMethod) -> None:
-    """See vipbench.hookspecs."""
-    register(ZSLP)

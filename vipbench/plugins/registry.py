@@ -195,6 +195,11 @@ def _add(
         ("register_backbones", partial(_register_factory, registry, plugin, "backbone")),
         ("register_datasets", partial(_register_factory, registry, plugin, "dataset")),
     ]
+    if not any(hasattr(module, hook) for hook, _ in hooks):
+        for name, value in vars(module).items():
+            own = isinstance(value, type) and value.__module__ == module.__name__
+            if own and issubclass(value, Method) and not name.startswith("_"):
+                _register_method(registry, plugin, value)
     for hook, register in hooks:
         function = getattr(module, hook, None)
         if function is None:
