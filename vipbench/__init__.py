@@ -31,7 +31,7 @@ __all__ = ["__version__", "hookimpl", "load_results"]
 
 def load_results(folder: str | PathLike[str], superseded: bool = False) -> DataFrame:
     """The records of a results folder as a pandas DataFrame, one row each; docs/results.md names
-    the columns. superseded: also those whose place another took, told by a boolean column of that
+    the columns. superseded: also superseded records, marked by a boolean column of that
     name. Metrics are fractions. Imports no torch. Raises StoreError."""
     from vipbench.results.sharing.frame import load_results as load
 

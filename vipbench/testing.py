@@ -247,7 +247,7 @@ def _gradients(method: Method, batch: Batch) -> dict[str, Tensor]:
 
 
 def _check_learning(method: type[Method], tower: ImageBackbone) -> None:
-    """Images of the toy's classes are told apart after training; where texts decide, whose made-up
+    """Images of the toy's classes are separated after training; where texts decide, whose made-up
     class names mean nothing to the towers, it is enough that training lowers its own loss."""
     if method.needs & TEXTS and not has_own_fit(method):
         losses: list[float] = []
@@ -400,15 +400,15 @@ def _support(tower: ImageBackbone, method: type[Method], seed: int, shots: int =
 
 
 def _images(tower: ImageBackbone, method: type[Method], n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n pictures, class by class in turn, as the method takes them, and their labels (n,)."""
+    """n images, class by class in turn, as the method takes them, and their labels (n,)."""
     labels = torch.arange(n) % len(CLASSES)
-    pictures = [_picture(int(c), 64, seed * 1000 + i) for i, c in enumerate(labels)]
-    pixels = torch.stack([tower.preprocess(p) for p in pictures]).to(tower.device)
+    images = [_picture(int(c), 64, seed * 1000 + i) for i, c in enumerate(labels)]
+    pixels = torch.stack([tower.preprocess(p) for p in images]).to(tower.device)
     if method.inputs == "images":
         return pixels, labels
     every = [(tower, pixels)]
     for further in _further(method):
-        shown = torch.stack([further.preprocess(p) for p in pictures]).to(tower.device)
+        shown = torch.stack([further.preprocess(p) for p in images]).to(tower.device)
         every.append((further, shown))
     with torch.no_grad():
         return torch.cat([one.encode_image(shown) for one, shown in every], dim=-1), labels

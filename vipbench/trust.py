@@ -47,7 +47,7 @@ class UntrustedCodeError(BaseException):
             f"command asks in a terminal, or give --allow-code ({VARIABLE}=1) to run it this once"
         )
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The arguments of `require`, as JSON values."""
         return {"what": self.what, "asked": self.asked, "files": self.files}
 
@@ -206,9 +206,9 @@ def trusted() -> dict[str, dict[str, str]]:
     except OSError as error:
         raise _damaged(path, error.strerror or str(error)) from None
     try:
-        told = json.loads(data)
-        found = told["trusted"]
-        if told["schema"] != SCHEMA or len(data) > MOST_BYTES:
+        stored = json.loads(data)
+        found = stored["trusted"]
+        if stored["schema"] != SCHEMA or len(data) > MOST_BYTES:
             raise ValueError("it has another schema or size")
         return {_digest(digest): _entry(entry) for digest, entry in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -133,7 +133,7 @@ def test_a_transfer_has_one_source_and_all_others_as_targets() -> None:
     a, b, c = toy("a", ("x", "y")), toy("b", ("x", "z")), toy("c", ("u", "v"))
     [scene] = scenes({"name": "cross-dataset", "source": "b"}, a, b, c)
     assert scene.data is b
-    assert scene.told == {}
+    assert scene.protocol_fields == {}
     names = [part.data.dataset.name for part in scene.parts if part is not None]
     assert scene.parts[0] is None
     assert names == ["b->a", "b->c"]
@@ -148,7 +148,10 @@ def test_shifted_classes_are_mapped_by_name_or_as_said() -> None:
     part = scene.parts[1]
     assert isinstance(part, Part)
     assert part.columns == ((1, 2), (0,))
-    assert part.told["classes"] == {"benign": ["Nevus", "keratosis"], "Mel Anoma": ["mel_anoma"]}
+    assert part.protocol_fields["classes"] == {
+        "benign": ["Nevus", "keratosis"],
+        "Mel Anoma": ["mel_anoma"],
+    }
     assert part.notes == ("no choice on b, which has no such class: wart",)
     assert part.data.dataset.name == "a->b [shift]"
 
@@ -173,6 +176,6 @@ def test_other_protocols_have_a_name_in_tables() -> None:
     for name in ("imbalanced", "validation-free"):
         [scene] = scenes(name, toy("t", ("a", "b")))
         assert scene.data.dataset.name == f"t [{name}]"
-        assert scene.told == {"name": name}
+        assert scene.protocol_fields == {"name": name}
         assert home(scene.data) == "t"
         assert len(test_split(scene.data)) == 8

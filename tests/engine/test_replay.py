@@ -245,7 +245,7 @@ def test_wrong_numbers_are_found_at_the_next_comparison(first: int, what: str) -
         if number >= first:
             places = {
                 "params": step.params["method.weight"][0, 0],
-                "told": step.told[0],
+                "told": step.statistics[0],
                 "first": step.optimizer.first["method.weight"][-1],
             }
             places[what].mul_(1.05)

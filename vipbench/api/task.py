@@ -93,7 +93,7 @@ class Task:
     def linear(self, name: str, fan_in: int, fan_out: int, bias: bool = True) -> nn.Linear:
         """An nn.Linear with PyTorch's default initialisation, drawn from the cell's seed."""
         layer = nn.Linear(fan_in, fan_out, bias=bias, device=self.device)
-        # Also frozen it is no model from elsewhere.
+        # Frozen or not, it is no model of another source.
         vars(layer)["drawn_by_task"] = True
         bound = fan_in**-0.5
         with torch.no_grad():

@@ -23,7 +23,7 @@ def register_backbones(register: RegisterBackbone) -> None:
     register(
         "tiny-clip",
         tiny_clip,
-        help="a tiny CLIP that comes with vipbench, trained on synthetic pictures",
+        help="a tiny CLIP that comes with vipbench, trained on synthetic images",
     )
     register(
         "openclip",

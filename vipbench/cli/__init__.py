@@ -48,7 +48,7 @@ def _run(args: Sequence[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # all that the parser of the arguments raises
             return _refuse(_parser_complaint(error))
-        if _is_told(error):
+        if _is_file_error(error):
             return _refuse(str(error))
         if isinstance(error, UnicodeEncodeError):
             return _refuse(_not_utf8(error))
@@ -71,7 +71,7 @@ def _parser_complaint(error: Any) -> str:
     return " ".join(text.split()).rstrip(".") + hint
 
 
-def _is_told(error: Exception) -> bool:
+def _is_file_error(error: Exception) -> bool:
     """Whether its message says what is wrong with a file."""
     # Each is imported only where it must have been imported already.
     kinds = (("vipbench.results.store.lock", "StoreError"), ("vipbench.images", "ImageError"))

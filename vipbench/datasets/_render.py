@@ -9,7 +9,7 @@ of those numbers. What is left to the platform is the last bit of `sin` and `cos
 to eight bits.
 
 Source: own work. The attributes are the everyday words of dermoscopy (ABCD rule, seven-point
-checklist); the pictures are cartoons of them and carry no medical information.
+checklist); the images are cartoons of them and carry no medical information.
 """
 
 from __future__ import annotations

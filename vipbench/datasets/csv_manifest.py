@@ -54,8 +54,8 @@ class CsvDataset(Dataset):
         if not manifest.has_split:
             grouped = any(entry.group is not None for entry in entries)
             column = card.columns.get("group", "group") if grouped else _patient_column(path)
-            elsewhere = None if Path(self.argument).expanduser().exists() else root
-            raise UsageError(no_split(f"csv:{self.argument}", column, elsewhere))
+            beside = None if Path(self.argument).expanduser().exists() else root
+            raise UsageError(no_split(f"csv:{self.argument}", column, beside))
         found = classes_of(entries)
         self.class_names = card.display_names(found)
         rows: dict[str, list[Row]] = {name: [] for name in SPLITS}
@@ -81,7 +81,7 @@ def card_of(path: Path) -> Card:
 
 
 def image_folders(path: Path, card: Card, given: Path | None) -> ImageFolders:
-    """Where the images of a manifest may lie: where the user said, and beside it. given: what
+    """Where the images of a manifest may lie: where the user stated, and beside it. given: what
     --images names."""
     name = path.with_suffix(".yaml").name
     return ImageFolders([*card.image_folders(given), path.parent], card=name)

@@ -34,7 +34,7 @@ class MedMnistDataset(NpzDataset):
         flag, size = _medmnist.recognise(argument)
         if flag is None:
             name, mark, side = argument.partition("_")
-            whole = f"{name}mnist{mark}{side}"  # `chest_64`, said for `chestmnist_64`
+            whole = f"{name}mnist{mark}{side}"  # `chest_64`, short for `chestmnist_64`
             if (short := _medmnist.recognise(whole)[0]) in _medmnist.MEDMNIST:
                 raise UsageError(
                     f"unknown MedMNIST set '{argument}'; did you mean '{whole}'? Known: {flags}."
@@ -49,9 +49,9 @@ class MedMnistDataset(NpzDataset):
         """Find the file, check it, and read it. Raises DataError."""
         path = self.locate(root)
         [file] = self.files(root)
-        if told := file.damage():
+        if problem := file.damage():
             raise DataError(
-                f"'{path}' is not the published file: {told}. `vipbench fetch {self.source}` "
+                f"'{path}' is not the published file: {problem}. `vipbench fetch {self.source}` "
                 f"brings it again from {_medmnist.HOME}; or read it as it is: npz:{path}"
             )
         return self.read(path)

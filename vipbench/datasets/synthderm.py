@@ -5,7 +5,7 @@ itself; every image follows each of them only with the chance `FIDELITY`, so tha
 who sees all attributes errs now and then. Image `index` of a split is a pure function of
 (revision, split, index); nothing is stored or downloaded.
 
-The names are invented and mean nothing; whoever knows only them can but guess. The pictures are
+The names are invented and mean nothing; whoever knows only them can but guess. The images are
 cartoons and say nothing about patients.
 
 Source: own work.

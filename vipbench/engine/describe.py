@@ -91,7 +91,7 @@ def _support(
     spec: RunSpec, data: LoadedDataset, protocol: Protocol, shots: int | str, seed: int
 ) -> dict[str, Any]:
     """Places of the drawn images within the splits `train` and `val`."""
-    told: dict[str, Any] = {
+    support: dict[str, Any] = {
         "shots": shots,
         "seed": seed,
         "sampler": protocol.sampler,
@@ -104,8 +104,8 @@ def _support(
             protocol.sampler, protocol.validation, protocol.shots_unit,
         )  # fmt: skip
     except SamplingError as error:
-        return told | {"impossible": str(error)}
-    return told | {
+        return support | {"impossible": str(error)}
+    return support | {
         "train": drawn.train.tolist(),
         "val": None if drawn.val is None else drawn.val.tolist(),
     }

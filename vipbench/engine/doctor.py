@@ -21,10 +21,10 @@ from vipbench.plugins.registry import Registry, load_registry
 
 # What `vipbench run` alone takes.
 DEFAULTS = {"backbone": "tiny-clip", "dataset": "synthderm"}
-Told = dict[str, Any]
+State = dict[str, Any]
 
 
-def report(plugins_dir: Path | None, data_root: Path | None, sources: Sequence[str]) -> Told:
+def report(plugins_dir: Path | None, data_root: Path | None, sources: Sequence[str]) -> State:
     """Everything that needs the libraries and plugins, as JSON values.
 
     sources: backbones and datasets to look for beside those that are known. `broken` lists what
@@ -75,7 +75,7 @@ def report(plugins_dir: Path | None, data_root: Path | None, sources: Sequence[s
 
 
 def _unknown(registry: Registry, sources: Sequence[str]) -> str:
-    """What is said of the first source whose name nothing has."""
+    """The message on the first source whose name is unknown."""
     known = [*registry.backbones, *registry.datasets]
     for source in sources:
         if source.partition(":")[0] not in known:
@@ -99,9 +99,9 @@ def _known(registry: Registry, kind: Any, sources: Sequence[str]) -> list[str]:
     return [DEFAULTS[kind], *(source for found in table.values() for source in found.known)]
 
 
-def backbone_state(registry: Registry, source: str) -> Told:
+def backbone_state(registry: Registry, source: str) -> State:
     """Whether all files of a backbone are there. present: None where it does not tell."""
-    found: Told = {"source": source, "present": True, "place": "comes with its plugin", "todo": ""}
+    found: State = {"source": source, "present": True, "place": "comes with its plugin", "todo": ""}
     try:
         if source == DEFAULTS["backbone"]:
             return {**found, "place": "comes with vipbench"}
@@ -119,9 +119,9 @@ def backbone_state(registry: Registry, source: str) -> Told:
         return {**found, "present": False, "place": "", "todo": _line(error)}
 
 
-def dataset_state(registry: Registry, source: str, root: Path | None) -> Told:
+def dataset_state(registry: Registry, source: str, root: Path | None) -> State:
     """Whether a dataset's files are there; todo: what was looked for, where, and how to get it."""
-    found: Told = {"source": source, "present": True, "place": "", "todo": ""}
+    found: State = {"source": source, "present": True, "place": "", "todo": ""}
     try:
         place = registry.dataset(source)[0].locate(root)
         return {**found, "place": "needs no file" if place is None else str(place.absolute())}
@@ -146,8 +146,8 @@ def main() -> None:
     )
     trust.obey(asked["code"])
     try:
-        told = report(plugins_dir, data_root, asked["sources"])
+        state = report(plugins_dir, data_root, asked["sources"])
     except trust.UntrustedCodeError as error:
-        told = {"untrusted": error.told()}
-    json.dump(told, out)
+        state = {"untrusted": error.as_json()}
+    json.dump(state, out)
     out.flush()

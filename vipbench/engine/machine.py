@@ -54,7 +54,7 @@ class Share:
         return -(-self.workers // max(1, len(self.devices)))
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The devices in use."""
         used = self.devices[: self.workers]
         return ",".join(f"cuda:{number}" for number in used) or "cpu"

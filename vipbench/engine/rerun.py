@@ -158,11 +158,11 @@ def compare(
         there: dict[Any, list[Record]] = {}
         for made in store.records(history=False):
             there.setdefault(made.slot, []).append(made)
-        told = []
+        found_again = []
         for record, p in stored:
             others = _known(record, (planned or {}).get(record.slot, ()), there)
-            told.append(_compare(record, p, store, others, tolerance, reason))
-        return told
+            found_again.append(_compare(record, p, store, others, tolerance, reason))
+        return found_again
 
 
 def _known(
@@ -223,17 +223,17 @@ def _backbones(record: Record, suite: RunSpec) -> list[str]:
 
 def _protocol(record: Record, suite: RunSpec) -> dict[str, Any]:
     """The record's protocol and, where it is trained on one dataset and tested on another, both."""
-    told = place_of(record)
-    if not told or "target" not in told:
-        return {"protocol": told["name"]} if told else {}
-    if suite.protocol.name == told["name"]:
+    place = place_of(record)
+    if not place or "target" not in place:
+        return {"protocol": place["name"]} if place else {}
+    if suite.protocol.name == place["name"]:
         return {"protocol": suite.protocol, "datasets": list(suite.datasets)}
-    given = str(told.get("source_given") or told["source"])
+    given = str(place.get("source_given") or place["source"])
     fitting = [d for d in suite.datasets if public_source(d, suite.data_root) == given]
     source, targets = (fitting or [given])[0], _datasets(record, suite)
-    protocol: dict[str, Any] = {"name": told["name"], "source": source}
-    if told.get("classes"):
-        protocol["classes"] = {target: told["classes"] for target in targets if target != source}
+    protocol: dict[str, Any] = {"name": place["name"], "source": source}
+    if place.get("classes"):
+        protocol["classes"] = {target: place["classes"] for target in targets if target != source}
     return {"protocol": protocol, "datasets": list(dict.fromkeys([source, *targets]))}
 
 

@@ -36,7 +36,7 @@ class Trial:
     changes: Mapping[str, Scalar]
 
     @property
-    def told(self) -> str:
+    def settings_text(self) -> str:
         """The settings, as a person reads them."""
         if not self.changes:
             return "as given"

@@ -68,7 +68,7 @@ def download(
 
     digest: `md5:…`, `sha256:…`, or `git:…` (SHA-1 of a blob), or "" where none is known. What an
     earlier call left in `target.part` is gone on from. headers: sent to the URL's own host alone.
-    progress: told how many bytes there are, of how many. hint: ends every message.
+    progress: called with the bytes received and the total. hint: ends every message.
     Raises FetchError; what was received stays for the next call, unless it is wrong.
     """
     if (variable := offline.forbidden()) is not None:
@@ -79,17 +79,18 @@ def download(
         with _locked(part) as file:
             inherited = file.seek(0, 2) > 0
             _receive(url, file, headers or {}, progress, hint)
-            told = mismatch(part, digest)
-            if told and inherited:
+            problem = mismatch(part, digest)
+            if problem and inherited:
                 # The beginning may be of another version of the file.
                 file.truncate(0)
                 _receive(url, file, headers or {}, progress, hint)
-                told = mismatch(part, digest)
-            if told:
+                problem = mismatch(part, digest)
+            if problem:
                 part.unlink()
                 raise FetchError(
                     _end(
-                        f"what {url} gives is not the expected file: {told}; it was not kept", hint
+                        f"what {url} gives is not the expected file: {problem}; it was not kept",
+                        hint,
                     )
                 )
             part.replace(target)
@@ -186,7 +187,7 @@ def _start(reply: Any) -> int:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Who a user is, is not told to the host that a server points to."""
+    """No credentials are sent to the host that a server redirects to."""
 
     def redirect_request(  # type: ignore[no-untyped-def]
         self, req, fp, code, msg, headers, newurl

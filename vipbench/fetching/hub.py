@@ -55,7 +55,7 @@ class HubFile(Needed):
     def damage(self) -> str:
         """See Needed. The cache names its files by their digests."""
         paths = [p for name in (*self.names, *self.extras) if (p := _cached(self.repo, name))]
-        return next((f"{p.name}: {told}" for p in paths if (told := _damage(p))), "")
+        return next((f"{p.name}: {problem}" for p in paths if (problem := _damage(p))), "")
 
     def fetch(self, progress: Progress = quiet) -> Path:
         """See Needed."""
@@ -83,8 +83,8 @@ class HubFile(Needed):
         tried = f"{wanted} of '{self.repo}' is not in {self.places()[0]}"
         variable = offline.forbidden()
         if variable is not None or constants.HF_HUB_OFFLINE:
-            said = variable or "HF_HUB_OFFLINE"
-            raise FetchError(f"{tried}, and {said} forbids to fetch it. {self.bring}")
+            offline_variable = variable or "HF_HUB_OFFLINE"
+            raise FetchError(f"{tried}, and {offline_variable} forbids to fetch it. {self.bring}")
         if (trouble := _unreachable(constants.ENDPOINT)) is not None:
             raise FetchError(
                 f"{tried}, and there is no connection to fetch it: {trouble}. {self.bring}"
@@ -174,7 +174,7 @@ class HubModules(Needed):
         """See Needed."""
         path = self.find()
         paths = [] if path is None else sorted(path.parent.glob("*.py"))
-        return next((f"{p.name}: {told}" for p in paths if (told := _damage(p))), "")
+        return next((f"{p.name}: {problem}" for p in paths if (problem := _damage(p))), "")
 
     def fetch(self, progress: Progress = quiet) -> Path:
         """See Needed."""

@@ -25,7 +25,7 @@ def forbidden() -> str | None:
 def forbid() -> None:
     """Forbid connections to this process, from now on, and to those that it starts.
 
-    The libraries of the Hub are told; whatever else tries, plugins too, meets OfflineError.
+    The libraries of the Hub are set offline; whatever else tries, plugins too, meets OfflineError.
     """
     global _installed
     for name in (VARIABLE, *_LIBRARIES):

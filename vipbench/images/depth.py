@@ -352,9 +352,9 @@ def _tiff(image: Any, what: str) -> dict[str, Any]:
     facts["white_is_zero"] = bits > 8 and tags.get(_PHOTOMETRIC) == 0
     if 8 < bits < 16:
         facts["limit"] = (1 << bits) - 1
-    told = tags.get(281)
-    if bits >= 16 and told:
-        most = max(told) if isinstance(told, tuple) else told
+    maximum = tags.get(281)
+    if bits >= 16 and maximum:
+        most = max(maximum) if isinstance(maximum, tuple) else maximum
         if most > 0:
             facts |= {"declared": int(most), "declared_by": "TIFF's MaxSampleValue"}
     return facts

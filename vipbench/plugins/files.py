@@ -167,7 +167,7 @@ def _code_beside(folder: Path, files: Sequence[Path]) -> dict[Path, bytes]:
             continue
         found[file] = file.read_bytes()
         for name in _imported(found[file]):
-            if _is_elsewhere(name, folder):
+            if _is_outside(name, folder):
                 continue
             module, package = folder / f"{name}.py", folder / name
             waiting += [module] if module.is_file() else []
@@ -175,7 +175,7 @@ def _code_beside(folder: Path, files: Sequence[Path]) -> dict[Path, bytes]:
     return {file: found[file] for file in sorted(found)}
 
 
-def _is_elsewhere(name: str, folder: Path) -> bool:
+def _is_outside(name: str, folder: Path) -> bool:
     """Whether importing `name` is known not to reach `folder`, which comes last."""
     source = getattr(sys.modules.get(name), "__file__", None)
     there = source is not None and not Path(source).resolve().is_relative_to(folder)

@@ -86,8 +86,8 @@ class Registry:
 
     def backbone(self, source: str) -> tuple[ImageBackbone, Plugin]:
         """The backbone of `NAME[:ARG]`, its weights loaded; raises UsageError."""
-        for told in LOADING:
-            told(source)
+        for on_load in LOADING:
+            on_load(source)
         return self._make("backbone", source, ImageBackbone)
 
     def files(self, source: str) -> Iterable[Needed]:
@@ -138,7 +138,7 @@ def load_registry(
     register.
 
     only: the sources (see `Plugin.source`) of the users' plugins to load; by default all.
-    importing: told each source before its code runs, and "" at the end.
+    importing: called with each source before its code runs, and "" at the end.
     Raises UntrustedCodeError where the files may not run (see `vipbench.trust`), and UsageError
     naming plugin and file for a failing import, a misspelled hook, a second use of a name, or
     something that is not what its hook registers; where `failed` is given, it takes these, and the

@@ -94,10 +94,10 @@ def _entry(item: Any) -> list[MethodSpec]:
     found = []
     for chosen in itertools.product(*lists.values()):
         varied = dict(zip(lists, chosen, strict=True))
-        told = {key: item[key] for key in ("label", "note") if key in item}
-        if "label" in told and varied:
-            told["label"] = words.default_label(words.label(item["label"]), varied)
-        found.append(MethodSpec(name=item["name"], hparams={**hparams, **varied}, **told))
+        row_fields = {key: item[key] for key in ("label", "note") if key in item}
+        if "label" in row_fields and varied:
+            row_fields["label"] = words.default_label(words.label(item["label"]), varied)
+        found.append(MethodSpec(name=item["name"], hparams={**hparams, **varied}, **row_fields))
     if not found:
         raise UsageError("a list of values is empty")
     return found

@@ -86,16 +86,16 @@ class ProtocolSpec(BaseModel):
         """The value of a suite file that reads back as this."""
         if self.source is None and not self.classes:
             return self.name
-        told: dict[str, Any] = {"name": self.name}
+        fields: dict[str, Any] = {"name": self.name}
         if self.source is not None:
-            told["source"] = self.source
+            fields["source"] = self.source
         if self.classes:
-            told["classes"] = {
+            fields["classes"] = {
                 dataset: {own: given[0] if len(given) == 1 else list(given)
                           for own, given in pairs.items()}
                 for dataset, pairs in self.classes.items()
             }  # fmt: skip
-        return told
+        return fields
 
     def as_text(self) -> str:
         """The value of --protocol that reads back as this."""
@@ -189,10 +189,10 @@ def check_together(protocol: ProtocolSpec, run: Any) -> None:
     for key, value in fixed.get(protocol.name, {}).items():
         given = getattr(run, key)
         if given != value:
-            told, only = (
+            text, only = (
                 ", ".join(map(str, v)) if isinstance(v, tuple) else v for v in (given, value)
             )
             raise UsageError(
-                f"{key}: the protocol '{protocol.name}' goes with '{only}' alone, got '{told}'; "
+                f"{key}: the protocol '{protocol.name}' goes with '{only}' alone, got '{text}'; "
                 f"leave {key} out, or give another protocol"
             )

@@ -41,7 +41,7 @@ def split(text: str, separator: str = ",") -> list[str]:
             if char == quote:
                 quote, closed = "", i
         elif char in "'\"" and (fresh or (closed == i - 1 and char == text[closed])):
-            quote = char  # a doubled mark goes on; one elsewhere is an apostrophe
+            quote = char  # a doubled mark goes on; one in another place is an apostrophe
         elif char == "[":
             depth += 1
         elif char == "]":
@@ -196,7 +196,7 @@ def label(value: Any) -> str:
 
 
 def note(value: Any) -> str:
-    """What is said below a table of a row; may be empty."""
+    """A note below tables of the row; may be empty."""
     return "" if value == "" else text(value, "a note, one line of text")
 
 
@@ -290,15 +290,15 @@ _DEVICES = re.compile(r"cuda:\d{1,3}(,cuda:\d{1,3})*")
 def device(value: Any) -> str:
     """ "auto", "cpu", "cuda", or CUDA devices by number such as "cuda:0,cuda:2", also as a list."""
     parts = [value] if isinstance(value, str) else value
-    told = ""
+    text = ""
     if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
-        told = ",".join(word.strip() for part in parts for word in part.split(","))
-    if told not in ("auto", "cpu", "cuda") and not _DEVICES.fullmatch(told):
+        text = ",".join(word.strip() for part in parts for word in part.split(","))
+    if text not in ("auto", "cpu", "cuda") and not _DEVICES.fullmatch(text):
         raise UsageError(
             "expected 'auto', 'cpu' or 'cuda', or CUDA devices such as 'cuda:0,cuda:1', got "
             f"{show(value)}"
         )
-    return ",".join(once(told.split(",")))
+    return ",".join(once(text.split(",")))
 
 
 def cuda_numbers(device: str) -> list[int] | None:

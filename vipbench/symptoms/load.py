@@ -299,13 +299,13 @@ def _leaks(
     warnings = []
     for symptom in symptoms:
         if holds_name(name, symptom):
-            told = (
+            leak = (
                 f"the symptom '{symptom}' holds the class name; symptoms describe what is seen, "
                 "without naming the class"
             )
             if strict:
-                raise SymptomError(f"{what}, class '{name}': leak: {told}")
-            warnings.append(f"class '{name}': {told}")
+                raise SymptomError(f"{what}, class '{name}': leak: {leak}")
+            warnings.append(f"class '{name}': {leak}")
             continue
         warnings += [
             f"class '{name}': the symptom '{symptom}' holds '{word}', a word of the class name"

@@ -347,37 +347,37 @@ def _from_path(argument: str) -> _Source:
     path = Path(given).expanduser()
     if not given:
         raise UsageError(f"openclip:{argument} names no file behind '@'")
-    said: dict[str, bool] = {}
+    stated_by: dict[str, bool] = {}
     if plus:
-        said[f"+{activation}"] = _ACTIVATIONS[activation]
+        stated_by[f"+{activation}"] = _ACTIVATIONS[activation]
     if tag:
-        said[f"the tag '{tag}'"] = _tag_activation(config, facts)
+        stated_by[f"the tag '{tag}'"] = _tag_activation(config, facts)
     elif config.get("quick_gelu"):
-        said[f"the architecture '{arch}'"] = True
+        stated_by[f"the architecture '{arch}'"] = True
     metadata = safetensors_metadata(path)
     if metadata.get("quick_gelu", "").lower() in ("true", "false"):
-        said["the file"] = metadata["quick_gelu"].lower() == "true"
+        stated_by["the file"] = metadata["quick_gelu"].lower() == "true"
     beside = path.parent / "open_clip_config.json"
     preprocess = _preprocess(facts) or _common_preprocess(arch)
     if beside.is_file():
         stated, stated_preprocess = _config_file(beside)
-        said[beside.name] = bool(stated.get("quick_gelu", False))
+        stated_by[beside.name] = bool(stated.get("quick_gelu", False))
         preprocess = stated_preprocess or preprocess
     if not path.is_file():
         read_weights(path)  # says what is wrong
-    if not said:
+    if not stated_by:
         raise UsageError(
             f"nothing says whether {path.name} was trained with QuickGELU (OpenAI's CLIP and what "
             f"was trained from it) or plain GELU (most of open_clip's own): write "
             f"openclip:{arch}+quickgelu@{given} or openclip:{arch}+gelu@{given}. The wrong one "
             "gives wrong numbers without an error"
         )
-    if len(set(said.values())) > 1:
-        views = ", ".join(f"{who}: {'QuickGELU' if q else 'GELU'}" for who, q in said.items())
+    if len(set(stated_by.values())) > 1:
+        views = ", ".join(f"{who}: {'QuickGELU' if q else 'GELU'}" for who, q in stated_by.items())
         raise UsageError(f"openclip:{argument}: the activation is contradictory ({views})")
     return _Source(
         name=f"openclip:{arch}",
-        config={**config, "quick_gelu": next(iter(said.values()))},
+        config={**config, "quick_gelu": next(iter(stated_by.values()))},
         preprocess=preprocess,
         path=path,
     )

@@ -96,7 +96,7 @@ def _patches(processor: Any, size: int, facts: dict[str, Any]) -> PatchesTransfo
 def _check_squares(transform: ProcessorTransform, size: int) -> None:
     """What an engine relies on: every image becomes a square of `size`, and a training view, which
     is such a square, keeps its pixels where they are."""
-    said = ", ".join(
+    settings = ", ".join(
         f"{name} {value}"
         for name in ("do_resize", "size", "do_center_crop", "crop_size", "do_pad")
         if (value := transform.facts.get(name)) is not None
@@ -107,12 +107,12 @@ def _check_squares(transform: ProcessorTransform, size: int) -> None:
             found = transform(image)
         except Exception as error:  # whatever a setting makes the library raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UnsupportedError(f"it fails on an RGB image: {reason[0]} ({said})") from error
+            raise UnsupportedError(f"it fails on an RGB image: {reason[0]} ({settings})") from error
         if tuple(found.shape) != (3, size, size):
             kind = "a training view" if image.info else "an image"
             raise UnsupportedError(
                 f"it makes {tuple(found.shape)} of {kind} of {image.width}x{image.height} pixels, "
-                f"and the image tower takes (3, {size}, {size}) ({said})"
+                f"and the image tower takes (3, {size}, {size}) ({settings})"
             )
         return found
 
@@ -127,5 +127,5 @@ def _check_squares(transform: ProcessorTransform, size: int) -> None:
     if not torch.allclose(plain.roll((1, 1), (1, 2)), rolled, atol=1e-5):
         raise UnsupportedError(
             "it moves pixels of training views, which must only be rescaled and normalised "
-            f"({said})"
+            f"({settings})"
         )

@@ -166,8 +166,8 @@ def _load(model: Any, weights: dict[str, Tensor], config: Mapping[str, Any], sou
     misfit = [n for n, v in weights.items() if n in own and v.shape != own[n].shape]
     if missing or strange or misfit:
         counts = (("missing", missing), ("not in the model", strange), ("of another shape", misfit))
-        said = "; ".join(f"{len(n)} {what} ({', '.join(n[:3])})" for what, n in counts if n)
-        raise UsageError(f"the weights of {source} do not fit: {said}")
+        misfits = "; ".join(f"{len(n)} {what} ({', '.join(n[:3])})" for what, n in counts if n)
+        raise UsageError(f"the weights of {source} do not fit: {misfits}")
     bad = [n for n, v in weights.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if bad:
         raise UsageError(f"the weights of {source} hold NaN or infinity ({', '.join(bad[:3])})")

@@ -125,7 +125,7 @@ def _read_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about pickles of other kinds: they fail below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # PyTorch's message goes on to advise loading without protection; only its cause is told.
+        # PyTorch's message goes on to advise loading without protection; only its cause is shown.
         raise UsageError(
             f"the checkpoint {path} is not a plain file of weights: it is damaged, or holds "
             f"objects that would have to be run, which is refused ({_cause(error)}). Save the "

@@ -117,7 +117,7 @@ class Projected(nn.Module):
 
 
 class Patched(nn.Module):
-    """A SigLIP 2 vision model that takes patches: of pictures (B,3,h·P,w·P), or of what
+    """A SigLIP 2 vision model that takes patches: of images (B,3,h·P,w·P), or of what
     `PatchesTransform` makes, (B,3,H+1,H), where images of one batch have grids of their own."""
 
     def __init__(self, model: nn.Module, patch: int) -> None:
@@ -128,15 +128,15 @@ class Patched(nn.Module):
         """Patches (B,N,P·P·3), rows first, and their grid (B,2)."""
         p, side = self.patch, pixels.shape[-1]
         height, width = (pixels.shape[-2] // p, side // p)
-        pictures = pixels[..., : height * p, :]
-        x = pictures.unflatten(-1, (width, p)).unflatten(-3, (height, p))  # (B,3,h,p,w,p)
+        images = pixels[..., : height * p, :]
+        x = images.unflatten(-1, (width, p)).unflatten(-3, (height, p))  # (B,3,h,p,w,p)
         x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         if packed(pixels):
             return x, pixels[:, 0, -1, :2].long()
         return x, torch.tensor([[height, width]], device=pixels.device).expand(len(x), 2)
 
-    def pictures(self, pixels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pictures (b,3,h·P,w·P) of one grid after the other, and the positions (b,) that they
+    def images_by_grid(self, pixels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (b,3,h·P,w·P) of one grid after the other, and the positions (b,) that they
         have in the batch."""
         x, grids = self.patches(pixels)
         for grid in sorted(set(map(tuple, grids.tolist()))):
@@ -176,7 +176,7 @@ class PatchedSide(ImageSide):
             features: Tensor = self.tower(pixels)
             return features
         parts = [(super(PatchedSide, self).__call__(some, tap), at)
-                 for some, at in self.tower.pictures(pixels)]  # fmt: skip
+                 for some, at in self.tower.images_by_grid(pixels)]  # fmt: skip
         order = torch.cat([at for _, at in parts]).argsort()
         return torch.cat([found for found, _ in parts])[order]
 

@@ -190,6 +190,6 @@ def _write(path: Path, entries: Sequence[Entry]) -> None:
 
 def _copy_card(card: Card, target: Path) -> None:
     """The card without `columns`: the new manifest's columns have their own names."""
-    said = {k: v for k, v in read_yaml(card.path, "card").value.items() if k != "columns"}
-    if said:
-        write(target, dump_yaml(said))
+    card_keys = {k: v for k, v in read_yaml(card.path, "card").value.items() if k != "columns"}
+    if card_keys:
+        write(target, dump_yaml(card_keys))

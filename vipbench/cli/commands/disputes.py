@@ -39,7 +39,7 @@ def dispute_text(records: Sequence[Record]) -> str:
     c = records[0].cell
     seed = "" if c.shots == c.seed == 0 else f", seed {c.seed}"
     values = [metric_value(record.metrics, "accuracy") for record in records]
-    told = [
+    parts = [
         f"{100 * value:.2f} ({submitter(record)}, {device(record)})"
         for record, value in zip(records, values, strict=True)
         if value is not None
@@ -47,4 +47,4 @@ def dispute_text(records: Sequence[Record]) -> str:
     known = [value for value in values if value is not None]
     spread = 100 * (max(known) - min(known))
     where = f"{c.method} on {c.dataset}, {c.backbone}, {shots_text(c.shots)}{seed}"
-    return clean(f"{where}: accuracy {' | '.join(told)}; spread {spread:.2f}")
+    return clean(f"{where}: accuracy {' | '.join(parts)}; spread {spread:.2f}")

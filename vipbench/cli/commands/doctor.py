@@ -36,18 +36,18 @@ def doctor_command(what: Sequence[str], data_root: Path | None, plugins_dir: Pat
     sources, data_root, plugins_dir = sources_of(what, data_root, plugins_dir)
     broken: list[str] = []
     _versions(broken)
-    told = _look(sources, data_root, plugins_dir, broken)
-    if told is not None and told["unknown"]:
-        raise UsageError(told["unknown"])
-    if told is not None:
-        _device(told)
+    state = _look(sources, data_root, plugins_dir, broken)
+    if state is not None and state["unknown"]:
+        raise UsageError(state["unknown"])
+    if state is not None:
+        _device(state)
     _caches(data_root, broken)
     missing: list[str] = []
-    if told is not None:
-        _plugins(told)
+    if state is not None:
+        _plugins(state)
         for kind in ("backbones", "datasets"):
-            missing += _presence(kind, told[kind], bool(sources))
-        broken += told["broken"]
+            missing += _presence(kind, state[kind], bool(sources))
+        broken += state["broken"]
     print()
     for line in broken:
         print(f"broken: {clean(line, 2000)}")
@@ -103,29 +103,29 @@ def _look(
         check=False,
     )
     try:
-        told: dict[str, Any] = json.loads(done.stdout)
+        state: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        said = done.stderr.strip().splitlines() or ["nothing was said"]
-        broken.append(f"the libraries cannot be used (exit status {done.returncode}): {said[-1]}")
+        lines = done.stderr.strip().splitlines() or ["nothing was lines"]
+        broken.append(f"the libraries cannot be used (exit status {done.returncode}): {lines[-1]}")
         return None
-    if "untrusted" in told:
-        trust.require(**told["untrusted"])
+    if "untrusted" in state:
+        trust.require(**state["untrusted"])
         return _look(sources, data_root, plugins_dir, broken)
-    return told
+    return state
 
 
-def _device(told: dict[str, Any]) -> None:
-    devices = told["torch"]["devices"]
+def _device(report: dict[str, Any]) -> None:
+    devices = report["torch"]["devices"]
     for line in devices or ["none that torch can use; runs are computed on the CPU"]:
         print(f"  GPU       {line}")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     print(
         f"  CPU       {plural(os.cpu_count() or 1, 'core')}, torch uses "
-        f"{plural(told['torch']['threads'], 'thread')}, {size(memory)} of memory"
+        f"{plural(report['torch']['threads'], 'thread')}, {size(memory)} of memory"
     )
-    state = "on where training runs on CUDA" if told["torch"]["graphs"] else "off"
+    state = "on where training runs on CUDA" if report["torch"]["graphs"] else "off"
     print(f"  graphs    CUDA graphs are {state} ({_set('VIPBENCH_CUDA_GRAPHS')})")
-    count = told["torch"]["decoders"]
+    count = report["torch"]["decoders"]
     state = f"{count} for each worker" if count else "off, threads decode"
     print(f"  decoders  decoding processes: {state} ({_set('VIPBENCH_DECODERS')})")
     variable = offline.forbidden()
@@ -178,12 +178,12 @@ def _free(folder: Path) -> str:
         return "?"
 
 
-def _plugins(told: dict[str, Any]) -> None:
-    counts = ", ".join(plural(n, kind) for kind, n in told["counts"].items())
+def _plugins(state: dict[str, Any]) -> None:
+    counts = ", ".join(plural(n, kind) for kind, n in state["counts"].items())
     print(f"\nregistered: {counts}")
-    for name, plugin in told["plugins"].items():
+    for name, plugin in state["plugins"].items():
         print(f"  plugin '{name}' {plugin['version'] or ''} ({plugin['file']})")
-    for error in told["failed"]:
+    for error in state["failed"]:
         print(f"  fails to load: {clean(error, 2000)}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vipbench.cli.commands.predict import CAUTION
 from vipbench.cli.commands.text import clean
 from vipbench.cli.exit_codes import OK
-from vipbench.engine.explain.prompt_files import Trained, elsewhere, split_inputs, unpack
+from vipbench.engine.explain.prompt_files import Trained, rebound, split_inputs, unpack
 from vipbench.engine.features.features import Features
 from vipbench.engine.planning.loading import load_dataset, users
 from vipbench.plugins.registry import load_registry
@@ -37,7 +37,7 @@ def evaluate_command(
     data = load_dataset(registry, spec, dataset)
     order = _same_classes(trained, data.dataset.class_names)
     if order is None:
-        trained = elsewhere(trained, data)
+        trained = rebound(trained, data)
         order = list(range(len(trained.class_names)))
         print("Its classes are others than those trained on; the texts are those of this dataset.")
     features = Features(

@@ -46,10 +46,10 @@ def explain_command(
         f"names, {len(made.lost)} the other way round"
     )
     if made.words:
-        said = "; ".join(", ".join(f"{w} {d:.3f}" for w, d in row) for row in made.words)
+        nearest = "; ".join(", ".join(f"{w} {d:.3f}" for w, d in row) for row in made.words)
         print(
             f"Nearest of {made.n_words:,} tokens to the context vectors, with distances (they "
-            f"seldom mean anything): {said}"
+            f"seldom mean anything): {nearest}"
         )
     if not made.embeddable(bool(paths), embed):
         print("Images are not in the page: their licence is not known to allow it", file=sys.stderr)

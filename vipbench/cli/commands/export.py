@@ -45,20 +45,22 @@ def bundle_command(
 
     spec = RunSpec.from_yaml(suite_file)
     names = None if include_paths else Pseudonyms.of_folder(folder)
-    told = describe(spec, names)
-    suite, renamed, files = _public_suite(spec, told.prompts, told.datasets, told.files)
+    described = describe(spec, names)
+    suite, renamed, files = _public_suite(
+        spec, described.prompts, described.datasets, described.files
+    )
     with Store(folder, readonly=True) as store:
         wanted = {cell.key for cell in store.plan(latest=True)}
         rows = [r for r in export_rows(store, names) if r["key"] in wanted]
-        shareable = {d["name"] for d in told.datasets.values() if d["sharing"] == "allowed"}
+        shareable = {d["name"] for d in described.datasets.values() if d["sharing"] == "allowed"}
         asked = wanted if parameters or patient_data else set()
         kept, held, left = _parameters(store, asked, shareable, patient_data)
         versions = _versions(store, wanted)
     files |= {
         "suite.yaml": suite.to_yaml().encode(),
         RECORDS: "".join(dump(row) + "\n" for row in rows).encode(),
-        "splits.json": json_bytes(told.splits),
-        "prompts.json": json_bytes(told.prompts),
+        "splits.json": json_bytes(described.splits),
+        "prompts.json": json_bytes(described.prompts),
         "README.md": READ_ME.encode(),
         **kept,
     }
@@ -70,9 +72,9 @@ def bundle_command(
         "records": len(rows),
         "datasets": {
             d["name"]: {"source": renamed[source], **{k: v for k, v in d.items() if k != "name"}}
-            for source, d in told.datasets.items()
+            for source, d in described.datasets.items()
         },
-        "requires": told.requires,
+        "requires": described.requires,
         "versions": versions,
     }
     write_bundle(out, files, manifest)

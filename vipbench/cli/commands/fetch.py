@@ -58,7 +58,7 @@ def fetch_command(
             statuses.append(_dataset(registry, source, data_root, offline))
     bad = [status for status in statuses if status != OK]
     if bad:
-        print(f"vipbench: {len(bad)} of {len(statuses)} not there, as said above", file=sys.stderr)
+        print(f"vipbench: {len(bad)} of {len(statuses)} missing, see above", file=sys.stderr)
     return max(statuses)
 
 

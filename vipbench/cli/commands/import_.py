@@ -19,7 +19,7 @@ def import_command(file: Path, out: Path, name: str) -> int:
     with Collection(out) as store:
         pairs = with_local_names(read_rows(read_file(file), f"'{file}'"), store)
         kept = [(submitted_by(record, name, p is not None), p) for record, p in pairs]
-        told = store.submit(kept)
+        outcomes = store.submit(kept)
         add_plan(store, [record for record, _ in kept])
-        print_counts(out, told, store)
+        print_counts(out, outcomes, store)
     return OK

@@ -90,8 +90,8 @@ def _field(entry: CatalogueEntry, head: str) -> str:
         known = [word for need, word in NEEDS.items() if need in needs]
         return clean(", ".join([*known, *sorted(needs - NEEDS.keys())])) or "-"
     if head == "validation":
-        told = str(entry.detail["published_validation"])
-        return "-" if told == "none" else told
+        policy = str(entry.detail["published_validation"])
+        return "-" if policy == "none" else policy
     value = entry.detail.get(head, "")
     if value is None:
         return "-"

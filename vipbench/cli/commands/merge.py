@@ -28,12 +28,12 @@ def merge_command(folders: Sequence[str], out: Path, prefer: str | None) -> int:
         if folder.absolute() == out.absolute():
             raise UsageError(f"{folder} is the output folder itself; leave it out ({name})")
     with Collection(out) as store:
-        told = []
+        outcomes = []
         for name, folder in sources:
             with Store(folder, readonly=True) as source:
-                told += store.submit(_handed(source, name))
+                outcomes += store.submit(_handed(source, name))
                 _add_cells(store, source.plan())
-        print_counts(out, told, store)
+        print_counts(out, outcomes, store)
         if prefer is not None:
             _prefer(store, prefer)
         tell_disputes(store, sys.stdout)
@@ -115,9 +115,9 @@ def _prefer(store: Collection, preferred: str) -> None:
         )
 
 
-def print_counts(out: Path, told: Sequence[str], store: Store) -> None:
+def print_counts(out: Path, outcomes: Sequence[str], store: Store) -> None:
     """Print how many results are new, there already, or differ."""
-    counts = {word: told.count(word) for word in ("new", "same", "other")}
+    counts = {word: outcomes.count(word) for word in ("new", "same", "other")}
     print(
         f"{out}: {plural(counts['new'], 'new result')}, {counts['same']:,} already there, "
         f"{counts['other']:,} with other scores than what is there"

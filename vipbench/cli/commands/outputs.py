@@ -24,8 +24,8 @@ FORMS = {".md": "github", ".tex": "latex"}
 def save_outputs(spec: RunSpec) -> list[str]:
     """Write `spec.tables` and `spec.figures` into its folder; returns the names of the files.
 
-    What these results cannot carry (too few seeds for an interval, say) is said on stderr, and the
-    others are written all the same. Raises StoreError, OSError.
+    What these results cannot carry (too few seeds for an interval, say) is printed to stderr; the
+    others are written. Raises StoreError, OSError.
     """
     if not spec.tables and not spec.figures:
         return []

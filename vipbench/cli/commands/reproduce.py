@@ -106,9 +106,9 @@ def _spec(
 ) -> RunSpec:
     spec = RunSpec.from_yaml(inside / SUITE_NAME)
     sources = {
-        name: told["source"]
-        for name, told in as_dict(manifest.get("datasets")).items()
-        if isinstance(told, dict) and isinstance(told.get("source"), str)
+        name: entry["source"]
+        for name, entry in as_dict(manifest.get("datasets")).items()
+        if isinstance(entry, dict) and isinstance(entry.get("source"), str)
     }
     own: dict[str, str] = {}
     for text in given:

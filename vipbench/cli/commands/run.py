@@ -72,13 +72,13 @@ def run_command(
     shown = reporter()
     try:
         if dry_run:
-            planned, told = (
+            planned, estimates = (
                 driver.estimate(spec, retry, imported)
                 if estimate
                 else (driver.plan(spec, retry, imported), None)
             )
             _show_plan(spec, planned, shown)
-            for line in [] if told is None else estimate_lines(told):
+            for line in [] if estimates is None else estimate_lines(estimates):
                 shown.line(line)
             return OK
         screen = Screen(spec, shown)
@@ -108,8 +108,8 @@ class Screen(Observer):
                 f"none of the {plural(len(plan.cells), 'cell')} can be run: "
                 f"{listed(_grouped(impossible)[:3])}"
             )
-        told = [*_settings(self.spec, plan), *_grouped(impossible), *_notices(plan), *_again(todo)]
-        for line in told:
+        lines = [*_settings(self.spec, plan), *_grouped(impossible), *_notices(plan), *_again(todo)]
+        for line in lines:
             self.shown.line(line)
         for cell in todo:
             self._waiting.setdefault(cell.group, set()).add(cell.key)
@@ -148,12 +148,14 @@ class Screen(Observer):
 
 def _finish(spec: RunSpec, screen: Screen, outcome: Outcome) -> int:
     if outcome.signal is not None:
-        told = "stopped before anything was run"
+        message = "stopped before anything was run"
         if screen.plan.cells:
             kept = plural(outcome.done + outcome.skipped, "finished cell")
             left = len(screen.plan.of("todo")) - outcome.done
-            told = f"stopped; {kept} kept in {spec.out}, {left:,} to go: the same command goes on"
-        print(f"vipbench: {told}", file=sys.stderr)
+            message = (
+                f"stopped; {kept} kept in {spec.out}, {left:,} to go: the same command goes on"
+            )
+        print(f"vipbench: {message}", file=sys.stderr)
         return 128 + outcome.signal
     left = sum(cell.reason == NOT_AGAIN for cell in screen.plan.of("done"))
     if not screen.plan.of("todo"):

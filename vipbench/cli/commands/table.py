@@ -86,8 +86,8 @@ def superseded_command(folder: Path) -> int:
         if record.key in gone:
             c, accuracy = record.cell, record.metrics.get("accuracy")
             other = standing.get(keys.get(record.slot) or "")
-            told = [settings(r) | code(r) for r in (record, other) if r is not None]
-            why = "; ".join(differences(told)) or "not yet run with the row's present code"
+            versions = [settings(r) | code(r) for r in (record, other) if r is not None]
+            why = "; ".join(differences(versions)) or "not yet run with the row's present code"
             why = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", why)
             number = "" if accuracy is None else f"{100 * accuracy:.1f}"
             named = (record.key[:12], c.method, c.dataset, c.backbone, c.shots, c.seed)

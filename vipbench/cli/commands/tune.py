@@ -33,8 +33,8 @@ MARK = "# Chosen by `vipbench tune`"
 
 @dataclass(frozen=True)
 class Asked:
-    """What `vipbench tune` was told beside the run. trials: of each method. output: the suite to
-    write. metric: what is highest in the best trial. seed: of the draws. ranges: --range flags."""
+    """The options of `tune` that `run` lacks. trials: per method. output: the suite to write.
+    metric: highest in the best trial. seed: of the draws. ranges: --range flags."""
 
     trials: int
     output: Path
@@ -144,8 +144,8 @@ def tune_command(spec: RunSpec, asked: Asked) -> int:
             finally:
                 shown.stop()
             if outcome.signal is not None:
-                told = f"stopped; the finished trials are kept in {trials.out}"
-                print(f"vipbench: {told}: the same command goes on", file=sys.stderr)
+                message = f"stopped; the finished trials are kept in {trials.out}"
+                print(f"vipbench: {message}: the same command goes on", file=sys.stderr)
                 return 128 + outcome.signal
             failed = failed or bool(outcome.failed)
             _gather(screen.plan, trials.out, keys, found)
@@ -210,7 +210,7 @@ def _searched(spec: RunSpec, asked: Asked) -> list[Searched]:
                 f"'{row.name}' needs validation images in its training, and a trial gives none; "
                 "leave it out"
             )
-        defaults = {name: told["default"] for name, told in detail["hparams"].items()}
+        defaults = {name: description["default"] for name, description in detail["hparams"].items()}
         rows.append(searched(row, detail["tunes"], defaults, asked.trials, asked.seed))
     return rows
 
@@ -238,7 +238,7 @@ def _runs(spec: RunSpec, rows: Sequence[Searched]) -> list[RunSpec]:
 
 
 class _Trials(Screen):
-    """A run of trials; what cannot be run is said once for all trials of a row."""
+    """A run of trials; impossible cells are reported once per row."""
 
     def __init__(
         self, spec: RunSpec, methods: tuple[MethodSpec, ...], rows: Sequence[Searched], shown: Any
@@ -289,7 +289,7 @@ def _plan_lines(spec: RunSpec, asked: Asked, rows: Sequence[Searched]) -> list[s
         few = "" if len(row.trials) == asked.trials else ", all that there are"
         lines.append(f"  {row.row.label}: {plural(len(row.trials), 'trial')}{few}: {_ranges(row)}")
         if asked.dry_run:
-            lines += [f"    {trial.number:>3}  {trial.told}" for trial in row.trials]
+            lines += [f"    {trial.number:>3}  {trial.settings_text}" for trial in row.trials]
     return lines
 
 
@@ -300,14 +300,14 @@ def _result_lines(tuned: Sequence[Tuned], asked: Asked) -> list[str]:
             continue
         rows: list[Sequence[object]] = [("", "trial", f"validation {asked.metric} (%)", "settings")]
         for score in one.scores:
-            told = "-"
+            mean = "-"
             if score.mean is not None:
-                told = f"{100 * score.mean:.2f}"
-                told += f" ± {100 * score.sd:.2f}" if score.sd is not None else ""
+                mean = f"{100 * score.mean:.2f}"
+                mean += f" ± {100 * score.sd:.2f}" if score.sd is not None else ""
             elif score.planned:
-                told = f"- ({score.cells} of {score.planned} cells have a number)"
+                mean = f"- ({score.cells} of {score.planned} cells have a number)"
             mark = "*" if score is one.best else ""
-            rows.append((mark, score.trial.number, told, score.trial.told))
+            rows.append((mark, score.trial.number, mean, score.trial.settings_text))
         lines += ["", f"{one.searched.row.label} (mean ± sd over seeds; *: chosen)"]
         lines += [f"  {line}" for line in columns(rows)]
     return lines

@@ -61,8 +61,8 @@ def suite_of(folder: Path) -> RunSpec:
 def show_reruns(found: Sequence[Rerun], tolerance: float, how: str) -> int:
     """Print what came of cells that were run again; returns how many were not confirmed."""
     counts = {verdict: sum(r.verdict == verdict for r in found) for verdict in VERDICTS}
-    told = ", ".join(f"{n:,} {verdict}" for verdict, n in counts.items())
-    print(f"run again: {plural(len(found), 'cell')} ({how}): {told}")
+    verdicts = ", ".join(f"{n:,} {verdict}" for verdict, n in counts.items())
+    print(f"run again: {plural(len(found), 'cell')} ({how}): {verdicts}")
     print(f"  the tolerance: {tolerance:g} of the largest stored score, for every score")
     for result in found[:MOST_SHOWN]:
         if result.verdict == "not made again":
@@ -75,9 +75,9 @@ def show_reruns(found: Sequence[Rerun], tolerance: float, how: str) -> int:
 def _check(store: Store) -> int:
     """Read everything that is stored; each read is checked against its hash."""
     several = store.submissions()
-    told = [(r, None) for r in store.records() if r.key not in several]
+    checked = [(r, None) for r in store.records() if r.key not in several]
     results: list[tuple[Record, int | None]] = [
-        *told,
+        *checked,
         *((r, number) for found in several.values() for number, r in found),
     ]
     scored = learned = gone = 0

@@ -87,27 +87,27 @@ class PassedOver:
     def notes(self) -> list[str]:
         """A sentence each on files of other kinds, on partners that were left out, and on images
         whose names differ in the ending alone, which were not."""
-        told = []
+        lines = []
         if self._others:
             kinds = ", ".join(f"{n} {kind}" for kind, n in self._others.most_common())
-            told.append(
+            lines.append(
                 f"{_files(self._others.total())} of kinds that are no images, or are not read, "
                 f"left out: {kinds}"
             )
         if self._partners:
             names = [f"'{path.relative_to(self.root).as_posix()}'" for path in self._partners]
             some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            told.append(
+            lines.append(
                 f"{_files(len(names))} named like masks or other partners of images beside them "
                 f"left out ({some}); rename what is an image of its own"
             )
         if self._twins:
             one, other = self._twins[0]
-            told.append(
+            lines.append(
                 f"{len(self._twins)} pairs of images differ in the ending of their names alone "
                 f"('{one.relative_to(self.root).as_posix()}', '{other.name}'); both are read"
             )
-        return told
+        return lines
 
 
 def _files(count: int) -> str:

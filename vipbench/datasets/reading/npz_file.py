@@ -26,7 +26,7 @@ from vipbench.images import ImageError
 # file. Uncompressed ones, of any size, are read from where they lie.
 IN_MEMORY_BYTES = 1024**3
 # Compressed arrays above this size that shrank to less than one part in MOST_SHRUNK hold nothing
-# but repetitions: a decompression bomb. Pictures shrink to a half or a third, masks to a fiftieth.
+# but repetitions: a decompression bomb. Images shrink to a half or a third, masks to a fiftieth.
 BOMB_BYTES, MOST_SHRUNK = 64 * 1024**2, 500
 
 Array = npt.NDArray[Any]

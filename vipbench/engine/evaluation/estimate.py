@@ -39,7 +39,7 @@ class Estimator:
         self._pace: dict[int, tuple[float, float]] = {}
 
     def group(self, runner: GroupRunner, cells: Sequence[PlanCell]) -> dict[str, Any]:
-        """seconds: to encode, to train and score; None where nothing can be said. bytes: of the
+        """seconds: to encode, to train and score; None where unknown. bytes: of the
         feature cache, of the results folder, and the most memory. Never raises."""
         features, method = runner.features, cells[0].row.method
         found: dict[str, Any] = {"cells": len(cells), "note": ""}

@@ -87,14 +87,14 @@ def learned(method: Method, before: Versions) -> tuple[bytes | None, dict[str, A
             continue
         kept[name] = value.detach().cpu().contiguous().clone()
         total += size
-    told: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     if left_out:
-        told["left_out"] = left_out
+        description["left_out"] = left_out
     if not kept:
-        return None, told
+        return None, description
     data = save(kept)
-    told["tensors"] = {name: list(value.shape) for name, value in kept.items()}
-    return data, {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), **told}
+    description["tensors"] = {name: list(value.shape) for name, value in kept.items()}
+    return data, {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), **description}
 
 
 def _size(value: Tensor) -> int:

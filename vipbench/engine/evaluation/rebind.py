@@ -27,8 +27,8 @@ def cannot_transfer(
     their shape with the number of classes. `Method.transfers` decides where it is not None.
     """
     if method.transfers is not None or not method.uses_support:
-        told = f"'{method.name}' says that what it learns serves no other classes"
-        return told if method.transfers is False else None
+        reason = f"'{method.name}' says that what it learns serves no other classes"
+        return reason if method.transfers is False else None
     for own, what in (
         (has_own_fit(method), "is fitted to the classes that it is trained on"),
         (method.prepare is not Method.prepare, "computes from images of each class"),

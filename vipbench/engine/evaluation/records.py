@@ -46,10 +46,10 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
         "protocol": {
             k: v
             for k, v in dataclasses.asdict(cell.protocol).items()
-            # As older records have it: said where it is not the test split.
+            # As older records have it: stated where it is not the test split.
             if (k, v) != ("score_on", "test")
         }
-        | dict(cell.told),
+        | dict(cell.protocol_fields),
         "data": {
             "class_names": list(data.dataset.class_names),
             "train_counts": data.counts("train"),
@@ -101,7 +101,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
 
 def _support_counts(cell: PlanCell) -> dict[str, Any]:
     """Of other protocols than few-shot: the drawn images of each class that is trained on."""
-    if not cell.told or cell.support is None:
+    if not cell.protocol_fields or cell.support is None:
         return {}
     labels = cell.data.splits["train"].labels[cell.support.train]
     counts = np.bincount(labels, minlength=cell.info.n_classes)

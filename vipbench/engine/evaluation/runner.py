@@ -174,8 +174,8 @@ class GroupRunner:
                 return
             except OUT_OF_MEMORY:
                 half = len(every) // 2
-                told = f"out of memory with {len(every)} cells at once; done again with half"
-                self._fell_short(label, f"{told} of them", [*chain(*every)])
+                message = f"out of memory with {len(every)} cells at once; done again with half"
+                self._note_shortage(label, f"{message} of them", [*chain(*every)])
             except SpoiltError:
                 raise
             except Exception as error:
@@ -211,13 +211,13 @@ class GroupRunner:
                 raise
         # Same numbers: beyond its budget a pass only computes again what it did not keep.
         backbone.memory_budget //= 2
-        told = "out of memory; done again with half the memory budget"
-        self._fell_short(cells[0].row.label, told, cells)
+        message = "out of memory; done again with half the memory budget"
+        self._note_shortage(cells[0].row.label, message, cells)
         return self._execute(cells)
 
-    def _fell_short(self, label: str, told: str, cells: Sequence[PlanCell]) -> None:
-        self.note(f"'{label}': {told}")
-        self._short.update((cell.key, told) for cell in cells)
+    def _note_shortage(self, label: str, message: str, cells: Sequence[PlanCell]) -> None:
+        self.note(f"'{label}': {message}")
+        self._short.update((cell.key, message) for cell in cells)
 
     def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
         self._running, self.models = _who(cells[0]), Models()

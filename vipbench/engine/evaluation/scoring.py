@@ -99,9 +99,9 @@ def finished(test: Test, shared: int, short: str | None = None) -> Finished:
     if shared > 1:
         record["provenance"]["cells_of_training"] = shared
     # What was learned is kept once, beside the cell of its own classes.
-    parameters, told = learned(item.method, item.built) if cell.part is None else (None, {})
-    if told:
-        record["provenance"]["parameters"] = told
+    parameters, description = learned(item.method, item.built) if cell.part is None else (None, {})
+    if description:
+        record["provenance"]["parameters"] = description
     return Finished(Record.of(record), predictions, parameters)
 
 

@@ -26,13 +26,13 @@ DECISION, RUNNER_UP, OTHER = "#0072B2", "#D55E00", "#999999"
 def save_figure(made: Explanation, out: Path, images: bool, title: str, words: str) -> None:
     """Write `out`: a .pdf with a page an image, or a .png with the images below each other.
 
-    images: whether the pictures may be in it. words: credit and limits, below. Equal explanations
+    images: whether the images may be in it. words: credit and limits, below. Equal explanations
     give equal files. Raises OSError.
     """
     with replacing(out, "wb") as file, mpl.rc_context(RC):
         if out.suffix.lower() == ".pdf":
-            told = {"Creator": "vipbench", "Producer": "vipbench", "CreationDate": None}
-            with PdfPages(file, metadata=told) as pages:
+            metadata = {"Creator": "vipbench", "Producer": "vipbench", "CreationDate": None}
+            with PdfPages(file, metadata=metadata) as pages:
                 # With no image there is one page, which says so.
                 for some in [[one] for one in made.images] or [[]]:
                     pages.savefig(_figure(made, some, images, title, words))
@@ -82,10 +82,10 @@ def _band(
     else:
         axis.text(0.5, 0.5, "image not embedded\n(licence)", ha="center", va="center")
     first, second = one.order[:2]
-    told = [text(one.shown, 30)]
-    told += [] if one.label is None else [f"true: {text(names[one.label], 30)}"]
-    told += [f"decision: {text(names[first], 26)}", f"runner-up: {text(names[second], 26)}"]
-    axis.set_title("\n".join(told), fontsize=7)
+    title = [text(one.shown, 30)]
+    title += [] if one.label is None else [f"true: {text(names[one.label], 30)}"]
+    title += [f"decision: {text(names[first], 26)}", f"runner-up: {text(names[second], 26)}"]
+    axis.set_title("\n".join(title), fontsize=7)
     grid = right.subplots(rows, 2, squeeze=False, sharex=True)
     drawn = [one.cosines, made.mean_cosines]
     low, high = min(float(np.nanmin(v)) for v in drawn), max(float(np.nanmax(v)) for v in drawn)
@@ -103,8 +103,8 @@ def _band(
             axis.set_xlabel("cosine (in brackets the weight in its class)", fontsize=6)
             axis.tick_params(labelbottom=True)
     if shown < len(symptoms):
-        told_more = f"{len(symptoms) - shown} classes with lower scores are not shown"
-        right.supxlabel(told_more, fontsize=6)
+        rest = f"{len(symptoms) - shown} classes with lower scores are not shown"
+        right.supxlabel(rest, fontsize=6)
 
 
 def _bars(axis: Any, made: Explanation, one: Explained, c: int, colour: str) -> None:

@@ -42,7 +42,7 @@ LIMITS = (
     "model's own space; it does not show that the model sees what the words mean."
 )
 
-PRIVATE = "contains-patient-data: it shows images that nobody said may be shared; keep it as such."
+PRIVATE = "contains-patient-data: it shows images that nobody marked as shareable; keep it as such."
 
 
 def write(made: Explanation, out: Path, own_files: bool, embed: bool) -> None:
@@ -130,8 +130,8 @@ def _page(made: Explanation, images: bool, private: bool, own_files: bool) -> It
             "distance between embeddings.</p><table>"
         )
         for i, words in enumerate(made.words, 1):
-            said = ", ".join(f"{e(word)} ({distance:.3f})" for word, distance in words)
-            yield f"<tr><td>vector {i}<td>{said}</tr>"
+            nearest = ", ".join(f"{e(word)} ({distance:.3f})" for word, distance in words)
+            yield f"<tr><td>vector {i}<td>{nearest}</tr>"
         yield "</table>"
     yield "</body></html>"
 

@@ -284,7 +284,7 @@ def split_inputs(trained: Trained, features: Features, split: str) -> Tensor:
     return features.plain(split, range(count))
 
 
-def elsewhere(trained: Trained, data: LoadedDataset) -> Trained:
+def rebound(trained: Trained, data: LoadedDataset) -> Trained:
     """`trained` for the classes of `data`: the method built anew on their names and texts, with
     what was learned put in. Raises UsageError, with the reason, where something that was learned
     belongs to the classes that it was trained on, or where `data` lacks texts that the method

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vipbench.api import ImageBackbone, Split, Views
 from vipbench.engine.features.cache import Item, Shelf, open_shelf
-from vipbench.engine.features.images import Pictures
+from vipbench.engine.features.images import ImageReader
 from vipbench.engine.features.views import VIEW_REVISION
 from vipbench.images import READER_REVISION
 from vipbench.plugins.files import Plugin, loaded_plugins
@@ -78,7 +78,7 @@ class Features:
     _shelves: dict[tuple[object, ...], Shelf] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._pictures = Pictures(self.backbone, self.splits, self.note)
+        self._reader = ImageReader(self.backbone, self.splits, self.note)
 
     def plain(self, split: str, indices: Sequence[int]) -> Tensor:
         """Features (N,D) of the evaluation view."""
@@ -114,7 +114,7 @@ class Features:
     def images(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
         """Preprocessed images (N,3,H,H) of `items` (index, view): the evaluation view where
         `views` is None, else training views of (views, seed)."""
-        return self._pictures.get(split, items, views)
+        return self._reader.get(split, items, views)
 
     def cached(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> int:
         """How many of `items` need not be encoded."""
@@ -170,7 +170,7 @@ class Features:
             yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
         rest = [item for item in items if item not in found]
         if rest:
-            with self._pictures.decoding(len(rest)) as ahead:
+            with self._reader.decoding(len(rest)) as ahead:
                 yield from self._fill(shelf, split, rest, views, ahead)
 
     def _fill(
@@ -186,7 +186,7 @@ class Features:
         starts = range(0, len(rest), ENCODE_BATCH)
         parts = [rest[i : i + ENCODE_BATCH] for i in starts]
         # While a batch is encoded, the next ones are decoded.
-        begun = map(partial(self._pictures.begin, split, views=views), parts)
+        begun = map(partial(self._reader.begin, split, views=views), parts)
         ready = deque(islice(begun, ahead))
         for start, part in zip(starts, parts, strict=True):
             pixels = ready.popleft()()

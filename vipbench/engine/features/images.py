@@ -31,8 +31,8 @@ MOST_THREADS = 8
 # Batches that are decoded ahead of the one that is encoded. Were it one alone, processes would run
 # out of work at the end of each.
 AHEAD, AHEAD_OF_DECODERS = 1, 2
-# What was said of a backbone is not said again for each of its datasets.
-_told: set[str] = set()
+# A note on a backbone is not repeated for each of its datasets.
+_noted: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Work:
 
 
 @dataclass
-class Pictures:
+class ImageReader:
     """Preprocessed images of one dataset; indices are positions in a split.
 
     note: tells the user. Raises UsageError where `VIPBENCH_DECODERS` is no number of processes.
@@ -136,7 +136,7 @@ class Pictures:
             # Left to itself, each thread would start a team of its own for torch's operations, and
             # with more of those than cores the main thread's steps wait for one another asleep.
             self._threads = ThreadPoolExecutor(
-                most, "pictures", initializer=torch.set_num_threads, initargs=(1,)
+                most, "images", initializer=torch.set_num_threads, initargs=(1,)
             )
         return self._threads.submit(alone)
 
@@ -151,20 +151,20 @@ class Pictures:
         return job.pixels(image, self.backbone.preprocess)
 
     def _portable(self) -> bytes | None:
-        """The preprocessing for another process; None where it cannot be sent, which the user is
-        told once."""
+        """The preprocessing for another process; None where it cannot be sent, which is
+        noted once."""
         try:
             if self._refused:
                 raise NotPortableError(self._refused)
             return decoders.portable(self.backbone)
         except NotPortableError as error:
-            said = (
+            note = (
                 f"backbone '{self.backbone.name}': threads decode its images, though "
                 f"{decoders.VARIABLE} asks for processes: {error}"
             )
-            if said not in _told:
-                _told.add(said)
-                self.note(said)
+            if note not in _noted:
+                _noted.add(note)
+                self.note(note)
             return None
 
     def _keep(self, key: tuple[str, int], image: Image.Image) -> None:

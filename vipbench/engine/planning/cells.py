@@ -89,8 +89,8 @@ class PlanCell:
 
     shots: None is the full training set, 0 a zero-shot cell (seed 0 where no seed has a say).
     parts: of what the key is made, see `key_parts`. data: what is trained on. part: what is tested,
-    where that is not the test split of `data`. told: what the record says of its protocol, nothing
-    of few-shot. towers: the method's further backbones.
+    where that is not the test split of `data`. protocol_fields: for the
+    record, none for few-shot. towers: the method's further backbones.
     """
 
     key: str
@@ -107,7 +107,7 @@ class PlanCell:
     support: SupportIndices | None = field(default=None, repr=False)
     parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     part: Part | None = None
-    told: Mapping[str, Any] = field(default_factory=dict)
+    protocol_fields: Mapping[str, Any] = field(default_factory=dict)
     towers: tuple[LoadedBackbone, ...] = ()
 
     @property
@@ -127,7 +127,7 @@ class PlanCell:
 
     @property
     def owner(self) -> Plugin:
-        """Whom a failure is told of: the method's plugin, or the user's whose data or backbone a
+        """Whom to name for a failure: the method's plugin, or the user's whose data or backbone a
         built-in method runs on."""
         own = self.row.plugin
         return min(self.plugins, key=lambda p: p.name, default=own) if own.builtin else own
@@ -192,7 +192,7 @@ def _plan_row(
     for seed, part in product(seeds, scene.parts):
         if part is not None and part.columns is None:
             # Nothing is trained: what is tested is all that there is.
-            own = Scene(part.data, told=part.told, reason=scene.reason)
+            own = Scene(part.data, protocol_fields=part.protocol_fields, reason=scene.reason)
             found.append(plan(row, own, None, 0, seed))
         else:
             found.append(plan(row, scene, part, 0, seed))
@@ -209,7 +209,10 @@ def _plan_cell(
     shots: int | None,
     seed: int,
 ) -> PlanCell:
-    data, told = scene.data, scene.told if part is None else part.told
+    data, protocol_fields = (
+        scene.data,
+        scene.protocol_fields if part is None else part.protocol_fields,
+    )
     protocol = Protocol.of(spec, row.method)
     reason = scene.reason or impossible_pair(row.method, backbone.backbone, data)
     if reason is None and part is not None and part.columns is None:
@@ -269,14 +272,14 @@ def _plan_cell(
     parts = key_parts(protocol, row, hparams, data, backbone.backbone, shots, seed)
     if towers:
         parts["backbones"] = [tower.backbone.fingerprint for tower in towers]
-    if told:
-        parts["protocol"] = key_of(told)
+    if protocol_fields:
+        parts["protocol"] = key_of(protocol_fields)
     if part is not None:
         parts["tested"] = part.key(row.method.needs)
         notes = (*notes, *part.notes)
     return PlanCell(
         sha(parts), row, data, backbone, shots, seed, hparams, info, protocol, notes, reason,
-        support, parts, part, told, towers,
+        support, parts, part, protocol_fields, towers,
     )  # fmt: skip
 
 
@@ -286,11 +289,11 @@ def _further(
     """The method's further backbones, and why it cannot have them, or None."""
     names = hparams.backbones()
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-        told = f"HParams.backbones() of '{method.name}' gives {names!r}"
-        return (), f"{told}; expected a tuple of names, such as ('tiny-clip',)"
+        given = f"HParams.backbones() of '{method.name}' gives {names!r}"
+        return (), f"{given}; expected a tuple of names, such as ('tiny-clip',)"
     if names and method.inputs == "images":
-        told = f"'{method.name}' takes images and asks for further backbones ({', '.join(names)})"
-        return (), f'{told}; their features come with inputs = "features"'
+        given = f"'{method.name}' takes images and asks for further backbones ({', '.join(names)})"
+        return (), f'{given}; their features come with inputs = "features"'
     try:
         return tuple(beside.load(name) for name in names), None
     except UsageError as error:
@@ -455,6 +458,6 @@ def profile_note(spec: RunSpec, cell: PlanCell) -> str:
     """
     if spec.profile != "published" or not cell.row.method.uses_support:
         return ""
-    told = f"{_VALIDATION[cell.protocol.validation]}, {_SELECTION[cell.protocol.selection]}"
+    settings = f"{_VALIDATION[cell.protocol.validation]}, {_SELECTION[cell.protocol.selection]}"
     views = "" if spec.views == "per-epoch" else f"; training views are the run's ({spec.views})"
-    return f"as in its paper (profile published): {told}{views}"
+    return f"as in its paper (profile published): {settings}{views}"

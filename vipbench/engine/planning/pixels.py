@@ -114,22 +114,22 @@ def _decide(seen: Sequence[_Seen], given: PixelRange | None) -> tuple[PixelRange
 
 def _declared(unclear: Sequence[_Seen], least: float, most: float) -> PixelRange | None:
     """The range that files say themselves, None where none does."""
-    told: dict[tuple[int, str], _Seen] = {}
+    declared: dict[tuple[int, str], _Seen] = {}
     for image in unclear:
         stored = image.facts.stored
         if stored is not None and stored.declared is not None:
-            told.setdefault((stored.declared, stored.declared_by), image)
-    if not told:
+            declared.setdefault((stored.declared, stored.declared_by), image)
+    if not declared:
         return None
-    if len(told) > 1:
-        (one, by), (other, other_by), *_ = told
-        first, second = list(told.values())[:2]
+    if len(declared) > 1:
+        (one, by), (other, other_by), *_ = declared
+        first, second = list(declared.values())[:2]
         raise DataError(
             f"images say different things of their pixels: '{first.name}' by {by} that {one} is "
             f"white, '{second.name}' by {other_by} that {other} is; one range holds for a dataset, "
             f"say it in the card: {card_lines(least, max(one, other), floats=False)}"
         )
-    [((high, by), first)] = told.items()
+    [((high, by), first)] = declared.items()
     if most > high and by != SBIT:
         raise DataError(
             f"'{first.name}' says by {by} that {high} is white, and images hold up to {most:g}; "

@@ -56,7 +56,7 @@ class _Named(Dataset):
     def __init__(self, dataset: Dataset, name: str, class_names: tuple[str, ...]) -> None:
         for key in ("templates", "licence", "sharing", "citation", "caption"):
             setattr(self, key, getattr(dataset, key))
-        # A class attribute elsewhere.
+        # A class attribute of other datasets.
         vars(self)["revision"] = dataset.revision
         self.name, self.class_names = name, class_names
 
@@ -69,12 +69,12 @@ class _Named(Dataset):
 class Part:
     """What a training is tested on, where that is not the test split of its own data.
 
-    data: named as tables name it. told: the record's protocol fields. columns: of each class those
-    of the training that stand for it; None binds the trained method to the classes of `data`.
+    data: named as tables name it. protocol_fields: for the record. columns: of each class those of
+    the training that stand for it; None binds the trained method to the classes of `data`.
     """
 
     data: LoadedDataset
-    told: Mapping[str, Any]
+    protocol_fields: Mapping[str, Any]
     columns: tuple[tuple[int, ...], ...] | None = None
     notes: tuple[str, ...] = ()
 
@@ -102,11 +102,11 @@ class Part:
 @dataclass(frozen=True)
 class Scene:
     """data: what is trained on. parts: what each training is tested on; None is the test split of
-    `data`. told: the record's protocol fields of that one. reason: why nothing of it can be run."""
+    `data`. protocol_fields: for its record. reason: why nothing of it can be run."""
 
     data: LoadedDataset
     parts: tuple[Part | None, ...] = (None,)
-    told: Mapping[str, Any] = field(default_factory=dict)
+    protocol_fields: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
 
 
@@ -132,9 +132,9 @@ def test_split(data: LoadedDataset) -> Split:
     return split
 
 
-def key_of(told: Mapping[str, Any]) -> dict[str, Any]:
+def key_of(protocol_fields: Mapping[str, Any]) -> dict[str, Any]:
     """What of a protocol makes numbers."""
-    return {name: value for name, value in told.items() if name not in _NAMES}
+    return {name: value for name, value in protocol_fields.items() if name not in _NAMES}
 
 
 def arrange(spec: RunSpec, datasets: Mapping[str, LoadedDataset]) -> list[Scene]:
@@ -146,8 +146,8 @@ def arrange(spec: RunSpec, datasets: Mapping[str, LoadedDataset]) -> list[Scene]
     if spec.protocol.transfers:
         return _transfer(spec, datasets)
     if name in ("imbalanced", "validation-free"):
-        return [Scene(_view(data, part_name(data.dataset.name, name)), told={"name": name})
-                for data in datasets.values()]  # fmt: skip
+        views = [_view(data, part_name(data.dataset.name, name)) for data in datasets.values()]
+        return [Scene(view, protocol_fields={"name": name}) for view in views]
     return [Scene(data) for data in datasets.values()]
 
 
@@ -178,10 +178,9 @@ def _base_to_new(data: LoadedDataset) -> Scene:
             f"'{name}' has {n} classes; base-to-new needs {FEWEST_CLASSES} or more, so that there "
             "is a choice among the base classes and among the new ones"
         )
-    told = {"name": "base-to-new"}
-    return Scene(
-        base, (None, Part(new, told | {"part": NEW})), told | {"part": BASE}, reason
-    )  # fmt: skip
+    fields = {"name": "base-to-new"}
+    parts = (None, Part(new, fields | {"part": NEW}))
+    return Scene(base, parts, fields | {"part": BASE}, reason)
 
 
 def _transfer(spec: RunSpec, datasets: Mapping[str, LoadedDataset]) -> list[Scene]:
@@ -194,7 +193,7 @@ def _transfer(spec: RunSpec, datasets: Mapping[str, LoadedDataset]) -> list[Scen
     parts: list[Part | None] = [None]
     for given, target in by_source.items():
         names = source.dataset.name, target.dataset.name
-        told: dict[str, Any] = {
+        protocol_fields: dict[str, Any] = {
             "name": spec.protocol.name,
             "source": names[0],
             "source_given": source.source,
@@ -203,9 +202,11 @@ def _transfer(spec: RunSpec, datasets: Mapping[str, LoadedDataset]) -> list[Scen
         columns: tuple[tuple[int, ...], ...] | None = None
         notes: tuple[str, ...] = ()
         if shift:
-            columns, told["classes"], notes = _columns(source, target, classes.get(given, {}))
+            columns, protocol_fields["classes"], notes = _columns(
+                source, target, classes.get(given, {})
+            )
         view = _view(target, target_name(*names, shift))
-        parts.append(Part(view, told, columns, notes))
+        parts.append(Part(view, protocol_fields, columns, notes))
     return [Scene(source, tuple(parts))]
 
 
@@ -242,10 +243,10 @@ def _columns(
             f"protocol: '{twice[0]}' of '{names[0]}' stands for two classes of '{names[1]}', which "
             "it cannot tell apart"
         )
-    told = {own: [ours[i] for i in column] for own, column in zip(theirs, columns, strict=True)}
+    mapping = {own: [ours[i] for i in column] for own, column in zip(theirs, columns, strict=True)}
     left = [name for i, name in enumerate(ours) if i not in used]
     notes = (f"no choice on {names[1]}, which has no such class: {', '.join(left)}",) * bool(left)
-    return columns, told, notes
+    return columns, mapping, notes
 
 
 def _plain(name: str) -> str:

@@ -125,7 +125,8 @@ def replays(device: torch.device, note: Callable[[str], None]) -> Replays | None
 
 
 class Replays:
-    """Which trainings of a process repeat recorded steps. note: told once why one does not.
+    """Which trainings of a process repeat recorded steps. note: called with the reason where one
+    does not.
 
     replayed: how many steps were repeated.
     """
@@ -222,13 +223,13 @@ def agree(found: Sequence[Tensor], expected: Sequence[Tensor], before: Sequence[
     gradient norm by a thousandth, images had right by one, what is written by a hundredth of its
     change, for each cell.
 
-    All: told (3,cells), then what else the step writes, (cells,*) each.
+    All: statistics (3,cells), then what else the step writes, (cells,*) each.
     """
-    told, wanted = found[0], expected[0]
+    statistics, wanted = found[0], expected[0]
     loss, norm, _ = wanted.abs()
     limits = torch.stack([1e-5 * loss.clamp(min=1.0), 1e-3 * norm + 1e-6, torch.ones_like(norm)])
-    alike = (told == wanted) | (told.isnan() & wanted.isnan())
-    right = (alike | ((told - wanted).abs() <= limits)).all()
+    alike = (statistics == wanted) | (statistics.isnan() & wanted.isnan())
+    right = (alike | ((statistics - wanted).abs() <= limits)).all()
     for mine, other, start in zip(found[1:], expected[1:], before[1:], strict=True):
         a, b, old = (value.unsqueeze(-1).flatten(1).float() for value in (mine, other, start))
         limit = 1e-2 * (b - old).norm(dim=1) + 1e-6 * b.norm(dim=1)

@@ -1,4 +1,4 @@
-"""One step of stacked cells: gradients by torch.func, optimizer, and what is told of it.
+"""One step of stacked cells: gradients by torch.func, optimizer, and its statistics.
 
 All that it reads and writes keeps its place from step to step. Its operations may therefore be
 recorded once and repeated, as `replay` does on a GPU.
@@ -96,7 +96,7 @@ class Step:
     """The stacked state of some cells, and one step of it.
 
     params, fixed, buffers: (cells, *) by name; names begin with "method.".
-    told: (3, cells), the loss, gradient norm and images had right of the last step. changing:
+    statistics: (3, cells), the loss, gradient norm and images had right of the last step. changing:
     names of the buffers and frozen parameters that `after_step` writes; known after a step.
     """
 
@@ -114,7 +114,7 @@ class Step:
         self.buffers: Tensors = dict(buffers)
         self.optimizer = Optimizer(cells[0].recipe, self.params)
         some = self.params[trained[0]]
-        self.told = some.new_zeros(3, len(cells), dtype=torch.float32)
+        self.statistics = some.new_zeros(3, len(cells), dtype=torch.float32)
         # A stack of one may go another way than vmap; of cells that were many, the last stays.
         self._vectorised = len(cells) > 1
         self._inputs: Inputs | None = None
@@ -127,7 +127,7 @@ class Step:
         self._correction.copy_(self._corrections[number])
 
     def __call__(self) -> None:
-        """One step: parameters, optimizer, what `after_step` gives and `told` are written in
+        """One step: parameters, optimizer, what `after_step` gives and `statistics` are written in
         place. Raises WrittenStateError where the method writes anything else."""
         assert self._inputs is not None
         batch = (self._inputs.x, self._inputs.labels, self._inputs.weight)
@@ -143,16 +143,16 @@ class Step:
             raise
         squares = [g.unsqueeze(-1).flatten(1).square().sum(1) for g in grads.values()]
         norm = torch.stack(squares).sum(0).sqrt()
-        self.told.copy_(torch.stack([values.detach().float(), norm.float(), right.float()]))
+        self.statistics.copy_(torch.stack([values.detach().float(), norm.float(), right.float()]))
         self.optimizer.step(self.params, grads, self._inputs.rates, self._correction)
         if self._updates:
             self._update(batch)
 
     def written(self) -> list[Tensor]:
-        """What a step writes: `told`, then (cells,*) each."""
+        """What a step writes: `statistics`, then (cells,*) each."""
         parts = (self.params, self.optimizer.first, self.optimizer.second)
         changed = [self._held(name) for name in self.changing]
-        return [self.told, *(value for part in parts for value in part.values()), *changed]
+        return [self.statistics, *(value for part in parts for value in part.values()), *changed]
 
     def state_of(self, index: int) -> Tensors:
         """A copy of what training changes of one cell: parameters and what `after_step` gives,
@@ -170,13 +170,13 @@ class Step:
 
     def keep(self, live: Sequence[int]) -> None:
         """Go on with the cells `live`; everything gets a new place."""
-        chosen = torch.tensor(live, device=self.told.device)
+        chosen = torch.tensor(live, device=self.statistics.device)
         for state in (
             self.params, self.fixed, self.buffers, self.optimizer.first, self.optimizer.second
         ):  # fmt: skip
             for name, value in state.items():
                 state[name] = value[chosen]
-        self.told = self.told[:, chosen]
+        self.statistics = self.statistics[:, chosen]
 
     def _held(self, name: str) -> Tensor:
         return self.buffers[name] if name in self.buffers else self.fixed[name]

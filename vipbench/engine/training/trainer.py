@@ -33,7 +33,7 @@ def train(
     """Train `cells` as one, in place: their methods end with the selected parameters.
 
     All cells are of one method and pass `can_stack` (a single cell always may be trained).
-    progress: told after each step which share of the steps is done. replays: records steps and
+    progress: called after each step with the share of the steps done. replays: records steps and
     repeats them, where there is a device that can; raises ReplayError where that went wrong, and
     the cells must then be made anew.
     """
@@ -65,7 +65,7 @@ class _Stack:
         self.noise = [
             {name: cell.generator(f"noise/{name}") for name in self.noise_shapes} for cell in cells
         ]
-        self.every: list[Tensor] = []  # what each step told
+        self.every: list[Tensor] = []  # statistics of each step
         self.replays = replays
         self.batches = Batches(self.cells, self.plans, 0)
         self.run = self._runner()
@@ -78,7 +78,7 @@ class _Stack:
             self.state.noise(name, draws)
         self.run()
         self.done += 1
-        self.every.append(self.state.told.clone())
+        self.every.append(self.state.statistics.clone())
         ending = [i for i, plan in enumerate(self.plans) if _ends_epoch(plan, self.done)]
         if ending:
             self._epoch_ends(ending)

@@ -104,10 +104,10 @@ def _differ(a: Tensor, b: Tensor) -> bool:
 
 
 def _refused(method: Method, names: list[str]) -> WrittenStateError:
-    told = ", ".join(f"'{name}'" for name in names[:4])
+    written = ", ".join(f"'{name}'" for name in names[:4])
     first = names[0].rpartition(" ")[2].rpartition(".")[2]
     return WrittenStateError(
-        f"method '{method.name}' writes {told} in a training step. Nothing is kept there: cells "
+        f"method '{method.name}' writes {written} in a training step. Nothing is kept there: cells "
         "that train together share the method's attributes, and its buffers are put in place for "
         f"the length of a call. Make it a buffer before training, and return its new value from "
         f"`after_step(self)`, as {{'{first}': ...}}; or train in a `fit` of the method's own"

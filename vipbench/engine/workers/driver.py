@@ -29,7 +29,7 @@ from vipbench.engine.workers.plan import (
     Stored,
 )
 from vipbench.engine.workers.planners import Planners
-from vipbench.engine.workers.pool import Crew, Group
+from vipbench.engine.workers.pool import Group, Pool
 from vipbench.engine.workers.process import Stopped, Worker, WorkerDiedError
 from vipbench.errors import UsageError
 from vipbench.plugins.files import every_source, plugin_files, require_code
@@ -155,7 +155,7 @@ def run(
         try:
             driver.run(only)
         except Stopped:
-            driver.crew.rescue()
+            driver.pool.rescue()
         finally:
             driver.close()
         return replace(driver.outcome, signal=stopped.number)
@@ -168,7 +168,7 @@ def _require(plugins_dir: Path | None) -> None:
 
 
 class _Driver:
-    """One run in progress; its crew's desk."""
+    """One run in progress; receives the results of its pool."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _Driver:
         self.observer = observer
         self.retry, self.imported = retry, imported
         self.stopped = stopped
-        self.crew = Crew(spec, self, stopped)
+        self.pool = Pool(spec, self, stopped)
         self.store: Store | None = None
         self.cells: dict[str, PlannedCell] = {}
         self.ended: set[str] = set()  # cells that have a record of this run
@@ -191,10 +191,10 @@ class _Driver:
     def run(self, only: Collection[str] | None) -> None:
         with Planners(self.spec, self.stopped) as planners:
             groups, workers = self._begin(planners, only)
-        self.crew.work(groups, workers)
+        self.pool.work(groups, workers)
 
     def _begin(self, planners: Planners, only: Collection[str] | None) -> tuple[list[Group], int]:
-        """What is to be run, and by how many workers; the crew has taken those that it can use."""
+        """What is to be run, and by how many workers; the pool has taken those that it can use."""
         plan = planners.plan()
         planned = _judged(plan, self.spec, self.retry, self.imported)
         self.cells = {cell.key: cell for cell in planned.cells}
@@ -215,18 +215,18 @@ class _Driver:
             wants = planners.wants(cell.plugins, keys)
             pair = cell.backbone, cell.dataset
             groups.append(Group(keys, pair, frozenset(cell.plugins), wants))
-        self.crew.start(planners, plan)
+        self.pool.start(planners, plan)
         return groups, int(planned.info["workers"])
 
     def take(self, event: Mapping[str, Any]) -> None:
         """See Desk."""
         if event["event"] == "done":
             learned, predictions = event.get("parameters"), _predictions(event["predictions"])
-            told = event["record"]
+            fields = event["record"]
             if predictions is not None:
-                told["provenance"]["prediction_hash"] = predictions.prediction_hash
+                fields["provenance"]["prediction_hash"] = predictions.prediction_hash
             self._keep(
-                Record.of(told),
+                Record.of(fields),
                 predictions,
                 None if learned is None else base64.b64decode(learned),
             )
@@ -244,8 +244,8 @@ class _Driver:
             "file": cell.file,
         }
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        told = {**base, "status": "error", "error": error, "created": now}
-        self._keep(Record.of(told), None)
+        fields = {**base, "status": "error", "error": error, "created": now}
+        self._keep(Record.of(fields), None)
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """See Desk."""
@@ -269,7 +269,7 @@ class _Driver:
 
     def close(self) -> None:
         """End the workers, close the store."""
-        self.crew.close()
+        self.pool.close()
         if self.store is not None:
             self.store.close()
 

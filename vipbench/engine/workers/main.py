@@ -56,5 +56,5 @@ def serve(commands: Commands) -> None:
         try:
             session.handle(command)
         except trust.UntrustedCodeError as error:
-            send({"event": "untrusted", "code": error.told()})
+            send({"event": "untrusted", "code": error.as_json()})
         send({"event": "ready"})

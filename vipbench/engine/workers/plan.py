@@ -37,7 +37,7 @@ class Plan:
 @dataclass(frozen=True)
 class Estimate:
     """What one group of cells will take. group: the row. work_seconds: to train and score; None
-    where it cannot be told. note: why. What groups share is counted with the first."""
+    where unknown. note: why. What groups share is counted with the first."""
 
     group: str
     cells: int
@@ -164,12 +164,12 @@ def what_changed(old: Record, parts: Mapping[str, Any]) -> str:
     if not isinstance(before, dict):
         return "changed since the last result, which does not tell of what its key was made"
     flat_before, flat_now = _flat(before), _flat(parts)
-    told = []
+    changes = []
     for name in dict.fromkeys([*flat_now, *flat_before]):
         was, now = flat_before.get(name), flat_now.get(name)
         if was != now:
-            told.append(f"{_NAMES.get(name, name)} ({_show(was)} -> {_show(now)})")
-    return f"changed since the last result: {', '.join(told) or 'nothing that the key names'}"
+            changes.append(f"{_NAMES.get(name, name)} ({_show(was)} -> {_show(now)})")
+    return f"changed since the last result: {', '.join(changes) or 'nothing that the key names'}"
 
 
 def _flat(parts: Mapping[str, Any]) -> dict[str, Any]:

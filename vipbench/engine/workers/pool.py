@@ -44,9 +44,9 @@ class Group:
     wants: Sequence[Mapping[str, Any]] = ()
     alone: bool = False
     deaths: int = 0
-    # Turns that ended their worker before it had told what a record says of the cells.
+    # Turns that ended their worker before it sent the base records of the cells.
     unbegun: int = 0
-    # What their records say in any case, told by the worker before it begins.
+    # What their records hold in any case, sent by the worker before it begins.
     bases: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -56,7 +56,7 @@ class Group:
 
 
 class Desk(Protocol):
-    """Where the crew hands in what it has."""
+    """Receives the results of the pool."""
 
     def take(self, event: Mapping[str, Any]) -> None:
         """A finished cell, or a note."""
@@ -72,7 +72,7 @@ class Desk(Protocol):
 
 
 @dataclass
-class Post:
+class Slot:
     """A place for one worker, and what that is at. number: decides the device. spare: waits for
     cells that the worker must not have, or for the worker's end at the limit: it is started before,
     so that the next cell need not wait."""
@@ -92,10 +92,10 @@ class Post:
         self.worker, self.spare = self.spare, None
 
 
-Used = tuple[int, Post, Worker]
+Used = tuple[int, Slot, Worker]
 
 
-def too_much(used: list[Used]) -> list[Used]:
+def over_memory(used: list[Used]) -> list[Used]:
     """Of workers and the bytes that each takes: who is to be ended, before the system ends a
     process of its own choice, which might be the driver.
 
@@ -118,11 +118,11 @@ DIED, TIMEOUT, NOT_TRIED, SILENT = "WorkerDied", "Timeout", "NotTried", "NoResul
 MOST_DEATHS = 2
 
 
-# A spare is started when so many groups are left that its post's worker may have.
+# A spare is started when so many groups are left that its slot's worker may have.
 FEW = 2
 
 
-class Crew:
+class Pool:
     """stop: asked several times a second; True raises Stopped."""
 
     def __init__(self, spec: RunSpec, desk: Desk, stop: Callable[[], bool]) -> None:
@@ -130,7 +130,7 @@ class Crew:
         self._limit = spec.cell_timeout
         self._desk = desk
         self._stop = stop
-        self._posts = [Post(0)]
+        self._slots = [Slot(0)]
         self._queue: list[Group] = []
         self._known: dict[frozenset[str], set[str]] = {}
         self._starts = 0
@@ -142,35 +142,35 @@ class Crew:
         """Take over the workers that made the plan."""
         for cell in plan["cells"]:
             self._known.setdefault(frozenset(cell["plugins"]), set()).add(cell["key"])
-        [post] = self._posts
+        [slot] = self._slots
         for worker in workers.release(set(self._known)):
-            if post.worker is None:
-                post.worker = worker
+            if slot.worker is None:
+                slot.worker = worker
             else:
-                post.spare = worker
+                slot.spare = worker
 
     def work(self, groups: Sequence[Group], workers: int) -> None:
         """Run all groups, at most `workers` at a time. Raises UsageError, Stopped."""
         # Built-in cells first: meanwhile the others' workers start.
         self._queue = sorted(groups, key=lambda group: sorted(group.plugins))
-        self._posts += [Post(number) for number in range(1, min(workers, len(groups)))]
-        if len(self._posts) > 1:
-            first, second = self._posts[:2]
+        self._slots += [Slot(number) for number in range(1, min(workers, len(groups)))]
+        if len(self._slots) > 1:
+            first, second = self._slots[:2]
             second.worker, first.spare = first.spare, None
-        while self._queue or any(post.group for post in self._posts):
-            for post in self._posts:
-                if self._queue and post.group is None:
-                    self._assign(post)
+        while self._queue or any(slot.group for slot in self._slots):
+            for slot in self._slots:
+                if self._queue and slot.group is None:
+                    self._assign(slot)
             self._watch()
 
     def rescue(self) -> None:
         """Hand in the finished cells that have arrived and that nobody has taken."""
         until = time.monotonic() + 2
-        for post in self._posts:
-            if post.worker is None or post.group is None:
+        for slot in self._slots:
+            if slot.worker is None or slot.group is None:
                 continue
             try:
-                while time.monotonic() < until and (events := post.worker.receive()):
+                while time.monotonic() < until and (events := slot.worker.receive()):
                     for event in events:
                         if event["event"] == "done":
                             self._desk.take(event)
@@ -179,97 +179,97 @@ class Crew:
 
     def close(self) -> None:
         """End every worker."""
-        for post in self._posts:
-            for worker in (post.worker, post.spare):
+        for slot in self._slots:
+            for worker in (slot.worker, slot.spare):
                 if worker is not None:
                     worker.close()
-            post.worker = post.spare = None
+            slot.worker = slot.spare = None
 
     # Work and workers.
 
-    def _assign(self, post: Post) -> None:
-        group = self._choice(post)
+    def _assign(self, slot: Slot) -> None:
+        group = self._choice(slot)
         if group is None:
             return
-        if post.worker is None or post.worker.company != group.company:
-            self._change(post, group.company)
-        if post.worker is None:
+        if slot.worker is None or slot.worker.company != group.company:
+            self._change(slot, group.company)
+        if slot.worker is None:
             return
-        if not (post.worker.planned and post.worker.ready):
-            if group.wants and post.spare is None:
-                self._prepare(post)
+        if not (slot.worker.planned and slot.worker.ready):
+            if group.wants and slot.spare is None:
+                self._prepare(slot)
             return
         self._queue.remove(group)
-        post.group, post.pair, post.spoilt = group, group.pair, False
+        slot.group, slot.pair, slot.spoilt = group, group.pair, False
         keys = self._desk.missing(group.keys)
-        post.keys = keys[:1] if group.alone else keys
+        slot.keys = keys[:1] if group.alone else keys
         try:
             if group.wants:
-                post.worker.send("encode", what=group.wants[0]["what"])
+                slot.worker.send("encode", what=group.wants[0]["what"])
             else:
-                post.worker.send("run", keys=post.keys)
+                slot.worker.send("run", keys=slot.keys)
         except WorkerDiedError as error:
-            self._died(post, post.worker, error)
+            self._died(slot, slot.worker, error)
             return
         own = sum(other.company == group.company for other in self._queue)
         if self._queue and own < FEW:
-            self._prepare(post)
+            self._prepare(slot)
 
-    def _choice(self, post: Post) -> Group | None:
+    def _choice(self, slot: Slot) -> Group | None:
         """Which group of the queue: one that this worker may have, else its spare; of these one
         whose images and texts it has in memory; else one of which no other worker is just making
-        the features; else any. What another post can encode for others is left to it."""
-        at_work = [other for other in self._posts if other is not post and other.group]
+        the features; else any. What another slot can encode for others is left to it."""
+        at_work = [other for other in self._slots if other is not slot and other.group]
         others = {other.pair for other in at_work}
-        companies = [w.company for w in (post.worker, post.spare) if w is not None]
+        companies = [w.company for w in (slot.worker, slot.spare) if w is not None]
 
         def rank(group: Group) -> tuple[int, bool, bool]:
             first = [*companies, group.company].index(group.company)
-            return first, group.pair != post.pair, group.pair in others
+            return first, group.pair != slot.pair, group.pair in others
 
-        elsewhere = {p.worker.company for p in self._posts if p is not post and p.worker}
-        elsewhere.difference_update(companies)
-        left = [g for g in self._queue if not g.wants or g.company not in elsewhere]
+        taken = {p.worker.company for p in self._slots if p is not slot and p.worker}
+        taken.difference_update(companies)
+        left = [g for g in self._queue if not g.wants or g.company not in taken]
         return min(left, key=rank, default=None)
 
-    def _change(self, post: Post, company: frozenset[str]) -> None:
-        """Give a post a worker of another company; the one that it had waits where it is needed."""
-        old, post.worker = post.worker, None
-        if post.spare is not None and post.spare.company == company:
-            post.worker, post.spare = post.spare, None
+    def _change(self, slot: Slot, company: frozenset[str]) -> None:
+        """Give a slot a worker of another company; the one that it had waits where it is needed."""
+        old, slot.worker = slot.worker, None
+        if slot.spare is not None and slot.spare.company == company:
+            slot.worker, slot.spare = slot.spare, None
         if old is not None:
-            post.pair = None
-            if post.spare is None and self._spares and self._needed(old.company):
-                post.spare = old
+            slot.pair = None
+            if slot.spare is None and self._spares and self._needed(old.company):
+                slot.spare = old
             else:
                 old.close()
-        if post.worker is None:
-            post.worker = self._started(post, company)
+        if slot.worker is None:
+            slot.worker = self._started(slot, company)
 
     def _needed(self, company: frozenset[str]) -> bool:
         """Whether a group of the queue is for it."""
         return any(company in (group.company, group.plugins) for group in self._queue)
 
-    def _prepare(self, post: Post) -> None:
-        """Start what the post will need when its worker has no more to do, or is at its limit."""
-        assert post.worker is not None
-        left = [group.plugins for group in [post.group, *self._queue] if group and group.wants]
+    def _prepare(self, slot: Slot) -> None:
+        """Start what the slot will need when its worker has no more to do, or is at its limit."""
+        assert slot.worker is not None
+        left = [group.plugins for group in [slot.group, *self._queue] if group and group.wants]
         left += [group.company for group in self._queue]
-        for other in self._posts:
-            for worker in (other.worker, other.spare) if other is not post else (post.worker,):
+        for other in self._slots:
+            for worker in (other.worker, other.spare) if other is not slot else (slot.worker,):
                 if worker is not None and worker.company in left:
                     left.remove(worker.company)
-        left = [company for company in left if company != post.worker.company]
-        if not left or not self._spares or (post.spare and post.spare.company in left):
+        left = [company for company in left if company != slot.worker.company]
+        if not left or not self._spares or (slot.spare and slot.spare.company in left):
             return
-        if post.spare is not None:
-            post.spare.close()
-        post.spare = self._started(post, left[0])
+        if slot.spare is not None:
+            slot.spare.close()
+        slot.spare = self._started(slot, left[0])
 
-    def _started(self, post: Post, company: frozenset[str]) -> Worker | None:
+    def _started(self, slot: Slot, company: frozenset[str]) -> Worker | None:
         worker = Worker(company)
         try:
-            worker.send("plan", suite=self._suite, number=post.number, plugins=sorted(company))
+            worker.send("plan", suite=self._suite, number=slot.number, plugins=sorted(company))
         except WorkerDiedError as error:
             worker.close()
             self._false_start(error)
@@ -283,30 +283,30 @@ class Crew:
 
     def _watch(self) -> None:
         """Wait a moment for events, and deal with them and with workers that gave none."""
-        owners = {w: p for p in self._posts for w in (p.worker, p.spare) if w is not None}
+        owners = {w: p for p in self._slots for w in (p.worker, p.spare) if w is not None}
         readable = select.select(list(owners), [], [], BEAT)[0]
         if self._stop():
             raise Stopped
         # Before the events: while they are dealt with, no worker's time is counted.
-        for post in self._posts:
-            if post.group is not None and post.worker not in readable:
-                self._look_at_time(post)
+        for slot in self._slots:
+            if slot.group is not None and slot.worker not in readable:
+                self._look_at_time(slot)
         self._look_at_memory()
         for worker in readable:
-            post = owners[worker]
-            if worker not in (post.worker, post.spare):
+            slot = owners[worker]
+            if worker not in (slot.worker, slot.spare):
                 continue  # ended above
             try:
                 events = worker.receive()
             except WorkerDiedError as error:
-                self._died(post, worker, error)
+                self._died(slot, worker, error)
                 continue
             for event in events:
-                self._heard(post, worker, event)
-            if worker is post.worker and worker.ready and post.group is not None:
-                self._turn_ended(post)
+                self._on_event(slot, worker, event)
+            if worker is slot.worker and worker.ready and slot.group is not None:
+                self._turn_ended(slot)
 
-    def _heard(self, post: Post, worker: Worker, event: Mapping[str, Any]) -> None:
+    def _on_event(self, slot: Slot, worker: Worker, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "usage_error":
             raise UsageError(event["message"])
@@ -322,59 +322,59 @@ class Crew:
                     "a plugin or data file was changed while the run went on; what is finished is "
                     "kept, and the same command goes on with the files as they are now"
                 )
-        elif worker is not post.worker or post.group is None:
+        elif worker is not slot.worker or slot.group is None:
             return
         elif kind == "begun":
-            post.group.bases.update((record["key"], record) for record in event["records"])
-            if post.spare is not None and not self._needed(post.spare.company):
-                post.spare.close()
-                post.spare = None
+            slot.group.bases.update((record["key"], record) for record in event["records"])
+            if slot.spare is not None and not self._needed(slot.spare.company):
+                slot.spare.close()
+                slot.spare = None
         elif kind == "tick":
-            left = len(self._desk.missing(post.group.keys)) if post.group.alone else 1
-            self._desk.progress(post.keys[0], event["share"] / max(left, 1))
+            left = len(self._desk.missing(slot.group.keys)) if slot.group.alone else 1
+            self._desk.progress(slot.keys[0], event["share"] / max(left, 1))
         elif kind == "group_done":
-            post.spoilt = event["spoilt"]
+            slot.spoilt = event["spoilt"]
         else:
             self._desk.take(event)
 
     # Ends.
 
-    def _turn_ended(self, post: Post) -> None:
-        group, post.group = post.group, None
+    def _turn_ended(self, slot: Slot) -> None:
+        group, slot.group = slot.group, None
         assert group is not None
         if group.wants:
             group.wants = group.wants[1:]
             self._queue.insert(0, group)
             return
-        if post.spoilt:
+        if slot.spoilt:
             # A method changed what the worker's later cells would use.
-            post.drop()
-        self._write_off(group, post.keys, SILENT, "its worker told nothing of it")
+            slot.drop()
+        self._write_off(group, slot.keys, SILENT, "its worker sent nothing about it")
         if self._desk.missing(group.keys):
             self._queue.insert(0, group)
 
-    def _died(self, post: Post, worker: Worker, error: WorkerDiedError) -> None:
-        if worker is post.spare:
-            post.spare = None
+    def _died(self, slot: Slot, worker: Worker, error: WorkerDiedError) -> None:
+        if worker is slot.spare:
+            slot.spare = None
             worker.close()
             self._false_start(error)
             return
-        post.drop()
-        if post.group is None:
+        slot.drop()
+        if slot.group is None:
             self._false_start(error)
         else:
-            self._fell(post, DIED, str(error))
+            self._cell_failed(slot, DIED, str(error))
 
-    def _fell(self, post: Post, kind: str, message: str) -> None:
+    def _cell_failed(self, slot: Slot, kind: str, message: str) -> None:
         """A worker ended within a turn: what becomes of the turn's cells, and of the group."""
-        group, post.group = post.group, None
+        group, slot.group = slot.group, None
         assert group is not None
         if group.wants:
             # Its own worker encodes what is missing.
             group.wants = []
             self._queue.insert(0, group)
             return
-        missing = self._desk.missing(post.keys)
+        missing = self._desk.missing(slot.keys)
         if missing and missing[0] not in group.bases:
             # Nothing of the cells was run yet.
             group.unbegun += 1
@@ -382,15 +382,15 @@ class Crew:
                 raise UsageError(f"workers end before they begin: {message}")
         elif kind == TIMEOUT and not group.alone:
             self._write_off(group, missing, kind, message)
-        elif len(post.keys) > 1:
+        elif len(slot.keys) > 1:
             # One cell may have ended the worker; the others must not suffer for it.
             group.alone = True
         else:
             group.deaths += 1
             self._write_off(group, missing, kind, message)
             if group.deaths == MOST_DEATHS:
-                told = f"not tried, since {group.deaths} cells of its group failed so: {message}"
-                self._write_off(group, group.keys, NOT_TRIED, told)
+                reason = f"not tried, since {group.deaths} cells of its group failed so: {message}"
+                self._write_off(group, group.keys, NOT_TRIED, reason)
         if self._desk.missing(group.keys):
             self._queue.insert(0, group)
 
@@ -400,35 +400,35 @@ class Crew:
 
     # Limits.
 
-    def _look_at_time(self, post: Post) -> None:
-        assert post.worker is not None
-        idle = time.monotonic() - post.worker.last
+    def _look_at_time(self, slot: Slot) -> None:
+        assert slot.worker is not None
+        idle = time.monotonic() - slot.worker.last
         # A spare takes some ten seconds to be ready.
-        if idle > max(self._limit / 4, self._limit - 30) and post.spare is None and self._spares:
-            assert post.group is not None
-            again = post.group.alone and len(self._desk.missing(post.group.keys)) > 1
-            coming = post.group if again else self._choice(post)
-            post.spare = self._started(post, (coming or post.group).company)
+        if idle > max(self._limit / 4, self._limit - 30) and slot.spare is None and self._spares:
+            assert slot.group is not None
+            again = slot.group.alone and len(self._desk.missing(slot.group.keys)) > 1
+            coming = slot.group if again else self._choice(slot)
+            slot.spare = self._started(slot, (coming or slot.group).company)
         if idle > self._limit:
-            post.drop()
-            self._fell(post, TIMEOUT, f"no progress in {self._limit:g} s")
+            slot.drop()
+            self._cell_failed(slot, TIMEOUT, f"no progress in {self._limit:g} s")
 
     def _look_at_memory(self) -> None:
         if time.monotonic() - self._looked < BEAT:
             return
         self._looked = time.monotonic()
         used: list[Used] = []
-        for post in self._posts:
-            for worker in (post.worker, post.spare):
+        for slot in self._slots:
+            for worker in (slot.worker, slot.spare):
                 if worker is not None:
                     worker.bound_log()
-                    used.append((worker.memory(), post, worker))
-        for taken, post, worker in too_much(used):
-            if worker is post.spare:
+                    used.append((worker.memory(), slot, worker))
+        for taken, slot, worker in over_memory(used):
+            if worker is slot.spare:
                 # There is no room for workers that wait.
                 worker.close()
-                post.spare, self._spares = None, False
+                slot.spare, self._spares = None, False
                 continue
-            said = f"the worker process took {taken / 1e9:.1f} GB of memory and was ended; "
-            said += f"{MEMORY_VARIABLE} sets how much one may take"
-            self._died(post, worker, WorkerDiedError(said))
+            message = f"the worker process took {taken / 1e9:.1f} GB of memory and was ended; "
+            message += f"{MEMORY_VARIABLE} sets how much one may take"
+            self._died(slot, worker, WorkerDiedError(message))

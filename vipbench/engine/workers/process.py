@@ -1,7 +1,7 @@
 """A worker process as its driver sees it.
 
 Its events come through a pipe that is read when something has arrived (`receive`), so that one
-thread can watch any number of workers (see `crew`).
+thread can watch any number of workers (see `pool`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class WorkerDiedError(RuntimeError):
 
 
 class Stopped(BaseException):
-    """The run was told to stop. Not an Exception: nothing on the way up may swallow it."""
+    """The run is to stop. Not an Exception: nothing on the way up may swallow it."""
 
 
 class Worker:
@@ -168,7 +168,7 @@ class Worker:
         return answer
 
     def memory(self) -> int:
-        """Bytes of memory that it takes; 0 where that cannot be told."""
+        """Bytes of memory that it takes; 0 where unknown."""
         try:
             pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
         except (OSError, ValueError, IndexError):
@@ -218,5 +218,5 @@ class Worker:
             how += f" while it imported the plugin '{self._importing}'"
         size = os.fstat(self._log.fileno()).st_size
         self._log.seek(max(0, size - 4000))
-        said = self._log.read().decode("utf-8", "replace").strip("\0\n ")
-        return f"the worker process ended with {how}" + (f"; it said: {said}" if said else "")
+        output = self._log.read().decode("utf-8", "replace").strip("\0\n ")
+        return f"the worker process ended with {how}" + (f"; it output: {output}" if output else "")

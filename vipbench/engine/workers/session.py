@@ -1,4 +1,4 @@
-"""The process that imports torch and runs plugins; it begins in `lifeline`.
+"""The process that imports torch and runs plugins; it begins in `main`.
 
 It reads one JSON command a line on standard input and writes one JSON event a line on the
 descriptor that standard output was; whatever a plugin prints goes to standard error. It ends
@@ -154,9 +154,9 @@ class Session:
         notices += [f"{d.dataset.name}: {d.dataset.caption}" for d in datasets if d.dataset.caption]
         if any("text" in row.method.needs for row in rows):
             notices += [
-                f"{d.dataset.name}: {told}; `class_names` in the card of the data names them"
+                f"{d.dataset.name}: {numbered}; `class_names` in the card of the data names them"
                 for d in datasets
-                if (told := d.numbered())
+                if (numbered := d.numbered())
             ]
         notices += [
             f"{b.backbone.name}: licence of the weights: {b.backbone.licence}"
@@ -166,7 +166,7 @@ class Session:
         if any(row.method.needs & TEXTS for row in rows):
             notices += [note for b in backbones for d in datasets for note in unread(b.backbone, d)]
         workers = str(machine.workers)
-        info = {"device": machine.told, "workers": workers, "torch": torch.__version__}
+        info = {"device": machine.description, "workers": workers, "torch": torch.__version__}
         plan = {"cells": cells, "notices": notices, "info": info, "unknown": unknown}
         self.send({"event": "plan", **plan})
 
@@ -186,7 +186,7 @@ class Session:
     def do_wants(self, keys: list[str]) -> None:
         """Tell what images one group reads that are not encoded yet and that workers with fewer
         plugins than its own should encode, so that they serve others too: for each company of such
-        workers what `do_encode` is to be told."""
+        workers what to give to `do_encode`."""
         cells = [self.cells[key] for key in keys]
         own = cells[0].plugins
         found: dict[tuple[Any, ...], dict[Item, None]] = {}
@@ -201,16 +201,16 @@ class Session:
         wants: dict[frozenset[Plugin], list[Any]] = {}
         for (plugins, backbone, dataset, split, views), missing in found.items():
             if missing:
-                told = None if views is None else [dataclasses.asdict(views[0]), views[1]]
-                wants.setdefault(plugins, []).append([backbone, dataset, split, [*missing], told])
-        told = [{"plugins": sorted(_sources(of)), "what": what} for of, what in wants.items()]
-        self.send({"event": "wants", "wants": told})
+                wanted = None if views is None else [dataclasses.asdict(views[0]), views[1]]
+                wants.setdefault(plugins, []).append([backbone, dataset, split, [*missing], wanted])
+        messages = [{"plugins": sorted(_sources(of)), "what": what} for of, what in wants.items()]
+        self.send({"event": "wants", "wants": messages})
 
     def do_encode(self, what: list[Any]) -> None:
         """Encode images for cells that other processes run; see `do_wants`."""
-        for backbone, dataset, split, items, told in what:
-            views = None if told is None else (Views(**_tuples(told[0])), told[1])
-            # What fails here fails again, and is told, where the cells are run.
+        for backbone, dataset, split, items, given in what:
+            views = None if given is None else (Views(**_tuples(given[0])), given[1])
+            # What fails here fails again, and is reported, where the cells are run.
             with suppress(Exception):
                 features = self.runners[backbone, dataset].features
                 features.fetch(split, [(i, v) for i, v in items], views)

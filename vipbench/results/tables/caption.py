@@ -218,8 +218,8 @@ def _handed_in(cells: Cells) -> Iterable[str]:
 
 
 def _record_notes(cells: Cells) -> Iterable[str]:
-    """What records say of their own settings, and the run of its rows, once for all methods of
-    which it is said."""
+    """What records say of their own settings, and the run of its rows, once for all methods
+    that have it."""
     methods_by_note: dict[str, dict[str, None]] = {}
     for cell, record in cells.done():
         for note in (*record.notes, *([cell.note] if cell.note else [])):

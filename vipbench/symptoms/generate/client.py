@@ -35,7 +35,7 @@ class ServerError(UsageError):
 
 @dataclass(frozen=True)
 class Reply:
-    """text: what the model said, "" where there is nothing to use. problem: why not, or None."""
+    """text: the model's answer, "" where there is nothing to use. problem: why not, or None."""
 
     text: str
     problem: str | None = None

@@ -1,4 +1,4 @@
-"""Before images leave the machine: what the user is told, and what must be typed."""
+"""Before images leave the machine: what the user is shown, and what must be typed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def consent(
         f"  model    {sending.model}",
         f"  images   {sending.images} of '{sending.dataset}', as the grids in {sending.grids}",
         f"  licence  {sending.licence}",
-        "  Files' metadata are stripped. Words burned into the pictures (names, dates) are NOT:",
+        "  Files' metadata are stripped. Words burned into the images (names, dates) are NOT:",
         "  look at the grids first.",
         *(["  The connection is not encrypted."] if sending.base_url.startswith("http:") else []),
     ):

@@ -1,4 +1,4 @@
-"""The pictures of stage (b): training images of one class as one grid, without metadata."""
+"""The images of stage (b): training images of one class as one grid, without metadata."""
 
 from __future__ import annotations
 
