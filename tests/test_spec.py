@@ -247,7 +247,7 @@ def test_save_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ('"a\\nb": 1', r"unknown key 'a\nb'"),
         ("\n\nshots: 0", "line 3: shots: 0 shots cannot be run: zero-shot methods run without"),
         ("shots: [4, -2]", "shots must be 1 or more, or full"),
-        ("shots: []", "shots: expected numbers of images a class"),
+        ("shots: []", "shots: expected numbers of images per class"),
         ("shots: [1, 2, '1']", "shots: '1' is given twice"),
         ("shots: [1.5]", "got 1.5"),
         ("shots: [on]", "got on (a yes-or-no value"),

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done as asked: exit status 2, nothing was run."""
+    """A usage error: exit status 2, nothing was run."""
 
 
 def one_line(text: str) -> str:

@@ -65,7 +65,7 @@ def test_each_row_has_its_paper_s_protocol_and_footnote(
     notes = [n for n in (out / "table.md").read_text().splitlines() if "as in its paper" in n]
     for row, words in (
         ("coop[epochs=1]", "no validation image, the last step"),
-        ("linear-probe", "min(k,4) validation images a class for k shots, the last step"),
+        ("linear-probe", "min(k,4) validation images per class for k shots, the last step"),
         ("gda", "the whole validation split, the last step"),
     ):
         assert any(row in n.replace("\\", "") and words in n for n in notes), notes

@@ -1,4 +1,4 @@
-"""A full disk: the store is never corrupt, and the same command goes on once there is space."""
+"""A full disk: the store is never corrupt, and the same command resumes once there is space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in the symptoms' place."""
+"""Texts that replace the symptoms."""
 
 from __future__ import annotations
 

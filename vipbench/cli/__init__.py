@@ -13,8 +13,8 @@ from vipbench.cli.terminal import clean_streams
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 some cells failed, 2 it cannot be done as asked,
-    130 interrupted, 141 the reader of its output went away, 70 a mistake in vipbench itself."""
+    """Run the command line and exit: 0 done, 1 some cells failed, 2 usage error,
+    130 interrupted, 141 broken output pipe, 70 a bug in vipbench."""
     clean_streams()
     sys.exit(_run(sys.argv[1:] if args is None else args))
 
@@ -55,7 +55,7 @@ def _run(args: Sequence[str]) -> int:
         if isinstance(error, OSError):
             return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         traceback.print_exc()
-        print("vipbench: this is a mistake in vipbench; please report it", file=sys.stderr)
+        print("vipbench: this is a bug in vipbench; please report it", file=sys.stderr)
         return BUG
 
 

@@ -22,13 +22,13 @@ def audit(
     images: ImageRoots = None,
     plugins_dir: PluginsDir = None,
     allow_code: AllowCode = False,
-    format: Annotated[str, option("--format", "text|json", "The form.")] = "text",
+    format: Annotated[str, option("--format", "text|json", "Output format.")] = "text",
 ) -> int:
-    """Look for images, groups and class names where they must not be.
+    """Check a dataset for duplicate images, shared groups and leaked class names.
 
-    Images that are in two splits (the same pixels, or saved again, resized, flipped), groups that
-    cross splits, and symptoms that name a class. Later runs on the same data warn of what was
-    found. Exit status 1 where anything was.
+    It reports images in two splits (the same pixels, or re-encoded, resized or flipped copies),
+    groups that cross splits, and symptoms that name a class. Later runs on the same data repeat
+    the findings. Exit status 1 if there are findings.
     """
     from vipbench.cli.commands.text import clean, plural
     from vipbench.engine.planning import leaks as auditing

@@ -9,12 +9,12 @@ import typer
 
 from vipbench.cli.exit_codes import OK
 
-cache_app = typer.Typer(help="The feature cache: what it holds, and emptying it.")
+cache_app = typer.Typer(help="Show or clear the feature cache.")
 
 
 @cache_app.command()
 def info() -> int:
-    """Say where the cache is, how large it may get, and what it holds."""
+    """Show the cache's folder, size limit and contents."""
     from vipbench.cli.commands.text import columns
     from vipbench.engine.features.cache import cache_limit, shelves
     from vipbench.engine.kept import cache_folder

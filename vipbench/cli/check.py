@@ -20,7 +20,7 @@ def check(
     data_root: DataRoot = None,
     allow_code: AllowCode = False,
 ) -> int:
-    """Hold a method, backbone or dataset to the rules that all keep to."""
+    """Run the conformance tests on a method, backbone or dataset."""
     from vipbench.cli.commands.check import check_command
 
     return check_command(what, plugins_dir, data_root)

@@ -6,7 +6,7 @@ from vipbench.cli.options import Folder
 
 
 def cite(folder: Folder) -> int:
-    """Print BibTeX and licences of the methods, backbones and datasets of a folder."""
+    """Print BibTeX and licences of a folder's methods, backbones and datasets."""
     from vipbench.cli.commands.cite import cite_command
 
     return cite_command(folder)

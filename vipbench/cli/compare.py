@@ -18,9 +18,14 @@ from vipbench.cli.options import (
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", show_default=False, help="A row's label.")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", show_default=False, help="Label of a table row.")
+    ],
     b: Annotated[
-        str, typer.Argument(metavar="B", show_default=False, help="Others: B, B,C or all.")
+        str,
+        typer.Argument(
+            metavar="B", show_default=False, help="Labels to compare with: B, B,C or all."
+        ),
     ],
     folder: DefaultFolder = DEFAULT_FOLDER,
     metric: Annotated[
@@ -35,15 +40,17 @@ def compare(
         option(
             "--population",
             "both|images|seeds|average|datasets|datasets-bootstrap",
-            "What is drawn anew: seeds and test images; one of them; both, averaged over "
-            "these datasets; or datasets (Wilcoxon's test, or a bootstrap).",
+            "The population that the test generalises to: seeds and test images; one of "
+            "them; both, averaged over these datasets; or datasets (Wilcoxon or bootstrap).",
         ),
     ] = "both",
     level: Annotated[float, option("--level", "SHARE", "The confidence level.")] = 0.95,
-    format: Annotated[str, option("--format", "text|github|latex|csv|json", "The form.")] = "text",
+    format: Annotated[
+        str, option("--format", "text|github|latex|csv|json", "Output format.")
+    ] = "text",
 ) -> int:
-    """Write the sentence for the paper: effect, interval, n, corrected p, and the family of
-    comparisons that it was corrected over."""
+    """Print a citable sentence: effect, interval, n, corrected p, and the family of comparisons
+    of the correction."""
     from vipbench.cli.commands.compare import compare_command
     from vipbench.cli.commands.selection import Selection
 

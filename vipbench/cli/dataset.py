@@ -23,15 +23,17 @@ def split(
         str, typer.Argument(metavar="SOURCE", show_default=False, help="csv:PATH or folder:PATH.")
     ],
     group: Annotated[
-        str | None, option("--group", "COLUMN", "Patients or lesions; none is in two.")
+        str | None, option("--group", "COLUMN", "Column of patients or lesions; no group is split.")
     ] = None,
-    ratios: Annotated[str, option("--ratios", "T/V/T", "Of train, validation and test.")] = "6/1/3",
-    seed: Annotated[int, option("--seed", "N", "Another draw.")] = 1,
+    ratios: Annotated[
+        str, option("--ratios", "T/V/T", "Ratios of train, validation and test.")
+    ] = "6/1/3",
+    seed: Annotated[int, option("--seed", "N", "Seed of the draw.")] = 1,
     out: Annotated[Path | None, out("FILE", "The manifest to write.")] = None,
     data_root: DataRoot = None,
     images: ImageRoots = None,
 ) -> int:
-    """Draw a stratified split of data that have none, and write it beside them."""
+    """Draw a stratified split of data that have none, and write it as a manifest."""
     from vipbench.cli.commands.dataset import split_command
 
     return split_command(source, data_root, group, ratios, seed, out, images or ())

@@ -15,16 +15,16 @@ def doctor(
         typer.Argument(
             metavar="SUITE|BACKBONE|DATASET",
             show_default=False,
-            help="Look for these alone; by default for all that are known.",
+            help="Check only these; by default all that are known.",
         ),
     ] = None,
     data_root: DataRoot = None,
     plugins_dir: PluginsDir = None,
     allow_code: AllowCode = False,
 ) -> int:
-    """Say versions, device and caches, which plugins load, and which data and weights are there.
+    """Show versions, devices, caches, plugins, and which data and weights are present.
 
-    Exit status 0 unless something is broken that `vipbench run` alone needs, or that is named is
+    Exit status 1 if something that the bundled demo needs is broken, or something named is
     missing.
     """
     from vipbench.cli.commands.doctor import doctor_command

@@ -22,14 +22,16 @@ def evaluate(
     images: ImageRoots = None,
     symptoms: Annotated[
         list[str] | None,
-        text("--symptoms", "FILE", "Its symptoms, where its classes are others."),
+        text("--symptoms", "FILE", "Symptoms of the dataset, if its classes differ."),
     ] = None,
     backbone: PromptBackbone = None,
     plugins_dir: PluginsDir = None,
     allow_code: AllowCode = False,
 ) -> int:
-    """Score a prompt file on the test split of a dataset. Where its classes are others than those
-    trained on, what was learned is put on their names and texts, if it belongs to no class."""
+    """Evaluate a prompt file on a dataset's test split.
+
+    If the classes differ from those trained on, parameters that belong to no class are combined
+    with the new names and texts."""
     from vipbench.cli.commands.evaluate import evaluate_command
 
     return evaluate_command(

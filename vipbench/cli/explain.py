@@ -15,28 +15,32 @@ def explain(
     run: Run,
     images: Annotated[
         list[str] | None,
-        text("--images", "PATH...", "Image files to explain; [DATASET=]DIR: where a table's are."),
+        text(
+            "--images",
+            "PATH...",
+            "Image files to explain; or [DATASET=]DIR, the folder of a table's images.",
+        ),
     ] = None,
     errors: Annotated[
-        int, text("--errors", "N", "The N most confidently wrong test images. [6]")
+        int, text("--errors", "N", "Explain the N most confident errors on the test set. [6]")
     ] = 6,
-    out: Annotated[Path, out("FILE", "A .html, .png or .pdf. [explanation.html]")] = Path(
-        "explanation.html"
-    ),
+    out: Annotated[
+        Path, out("FILE", "Output file: .html, .png or .pdf. [explanation.html]")
+    ] = Path("explanation.html"),
     cell: Annotated[
-        str | None, text("--cell", "KEY", "Which cell, by the beginning of its key.")
+        str | None, text("--cell", "KEY", "The cell, by the beginning of its key.")
     ] = None,
     embed: Annotated[
         bool,
-        typer.Option("--embed-images", help="Put images into the page though no licence says so."),
+        typer.Option("--embed-images", help="Embed images although no licence allows it."),
     ] = False,
     include_paths: Annotated[
-        bool, typer.Option("--include-paths", help="Names of files and images as they are.")
+        bool, typer.Option("--include-paths", help="Write real names of files and images.")
     ] = False,
     allow_code: AllowCode = False,
 ) -> int:
-    """Show for images the score of every symptom, the merge attention, decision and runner-up; and
-    across the test set which symptoms decide, and which images names get wrong."""
+    """For each image, show the score of every symptom, the merge attention, decision and runner-up;
+    for the test set, which symptoms decide and which images zero-shot gets wrong."""
     from vipbench.cli.commands.explain import explain_command
 
     given = [*(images or []), *(context.args if images else ())]

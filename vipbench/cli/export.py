@@ -12,43 +12,43 @@ from vipbench.cli.options import AllowCode, Folder, option, out
 
 def export(
     folder: Folder,
-    out: Annotated[Path, out("FILE", "What to write.")],
+    out: Annotated[Path, out("FILE", "Output file.")],
     format: Annotated[
-        str | None, option("--format", "parquet|csv|jsonl", "By default the file's ending says.")
+        str | None, option("--format", "parquet|csv|jsonl", "Default: by the file's ending.")
     ] = None,
     scores: Annotated[
-        bool, typer.Option("--scores/--no-scores", help="Each test image's scores, or not.")
+        bool, typer.Option("--scores/--no-scores", help="Include scores of each test image.")
     ] = True,
     include_paths: Annotated[
         bool,
-        typer.Option("--include-paths", help="Names of images, groups and files as they are."),
+        typer.Option("--include-paths", help="Write real names of images, groups and files."),
     ] = False,
     superseded: Annotated[
         bool,
-        typer.Option("--superseded", help="Also records whose place another took."),
+        typer.Option("--superseded", help="Include superseded records."),
     ] = False,
     bundle: Annotated[
         bool,
         typer.Option(
             "--bundle",
-            help="A zip with the last run's suite, splits, prompts, plugins' source and records.",
+            help="Write a zip: suite, splits, prompts, plugin source and records of the last run.",
         ),
     ] = False,
     parameters: Annotated[
-        bool, typer.Option("--parameters", help="Into a bundle: what was learned.")
+        bool, typer.Option("--parameters", help="Add learned parameters to the bundle.")
     ] = False,
     patient_data: Annotated[
         bool,
         typer.Option(
             "--patient-data",
-            help="Into a bundle: also learned parameters that hold single images' features.",
+            help="Also add learned parameters that hold features of single images.",
         ),
     ] = False,
     allow_code: AllowCode = False,
 ) -> int:
-    """Write a folder's records into one file, for others.
+    """Export a folder's records as one file to share.
 
-    Images and groups get pseudonyms, and no path, file name or error message leaves, unless
+    Images and groups get pseudonyms. Paths, file names and error messages are left out unless
     --include-paths is given.
     """
     if bundle:

@@ -16,7 +16,7 @@ def fetch(
         typer.Argument(
             metavar="SUITE|BACKBONE|DATASET",
             show_default=False,
-            help="A suite's file, or sources as a run names them.",
+            help="Suite files, backbones or datasets.",
         ),
     ],
     data_root: DataRoot = None,
@@ -24,12 +24,11 @@ def fetch(
     allow_code: AllowCode = False,
     offline: Offline = False,
 ) -> int:
-    """Bring what a run needs: weights, tokenizers, configurations of text towers, and data.
+    """Download what a run needs: weights, tokenizers, text tower configurations and data.
 
-    Each file is checked by its digest, and a broken download is gone on from. Data behind a login
-    or a form are named with the way to get them. With --offline it only checks what is there.
-    Exit status: 0 all is there, 1 something could not be fetched, 2 something has to be got by
-    hand.
+    Files are checked by digest; interrupted downloads resume. For data behind a login or form,
+    the way to get them is printed. With --offline it only checks what is present. Exit status: 0
+    complete, 1 a download failed, 2 something must be obtained by hand.
     """
     if offline:
         connections.forbid()

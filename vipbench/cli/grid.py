@@ -10,66 +10,48 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import text
+from vipbench.cli.options import CELLS, DATA, MACHINE, OUTPUT, TRAINING, text
 
 File = Annotated[
-    Path | None, typer.Argument(metavar="[SUITE]", show_default=False, help="The same as --suite.")
+    Path | None, typer.Argument(metavar="[SUITE]", show_default=False, help="Same as --suite.")
 ]
 Suite = Annotated[
-    Path | None, text("--suite", "FILE", "A YAML suite; flags override it. A run saves its own.")
+    Path | None,
+    text("--suite", "FILE", "YAML suite; flags override it. Runs save their own.", panel=CELLS),
 ]
 Methods = Annotated[
-    str | None, text("--methods", "A,B", "Such as coop,vip,vip[context=off]; +coop adds.")
+    str | None,
+    text(
+        "--methods",
+        "A,B",
+        "Methods, such as coop,vip,vip[context=off]; +coop adds one to the suite's.",
+        panel=CELLS,
+    ),
 ]
 Datasets = Annotated[
-    str | None, text("--datasets", "A,B", "Datasets, such as synthderm or npz:FILE.")
+    str | None,
+    text("--datasets", "A,B", "Datasets, such as synthderm or npz:FILE.", panel=CELLS),
 ]
 Backbones = Annotated[
-    str | None, text("--backbones", "A,B", "Backbones, such as openclip:ViT-B-16/openai.")
+    str | None,
+    text("--backbones", "A,B", "Backbones, such as openclip:ViT-B-16/openai.", panel=CELLS),
 ]
 Shots = Annotated[
     str | None,
-    text("--shots", "1,2,full", "Training images a class; full takes all. [1,2,4,8,16]"),
+    text(
+        "--shots",
+        "1,2,full",
+        "Training images per class; full: the whole split. [1,2,4,8,16]",
+        panel=CELLS,
+    ),
 ]
 Seeds = Annotated[
-    str | None, text("--seeds", "1,2 or 1-8", "Seeds of support sets and training. [1,2,3]")
+    str | None,
+    text("--seeds", "1,2 or 1-8", "Seeds of support sets and training. [1,2,3]", panel=CELLS),
 ]
 Settings = Annotated[
-    list[str] | None, text("--set", "METHOD.HPARAM=VALUE", "Set a hyperparameter; repeatable.")
-]
-Symptoms = Annotated[
-    list[str] | None, text("--symptoms", "[DATASET=]FILE", "A symptom file (JSON); repeatable.")
-]
-Descriptions = Annotated[
     list[str] | None,
-    text("--descriptions", "[DATASET=]FILE", "Texts that hold the class name; repeatable."),
-]
-Knowledge = Annotated[
-    str | None,
-    text(
-        "--knowledge",
-        "symptoms|out-of-domain|useless|incorrect",
-        "What stands in the symptoms' place; several with commas. [symptoms]",
-    ),
-]
-Out = Annotated[Path | None, text("--out", "DIR", "The results folder. [./vipbench-results]")]
-Device = Annotated[
-    str | None, text("--device", "auto|cpu|cuda", "Where to compute; also cuda:0,cuda:2. [auto]")
-]
-Workers = Annotated[
-    int | None,
-    text("--workers", "N", "Processes that run cells at once. [1, or one a CUDA device]"),
-]
-Precision = Annotated[
-    str | None, text("--precision", "fp32|bf16", "Of the training text pass. [fp32]")
-]
-Views = Annotated[
-    str | None,
-    text(
-        "--views",
-        "per-epoch|none|V",
-        "Augmented views of a training image: a new one each epoch, none, V. [per-epoch]",
-    ),
+    text("--set", "METHOD.HPARAM=VALUE", "Set a hyperparameter; repeatable.", panel=CELLS),
 ]
 Protocol = Annotated[
     str | None,
@@ -78,40 +60,7 @@ Protocol = Annotated[
         "NAME[source=DATASET]",
         "few-shot, full, base-to-new, cross-dataset, domain-shift, imbalanced or "
         "validation-free. [few-shot]",
-    ),
-]
-Sampler = Annotated[
-    str | None, text("--sampler", "nested|coop", "How support sets are drawn. [nested]")
-]
-Validation = Annotated[
-    str | None,
-    text(
-        "--validation",
-        "none|k|min(k,4)|full",
-        "Validation images a class, of k shots. [min(k,4)]",
-    ),
-]
-Selection = Annotated[
-    str | None, text("--selection", "last|best_val", "Which epoch is scored. [last]")
-]
-ScoreOn = Annotated[
-    str | None,
-    text(
-        "--score-on",
-        "test|val:k|val:min(k,4)|val:full",
-        "Validation images a class in the test split's place. [test]",
-    ),
-]
-ShotsUnit = Annotated[
-    str | None,
-    text("--shots-unit", "image|group", "What shots count: images or patients. [image]"),
-]
-AllowGroupOverlap = Annotated[
-    bool | None,
-    typer.Option(
-        "--allow-group-overlap",
-        help="Run although splits share groups (patients).",
-        show_default=False,
+        panel=CELLS,
     ),
 ]
 Profile = Annotated[
@@ -120,14 +69,125 @@ Profile = Annotated[
         "--profile",
         "matched|published|quick",
         "One protocol for all rows, each paper's own, or cheap settings. [matched]",
+        panel=CELLS,
+    ),
+]
+Symptoms = Annotated[
+    list[str] | None,
+    text("--symptoms", "[DATASET=]FILE", "Symptom file (JSON); repeatable.", panel=DATA),
+]
+Descriptions = Annotated[
+    list[str] | None,
+    text(
+        "--descriptions",
+        "[DATASET=]FILE",
+        "File of descriptions, texts with the class name; repeatable.",
+        panel=DATA,
+    ),
+]
+Knowledge = Annotated[
+    str | None,
+    text(
+        "--knowledge",
+        "symptoms|out-of-domain|useless|incorrect",
+        "Replace the symptoms by another kind of text (ablation); comma-separated, one row "
+        "each. [symptoms]",
+        panel=DATA,
+    ),
+]
+AllowGroupOverlap = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-group-overlap",
+        help="Accept splits that share groups (patients).",
+        show_default=False,
+        rich_help_panel=DATA,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    text(
+        "--precision",
+        "fp32|bf16",
+        "Precision of the text tower in training. [fp32]",
+        panel=TRAINING,
+    ),
+]
+Views = Annotated[
+    str | None,
+    text(
+        "--views",
+        "per-epoch|none|V",
+        "Augmented views per training image: new in each epoch, none, or V fixed ones. [per-epoch]",
+        panel=TRAINING,
+    ),
+]
+Sampler = Annotated[
+    str | None,
+    text("--sampler", "nested|coop", "How to draw support sets. [nested]", panel=TRAINING),
+]
+Validation = Annotated[
+    str | None,
+    text(
+        "--validation",
+        "none|k|min(k,4)|full",
+        "Validation images per class at k shots. [min(k,4)]",
+        panel=TRAINING,
+    ),
+]
+Selection = Annotated[
+    str | None,
+    text("--selection", "last|best_val", "Epoch to score. [last]", panel=TRAINING),
+]
+ScoreOn = Annotated[
+    str | None,
+    text(
+        "--score-on",
+        "test|val:k|val:min(k,4)|val:full",
+        "Score on the test split, or on validation images per class instead. [test]",
+        panel=TRAINING,
+    ),
+]
+ShotsUnit = Annotated[
+    str | None,
+    text(
+        "--shots-unit",
+        "image|group",
+        "What shots count: images or groups (patients). [image]",
+        panel=TRAINING,
+    ),
+]
+Device = Annotated[
+    str | None,
+    text(
+        "--device",
+        "auto|cpu|cuda",
+        "Compute device; also cuda:0,cuda:2. [auto]",
+        panel=MACHINE,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    text(
+        "--workers",
+        "N",
+        "Number of worker processes. [1, or one per CUDA device]",
+        panel=MACHINE,
     ),
 ]
 CellTimeout = Annotated[
-    float | None, text("--cell-timeout", "SECONDS", "How long one cell may take. [3600]")
+    float | None,
+    text("--cell-timeout", "SECONDS", "Time limit per cell. [3600]", panel=MACHINE),
+]
+Out = Annotated[
+    Path | None,
+    text("--out", "DIR", "Results folder. [./vipbench-results]", panel=OUTPUT),
 ]
 Tables = Annotated[
-    str | None, text("--tables", "A,B", "Further tables to leave in --out: presets of `table`.")
+    str | None,
+    text("--tables", "A,B", "Presets of `table` to save in --out.", panel=OUTPUT),
 ]
 Figures = Annotated[
-    str | None, text("--figures", "A,B", "Figures to leave in --out: kinds of `plot`.")
+    str | None,
+    text("--figures", "A,B", "Kinds of `plot` to save in --out.", panel=OUTPUT),
 ]

@@ -11,16 +11,20 @@ from vipbench.cli.options import OutFolder
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="An export.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", show_default=False, help="An exported file.")
+    ],
     out: OutFolder,
     submitter: Annotated[
         str,
-        typer.Option("--submitter", metavar="NAME", show_default=False, help="Who handed them in."),
+        typer.Option(
+            "--submitter", metavar="NAME", show_default=False, help="Who submitted the records."
+        ),
     ],
 ) -> int:
-    """Add others' exported records to a folder.
+    """Import records that others exported.
 
-    Each is checked: its schema, its hash, and that its metrics follow from its scores. Results that
+    Each record is checked: schema, hash, and that its metrics follow from its scores. Results that
     differ from those that are there stand beside them; see merge.
     """
     from vipbench.cli.commands.import_ import import_command

@@ -10,10 +10,10 @@ from vipbench.cli.options import Folders, option, out
 
 def leaderboard(
     folders: Folders,
-    out: Annotated[Path, out("DIR", "Where index.html is written. [site]")] = Path("site"),
-    title: Annotated[str, option("--title", "TEXT", "The page's heading.")] = "Leaderboard",
+    out: Annotated[Path, out("DIR", "Output folder of index.html. [site]")] = Path("site"),
+    title: Annotated[str, option("--title", "TEXT", "Heading of the page.")] = "Leaderboard",
 ) -> int:
-    """Write a leaderboard: one page that needs no network, for a browser."""
+    """Write a leaderboard as one self-contained HTML page."""
     from vipbench.cli.commands.leaderboard import leaderboard_command
 
     return leaderboard_command(folders, out, title)

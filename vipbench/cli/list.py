@@ -13,23 +13,23 @@ def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="[methods|backbones|datasets]", show_default=False, help="What; by default all."
+            metavar="[methods|backbones|datasets]", show_default=False, help="What to list. [all]"
         ),
     ] = None,
     plugins_dir: PluginsDir = None,
     allow_code: AllowCode = False,
     format: Annotated[
         str,
-        option("--format", "text|json", "json has every hyperparameter."),
+        option("--format", "text|json", "json includes hyperparameters."),
     ] = "text",
     verbose: Annotated[
         bool,
         typer.Option(
-            "--verbose", help="Of methods, paper, year, trainable parameters, needs and cost."
+            "--verbose", help="Add paper, year, trainable parameters, needs and cost of methods."
         ),
     ] = False,
 ) -> int:
-    """List the methods, backbones and datasets that there are, plugins included."""
+    """List methods, backbones and datasets, including those of plugins."""
     from vipbench.cli.commands.list import list_command
 
     return list_command(kind, plugins_dir, format, verbose)

@@ -14,18 +14,20 @@ def merge(
     folders: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME=]DIR...", show_default=False, help="Results folders, and whose they are."
+            metavar="[NAME=]DIR...",
+            show_default=False,
+            help="Results folders, optionally with submitter names.",
         ),
     ] = None,
     prefer: Annotated[
         str | None,
-        option("--prefer", "NAME[@DEVICE]", "Whose results stand where several differ."),
+        option("--prefer", "NAME[@DEVICE]", "Submitter whose results to use where they differ."),
     ] = None,
 ) -> int:
-    """Put the records of several folders together.
+    """Merge the records of several folders.
 
-    The same cell with other scores is kept once for each who handed it in. Their spread is shown,
-    they are never averaged, and tables leave the cell open until --prefer chooses.
+    Results of one cell with different scores are kept once per submitter and never averaged. Their
+    spread is shown, and tables leave the entry empty until --prefer chooses.
     """
     from vipbench.cli.commands.merge import merge_command
 

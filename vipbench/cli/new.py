@@ -11,16 +11,18 @@ import typer
 def new(
     kind: Annotated[
         str,
-        typer.Argument(metavar="method|dataset|backbone", show_default=False, help="Of what."),
+        typer.Argument(
+            metavar="method|dataset|backbone", show_default=False, help="Kind of plugin."
+        ),
     ],
     name: Annotated[
-        str, typer.Argument(metavar="NAME", show_default=False, help="Its command-line word.")
+        str, typer.Argument(metavar="NAME", show_default=False, help="Name on the command line.")
     ],
     folder: Annotated[
-        Path, typer.Option("--plugins-dir", metavar="DIR", help="Where the file is written.")
+        Path, typer.Option("--plugins-dir", metavar="DIR", help="Output folder.")
     ] = Path(),
 ) -> int:
-    """Write a plugin file that keeps every rule, to start from."""
+    """Write a working plugin file to start from."""
     from vipbench.cli.commands.new import new_command
 
     return new_command(kind, name, folder)

@@ -26,21 +26,23 @@ def plot(
             "--kind",
             "fewshot|confusion|reliability|cd|bars|knowledge",
             "A metric against shots; confusion matrices; reliability diagrams; the "
-            "critical-difference diagram over datasets; a bar a method, or a bar a kind of "
+            "critical-difference diagram over datasets; bars per method, or per kind of "
             "knowledge.",
         ),
     ] = "fewshot",
-    out: Annotated[Path | None, out("FILE", "A .pdf, .svg or .png. [DIR/KIND.pdf]")] = None,
+    out: Annotated[
+        Path | None, out("FILE", "Output file: .pdf, .svg or .png. [DIR/KIND.pdf]")
+    ] = None,
     metric: Annotated[
-        str, option("--metric", "NAME", "What curves, ranks and bars show.")
+        str, option("--metric", "NAME", "Metric of curves, ranks and bars.")
     ] = "accuracy",
     aggregate: Annotated[
         str | None,
         text(
             "--aggregate",
             "ci-seeds|ci-images|ci-both|sd|none",
-            "The band of curves and the interval of bars: a 95 % confidence interval, or the "
-            "deviation over seeds. [ci-seeds; of bars ci-both]",
+            "Band of curves and interval of bars: 95 % confidence interval, or standard "
+            "deviation over seeds. [ci-seeds; bars: ci-both]",
         ),
     ] = None,
     methods: Methods = None,

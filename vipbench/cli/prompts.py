@@ -12,10 +12,12 @@ from vipbench.cli.options import AllowCode, Run, out
 
 def prompts(
     run: Run,
-    out: Annotated[Path, out("DIR", "Where to write them. [prompts]")] = Path("prompts"),
+    out: Annotated[Path, out("DIR", "Output folder. [prompts]")] = Path("prompts"),
     patient_data: Annotated[
         bool,
-        typer.Option("--patient-data", help="Also what may hold features of single images."),
+        typer.Option(
+            "--patient-data", help="Also write parameters that may hold features of single images."
+        ),
     ] = False,
     allow_code: AllowCode = False,
 ) -> int:

@@ -12,7 +12,8 @@ from vipbench.cli.options import AllowCode, DataRoot, OutFolder, Tolerance, text
 
 def reproduce(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", show_default=False, help="What export made.")
+        Path,
+        typer.Argument(metavar="BUNDLE", show_default=False, help="A bundle written by export."),
     ],
     out: OutFolder,
     data_root: DataRoot = None,
@@ -21,7 +22,7 @@ def reproduce(
         text(
             "--dataset",
             "NAME=SOURCE",
-            "Your copy of a dataset that came from a path; repeatable.",
+            "Your copy of a dataset given by a path; repeatable.",
         ),
     ] = None,
     yes: Annotated[
@@ -30,10 +31,10 @@ def reproduce(
     tolerance: Tolerance = 1e-3,
     allow_code: AllowCode = False,
 ) -> int:
-    """Make a bundle's run again and compare each cell.
+    """Rerun a bundle and compare each cell.
 
-    The bundle is unpacked into OUT/bundle, checked file by file. Exit status 1 where a cell is
-    different or could not be made.
+    The bundle is checked and unpacked into OUT/bundle. Exit status 1 if a cell differs or could
+    not be run.
     """
     from vipbench.cli.commands.reproduce import reproduce_command
 

@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 
 from vipbench.cli import grid
-from vipbench.cli.options import AllowCode, DataRoot, ImageRoots, Offline, PluginsDir
+from vipbench.cli.options import (
+    CELLS,
+    MACHINE,
+    AllowCode,
+    DataRoot,
+    ImageRoots,
+    Offline,
+    PluginsDir,
+)
 from vipbench.errors import UsageError
 from vipbench.fetching import offline as connections
 
@@ -45,36 +53,55 @@ def run(
     tables: grid.Tables = None,
     figures: grid.Figures = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the cells and their state; run nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="List the cells and their state; run nothing.",
+            rich_help_panel=CELLS,
+        ),
     ] = False,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="With --dry-run: time, disk and memory to expect.")
+        bool,
+        typer.Option(
+            "--estimate",
+            help="With --dry-run: estimate time, disk and memory.",
+            rich_help_panel=CELLS,
+        ),
     ] = False,
     no_retry: Annotated[
-        bool, typer.Option("--no-retry", help="Leave cells that failed before as they are.")
+        bool,
+        typer.Option("--no-retry", help="Do not rerun failed cells.", rich_help_panel=CELLS),
     ] = False,
     use_imported: Annotated[
         bool,
-        typer.Option("--use-imported", help="Count results that others handed in as done."),
+        typer.Option(
+            "--use-imported", help="Count imported results as done.", rich_help_panel=CELLS
+        ),
     ] = False,
     debug: Annotated[
         bool,
         typer.Option(
             "--debug",
-            help="Run the first cell alone in this process, where print and breakpoint() work, "
-            "and keep no result.",
+            help="Run only the first cell, in this process, so that print and breakpoint() work; "
+            "save no result.",
+            rich_help_panel=MACHINE,
         ),
     ] = False,
     pdb: Annotated[
-        bool, typer.Option("--pdb", help="With --debug: open the debugger where the cell fails.")
+        bool,
+        typer.Option(
+            "--pdb",
+            help="With --debug: open the debugger on an error.",
+            rich_help_panel=MACHINE,
+        ),
     ] = False,
     offline: Offline = False,
     allow_code: AllowCode = False,
 ) -> int:
     """Run a grid of methods, datasets, backbones, shots and seeds, and print its table.
 
-    Cells that are done are not run again. Without a suite, methods, datasets or backbones it is
-    the bundled demo.
+    Finished cells are not rerun. Without a suite, methods, datasets and backbones, the bundled demo
+    runs.
     """
     if offline:
         connections.forbid()

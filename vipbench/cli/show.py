@@ -11,12 +11,12 @@ from vipbench.cli.options import DEFAULT_FOLDER, DefaultFolder, option
 
 def show(
     key: Annotated[
-        str, typer.Argument(metavar="KEY", show_default=False, help="A key, or how it begins.")
+        str, typer.Argument(metavar="KEY", show_default=False, help="A key or its beginning.")
     ],
     folder: DefaultFolder = DEFAULT_FOLDER,
-    format: Annotated[str, option("--format", "text|json", "The form.")] = "text",
+    format: Annotated[str, option("--format", "text|json", "Output format.")] = "text",
 ) -> int:
-    """Print a record whole, with its errors class by class."""
+    """Show one record in full, with errors per class."""
     from vipbench.cli.commands.show import show_command
 
     return show_command(key, folder, format)

@@ -16,15 +16,15 @@ symptoms_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Data = Annotated[str, text("--dataset", "NAME", "The dataset, for its classes.")]
+Data = Annotated[str, text("--dataset", "NAME", "Dataset with the classes.")]
 Model = Annotated[
     str,
     text("--backbone", "NAME", "A backbone with a text tower. [tiny-clip]", named_backbone),
 ]
-File = Annotated[Path | None, text("--symptoms", "FILE", "Instead of the dataset's own set.")]
+File = Annotated[Path | None, text("--symptoms", "FILE", "Replace the dataset's own set.")]
 
 
-@symptoms_app.command(short_help="Have a language model write symptoms.")
+@symptoms_app.command(short_help="Generate symptoms with a language model.")
 def generate(
     dataset: Data,
     modality: Annotated[str, text("--modality", "WORDS", "Such as 'dermoscopic images'.")],
@@ -36,9 +36,11 @@ def generate(
             "--base-url", "URL", "The server; there is no default. Without it --cassette replays."
         ),
     ] = None,
-    kind: Annotated[str, text("--kind", "symptoms|descriptions", "What. [symptoms]")] = "symptoms",
+    kind: Annotated[
+        str, text("--kind", "symptoms|descriptions", "Kind of texts. [symptoms]")
+    ] = "symptoms",
     n: Annotated[
-        int | None, text("-n", "N", "Texts a class to ask for. [10, descriptions 50]")
+        int | None, text("-n", "N", "Texts to request per class. [10, descriptions 50]")
     ] = None,
     send_images: Annotated[
         bool, typer.Option("--send-images", help="Stage (b): show training images to the model.")
@@ -47,7 +49,7 @@ def generate(
         str, text("--images", "train|support:K:SEED", "Which training images. [train]")
     ] = "train",
     consent: Annotated[
-        str | None, text("--consent", "HOST", "Type the host here that images may be sent to.")
+        str | None, text("--consent", "HOST", "Allow sending images to this host.")
     ] = None,
     intersection: Annotated[
         str, text("--intersection", "clip|model", "How stage (c) matches features. [clip]")
@@ -58,21 +60,23 @@ def generate(
     backbone: Model = "tiny-clip",
     prompts: Annotated[Path | None, text("--prompts", "FILE", "Your own prompts (JSON).")] = None,
     cassette: Annotated[
-        Path | None, text("--cassette", "FILE", "Keep replies there, and replay those it has.")
+        Path | None, text("--cassette", "FILE", "Record replies in FILE, and replay recorded ones.")
     ] = None,
-    temperature: Annotated[float | None, text("--temperature", "T", "Of sampling.")] = None,
+    temperature: Annotated[
+        float | None, text("--temperature", "T", "Sampling temperature.")
+    ] = None,
     max_requests: Annotated[
-        int, text("--max-requests", "N", "HTTP requests, tries included. [100]")
+        int, text("--max-requests", "N", "Limit of HTTP requests, including retries. [100]")
     ] = 100,
-    timeout: Annotated[float, text("--timeout", "SECONDS", "For one reply. [120]")] = 120.0,
+    timeout: Annotated[float, text("--timeout", "SECONDS", "Time limit per reply. [120]")] = 120.0,
     data_root: DataRoot = None,
     allow_code: AllowCode = False,
 ) -> int:
-    """Have a language model write the symptoms (or descriptions) of a dataset's classes.
+    """Generate symptoms (or descriptions) of a dataset's classes with a language model.
 
-    Nothing leaves this machine but for --base-url: class names and modality; images only with
-    --send-images. The key comes from VIPBENCH_LLM_KEY or OPENAI_API_KEY. FILE.report.md says of
-    every text why it was kept or dropped.
+    Only class names and modality are sent to --base-url; images only with --send-images. The API
+    key is read from VIPBENCH_LLM_KEY or OPENAI_API_KEY. FILE.report.md states for every text why
+    it was kept or dropped.
     """
     from vipbench.cli.commands.symptoms import generate_command
 
@@ -89,13 +93,13 @@ def check(
     dataset: Data,
     backbone: Annotated[
         str | None,
-        text("--backbone", "NAME", "Whose token limit to check as well.", named_backbone),
+        text("--backbone", "NAME", "Also check the token limit of this backbone.", named_backbone),
     ] = None,
     data_root: DataRoot = None,
     allow_code: AllowCode = False,
 ) -> int:
-    """Look for class names, duplicates, texts over the token limit, too few texts, and classes
-    with unlike lengths. Exit status 1 where there are findings."""
+    """Check for class names, duplicates, texts over the token limit, too few texts, and classes
+    with different lengths. Exit status 1 if there are findings."""
     from vipbench.cli.commands.symptoms import check_command
 
     return check_command(file, dataset, backbone, data_root)
@@ -124,7 +128,7 @@ def diff(
     dataset: Data,
     data_root: DataRoot = None,
 ) -> int:
-    """Print what only A (-) and only B (+) says. Exit status 1 where they differ."""
+    """Print texts only in A (-) and only in B (+). Exit status 1 if they differ."""
     from vipbench.cli.commands.symptoms import diff_command
 
     return diff_command(a, b, dataset, data_root)
@@ -138,7 +142,7 @@ def rank(
     data_root: DataRoot = None,
     allow_code: AllowCode = False,
 ) -> int:
-    """How well each symptom alone tells its class (AUROC), and what the class loses without it."""
+    """AUROC of each symptom alone for its class, and the loss of the class without it."""
     from vipbench.cli.commands.symptoms import rank_command
 
     return rank_command(dataset, backbone, file, data_root)

@@ -13,7 +13,7 @@ def table(
     folder: Folder,
     format: Annotated[
         str,
-        option("--format", "text|github|latex|html|csv|json", "The form of the table."),
+        option("--format", "text|github|latex|html|csv|json", "Output format."),
     ] = "text",
     metric: Annotated[
         str | None,
@@ -24,23 +24,23 @@ def table(
         text(
             "--preset",
             "comparison|ablation|fewshot|base-to-new|transfer|knowledge",
-            "The shape of a table in a paper; other flags change it.",
+            "Table layout as in papers; other flags modify it.",
         ),
     ] = None,
     rows: Annotated[
         str | None,
-        text("--rows", "A,B", "What goes down: method, dataset, backbone, shots, metric. [method]"),
+        text("--rows", "A,B", "Row axes: method, dataset, backbone, shots, metric, part. [method]"),
     ] = None,
     cols: Annotated[
         str | None,
-        text("--cols", "A,B", "What goes across, outermost first. [what is not in --rows]"),
+        text("--cols", "A,B", "Column axes, outermost first. [those not in --rows]"),
     ] = None,
     aggregate: Annotated[
         str,
         option(
             "--aggregate",
             "sd|ci-seeds|ci-images|ci-both|none",
-            "What stands beside a mean: the sample standard deviation over seeds, or a 95 % "
+            "What to show beside a mean: sample standard deviation over seeds, or a 95 % "
             "confidence interval for new seeds, new test images, or both.",
         ),
     ] = "sd",
@@ -49,18 +49,16 @@ def table(
         option(
             "--highlight",
             "best|significant|none",
-            "Bold: the best as shown, or all that none is significantly better than.",
+            "What to print in bold: the best value, or every method that none significantly beats.",
         ),
     ] = "best",
-    average: Annotated[
-        bool, typer.Option("--average", help="Add the mean over the datasets.")
-    ] = False,
-    decimals: Annotated[int, option("--decimals", "N", "Decimals shown.")] = 1,
+    average: Annotated[bool, typer.Option("--average", help="Add the mean over datasets.")] = False,
+    decimals: Annotated[int, option("--decimals", "N", "Number of decimals.")] = 1,
     superseded: Annotated[
         bool,
         typer.Option(
             "--superseded",
-            help="List the records that tables leave out, as another took their place.",
+            help="List the superseded records, which tables leave out.",
         ),
     ] = False,
     methods: Methods = None,

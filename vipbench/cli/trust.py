@@ -15,20 +15,20 @@ def trust(
         typer.Argument(
             metavar="DIGEST|FILE",
             show_default=False,
-            help="With --forget: which, by the beginning of the digest or by path; else all.",
+            help="With --forget: digests (or their beginning) or paths; default all.",
         ),
     ] = None,
     listed: Annotated[
-        bool, typer.Option("--list", help="List them (the default).", show_default=False)
+        bool, typer.Option("--list", help="List trusted files (default).", show_default=False)
     ] = False,
     forget: Annotated[
-        bool, typer.Option("--forget", help="Ask again before these run.", show_default=False)
+        bool, typer.Option("--forget", help="Revoke trust.", show_default=False)
     ] = False,
 ) -> int:
-    """List or forget the code from outside that may run: each file by its SHA-256.
+    """List or revoke trusted code files, each by its SHA-256.
 
     Code becomes trusted when you name it (--plugins-dir, check FILE, a backbone with +remote-code)
-    or answer that it may run. A file with a changed byte is asked for again.
+    or confirm the question. A changed file needs a new confirmation.
     """
     from vipbench import trust as trusting
     from vipbench.cli.commands.text import clean, columns, plural

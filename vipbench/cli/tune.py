@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vipbench.cli import grid
-from vipbench.cli.options import AllowCode, DataRoot, ImageRoots, PluginsDir, option
+from vipbench.cli.options import OUTPUT, AllowCode, DataRoot, ImageRoots, PluginsDir, option
 
 
 def tune(
@@ -38,26 +38,29 @@ def tune(
     allow_group_overlap: grid.AllowGroupOverlap = None,
     profile: grid.Profile = None,
     cell_timeout: grid.CellTimeout = None,
-    trials: Annotated[int, option("--trials", "N", "Of each method.")] = 10,
+    trials: Annotated[int, option("--trials", "N", "Trials per method.")] = 10,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The suite to write.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Suite to write.", rich_help_panel=OUTPUT
+        ),
     ] = Path("tuned.yaml"),
-    metric: Annotated[str, option("--metric", "NAME", "What is to be highest.")] = "accuracy",
+    metric: Annotated[str, option("--metric", "NAME", "Metric to maximise.")] = "accuracy",
     ranges: Annotated[
         list[str] | None,
         option(
             "--range",
             "METHOD.HPARAM=LOW..HIGH",
-            "Where to look, or METHOD.HPARAM=A|B|C; repeatable.",
+            "Search range, or METHOD.HPARAM=A|B|C; repeatable.",
         ),
     ] = None,
-    search_seed: Annotated[int, option("--search-seed", "N", "Other settings to try.")] = 1,
+    search_seed: Annotated[int, option("--search-seed", "N", "Seed of the search.")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the trials; run nothing.")
     ] = False,
     allow_code: AllowCode = False,
 ) -> int:
-    """Try as many settings of every method, and save the best of each as a suite.
+    """Try equally many settings of every method, and save the best of each as a suite.
 
     Trials are scored on validation images; the test split is not read. The first trial is the
     settings as given. A trial that is done is not run again. --out is the trials' folder.

@@ -10,23 +10,23 @@ from vipbench.cli.options import AllowCode, Folder, Tolerance, option, text
 
 def verify(
     folder: Folder,
-    again: Annotated[int, option("--rerun", "N", "Run N cells anew and compare.")] = 0,
-    seed: Annotated[int, option("--seed", "N", "Which cells are drawn.")] = 0,
+    again: Annotated[int, option("--rerun", "N", "Rerun N cells and compare.")] = 0,
+    seed: Annotated[int, option("--seed", "N", "Seed of the draw of cells.")] = 0,
     tolerance: Tolerance = 1e-3,
     suite: Annotated[
         Path | None,
         text(
             "--suite",
             "FILE",
-            "Where data and plugins are; by default the folder's own suite.yaml.",
+            "Suite with data and plugins. [the folder's suite.yaml]",
         ),
     ] = None,
     allow_code: AllowCode = False,
 ) -> int:
-    """Check that a folder is whole and that its metrics follow from its scores.
+    """Check a folder's integrity and recompute metrics from scores.
 
-    With --rerun a random sample of its cells is run anew, in a temporary folder: each is identical,
-    within the tolerance, or different. Exit status 1 where anything is not as it should be.
+    With --rerun, a random sample of cells is rerun in a temporary folder; each is identical, within
+    the tolerance, or different. Exit status 1 if there are problems.
     """
     from vipbench.cli.commands.verify import verify_command
     from vipbench.runspec.run import RunSpec

@@ -29,7 +29,7 @@ ATTEMPTS, PAUSE = 3, 0.5
 TIMEOUT = 30.0
 CHUNK = 1 << 18
 PASSING = (408, 425, 429, 500, 502, 503, 504)
-AGAIN = "the same command goes on from there"
+AGAIN = "run the same command to resume"
 
 
 class FetchError(UsageError):

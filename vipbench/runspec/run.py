@@ -46,18 +46,18 @@ class RunSpec(BaseModel):
     """The whole of a run. Each field is a suite's key, and a flag with `-` for `_`.
 
     methods, datasets, backbones, shots, seeds: the grid. A dataset or backbone is `NAME` or
-        `NAME:ARG`, kept as given. shots: images a class, or "full" for the training split.
+        `NAME:ARG`, kept as given. shots: images per class, or "full" for the training split.
     data_root: the folder where datasets are looked for. symptoms: dataset -> symptom file; the
         key "*" is every dataset. descriptions: the same for texts that hold the class name.
         images: dataset -> the folder below which the image files of a table, a split file or a
         folder of links lie, beside the data's own.
-        knowledge: what stands in the symptoms' place, a row each
+        knowledge: texts that replace the symptoms, one row each
         for methods that read symptoms. out: the results folder. plugins_dir: single-file plugins.
     device: "auto", "cpu", "cuda", or CUDA devices such as "cuda:0,cuda:1". workers: processes that
         run groups of cells at once; None is one for each CUDA device, or one.
     protocol: what is trained, and on what it is tested; see `ProtocolSpec`.
     views: training views of the support images: "per-epoch", how many, or "none".
-    sampler: how support sets are drawn. validation: validation images a class, in terms of the
+    sampler: how support sets are drawn. validation: validation images per class, in terms of the
         shots k. selection: which epoch is scored. profile: one protocol for every row, each
         paper's own validation and selection, or cheap settings. shots_unit: whether shots count
         images or groups (patients, lesions). allow_group_overlap: run although splits share

@@ -33,7 +33,7 @@ LEGEND = (
     "trainable: parameters at 1 shot with tiny-clip on synthderm (6 classes)",
     "needs: text: a text tower; images: in every step, not encoded once; ViT: a vision "
     "transformer; -: image features alone",
-    "validation: images a class, of k shots, on which the paper searches constants or picks the "
+    "validation: images per class, of k shots, on which the paper searches constants or picks the "
     "epoch; without them constants stand in",
     "cost: of a cell on one GPU of the day",
 )

@@ -25,5 +25,5 @@ def predict_command(
         names = trained.class_names
         rows.append((clean(str(path)), names[first], f"{row[first]:.3f}", names[second]))
     print("\n".join(columns(rows)))
-    print(f"{CAUTION} Shares are no calibrated probabilities.")
+    print(f"{CAUTION} These scores are not calibrated probabilities.")
     return OK

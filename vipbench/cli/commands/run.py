@@ -148,12 +148,13 @@ class Screen(Observer):
 
 def _finish(spec: RunSpec, screen: Screen, outcome: Outcome) -> int:
     if outcome.signal is not None:
-        message = "stopped before anything was run"
+        message = "Interrupted before any cell ran."
         if screen.plan.cells:
             kept = plural(outcome.done + outcome.skipped, "finished cell")
             left = len(screen.plan.of("todo")) - outcome.done
             message = (
-                f"stopped; {kept} kept in {spec.out}, {left:,} to go: the same command goes on"
+                f"Interrupted: {kept} saved in {spec.out}, {left:,} remaining. "
+                "Run the same command to resume."
             )
         print(f"vipbench: {message}", file=sys.stderr)
         return 128 + outcome.signal
@@ -238,7 +239,7 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
 
 def _unit(spec: RunSpec) -> str:
     if spec.protocol.name == "imbalanced":
-        return "images a class on average"
+        return "images per class on average"
     return f"{spec.shots_unit}s of each class"
 
 

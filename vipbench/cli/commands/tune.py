@@ -144,8 +144,8 @@ def tune_command(spec: RunSpec, asked: Asked) -> int:
             finally:
                 shown.stop()
             if outcome.signal is not None:
-                message = f"stopped; the finished trials are kept in {trials.out}"
-                print(f"vipbench: {message}: the same command goes on", file=sys.stderr)
+                message = f"Interrupted: finished trials saved in {trials.out}."
+                print(f"vipbench: {message} Run the same command to resume.", file=sys.stderr)
                 return 128 + outcome.signal
             failed = failed or bool(outcome.failed)
             _gather(screen.plan, trials.out, keys, found)

@@ -242,7 +242,7 @@ def _plan_cell(
     hparams = row.hparams.for_cell(info)
     notes = hparams.notes(info)
     if saw := data.texts_saw(row.method.needs):
-        notes = (*notes, f"its texts were written from {saw} labelled training images a class")
+        notes = (*notes, f"its texts were written from {saw} labelled training images per class")
     if "text" in row.method.needs and (
         numbered := (data if part is None else part.data).numbered()
     ):
@@ -438,8 +438,8 @@ def metric_revisions() -> dict[str, int]:
 
 _VALIDATION = {
     "none": "no validation image",
-    "k": "k validation images a class for k shots",
-    "min(k,4)": "min(k,4) validation images a class for k shots",
+    "k": "k validation images per class for k shots",
+    "min(k,4)": "min(k,4) validation images per class for k shots",
     "full": "the whole validation split",
 }
 

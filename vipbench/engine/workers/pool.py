@@ -319,8 +319,8 @@ class Pool:
             known = self._known.get(worker.company, set())
             if kind == "untrusted" or not known <= {cell["key"] for cell in event["cells"]}:
                 raise UsageError(
-                    "a plugin or data file was changed while the run went on; what is finished is "
-                    "kept, and the same command goes on with the files as they are now"
+                    "a plugin or data file changed during the run. Finished cells are saved; run "
+                    "the same command to continue with the changed files"
                 )
         elif worker is not slot.worker or slot.group is None:
             return

@@ -70,7 +70,7 @@ function axes(s, m) {
   }
   g.append(make("line", { x1: SIZE.left, x2: right, y1: bottom, y2: bottom }));
   g.append(make("text", { x: (SIZE.left + right) / 2, y: SIZE.height - 6, "text-anchor": "middle" },
-    "training images a class"));
+    "training images per class"));
   return g;
 }
 
