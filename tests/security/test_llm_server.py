@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vipbench.fetching.download import FetchError, download
 from vipbench.symptoms.generate.cassette import Cassette
 from vipbench.symptoms.generate.client import MOST_BYTES, Client, ServerError
 
@@ -123,3 +124,17 @@ def test_the_command_ends_in_time(cli: Callable[..., object], tmp_path: Path) ->
         )  # fmt: skip
         assert done.returncode == 2  # type: ignore[attr-defined]
         assert time.monotonic() - start < 60
+
+
+def test_a_download_follows_to_the_web_alone(tmp_path: Path) -> None:
+    def elsewhere(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+        head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: "
+        put(connection, sent, head + f"ftp://127.0.0.1:{port}/x\r\n\r\n".encode())
+
+    with socket.create_server(("127.0.0.1", 0)) as ftp, serving(elsewhere) as (url, _):
+        port = ftp.getsockname()[1]
+        ftp.settimeout(0)
+        with pytest.raises(FetchError, match="no address of the web"):
+            download(f"{url}/x", tmp_path / "x", "")
+        with pytest.raises(BlockingIOError):
+            ftp.accept()

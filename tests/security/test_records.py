@@ -17,8 +17,9 @@ from safetensors.numpy import load, save
 
 from tests.conftest import Cli
 from vipbench.results.records.metrics import compute_metrics
+from vipbench.results.records.record import Record
 from vipbench.results.sharing.rows import row_hash
-from vipbench.results.store.store import Store
+from vipbench.results.store.store import Collection, Store
 
 Rows = list[dict[str, Any]]
 
@@ -140,6 +141,28 @@ def test_a_record_of_another_cell_is_refused(
     assert "record 1" in done.stderr or "record 2" in done.stderr
     with Store(tmp_path / "out", readonly=True) as store:
         assert store.records() == []
+
+
+@pytest.mark.parametrize("forged", ["seed", "accuracy"])
+def test_a_folder_with_an_altered_record_is_not_merged(
+    cli: Cli, honest: Path, tmp_path: Path, forged: str
+) -> None:
+    with (
+        Store(honest.parent / "out", readonly=True) as store,
+        Collection(tmp_path / "theirs") as theirs,
+    ):
+        for record in store.records():
+            value = record.to_dict()
+            if forged == "seed" and record.cell.seed == 1:
+                value["cell"]["seed"] = 3
+            if forged == "accuracy":
+                value["metrics"]["accuracy"] = 0.123
+            theirs.add(Record.of(value), store.predictions(record.key))
+    done = cli("merge", tmp_path / "theirs", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert f"{forged}: " in done.stderr
+    with Store(tmp_path / "out", readonly=True) as mine:
+        assert mine.records() == []
 
 
 def test_made_up_scores_under_an_honest_key_are_found_by_running_again(

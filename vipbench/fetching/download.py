@@ -195,6 +195,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
         if new is not None:
             old, to = urlsplit(req.full_url), urlsplit(newurl)
+            if to.scheme not in ("http", "https"):
+                raise urllib.error.URLError(
+                    f"it points to {newurl}, which is no address of the web"
+                )
             if (old.scheme, to.scheme) == ("https", "http"):
                 raise urllib.error.URLError(f"it points to {to.netloc} without encryption")
             if old.netloc != to.netloc:

@@ -11,8 +11,10 @@ from vipbench.cli.commands.text import clean, plural
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError
 from vipbench.results.records.plan import PlannedCell
+from vipbench.results.records.recompute import disagreements, key_problems
 from vipbench.results.records.record import Record
 from vipbench.results.sharing.rows import all_results, who
+from vipbench.results.store.rows import describe
 from vipbench.results.store.store import Collection, Handed, Store
 from vipbench.results.store.submissions import OWN, device, matches, submitted_by, submitter
 
@@ -83,6 +85,14 @@ def _handed(source: Store, name: str) -> Iterator[Handed]:
 def _as_handed(record: Record, name: str, source: Store, number: int | None = None) -> Handed:
     predictions = source.predictions(record.key, number)
     learned = source.parameters(record.key, number)
+    problems = key_problems(record)
+    if predictions is not None:
+        problems += disagreements(record, predictions)
+    if problems:
+        raise UsageError(
+            f"{source.out_dir} holds a record that was altered, {describe(record)}: "
+            f"{'; '.join(problems)}. Nothing of the folder was taken; `vipbench verify` shows all"
+        )
     return submitted_by(record, name, predictions is not None), predictions, learned
 
 
