@@ -12,56 +12,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vipbench import api
-from vipbench.methods.shared.prototypes import Templates, one_hot, raw_texts, views_of
+from vipbench.methods.shared.prototypes import one_hot, views_of
+from vipbench.methods.zs_lp import ZSLP
 
 
-class CLAP(api.Method):
+class CLAP(ZSLP):
     """A linear probe held to the class texts, each class as strongly as zero-shot knows it."""
 
     name = "clap"
-    kind = "AD"
-    paper = (
-        "Silva-Rodríguez et al., A Closer Look at the Few-Shot Adaptation of Large Vision-Language "
-        "Models"
-    )
-    year = 2024
-    cost = "seconds"
     pads = True
 
     @dataclass(frozen=True)
-    class HParams(api.HParams):
+    class HParams(ZSLP.HParams):
         """passes: augmented passes over the support images. penalty: factor of the second term."""
 
         penalty: api.NonNegative = 1.0
-        passes: api.Whole = 20
-        templates: Templates = "first"
-        lr: api.Positive = 0.1
-        batch_size: api.Count = 256
-        epochs: api.Count = 300
 
         tunes = (
             api.Range("lr", 1e-2, 1.0, log=True),
             api.Range("penalty", 0.1, 10.0, log=True),
         )
 
-        def recipe(self, info: api.CellInfo) -> api.Recipe:
-            """SGD without decay, batches from all passes together."""
-            return api.Recipe(
-                lr=self.lr,
-                weight_decay=0.0,
-                epochs=self.epochs,
-                batch_size=self.batch_size,
-                views=api.Views(count=self.passes),
-                pooled=True,
-            )
-
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
-        self.text = raw_texts(task, hparams.templates)  # (C,D)
-        self.prototypes = nn.Parameter(self.text.clone())
+        self.text = self.prototypes.detach().clone()  # (C,D)
         self.strength = torch.ones_like(self.text[:, 0])  # λ (C,)
 
     def prepare(self, support: api.Support) -> None:
@@ -73,10 +50,6 @@ class CLAP(api.Method):
         count = member.sum(0)
         mean = (known * member).sum(0) / count.clamp(min=1)
         self.strength = torch.where(count > 0, mean, mean[count > 0].mean())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,D) -> (B,C)."""
-        return self.task.cosine_logits(x, self.prototypes)
 
     def loss(self, batch: api.Batch) -> Tensor:
         """Cross-entropy and the distance to the texts."""

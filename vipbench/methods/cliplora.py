@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from vipbench import api
+from vipbench.methods.shared.deep import PromptedTowers
 
 Position = Literal[
     "all", "top1", "top2", "top3", "bottom", "mid", "up", "half-up", "half-bottom"
 ]  # fmt: skip
 
 
-class CLIPLoRA(api.Method):
+class CLIPLoRA(PromptedTowers):
     """Low-rank updates of the attention's projections in both towers."""
 
     name = "cliplora"
@@ -30,8 +31,6 @@ class CLIPLoRA(api.Method):
     paper = "Zanella and Ben Ayed, Low-Rank Few-Shot Adaptation of Vision-Language Models"
     year = 2024
     revision = 2
-    inputs = "images"
-    needs = frozenset({"text", "vit"})
 
     text_down: nn.Parameter
     text_up: nn.Parameter
@@ -128,14 +127,6 @@ class CLIPLoRA(api.Method):
         if self.hparams.compat == "official":
             logits = logits * (100.0 / self.task.logit_scale)
         return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,3,H,H) -> (B,C)."""
-        return self.score(x, len(x))
-
-    def predict(self, x: Tensor) -> Tensor:
-        """(N,3,H,H) -> (N,C); the texts are encoded once."""
-        return self.score(x, 64)
 
 
 class _LowRank(api.NoTap):

@@ -10,23 +10,21 @@ comparison takes 4 rows in 9 layers, 2.5e-3, 20 epochs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vipbench import api
-from vipbench.methods.shared.deep import DeepPrompts, first_row, starting_words
+from vipbench.methods.shared.deep import DeepPrompts, PromptedTowers, first_row, starting_words
 
 
-class IVLP(api.Method):
+class IVLP(PromptedTowers):
     """Learned prompts in the first blocks of both towers, each by themselves."""
 
     name = "ivlp"
     kind = "MM"
     paper = "Khattak et al., MaPLe: Multi-modal Prompt Learning (independent V-L prompting)"
     year = 2023
-    inputs = "images"
-    needs = frozenset({"text", "vit"})
 
     @dataclass(frozen=True)
     class HParams(api.HParams):
@@ -48,7 +46,7 @@ class IVLP(api.Method):
             """Prompt SGD."""
             return api.Recipe(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
 
-    def __init__(self, task: api.Task, hparams: HParams) -> None:
+    def __init__(self, task: api.Task, hparams: HParams | Any) -> None:  # PromptSRC has its own
         super().__init__(task, hparams)
         tower, m = task.backbone, hparams.n_ctx_text
         assert tower.vision_width is not None
@@ -67,18 +65,3 @@ class IVLP(api.Method):
     def tap(self) -> DeepPrompts:
         """Both towers' prompts."""
         return DeepPrompts(self.deep, self.vision, self.first)
-
-    def score(self, x: Tensor, size: int) -> Tensor:
-        """(N,3,H,H) -> (N,C), `size` images at a time."""
-        tap = self.tap()
-        classes = self.task.encode_text(self.prompts, self.context, tap)  # (C,D)
-        parts = [self.task.backbone.encode_image(some, tap) for some in x.split(size)]
-        return self.task.cosine_logits(torch.cat(parts), classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,3,H,H) -> (B,C)."""
-        return self.score(x, len(x))
-
-    def predict(self, x: Tensor) -> Tensor:
-        """(N,3,H,H) -> (N,C); the texts are encoded once."""
-        return self.score(x, 64)

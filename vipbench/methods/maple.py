@@ -12,21 +12,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vipbench import api
-from vipbench.methods.shared.deep import DeepPrompts, first_row, starting_words
+from vipbench.methods.shared.deep import DeepPrompts, PromptedTowers, first_row, starting_words
 
 
-class MaPLe(api.Method):
+class MaPLe(PromptedTowers):
     """Learned prompts in the first blocks of both towers, the vision's coupled to the text's."""
 
     name = "maple"
     kind = "MM"
     paper = "Khattak et al., MaPLe: Multi-modal Prompt Learning"
     year = 2023
-    inputs = "images"
-    needs = frozenset({"text", "vit"})
 
     @dataclass(frozen=True)
     class HParams(api.HParams):
@@ -72,18 +70,3 @@ class MaPLe(api.Method):
         shallow = self.project(self.context)  # (M,V)
         deep = [f(rows) for f, rows in zip(self.project_deep, self.deep, strict=True)]
         return DeepPrompts(self.deep, torch.stack([shallow, *deep]), self.first)
-
-    def score(self, x: Tensor, size: int) -> Tensor:
-        """(N,3,H,H) -> (N,C), `size` images at a time."""
-        tap = self.tap()
-        classes = self.task.encode_text(self.prompts, self.context, tap)  # (C,D)
-        parts = [self.task.backbone.encode_image(some, tap) for some in x.split(size)]
-        return self.task.cosine_logits(torch.cat(parts), classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,3,H,H) -> (B,C)."""
-        return self.score(x, len(x))
-
-    def predict(self, x: Tensor) -> Tensor:
-        """(N,3,H,H) -> (N,C); the texts are encoded once."""
-        return self.score(x, 64)

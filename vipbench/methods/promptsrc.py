@@ -17,10 +17,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vipbench import api
-from vipbench.methods.shared.deep import DeepPrompts, first_row, starting_words
+from vipbench.methods.ivlp import IVLP
 
 # setting -> epochs, μ, σ.
 _SETTINGS = {"few-shot": (50, 30.0, 30.0), "base-to-new": (20, 15.0, 1.0)}
@@ -51,15 +51,12 @@ def imagenet_templates() -> list[str]:
     return [*filled, *_SCENES]
 
 
-class PromptSRC(api.Method):
+class PromptSRC(IVLP):
     """Independent prompts in both towers, held near the frozen towers; averaged over epochs."""
 
     name = "promptsrc"
-    kind = "MM"
     paper = "Khattak et al., Self-regulating Prompts: Foundational Model Adaptation"
     year = 2023
-    inputs = "images"
-    needs = frozenset({"text", "vit"})
     pads = True
 
     @dataclass(frozen=True)
@@ -133,19 +130,6 @@ class PromptSRC(api.Method):
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
-        tower, m = task.backbone, hparams.n_ctx_text
-        assert tower.vision_width is not None
-        more = min(hparams.depth_text, tower.text_layers) - 1
-        layers = min(hparams.depth_vision, tower.vision_layers)
-        context, rest = starting_words(task, hparams.context_init, m)
-        texts = [("", f"{rest} {name}.".lstrip()) for name in task.names]
-        self.prompts = task.embed(texts, m)  # (C,)
-        self.first = first_row(self.prompts)
-        self.context = nn.Parameter(context)  # (M,W)
-        self.deep = nn.Parameter(task.normal("deep", more, m, tower.width))  # (d-1,M,W)
-        self.vision = nn.Parameter(
-            task.normal("vision", layers, hparams.n_ctx_vision, tower.vision_width)
-        )  # (d,M,V)
         chosen = imagenet_templates() if hparams.templates == "imagenet" else task.templates
         known = [task.class_texts(template) for template in chosen]
         # The mean is one of features as the tower gives them.
@@ -153,7 +137,7 @@ class PromptSRC(api.Method):
 
     def features(self, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(N,3,H,H) -> normalised features of images (N,D) and classes (C,D)."""
-        tap = DeepPrompts(self.deep, self.vision, self.first)
+        tap = self.tap()
         classes = self.task.encode_text(self.prompts, self.context, tap)
         parts = [self.task.backbone.encode_image(some, tap) for some in x.split(size)]
         return F.normalize(torch.cat(parts), dim=-1), F.normalize(classes, dim=-1)

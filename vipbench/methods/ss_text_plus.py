@@ -7,41 +7,17 @@ w_c minus the unit vector along 2w_c - mean_k w_k.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
-from torch import Tensor
 
 from vipbench import api
-from vipbench.methods.shared.prototypes import Templates, one_hot, raw_texts
+from vipbench.methods.shared.prototypes import one_hot
+from vipbench.methods.ss_text import SSText
 
 
-class SSTextPlus(api.Method):
+class SSTextPlus(SSText):
     """SS-Text with a weight for each class and a push from the other classes."""
 
     name = "ss-text-plus"
-    kind = "TF"
-    paper = (
-        "Silva-Rodríguez et al., Few-Shot, Now for Real: Medical VLMs Adaptation without Balanced "
-        "Sets or Validation"
-    )
-    year = 2025
-    cost = "seconds"
-
-    @dataclass(frozen=True)
-    class HParams(api.HParams):
-        """As of ss-text."""
-
-        tau: api.Positive | None = None
-        floor: api.Positive = 1e-3
-        normalise: bool = False
-        templates: Templates = "first"
-
-        tunes = (api.Range("tau", 1e-3, 1.0, log=True),)
-
-    def __init__(self, task: api.Task, hparams: HParams) -> None:
-        super().__init__(task, hparams)
-        self.prototypes = raw_texts(task, hparams.templates)  # (C,D)
 
     def prepare(self, support: api.Support) -> None:
         """The closed form."""
@@ -54,7 +30,3 @@ class SSTextPlus(api.Method):
         scale = self.task.logit_scale if hp.tau is None else 1 / hp.tau
         mixed = weight.unsqueeze(1) * scale * (member.T @ x) + text
         self.prototypes = mixed - F.normalize(2 * mixed - mixed.mean(0), dim=-1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,D) -> (B,C)."""
-        return self.task.cosine_logits(x, self.prototypes)

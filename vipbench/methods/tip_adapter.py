@@ -8,6 +8,7 @@ validation, over the official grid; without validation they are the paper's cons
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class TipAdapter(api.Method):
     """Zero-shot logits plus those of a cache of support features, without any training."""
 
     name = "tip-adapter"
-    kind = "TF"
+    kind: ClassVar[Literal["TF", "AD"]] = "TF"  # AD: Tip-Adapter-F
     paper = "Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification"
     year = 2022
     cost = "seconds"
@@ -44,7 +45,7 @@ class TipAdapter(api.Method):
         logit_scale: api.Positive = 100.0
         templates: Templates = "first"
 
-        tunes = (
+        tunes: ClassVar[tuple[api.Range, ...]] = (
             api.Range("alpha", 0.1, 10.0, log=True),
             api.Range("beta", 0.1, 20.0, log=True),
         )
@@ -70,6 +71,7 @@ class TipAdapter(api.Method):
         text, affinity = self._parts(x)
         return text + self.alpha * cache_logits(affinity, self.values, self.beta)
 
+    @torch.no_grad()
     def finish(self, support: api.Support) -> None:
         """Search α and β on validation."""
         hp = self.hparams

@@ -38,6 +38,34 @@ class DeepPrompts(api.NoTap):
         return torch.cat([x if layer == 0 else x[..., : x.shape[-2] - m, :], rows], -2)
 
 
+class PromptedTowers(api.Method):
+    """A method whose tap and context prompt both towers of a CLIP."""
+
+    inputs = "images"
+    needs = frozenset({"text", "vit"})
+    prompts: api.Prompts
+    context: Tensor  # (M,W)
+
+    def tap(self) -> api.Tap:
+        """Both towers' prompts."""
+        raise NotImplementedError
+
+    def score(self, x: Tensor, size: int) -> Tensor:
+        """(N,3,H,H) -> (N,C), `size` images at a time; the texts are encoded once."""
+        tap = self.tap()
+        classes = self.task.encode_text(self.prompts, self.context, tap)  # (C,D)
+        parts = [self.task.backbone.encode_image(some, tap) for some in x.split(size)]
+        return self.task.cosine_logits(torch.cat(parts), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,3,H,H) -> (B,C)."""
+        return self.score(x, len(x))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """(N,3,H,H) -> (N,C)."""
+        return self.score(x, 64)
+
+
 def first_row(prompts: api.Prompts) -> int:
     """The row in which the context of `prompts` starts: 1 behind a start token, 0 without one."""
     assert prompts.gaps is not None
