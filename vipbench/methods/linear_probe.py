@@ -7,6 +7,7 @@ run's policy allows no validation, the constant `C` is used. Nothing selects on 
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class LinearProbe(api.Method):
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
+        # Imported here, since importing it draws random numbers, which `fit` may not.
+        importlib.import_module("sklearn.linear_model")
         dim, classes = task.image_backbone.dim, task.n_classes
         self.weight = nn.Parameter(torch.zeros(classes, dim, device=task.device))  # (C,D)
         self.bias = nn.Parameter(torch.zeros(classes, device=task.device))  # (C,)
