@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import grid
+from vipbench import trust
+from vipbench.engine.workers import driver, process
+from vipbench.errors import UsageError
+from vipbench.runspec.run import RunSpec
 
 MEANS = '''
 """Class means of the support set, and what this plugin does besides."""
@@ -162,28 +166,44 @@ def test_images_that_others_may_read_are_encoded_without_any_plugin(folder: Path
         file.write_text(file.read_text() + "\n# edited\n")
 
 
-@pytest.mark.parametrize(
-    "line", ["torch.set_default_dtype(torch.float64)", "torch.set_default_device('meta')"]
-)
-def test_a_plugin_that_breaks_planning_at_its_import_is_named(folder: Path, line: str) -> None:
-    for names in (("good",), ()):
-        plugins(folder, *names)
-        text = MEANS.format(name="breaks", at_import=line, in_prepare="")
-        (folder / "plugins" / "breaks.py").write_text(text)
-        out = f"broken-{len(names)}-{len(line)}"
-        status, err = run(folder, out, ",".join((BUILTIN, "breaks", *names)), out)
-        assert status == 2
-        assert "plugin 'breaks' (breaks.py)" in err
-        assert "'vipbench'" not in err.partition("breaks what")[0]
+BREAKS = {
+    "doubles": "torch.set_default_dtype(torch.float64)",
+    "meta": "torch.set_default_device('meta')",
+    "leaves": "os._exit(5)",
+    "exits": "sys.exit('no licence')",
+}
 
 
-def test_a_plugin_that_ends_the_process_at_its_import_is_named(folder: Path) -> None:
+def test_plugins_that_break_planning_at_their_import_cost_their_own_cells(folder: Path) -> None:
     plugins(folder, "good")
-    (folder / "plugins" / "leaves.py").write_text("import os\nos._exit(5)\n")
-    status, err = run(folder, "leaves", "good", "one")
-    assert status == 2
-    assert "leaves.py" in err
+    for name, line in BREAKS.items():
+        text = MEANS.format(name=name, at_import=line, in_prepare="")
+        (folder / "plugins" / f"{name}.py").write_text(text)
+    status, err = run(folder, "broken", ",".join((BUILTIN, *BREAKS, "good")), "one")
+    assert status == 1
+    for name in BREAKS:
+        assert f"plugin '{name}'" in err
+        assert f"{name}.py" in err
+        assert f"method '{name}'" in err
+    assert "'good'" not in err
     assert "exit status 5" in err
+    assert "no licence" in err
+    assert grid.bits(folder / "broken") == grid.bits(folder / "alone")
+
+
+def test_a_plugin_whose_import_never_ends_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "MOST_IMPORT", 3.0)
+    plugins(folder)
+    (folder / "plugins" / "waits.py").write_text("while True:\n    pass\n")
+    spec = RunSpec.parse(
+        {"methods": ["waits"], "datasets": [f"npz:{folder / 'toy.npz'}"], "shots": [1], "seeds": [1],
+         "backbones": ["tiny-clip"], "plugins_dir": folder / "plugins", "out": folder / "waits"}
+    )  # fmt: skip
+    trust.name(folder / "plugins")
+    with pytest.raises(UsageError, match=r"SIGKILL.*waits\.py"):
+        driver.plan(spec)
 
 
 def test_a_built_in_method_on_a_plugins_dataset_is_the_plugins_cell(folder: Path) -> None:

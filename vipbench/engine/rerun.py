@@ -73,6 +73,7 @@ def rerun(
         else:
             if outcome.interrupted:
                 raise KeyboardInterrupt
+            reason = "; ".join(seen.broken)
         found += compare(pairs, out, tolerance, reason, seen.cells)
     return found
 
@@ -96,9 +97,11 @@ class _Seen(Observer):
 
     def __init__(self) -> None:
         self.cells: dict[Any, list[PlannedCell]] = {}
+        self.broken: list[str] = []
 
     def planned(self, plan: Plan) -> None:
         """See Observer."""
+        self.broken = plan.broken
         for cell in plan.cells:
             self.cells.setdefault(cell.slot, []).append(cell)
 

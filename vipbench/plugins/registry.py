@@ -36,6 +36,7 @@ __all__ = ["Plugin", "Registered", "Registry", "load_registry", "provenance"]
 BUILTIN_ROOMS = ("methods", "backbones", "datasets")
 
 Kind = Literal["method", "backbone", "dataset"]
+KINDS: tuple[Kind, ...] = ("method", "backbone", "dataset")
 
 # Called with the source of every backbone before it is loaded.
 LOADING: list[Callable[[str], None]] = []

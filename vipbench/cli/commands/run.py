@@ -80,7 +80,7 @@ def run_command(
             _show_plan(spec, planned, shown)
             for line in [] if estimates is None else estimate_lines(estimates):
                 shown.line(line)
-            return OK
+            return FAILED if planned.broken else OK
         screen = Screen(spec, shown)
         outcome = driver.run(spec, screen, retry, imported=imported)
     finally:
@@ -109,6 +109,7 @@ class Screen(Observer):
                 f"{listed(_grouped(impossible)[:3])}"
             )
         lines = [*_settings(self.spec, plan), *_grouped(impossible), *_notices(plan), *_again(todo)]
+        lines += _broken(plan)
         for line in lines:
             self.shown.line(line)
         for cell in todo:
@@ -180,11 +181,13 @@ def _finish(spec: RunSpec, screen: Screen, outcome: Outcome) -> int:
             "tries again",
             file=sys.stderr,
         )
-    return FAILED if outcome.failed or left else OK
+    for line in _broken(screen.plan):
+        print(f"vipbench: {line}", file=sys.stderr)
+    return FAILED if outcome.failed or outcome.broken or left else OK
 
 
 def _show_plan(spec: RunSpec, plan: Plan, shown: Reporter) -> None:
-    for line in [*_settings(spec, plan), *_notices(plan), ""]:
+    for line in [*_settings(spec, plan), *_notices(plan), *_broken(plan), ""]:
         shown.line(line)
     rows = [("state", "key", "method", "backbone", "dataset", "shots", "seed", "reason")]
     for cell in plan.cells:
@@ -251,6 +254,10 @@ def _counts(plan: Plan) -> str:
 
 def _notices(plan: Plan) -> list[str]:
     return [f"note: {clean(notice)}" for notice in plan.notices]
+
+
+def _broken(plan: Plan) -> list[str]:
+    return [f"failed: {clean(sentence)}" for sentence in plan.broken]
 
 
 def _again(todo: Iterable[PlannedCell]) -> list[str]:

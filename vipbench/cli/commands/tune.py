@@ -147,7 +147,7 @@ def tune_command(spec: RunSpec, asked: Asked) -> int:
                 message = f"Interrupted: finished trials saved in {trials.out}."
                 print(f"vipbench: {message} Run the same command to resume.", file=sys.stderr)
                 return 128 + outcome.signal
-            failed = failed or bool(outcome.failed)
+            failed = failed or bool(outcome.failed or outcome.broken)
             _gather(screen.plan, trials.out, keys, found)
     tuned = [judged(row, keys, found, asked.metric) for row in rows]
     for line in _result_lines(tuned, asked):

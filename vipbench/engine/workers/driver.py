@@ -202,6 +202,7 @@ class _Driver:
             self.outcome,
             skipped=len(planned.of("done")),
             impossible=len(planned.of("impossible")),
+            broken=bool(planned.broken),
         )
         self.observer.planned(planned)
         if only is not None:
@@ -278,7 +279,7 @@ def _judged(event: Mapping[str, Any], spec: RunSpec, retry: bool, imported: bool
     stored = Stored.read(spec.out)
     planned = [PlannedCell.model_validate(item, strict=False) for item in event["cells"]]
     cells = [stored.judge(cell, retry, imported) for cell in planned]
-    return Plan(cells, event["notices"], event["info"])
+    return Plan(cells, event["notices"], event["info"], event["broken"])
 
 
 def _predictions(event: Mapping[str, Any] | None) -> Predictions | None:

@@ -16,11 +16,13 @@ from vipbench.results.store.submissions import OWN, submitter
 @dataclass(frozen=True)
 class Plan:
     """All cells of a run, in table order. notices: lines that a person should see. info: device,
-    number of workers and versions, as the worker found them."""
+    number of workers and versions, as the worker found them. broken: sentences on the plugins that
+    cannot be planned with, and on what is left out for that."""
 
     cells: list[PlannedCell]
     notices: list[str] = field(default_factory=list)
     info: dict[str, str] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
 
     def of(self, status: str) -> list[PlannedCell]:
         """The cells of one status."""
@@ -62,13 +64,15 @@ class CatalogueEntry:
 @dataclass(frozen=True)
 class Outcome:
     """What a run came to. done: cells finished now; failed: error records written now; skipped:
-    cells that were done before; signal: what stopped it (2, 15), or None."""
+    cells that were done before; signal: what stopped it (2, 15), or None; broken: whether plugins
+    were left out, since they cannot be planned with."""
 
     done: int
     failed: int
     skipped: int
     impossible: int
     signal: int | None = None
+    broken: bool = False
 
     @property
     def interrupted(self) -> bool:

@@ -2,13 +2,15 @@
 
 A users' plugin may change anything of the process that has loaded it, also what is planned there.
 So where there are plugins, what is built in is planned without them, in a second process beside.
+Where planning fails with all plugins, it is done anew with each of them alone.
 A run that names nothing but what is built in imports no installed plugin at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,10 @@ from vipbench.errors import UsageError
 from vipbench.plugins.files import every_source
 from vipbench.runspec.run import RunSpec
 
+NOBODY = frozenset[str]()
+EVERYONE = None
+# What a worker loads: these plugins and only their cells, or all plugins.
+_Loads = frozenset[str] | None
 # After so many workers in a row that ended before they knew the run's cells, the run ends.
 MOST_STARTS = 3
 
@@ -32,8 +38,9 @@ class Planners:
         self._spec = spec
         self._suite = spec.to_yaml()
         self._stop = stop
-        self._workers: dict[frozenset[str], Worker] = {}
-        self._plans: dict[frozenset[str], dict[str, Any]] = {}
+        self._sources = frozenset(every_source(spec.plugins_dir))
+        self._workers: dict[_Loads, Worker] = {}
+        self._plans: dict[_Loads, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -43,60 +50,109 @@ class Planners:
             worker.close()
 
     def plan(self) -> dict[str, Any]:
-        """The event "plan" of all cells. Raises UsageError, Stopped."""
-        everyone, nobody = frozenset(every_source(self._spec.plugins_dir)), frozenset[str]()
+        """The event "plan" of all cells; `broken` says of each plugin that cannot be planned with
+        what of the run is left out for it. Raises UsageError, Stopped."""
         builtin = [_seems_builtin(method.name) for method in self._spec.methods]
-        if everyone and any(builtin):
-            self._begin(nobody)
+        if self._sources and any(builtin):
+            self._begin(NOBODY)
         if all(builtin) and self._spec.plugins_dir is None:
-            plan = self._answer(nobody)
-            if not plan["unknown"]:
+            plan = self._answer(NOBODY)
+            if not (plan["unknown"] or plan["lacks"]):
                 return plan
-        self._begin(everyone)
+        self._begin(EVERYONE)
         try:
-            plan = self._answer(everyone)
+            plan = self._answer(EVERYONE)
         except UsageError as error:
-            raise self._blamed(error, everyone) from error
-        if everyone and any(not cell["plugins"] for cell in plan["cells"]):
-            own = {_slot(cell): cell for cell in self._answer(nobody)["cells"]}
-            plan["cells"] = [
-                cell if cell["plugins"] else own.get(_slot(cell), cell) for cell in plan["cells"]
-            ]
+            if not self._sources:
+                raise
+            return self._apart(error)
+        if plan["loaded"] and (any(builtin) or any(not cell["plugins"] for cell in plan["cells"])):
+            own = {_slot(cell): cell for cell in self._answer(NOBODY)["cells"]}
+            plan["cells"] = [own.get(_slot(cell), cell) for cell in plan["cells"]]
         return plan
 
-    def _blamed(self, error: UsageError, everyone: frozenset[str]) -> UsageError:
-        """`error`, or one that names the plugin that planning fails with and does without: whoever
-        is imported can break what others do, such as the loading of a built-in backbone."""
-        if not everyone or any(f"'{Path(source).stem}'" in str(error) for source in everyone):
-            return error
-        try:
-            self._answer(frozenset())
-        except UsageError:  # no plugin is at fault
-            return error
-        for source in sorted(everyone):
-            alone = error
-            if len(everyone) > 1:
-                try:
-                    self._answer(frozenset({source}))
-                    continue
-                except UsageError as found:
-                    alone = found
-            return UsageError(
-                f"plugin '{Path(source).stem}' ({source}) breaks what a run needs when it is "
-                f"imported: without it planning works, with it alone it fails: {alone}. Change "
-                "nothing of torch or of vipbench at the top of a plugin; define, and register"
-            )
-        return error
+    def _apart(self, error: UsageError) -> dict[str, Any]:
+        """The plan where `error` came of all plugins in one process: whoever is imported can break
+        what others do, such as the loading of a built-in backbone. Each company has a process of
+        its own, and those that cannot plan cost their own cells. Raises `error` where no plugin is
+        at fault."""
+        self._end(EVERYONE)
+        plans = {NOBODY: self._answer(NOBODY)}
+        broken: dict[frozenset[str], UsageError] = {}
+
+        def add(company: frozenset[str]) -> None:
+            try:
+                plans[company] = self._answer(company)
+            except UsageError as found:
+                broken[company] = found
+
+        owners: dict[str, frozenset[str]] = {}
+        for source in sorted(self._sources):
+            add(company := frozenset({source}))
+            for name in plans.get(company, {}).get("registered", ()):
+                if name in owners:
+                    raise error
+                owners[name] = company
+        lacking = {name for name in plans[NOBODY]["unknown"] if name not in owners}
+        if lacking and not broken:
+            raise error
+        while waiting := self._companies(owners, lacking, plans.values()) - {*plans, *broken}:
+            for company in sorted(waiting, key=sorted):
+                add(company)
+        further = {name for plan in plans.values() for _, names in plan["lacks"] for name in names}
+        lacking |= {
+            name
+            for name in (_named("backbone", source) for source in further)
+            if name not in owners
+        }
+        cells = [cell for plan in plans.values() for cell in plan["cells"]]
+        if len({_slot(cell) for cell in cells}) < len(cells):
+            raise error
+        told = [_told_of(company, found) for company, found in broken.items()]
+        if lacking:
+            names = ", ".join(sorted(lacking))
+            told.append(f"left out, as no plugin that can be planned with registers it: {names}")
+        if not cells:
+            raise UsageError("; ".join(told))
+        notices = list(dict.fromkeys(note for p in plans.values() for note in p["notices"]))
+        if not told:
+            notices.append(f"each plugin was planned alone, since all together fail: {error}")
+        return {**plans[NOBODY], "cells": cells, "notices": notices, "broken": told}
+
+    def _companies(
+        self,
+        owners: Mapping[str, frozenset[str]],
+        lacking: Collection[str],
+        plans: Iterable[Mapping[str, Any]],
+    ) -> set[frozenset[str]]:
+        """Whose code cells run of methods, datasets and backbones of different plugins. owners:
+        who registers what is not built in. lacking: what nobody registers."""
+
+        def own(kind: str, sources: Iterable[str]) -> list[frozenset[str]]:
+            names = [_named(kind, source) for source in sources]
+            return [owners.get(name, NOBODY) for name in names if name not in lacking]
+
+        datasets = own("dataset", self._spec.datasets)
+        # Under some protocols a cell reads two.
+        pairs = [*map(_union, product(datasets, repeat=2 if self._spec.protocol.transfers else 1))]
+        methods = own("method", (method.name for method in self._spec.methods))
+        backbones = own("backbone", self._spec.backbones)
+        found = set(map(_union, product(methods, pairs, backbones)))
+        for plan in plans:
+            for company, further in plan["lacks"]:
+                found.add(frozenset(company).union(*own("backbone", further)))
+        return found
 
     def ask(self, plugins: Collection[str], do: str, **arguments: Any) -> dict[str, Any]:
         """Let the worker do something that planned the cells with these plugins. Raises
         UsageError, Stopped."""
         company = frozenset(plugins)
-        worker = self._workers.get(company) or max(
-            self._workers.values(), key=lambda worker: len(worker.company)
-        )
+        planned = company if company in self._workers or EVERYONE not in self._workers else EVERYONE
+        if planned not in self._workers:  # it was ended
+            del self._plans[planned]
+            self._answer(planned)
         try:
-            return worker.ask(do, self._stop, **arguments)
+            return self._workers[planned].ask(do, self._stop, **arguments)
         except WorkerDiedError as error:
             raise UsageError(f"planning failed: {error}") from error
 
@@ -110,34 +166,43 @@ class Planners:
     def release(self, companies: Collection[frozenset[str]]) -> list[Worker]:
         """The workers that may run cells of these companies, built-in ones first; they are the
         caller's from now on."""
-        found = [self._workers.pop(c) for c in sorted(self._workers, key=len) if c in companies]
-        for worker in found:
-            worker.planned = True
-        return found
+        found: dict[frozenset[str], Worker] = {}
+        for loads in [*self._workers]:
+            company = frozenset(self._plans.get(loads, {}).get("loaded", ()))
+            if loads in self._plans and company in companies and company not in found:
+                found[company] = worker = self._workers.pop(loads)
+                worker.company, worker.planned = company, True
+        return [found[company] for company in sorted(found, key=len)]
 
-    def _begin(self, company: frozenset[str]) -> Worker:
-        worker = self._workers[company] = Worker(company)
+    def _begin(self, loads: _Loads) -> Worker:
+        # A run begins with one worker at work and one that waits; more take memory for nothing.
+        for old in [old for old in self._workers if old][: max(0, len(self._workers) - 1)]:
+            self._end(old)
+        worker = self._workers[loads] = Worker()
+        plugins = None if loads is EVERYONE else sorted(loads)
         with suppress(WorkerDiedError):  # its answer will tell
-            worker.send("plan", suite=self._suite, number=0, plugins=self._loads(company))
+            worker.send("plan", suite=self._suite, number=0, plugins=plugins)
         return worker
 
-    def _loads(self, company: frozenset[str]) -> list[str] | None:
-        # All cells are planned by whoever loads everything.
-        everyone = frozenset(every_source(self._spec.plugins_dir))
-        return None if company == everyone else sorted(company)
+    def _end(self, loads: _Loads) -> None:
+        if loads in self._workers:
+            self._workers.pop(loads).close()
 
-    def _answer(self, company: frozenset[str]) -> dict[str, Any]:
+    def _answer(self, loads: _Loads) -> dict[str, Any]:
         for attempt in range(MOST_STARTS):
-            if company in self._plans:
+            if loads in self._plans:
                 break
+            worker = self._workers.get(loads) or self._begin(loads)
             try:
-                worker = self._workers.get(company) or self._begin(company)
-                self._plans[company] = worker.answer(self._stop)
+                self._plans[loads] = {"broken": [], **worker.answer(self._stop)}
+            except UsageError:
+                self._end(loads)
+                raise
             except WorkerDiedError as error:
-                self._workers.pop(company).close()
-                if attempt == MOST_STARTS - 1:
+                self._end(loads)
+                if attempt == MOST_STARTS - 1 or worker.importing:
                     raise UsageError(f"planning failed: {error}") from error
-        return self._plans[company]
+        return self._plans[loads]
 
 
 def _slot(cell: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -148,3 +213,23 @@ def _seems_builtin(method: str) -> bool:
     """By the name of its file: to know it, torch would have to be imported."""
     folder = Path(vipbench.__file__).parent / "methods"
     return (folder / f"{method.replace('-', '_')}.py").is_file()
+
+
+def _named(kind: str, source: str) -> str:
+    """As workers name what is registered."""
+    return f"{kind} '{source.partition(':')[0]}'"
+
+
+def _union(several: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset[str]().union(*several)
+
+
+def _told_of(company: frozenset[str], error: UsageError) -> str:
+    if all(f"'{Path(source).stem}'" in str(error) for source in company):
+        return f"left out with its cells: {error}"
+    names = " and ".join(f"plugin '{Path(s).stem}' ({Path(s).name})" for s in sorted(company))
+    return (
+        f"left out with its cells: {names}, without which planning works, while with it alone it "
+        f"fails: {error}. Change nothing of torch or of vipbench at the top of a plugin; define, "
+        "and register"
+    )

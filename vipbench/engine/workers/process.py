@@ -30,6 +30,8 @@ LOG_LIMIT = 8 * 1024 * 1024
 GRACE = 5.0
 # Seconds between two looks at a signal that may have come.
 BEAT = 0.2
+# Seconds that the import of a plugin may take.
+MOST_IMPORT = 120.0
 # What is read of one worker at a time: the others wait meanwhile.
 CHUNK, CHUNKS = 1 << 16, 64
 
@@ -47,7 +49,8 @@ class Worker:
 
     company: the sources of the users' plugins whose code it has loaded, or is to load. ready:
     whether it waits for a command. last: when it gave its last sign of life, by `time.monotonic`.
-    planned: whether it knows the run's cells; its owner's to set.
+    planned: whether it knows the run's cells; its owner's to set. importing: the source of the
+    plugin that it is importing, or "".
     """
 
     def __init__(self, company: frozenset[str] = frozenset()) -> None:
@@ -57,7 +60,7 @@ class Worker:
         self.last = time.monotonic()
         self._buffer = bytearray()
         self._ended = False
-        self._importing = ""
+        self.importing = ""
         self._command: tuple[str, dict[str, Any]] = "", {}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         root = str(Path(vipbench.__file__).parents[1])
@@ -128,7 +131,7 @@ class Worker:
                 self._ended = True
                 break
             if event["event"] == "importing":
-                self._importing = event["plugin"]
+                self.importing = event["plugin"]
             elif not self.ready:
                 events.append(event)
         if self._ended and not events:
@@ -156,6 +159,8 @@ class Worker:
                 raise Stopped
             if not select.select([self], [], [], BEAT)[0]:
                 self.bound_log()
+                if self.importing and time.monotonic() - self.last > MOST_IMPORT:
+                    self._kill_group()
                 continue
             for event in self.receive():
                 if event["event"] == "usage_error":
@@ -214,8 +219,8 @@ class Worker:
         how = f"exit status {code}"
         if code < 0:
             how = f"signal {signal.Signals(-code).name}"
-        if self._importing:
-            how += f" while it imported the plugin '{self._importing}'"
+        if self.importing:
+            how += f" while it imported the plugin '{self.importing}'"
         size = os.fstat(self._log.fileno()).st_size
         self._log.seek(max(0, size - 4000))
         output = self._log.read().decode("utf-8", "replace").strip("\0\n ")

@@ -48,8 +48,8 @@ from vipbench.engine.planning.loading import (
 from vipbench.engine.planning.protocols import arrange
 from vipbench.engine.training.cuda_graphs import Replays, replays
 from vipbench.errors import UsageError
-from vipbench.plugins.files import Plugin
-from vipbench.plugins.registry import Kind, Registry, load_registry, provenance
+from vipbench.plugins.files import Plugin, loaded_plugins
+from vipbench.plugins.registry import KINDS, Kind, Registry, load_registry, provenance
 from vipbench.runspec.run import RunSpec
 
 Send = Callable[[dict[str, Any]], None]
@@ -108,13 +108,16 @@ class Session:
         number: which of the run's workers this is; it decides the device. plugins: sources of
         users' plugins. These alone are loaded then, and only cells that run the code of all of
         them are planned; by default all plugins are loaded and all cells are planned.
+
+        The event tells what of the run nobody of those that are loaded registers (`unknown`, and
+        `lacks`: plugins of a cell, further backbones that it reads), and what they register.
         """
         company = None if plugins is None else frozenset(plugins)
         self.spec = run = RunSpec.from_yaml_text(suite)
         machine = share(run)
         device = machine.device(number)
         registry = load_registry(run.plugins_dir, only=plugins, importing=self._importing)
-        unknown = False
+        unknown: list[str] = []
         if company is not None:
             run, unknown = some_of(run, registry, company)
         rows = make_rows(registry, run.methods)
@@ -133,7 +136,7 @@ class Session:
         beside = Beside(registry, backbones, device)
         if device != self.device:
             self.device, self.replays = device, replays(device, self.note)
-        self.cells, cells = {}, []
+        self.cells, cells, lacks = {}, [], set()
         for backbone in backbones:
             backbone.backbone.to(device)
             for data in datasets:
@@ -144,7 +147,14 @@ class Session:
                 for row in rows:
                     planned = plan_cells(run, row, scene, backbone, beside)
                     if company is not None:
-                        planned = [cell for cell in planned if _sources(cell.plugins) == company]
+                        lacks |= {
+                            (_sources(c.plugins), m) for c in planned if (m := _lacks(registry, c))
+                        }
+                        planned = [
+                            cell
+                            for cell in planned
+                            if _sources(cell.plugins) == company and not _lacks(registry, cell)
+                        ]
                     reasons = _cannot_build(self.runners, planned)
                     for cell in planned:
                         self.cells[cell.key] = cell
@@ -167,8 +177,23 @@ class Session:
             notices += [note for b in backbones for d in datasets for note in unread(b.backbone, d)]
         workers = str(machine.workers)
         info = {"device": machine.description, "workers": workers, "torch": torch.__version__}
-        plan = {"cells": cells, "notices": notices, "info": info, "unknown": unknown}
-        self.send({"event": "plan", **plan})
+        self.send(
+            {
+                "event": "plan",
+                "cells": cells,
+                "notices": notices,
+                "info": info,
+                "unknown": unknown,
+                "lacks": [[sorted(own), further] for own, further in lacks],
+                "loaded": sorted(_sources(loaded_plugins())),
+                "registered": [
+                    f"{kind} '{name}'"
+                    for kind in KINDS
+                    for name, one in registry.of(kind).items()
+                    if not one.plugin.builtin
+                ],
+            }
+        )
 
     def do_run(self, keys: list[str]) -> None:
         """Run one group: cells of the same row, dataset and backbone."""
@@ -323,20 +348,31 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
 
 
-def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[RunSpec, bool]:
+def _lacks(registry: Registry, cell: PlanCell) -> tuple[str, ...]:
+    """The further backbones that the cell reads and nobody registers."""
+    names = cell.hparams.backbones()
+    if not isinstance(names, tuple):
+        return ()
+    return tuple(n for n in names if str(n).partition(":")[0] not in registry.backbones)
+
+
+def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[RunSpec, list[str]]:
     """What of a run those need who have loaded the plugins of `company` alone: methods, datasets
     and backbones that cells of theirs are made of, or whose images they encode for others; and
-    whether the run names what they do not know."""
+    what the run names that they do not know."""
+    unknown: list[str] = []
 
     def known(kind: Kind, names: Iterable[str]) -> dict[str, frozenset[str]]:
-        table = registry.of(kind)
-        found = {name: table.get(name.partition(":")[0]) for name in names}
-        return {name: _sources(users(one)) for name, one in found.items() if one is not None}
+        table, found = registry.of(kind), {}
+        for name in names:
+            if (base := name.partition(":")[0]) in table:
+                found[name] = _sources(users(table[base]))
+            else:
+                unknown.append(f"{kind} '{base}'")
+        return found
 
     methods = known("method", (method.name for method in run.methods))
     datasets, backbones = known("dataset", run.datasets), known("backbone", run.backbones)
-    named = {method.name for method in run.methods}, set(run.datasets), set(run.backbones)
-    unknown = [*map(len, named)] != [len(methods), len(datasets), len(backbones)]
     if not run.protocol.transfers:  # else a cell reads several datasets
         pairs = [
             (dataset, backbone)
