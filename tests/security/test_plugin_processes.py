@@ -198,12 +198,38 @@ def test_a_plugin_whose_import_never_ends_is_named(
     plugins(folder)
     (folder / "plugins" / "waits.py").write_text("while True:\n    pass\n")
     spec = RunSpec.parse(
-        {"methods": ["waits"], "datasets": [f"npz:{folder / 'toy.npz'}"], "shots": [1], "seeds": [1],
-         "backbones": ["tiny-clip"], "plugins_dir": folder / "plugins", "out": folder / "waits"}
+        {"methods": ["waits"], "datasets": [f"npz:{folder / 'toy.npz'}"],
+         "backbones": ["tiny-clip"], "shots": [1], "seeds": [1],
+         "plugins_dir": folder / "plugins", "out": folder / "waits"}
     )  # fmt: skip
     trust.name(folder / "plugins")
     with pytest.raises(UsageError, match=r"SIGKILL.*waits\.py"):
         driver.plan(spec)
+
+
+HASHES = """
+import vipbench.engine.planning.cells as cells
+
+cells.sha = lambda parts: "f" * 64
+"""
+MEDDLES = """
+import sys
+
+for name, module in list(sys.modules.items()):
+    if name.startswith("vipbench_plugin_good_"):
+        module.Own.revision = 99
+"""
+
+
+@pytest.mark.parametrize("name", ["hashes", "meddles"])
+def test_who_changes_what_is_planned_beside_it_changes_no_cell(folder: Path, name: str) -> None:
+    """The first changes built-in cells too, the other none but those of another plugin."""
+    plugins(folder, "good")
+    text = {"hashes": HASHES, "meddles": MEDDLES}[name]
+    (folder / "plugins" / f"{name}.py").write_text(text)
+    status, err = run(folder, name, f"{BUILTIN},good", "one")
+    assert (status, err) == (0, "")
+    assert grid.bits(folder / name) == grid.bits(folder / "alone")
 
 
 def test_a_built_in_method_on_a_plugins_dataset_is_the_plugins_cell(folder: Path) -> None:

@@ -102,6 +102,8 @@ class Screen(Observer):
     def planned(self, plan: Plan) -> None:
         """The settings, what cannot be run and why, and the bar."""
         self.plan = plan
+        self.done = self.failed = 0
+        self._waiting.clear()
         todo, done, impossible = (plan.of(status) for status in WORDS)
         if plan.cells and not todo and not done:
             raise UsageError(

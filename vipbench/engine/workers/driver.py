@@ -30,7 +30,7 @@ from vipbench.engine.workers.plan import (
 )
 from vipbench.engine.workers.planners import Planners
 from vipbench.engine.workers.pool import Group, Pool
-from vipbench.engine.workers.process import Stopped, Worker, WorkerDiedError
+from vipbench.engine.workers.process import PlannedOtherwiseError, Stopped, Worker, WorkerDiedError
 from vipbench.errors import UsageError
 from vipbench.plugins.files import every_source, plugin_files, require_code
 from vipbench.results import Predictions, Record
@@ -189,17 +189,41 @@ class _Driver:
         self.outcome = Outcome(0, 0, 0, 0)
 
     def run(self, only: Collection[str] | None) -> None:
+        try:
+            self._work(only)
+        except PlannedOtherwiseError as error:
+            self.pool.close()
+            self.pool = Pool(self.spec, self, self.stopped)
+            self._work(only, error)
+
+    def _work(
+        self, only: Collection[str] | None, error: PlannedOtherwiseError | None = None
+    ) -> None:
         with Planners(self.spec, self.stopped) as planners:
-            groups, workers = self._begin(planners, only)
+            groups, workers = self._begin(planners, only, error)
         self.pool.work(groups, workers)
 
-    def _begin(self, planners: Planners, only: Collection[str] | None) -> tuple[list[Group], int]:
-        """What is to be run, and by how many workers; the pool has taken those that it can use."""
+    def _begin(
+        self,
+        planners: Planners,
+        only: Collection[str] | None,
+        error: PlannedOtherwiseError | None,
+    ) -> tuple[list[Group], int]:
+        """What is to be run, and by how many workers; the pool has taken those that it can use.
+
+        error: why the plan that all plugins gave together does not hold; raised where they give
+        another one now, as files were changed.
+        """
         plan = planners.plan()
+        if error is not None:
+            if {cell["key"] for cell in plan["cells"]} != {*self.cells}:
+                raise error
+            plan = planners.apart(joint=plan)
         planned = _judged(plan, self.spec, self.retry, self.imported)
         self.cells = {cell.key: cell for cell in planned.cells}
         self.outcome = replace(
             self.outcome,
+            done=0,
             skipped=len(planned.of("done")),
             impossible=len(planned.of("impossible")),
             broken=bool(planned.broken),
@@ -207,11 +231,13 @@ class _Driver:
         self.observer.planned(planned)
         if only is not None:
             planned = replace(planned, cells=[c for c in planned.cells if c.key in only])
-        self.store = Store(self.spec.out)
+        self.store = self.store or Store(self.spec.out)
         self.spec.save()
         self.store.save_plan(planned.cells)
         groups = []
-        for keys in planned.groups():
+        for group in planned.groups():
+            if not (keys := self.missing(group)):
+                continue
             cell = self.cells[keys[0]]
             wants = planners.wants(cell.plugins, keys)
             pair = cell.backbone, cell.dataset

@@ -2,7 +2,8 @@
 
 A users' plugin may change anything of the process that has loaded it, also what is planned there.
 So where there are plugins, what is built in is planned without them, in a second process beside.
-Where planning fails with all plugins, it is done anew with each of them alone.
+Where planning fails with all plugins, or gives other built-in cells than without them, it is done
+anew with each of them alone.
 A run that names nothing but what is built in imports no installed plugin at all.
 """
 
@@ -65,17 +66,22 @@ class Planners:
         except UsageError as error:
             if not self._sources:
                 raise
-            return self._apart(error)
+            return self.apart(error)
         if plan["loaded"] and (any(builtin) or any(not cell["plugins"] for cell in plan["cells"])):
             own = {_slot(cell): cell for cell in self._answer(NOBODY)["cells"]}
-            plan["cells"] = [own.get(_slot(cell), cell) for cell in plan["cells"]]
+            given = {_slot(cell): cell for cell in plan["cells"]}
+            if len(plan["loaded"]) > 1 and not own.items() <= given.items():
+                return self.apart(joint=plan)
+            plan["cells"] = list((given | own).values())
         return plan
 
-    def _apart(self, error: UsageError) -> dict[str, Any]:
-        """The plan where `error` came of all plugins in one process: whoever is imported can break
-        what others do, such as the loading of a built-in backbone. Each company has a process of
-        its own, and those that cannot plan cost their own cells. Raises `error` where no plugin is
-        at fault."""
+    def apart(
+        self, error: UsageError | None = None, joint: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The plan where all plugins in one process gave `error`, or the plan `joint`, which does
+        not hold: whoever is imported can change what others do, such as the loading of a built-in
+        backbone. Each company has a process of its own, and those that cannot plan cost their own
+        cells. Raises `error` where no plugin is at fault."""
         self._end(EVERYONE)
         plans = {NOBODY: self._answer(NOBODY)}
         broken: dict[frozenset[str], UsageError] = {}
@@ -91,10 +97,11 @@ class Planners:
             add(company := frozenset({source}))
             for name in plans.get(company, {}).get("registered", ()):
                 if name in owners:
-                    raise error
+                    who = " and ".join(sorted(owners[name] | company))
+                    raise error or UsageError(f"{who} both register the {name}; rename one")
                 owners[name] = company
         lacking = {name for name in plans[NOBODY]["unknown"] if name not in owners}
-        if lacking and not broken:
+        if error and lacking and not broken:
             raise error
         while waiting := self._companies(owners, lacking, plans.values()) - {*plans, *broken}:
             for company in sorted(waiting, key=sorted):
@@ -105,9 +112,13 @@ class Planners:
             for name in (_named("backbone", source) for source in further)
             if name not in owners
         }
-        cells = [cell for plan in plans.values() for cell in plan["cells"]]
-        if len({_slot(cell) for cell in cells}) < len(cells):
+        every = [cell for plan in plans.values() for cell in plan["cells"]]
+        found = {_slot(cell): cell for cell in reversed(every)}
+        if error and len(found) < len(every):
             raise error
+        given = {_slot(cell): cell for cell in joint["cells"]} if joint else {}
+        places = {slot: place for place, slot in enumerate(given)}
+        cells = sorted(found.values(), key=lambda cell: places.get(_slot(cell), len(places)))
         told = [_told_of(company, found) for company, found in broken.items()]
         if lacking:
             names = ", ".join(sorted(lacking))
@@ -116,7 +127,8 @@ class Planners:
             raise UsageError("; ".join(told))
         notices = list(dict.fromkeys(note for p in plans.values() for note in p["notices"]))
         if not told:
-            notices.append(f"each plugin was planned alone, since all together fail: {error}")
+            why = error or "a plugin's import changes what is planned beside it"
+            notices.append(f"each plugin is planned alone: {why}")
         return {**plans[NOBODY], "cells": cells, "notices": notices, "broken": told}
 
     def _companies(

@@ -19,7 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vipbench.engine.workers.planners import MOST_STARTS, Planners
-from vipbench.engine.workers.process import BEAT, Stopped, Worker, WorkerDiedError
+from vipbench.engine.workers.process import (
+    BEAT,
+    PlannedOtherwiseError,
+    Stopped,
+    Worker,
+    WorkerDiedError,
+)
 from vipbench.errors import UsageError
 from vipbench.runspec.run import RunSpec
 from vipbench.trust import UntrustedCodeError
@@ -279,7 +285,7 @@ class Pool:
     def _false_start(self, error: WorkerDiedError) -> None:
         self._starts += 1
         if self._starts == MOST_STARTS:
-            raise UsageError(f"planning failed: {error}") from error
+            raise PlannedOtherwiseError(f"planning failed: {error}") from error
 
     def _watch(self) -> None:
         """Wait a moment for events, and deal with them and with workers that gave none."""
@@ -309,7 +315,7 @@ class Pool:
     def _on_event(self, slot: Slot, worker: Worker, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "usage_error":
-            raise UsageError(event["message"])
+            raise PlannedOtherwiseError(event["message"])
         if kind == "untrusted" and worker.planned:
             # Code that is imported within a cell; what this run's plan needs was allowed.
             raise UntrustedCodeError(**event["code"])
@@ -318,7 +324,7 @@ class Pool:
             self._starts = 0
             known = self._known.get(worker.company, set())
             if kind == "untrusted" or not known <= {cell["key"] for cell in event["cells"]}:
-                raise UsageError(
+                raise PlannedOtherwiseError(
                     "a plugin or data file changed during the run. Finished cells are saved; run "
                     "the same command to continue with the changed files"
                 )

@@ -40,6 +40,10 @@ class WorkerDiedError(RuntimeError):
     """The worker ended by itself; the message says how, and the last that it printed."""
 
 
+class PlannedOtherwiseError(UsageError):
+    """A worker with some of the plugins does not plan the cells that all together gave."""
+
+
 class Stopped(BaseException):
     """The run is to stop. Not an Exception: nothing on the way up may swallow it."""
 
