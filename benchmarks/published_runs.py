@@ -96,7 +96,7 @@ def keep(folder: Path, name: str, into: Path = KEPT) -> None:
             assert found.groups is None
             predicted[record.key] = "".join(map(str, found.scores.argmax(1)))
             labels[record.cell.dataset] = "".join(map(str, found.labels))
-    told = {
+    text = {
         "title": RunSpec.from_yaml(folder / SUITE_NAME).title,
         "records": [record.to_dict() | {"history": [], "timing": {}} for record in records],
         "plan": [cell.to_dict() for cell in plan],
@@ -105,15 +105,15 @@ def keep(folder: Path, name: str, into: Path = KEPT) -> None:
     }
     into.mkdir(parents=True, exist_ok=True)
     # No time in the file: the same run gives the same bytes.
-    (into / f"{name}.json.gz").write_bytes(gzip.compress(dump(told).encode(), mtime=0))
+    (into / f"{name}.json.gz").write_bytes(gzip.compress(dump(text).encode(), mtime=0))
 
 
 @cache
 def kept(name: str, folder: Path = KEPT) -> Run:
     """The kept run of that name."""
-    told = json.loads(gzip.decompress((folder / f"{name}.json.gz").read_bytes()))
-    records = [Record.of(value) for value in told["records"]]
-    return Run(cells_of(records, told["plan"]), told["predicted"], told["labels"], told["title"])
+    text = json.loads(gzip.decompress((folder / f"{name}.json.gz").read_bytes()))
+    records = [Record.of(value) for value in text["records"]]
+    return Run(cells_of(records, text["plan"]), text["predicted"], text["labels"], text["title"])
 
 
 # What is said of a comparison.
@@ -162,18 +162,19 @@ def at_each(claims: Sequence[Claim]) -> str:
         groups = (
             ("higher than", [c for c in own if holds(c) and c.interval.estimate > 0]),
             ("lower than", [c for c in own if holds(c) and c.interval.estimate < 0]),
-            ("no difference established from", [c for c in own if not holds(c)]),
         )
-        told = [
+        parts = [
             f"{word} {and_([f'`{claim.b}`' for claim in found])}" for word, found in groups if found
         ]
-        lines.append(f"- At {shots} shot{'s' * (shots != 1)}: {'; '.join(told)}.")
+        left = sum(not holds(claim) for claim in own)
+        parts += [f"no difference established from the other {left}"] if left else []
+        lines.append(f"- At {shots} shot{'s' * (shots != 1)}: {'; '.join(parts)}.")
     return "\n".join(lines) + "\n"
 
 
 def _shots(claims: Sequence[Claim]) -> str:
-    told = and_([str(claim.shots) for claim in claims])
-    return f"{told} shot{'s' * (told != '1')}"
+    text = and_([str(claim.shots) for claim in claims])
+    return f"{text} shot{'s' * (text != '1')}"
 
 
 def _accuracy(run: Run, method: str) -> str:
@@ -234,8 +235,8 @@ def knowledge() -> str:
         "|---|---:|---:|---:|",
     ]
     for claim, name in zip(untrained, ("class names", *map(_texts, KINDS)), strict=True):
-        told = f"{100 * claim.mean_b:.1f} % | {points(claim)} | {p_value(claim)}"
-        lines.append(f"| {name} | {told} |")
+        text = f"{100 * claim.mean_b:.1f} % | {points(claim)} | {p_value(claim)}"
+        lines.append(f"| {name} | {text} |")
     rows = [f"vip ({kind} knowledge)" for kind in KINDS]
     few, many = (run.claims("vip", *rows, shots=[k]) for k in (4, 16))
     lines += [
@@ -247,13 +248,12 @@ def knowledge() -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for kind, at_4, at_16 in zip(KINDS, few, many, strict=True):
-        told = f"{points(at_4)} | {p_value(at_4)} | {points(at_16)} | {p_value(at_16)}"
-        lines.append(f"| {_texts(kind)} | {told} |")
+        text = f"{points(at_4)} | {p_value(at_4)} | {points(at_16)} | {p_value(at_16)}"
+        lines.append(f"| {_texts(kind)} | {text} |")
     lines += [
         "",
-        f"Nothing trained, {_which(untrained, ('class names', *map(_texts, KINDS)))}. "
-        f"With ViP at 4 shots, {_which(few, [*map(_texts, KINDS)])}; at 16 shots, "
-        f"{_which(many, [*map(_texts, KINDS)])}.",
+        f"Nothing trained: {_which(untrained)}. ViP at 4 shots: {_which(few)}; at 16 shots: "
+        f"{_which(many)}.",
         "",
     ]
     return "\n".join(lines)
@@ -263,16 +263,12 @@ def _texts(kind: str) -> str:
     return f"{kind} knowledge"
 
 
-def _which(claims: Sequence[Claim], names: Sequence[str]) -> str:
-    """`symptoms are established as better than a and b, and not than c`."""
-    pairs = list(zip(claims, names, strict=True))
-    better = [name for c, name in pairs if holds(c) and c.interval.estimate > 0]
-    worse = [name for c, name in pairs if holds(c) and c.interval.estimate < 0]
-    open_ = [name for c, name in pairs if not holds(c)]
-    told = [f"symptoms are more accurate than {and_(better)}"] if better else []
-    told += [f"symptoms are less accurate than {and_(worse)}"] if worse else []
-    told += [f"no difference from {and_(open_)} is established"] if open_ else []
-    return ", and ".join(told)
+def _which(claims: Sequence[Claim]) -> str:
+    """Of how many of the other kinds of text the difference holds."""
+    better = sum(holds(c) and c.interval.estimate > 0 for c in claims)
+    worse = sum(holds(c) and c.interval.estimate < 0 for c in claims)
+    text = f"symptoms are more accurate than {better} of {len(claims)} other kinds of text"
+    return text + (f", less accurate than {worse}" if worse else "")
 
 
 def all_methods() -> str:
@@ -285,15 +281,15 @@ def all_methods_compared() -> str:
     run = kept("all-methods")
     claims = run.claims("vip")
     return (
-        "The accuracy of `vip` against that of every other row, by\n"
-        f"`vipbench compare vip all all-methods-results` ({len(claims)} comparisons, "
-        f"Holm-corrected, at 5 %):\n\n{at_each(claims)}"
+        "Accuracy of `vip` against every other row, by\n"
+        "`vipbench compare vip all all-methods-results` "
+        f"({len(claims)} comparisons, Holm-corrected, at 5 %):\n\n{at_each(claims)}"
     )
 
 
 def _p(claim: Claim) -> str:
-    told = p_value(claim)
-    return told if told.startswith("<") else f"= {told}"
+    text = p_value(claim)
+    return text if text.startswith("<") else f"= {text}"
 
 
 # Name of the block -> the run that it is of, and what writes it.
