@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipbench import api
-from vipbench.cli.commands.check import KINDS
+from vipbench.cli.commands.check import KINDS, check_command
 from vipbench.cli.commands.new import new_command
 from vipbench.plugins.registry import load_registry
-from vipbench.testing import ConformanceError, check_backbone, check_dataset, check_method
+from vipbench.testing import (
+    ConformanceError,
+    check_backbone,
+    check_dataset,
+    check_method,
+    plain_image,
+)
 
 Cli = Callable[..., "CompletedProcess[str]"]
 REGISTRY = load_registry()
@@ -27,7 +34,9 @@ TOWER = REGISTRY.backbone("tiny-clip")[0]
 
 @pytest.mark.parametrize("name", sorted(REGISTRY.methods))
 def test_every_method_keeps_the_rules(name: str) -> None:
-    check_method(REGISTRY.methods[name].target, TOWER, epochs=2)
+    method = REGISTRY.methods[name].target
+    # Images are never stacked, and take long.
+    check_method(method, TOWER, epochs=2, stacking=method.inputs == "features")
 
 
 def test_the_bundled_backbone_and_dataset_keep_the_rules() -> None:
@@ -78,6 +87,7 @@ class Several(Plain):
 
     def predict(self, x: Tensor) -> Tensor:
         assert x.shape[1] == 3
+        assert not torch.equal(x[:, 1], x[:, 2])
         return self(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 
@@ -229,8 +239,117 @@ class Layered(Trained):
         return logits
 
 
+class Views(Layered):
+    """With a loss of its own; it is trained on views."""
+
+    def prepare(self, support: api.Support) -> None:
+        assert support.n_views == 2
+        assert not torch.equal(support.view(0), support.view(1))
+
+    def loss(self, batch: api.Batch) -> Tensor:
+        return F.cross_entropy(self(batch.x), batch.labels)
+
+
+class Order(Plain):
+    """Reads all test images, which do not come in the order of files."""
+
+    needs = frozenset({"test_images"})
+
+    def predict(self, x: Tensor) -> Tensor:
+        files = [TOWER.preprocess(plain_image(i % 3, 64, 2000 + i)) for i in range(len(x))]
+        own = TOWER.encode_image(torch.stack(files))
+        order = torch.cdist(own, x).argmin(1).tolist()
+        assert sorted(order) == list(range(len(x)))
+        assert order != sorted(order)
+        return self(x - x.mean(0))
+
+
 def test_what_a_run_takes_the_check_takes() -> None:
-    check_method(Layered, TOWER)
+    for method in (Layered, Views, Order):
+        check_method(method, TOWER)
+
+
+FILE = """
+import torch
+
+import vipbench
+from vipbench import api
+
+
+class Beside(api.Method):
+    name, kind, needs, uses_support = "beside", "TF", frozenset(), False
+
+    class HParams(api.HParams):
+        def backbones(self):
+            return ("thumbnail:4",)
+
+    def forward(self, x):
+        return x.split(self.task.dims, -1)[1][:, :3]
+
+
+@vipbench.hookimpl
+def register_methods(register):
+    register(Beside)
+"""
+
+
+def test_a_further_backbone_of_the_same_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
+    thumbnail = next(b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "Thumbnail" in b)
+    file = tmp_path / "both.py"
+    file.write_text(thumbnail + FILE)
+    assert check_command(str(file), None, None) == 0, capsys.readouterr().out
+
+
+class FirstCells(Trained):
+    """Its loss draws from the task of whichever cell it is called on."""
+
+    def loss(self, batch: api.Batch) -> Tensor:
+        noise = torch.randn(self.weight.shape, generator=self.task.generator("noise"))
+        return F.cross_entropy(self(batch.x) + batch.x @ noise.T, batch.labels)
+
+
+class InPlace(Trained):
+    """Normalises in place what other cells read too."""
+
+    needs = frozenset({"text"})
+
+    def __init__(self, task: api.Task, hparams: api.HParams) -> None:
+        super().__init__(task, hparams)
+        texts = task.text_features(task.class_texts())
+        texts /= texts.norm(dim=-1, keepdim=True)
+
+
+class Refused(Several):
+    """Reads a backbone that nobody has."""
+
+    @dataclass(frozen=True)
+    class HParams(Several.HParams):
+        """One that is not there."""
+
+        def backbones(self) -> tuple[str, ...]:
+            return ("no-such-backbone",)
+
+
+class Viewless(Several):
+    """Asks for views of the test images, and for none."""
+
+    @dataclass(frozen=True)
+    class HParams(Several.HParams):
+        """No number of views."""
+
+        def test_views(self) -> api.Views:
+            return api.Views(count=0)
+
+
+class Unsaid(Plain):
+    """Cannot be where it says so itself."""
+
+    def __init__(self, task: api.Task, hparams: api.HParams) -> None:
+        super().__init__(task, hparams)
+        raise api.UnsupportedError("not on this tower")
 
 
 class Centred(Trained):
@@ -246,6 +365,11 @@ class Centred(Trained):
         (Unweighted, "padding changes nothing"),
         (Later, "padding changes nothing"),
         (Centred, "padding changes nothing"),
+        (FirstCells, "stacked equal looped"),
+        (InPlace, "frozen weights are untouched"),
+        (Refused, "can be planned"),
+        (Viewless, "can be planned"),
+        (Unsaid, "can be planned"),
         (Counts, "steps change state by after_step alone"),
         (Drops, "deterministic"),
         (DeafPrompts, "learns the toy"),

@@ -13,14 +13,14 @@ Each check raises ConformanceError, which names the rule and shows the smallest 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,35 +28,51 @@ from vipbench.api import (
     SPLITS,
     Backbone,
     Batch,
-    CellInfo,
     Dataset,
     ImageBackbone,
-    Labelled,
     Method,
     Recipe,
-    Support,
-    Task,
+    Split,
+    TextError,
+    UnsupportedError,
     has_own_fit,
     pads_batches,
 )
-from vipbench.engine.evaluation.foreign import ForeignModelError, Models
-from vipbench.engine.guard import FrozenTexts, GlobalRandomError, Guard, SpoiltError, own_randomness
-from vipbench.engine.seeding import cell_generator
-from vipbench.engine.training.stacking import TrainCell, partition
-from vipbench.engine.training.step import last_batch
-from vipbench.engine.training.trainer import train
+from vipbench.engine.evaluation.foreign import ForeignModelError
+from vipbench.engine.evaluation.runner import GroupRunner
+from vipbench.engine.evaluation.scoring import Finished, Ready, ScoreError
+from vipbench.engine.features.features import Features
+from vipbench.engine.guard import GlobalRandomError, SpoiltError
+from vipbench.engine.planning.cells import TEXTS, PlanCell, Row, plan_cells
+from vipbench.engine.planning.loading import Beside, LoadedBackbone, load_dataset, users
+from vipbench.engine.planning.protocols import Scene
+from vipbench.engine.training.step import PaddingError, last_batch
 from vipbench.engine.training.written import WrittenStateError
-from vipbench.plugins.registry import load_registry
+from vipbench.plugins.registry import Plugin, Registered, Registry, load_registry
+from vipbench.runspec.run import RunSpec
 
 CLASSES = ("dark disc", "bright square", "grey ring")
 SYMPTOMS = (("low values", "round edge"), ("high values",), ("hollow middle", "even rim"))
 DESCRIPTIONS = tuple(tuple(f"a {name} seen {i} times" for i in range(60)) for name in CLASSES)
-SHOTS, EPOCHS, TOLERANCE = 3, 3, 1e-3
+# Cells of uneven support sets, each with several seeds: the larger first.
+SHOTS, SEEDS = (3, 1), (1, 2)
+# Images of each class in a split, and training views.
+IMAGES, VIEWS = 4, 2
+EPOCHS, TOLERANCE = 3, 1e-3
 # How far padding may move a loss or a gradient, in relation to its largest value: rounding.
 PADDING = 1e-5
 # Epochs after which a loss must have been lower than in the first; more where few do not do it.
-LEARNING = (4, 40)
-TEXTS = frozenset({"text", "symptoms", "descriptions"})
+LEARNING = (5, 40)
+
+# What a run raises, and which rule that is.
+RULES: dict[type[Exception], str] = {
+    SpoiltError: "frozen weights are untouched",
+    ForeignModelError: "no model of its own",
+    WrittenStateError: "steps change state by after_step alone",
+    GlobalRandomError: "deterministic",
+    PaddingError: "padding changes nothing",
+}
+RAISED: tuple[type[Exception], ...] = (ScoreError, *RULES)
 
 
 class ConformanceError(AssertionError):
@@ -72,62 +88,58 @@ def check_method(
     backbone: ImageBackbone | None = None,
     epochs: int = EPOCHS,
     stacking: bool = True,
+    registry: Registry | None = None,
 ) -> None:
-    """All rules of methods, on made-up images of three classes. backbone: by default tiny-clip.
-    epochs: of training, few so that it is quick. stacking: whether to try two cells as one, too."""
+    """All rules of methods, on made-up images of three classes, built, trained and scored as a run
+    does it. backbone: by default tiny-clip. epochs: of training, few so that it is quick.
+    stacking: whether to try cells in company, too. registry: where further backbones of the method
+    are looked for, by default all plugins that are installed."""
     try:
-        _check_method(method, backbone, epochs, stacking)
-    except ForeignModelError as error:
-        raise ConformanceError("no model of its own", str(error)) from error
-    except WrittenStateError as error:
-        raise ConformanceError("steps change state by after_step alone", str(error)) from error
-    except GlobalRandomError as error:
-        raise ConformanceError("deterministic", str(error)) from error
+        with TemporaryDirectory() as folder:
+            toy = _Toy(method, backbone, registry or load_registry(), folder)
+            _check_method(toy, epochs, stacking)
+    except RAISED as error:
+        rule = error.rule if isinstance(error, ScoreError) else RULES[type(error)]
+        raise ConformanceError(rule, str(error)) from error
 
 
-def _check_method(
-    method: type[Method], backbone: ImageBackbone | None, epochs: int, stacking: bool
-) -> None:
-    tower = backbone or load_registry().backbone("tiny-clip")[0]
-    guard = Guard(tower, FrozenTexts())
-    guard.arm()
-    first, again = (_trained(method, tower, [1], epochs)[0] for _ in range(2))
-    x = _images(tower, method, 9, seed=99)[0]
-    scores, repeated = _scores(first, x), _scores(again, x)
-    what = f"{method.name}, {len(x)} images, {len(CLASSES)} classes"
-    if tuple(scores.shape) != (len(x), len(CLASSES)):
-        raise ConformanceError("shapes", f"{what}: scores have shape {tuple(scores.shape)}")
-    if not bool(torch.isfinite(scores).all()):
-        row = int((~torch.isfinite(scores)).any(1).nonzero()[0])
-        raise ConformanceError("finite", f"{what}: image {row} has {scores[row].tolist()}")
-    if not torch.equal(scores, repeated):
-        raise ConformanceError(
-            "deterministic", f"{what}: twice the same cell, scores {_apart(scores, repeated)}"
-        )
+def _check_method(toy: _Toy, epochs: int, stacking: bool) -> None:
+    method = toy.method
+
+    short = partial(_short, epochs=epochs)
+    # The loop of a method's own has no recipe to be cut short by.
+    cells = toy.cells("quick" if has_own_fit(method) else "matched")
+    (item,), (done,) = toy.run(cells[:1], short)
+    (_, (again,)) = toy.run(cells[:1], short)
+    what = f"{method.name}, {IMAGES * len(CLASSES)} images, {len(CLASSES)} classes"
+    if not torch.equal(_scores(done), _scores(again)):
+        apart = _apart(_scores(done), _scores(again))
+        raise ConformanceError("deterministic", f"{what}: twice the same cell, scores {apart}")
     if "test_images" not in method.needs:
+        runner = toy.runner()
+        runner.set_up(item.cell)
         for rows in ([0], [3, 1]):
-            alone = _scores(first, x[rows])
-            if not torch.allclose(alone, scores[rows], atol=TOLERANCE, rtol=TOLERANCE):
+            alone, among = runner.scores(item, rows), _scores(done)[rows]
+            if not torch.allclose(alone, among, atol=TOLERANCE, rtol=TOLERANCE):
                 raise ConformanceError(
                     "each image's logits are its own",
-                    f"{what}: images {rows} alone and among all, {_apart(alone, scores[rows])}",
+                    f"{what}: images {rows} alone and among all, {_apart(alone, among)}",
                 )
-    try:
-        guard.check(what)
-    except SpoiltError as error:
-        raise ConformanceError("frozen weights are untouched", str(error)) from None
-    if method.uses_support and pads_batches(method) and not has_own_fit(method):
-        _check_padding(method, tower)
-    if method.uses_support and stacking and not has_own_fit(method):
-        _check_stacking(method, tower, epochs)
-    if method.uses_support:
-        _check_learning(method, tower)
+    if not method.uses_support:
+        return
+    if pads_batches(method) and not has_own_fit(method):
+        _check_padding(toy, cells)
+    if stacking:
+        _check_company(toy, cells, short, _scores(done))
+    _check_learning(toy)
 
 
 def check_backbone(backbone: ImageBackbone) -> None:
     """All rules of backbones."""
-    first = backbone.preprocess(_picture(0, 64))
-    pixels = torch.stack([first.clone(), *(backbone.preprocess(_picture(c, 64)) for c in (1, 2))])
+    first = backbone.preprocess(plain_image(0, 64))
+    pixels = torch.stack(
+        [first.clone(), *(backbone.preprocess(plain_image(c, 64)) for c in (1, 2))]
+    )
     if not torch.equal(first, pixels[0]):
         raise ConformanceError("each image's pixels are its own", "a later image overwrote them")
     side = backbone.image_size
@@ -139,7 +151,7 @@ def check_backbone(backbone: ImageBackbone) -> None:
     if tuple(features.shape) != (3, backbone.dim):
         raise ConformanceError("shapes", f"encode_image gives {tuple(features.shape)} for 3 images")
     if not bool(torch.isfinite(features).all()):
-        raise ConformanceError("finite", "features of a plain picture are not finite")
+        raise ConformanceError("finite", "features of a plain image are not finite")
     if not torch.allclose(alone, features[:1], atol=TOLERANCE, rtol=TOLERANCE):
         raise ConformanceError("each image's features are its own", _apart(alone, features[:1]))
     if not backbone.fingerprint or not backbone.name:
@@ -183,46 +195,61 @@ def check_dataset(dataset: Dataset, root: Path | None = None) -> None:
         raise ConformanceError("deterministic", "loaded twice, the fingerprints differ")
 
 
-def _check_stacking(method: type[Method], tower: ImageBackbone, epochs: int) -> None:
-    """Cells with different supports, of unequal size: stacked equal looped."""
-    shots = {1: SHOTS, 2: 1}
-    stacked = _trained(method, tower, [1, 2], epochs, shots=shots)
-    x = _images(tower, method, 5, seed=99)[0]
-    for seed, together in zip((1, 2), stacked, strict=True):
-        alone = _trained(method, tower, [seed], epochs, shots=shots)[0]
-        a, b = _scores(together, x), _scores(alone, x)
+def _check_company(
+    toy: _Toy, cells: Sequence[PlanCell], short: Callable[[Recipe], Recipe], first: Tensor
+) -> None:
+    """Cells with different supports, of unequal size: together, stacked where they can be, equal
+    each alone. first: scores of the first cell alone."""
+    method = toy.method
+    alone = method.inputs == "images" or method.trains_towers or has_own_fit(method)
+    together = [cells[0], cells[-1]] if alone else cells
+    try:
+        _, done = toy.run(together, short)
+    except RAISED:
+        raise
+    except Exception as error:
+        raise ConformanceError(
+            "stacked equal looped",
+            f"{method.name}: cells train alone and not together ({type(error).__name__}: {error}); "
+            "`stackable = False` keeps them apart",
+        ) from error
+    for number in (0, len(together) - 1):
+        cell, a = together[number], _scores(done[number])
+        b = _scores(toy.run([cell], short)[1][0]) if number else first
         if not torch.allclose(a, b, atol=TOLERANCE, rtol=TOLERANCE):
             raise ConformanceError(
                 "stacked equal looped",
-                f"{method.name}, cells of {SHOTS} shots and 1 shot, the one of {shots[seed]}: "
+                f"{method.name}, cells of {SHOTS[0]} and {SHOTS[1]} shots, one of {cell.shots}: "
                 f"{_apart(a, b)}",
             )
 
 
-def _check_padding(method: type[Method], tower: ImageBackbone) -> None:
+def _check_padding(toy: _Toy, cells: Sequence[PlanCell]) -> None:
     """Images of weight 0, with other labels, leave losses and gradients as they are."""
-    cell = _cell(method, tower, 1)
-    if cell is None:
-        return
-    made, support = cell.method, cell.support
-    x, labels = _images(tower, method, 5, seed=77)
-    more_x = torch.cat([support.plain, x])
-    more_labels = torch.cat([support.labels, (labels + 1).to(support.labels) % len(CLASSES)])
-    weight = torch.cat([torch.ones(len(support.labels)), torch.zeros(len(x))]).to(tower.device)
     for steps in (0, 3):
+        runner = toy.runner()
+        runner.set_up(cells[0])
+        item, other = runner.prepared(cells[:2], partial(_short, epochs=1, steps=steps or 1))
+        if not item.trained or item.support is None or other.support is None:
+            return
         if steps:
-            recipe = dataclasses.replace(_short(cell.recipe, 1), epochs=None, iterations=steps)
-            train([dataclasses.replace(cell, recipe=recipe)])
-        _fill_noise(made, cell.generator)
-        whole = Batch(support.plain, support.labels, torch.ones_like(support.labels).to(weight))
-        own = _gradients(made, whole)
+            runner.train([item])
+        made, support = item.method, item.support
+        for name, shape in made.noise().items():
+            value = torch.randn(*shape, generator=item.generator(f"noise-eval/{name}"))
+            setattr(made, name, value.to(made.task.device))
+        x, labels = other.support.plain, (other.support.labels + 1) % len(CLASSES)
+        more_x = torch.cat([support.plain, x])
+        more_labels = torch.cat([support.labels, labels])
+        weight = torch.cat([torch.ones(len(support.labels)), torch.zeros(len(x))]).to(x.device)
+        own = _gradients(made, Batch(support.plain, support.labels, weight[: len(support.labels)]))
         padded = _gradients(made, Batch(more_x, more_labels, weight))
         for name, value in own.items():
             apart = float((value - padded[name]).abs().max())
             if not apart <= PADDING * max(float(value.abs().max()), PADDING):
                 raise ConformanceError(
                     "padding changes nothing",
-                    f"{method.name}, after {steps} steps, {len(x)} images of weight 0: {name} "
+                    f"{made.name}, after {steps} steps, {len(x)} images of weight 0: {name} "
                     f"{_apart(value, padded[name])}. Take means over the batch by `batch.mean`, or "
                     "override `loss` without `pads = True`, which gets no padding",
                 )
@@ -246,208 +273,160 @@ def _gradients(method: Method, batch: Batch) -> dict[str, Tensor]:
     return found
 
 
-def _check_learning(method: type[Method], tower: ImageBackbone) -> None:
+def _check_learning(toy: _Toy) -> None:
     """Images of the toy's classes are separated after training; where texts decide, whose made-up
     class names mean nothing to the towers, it is enough that training lowers its own loss."""
+    method, cells = toy.method, toy.cells()
     if method.needs & TEXTS and not has_own_fit(method):
         losses: list[float] = []
         for epochs in LEARNING:
-            cells: list[TrainCell] = []
-            _trained(method, tower, [1], epochs, cells)
-            losses = [entry["loss"] for cell in cells for entry in cell.history]
+            (item,), _ = toy.run(cells[:1], partial(_short, epochs=epochs))
+            # Epochs with the first one's view: another view has another loss.
+            losses = [entry["loss"] for entry in item.history][::VIEWS]
             # Another order of the same images already moves their mean by rounding.
             if losses and min(losses[1:]) < losses[0] - 2e-6 * max(1.0, abs(losses[0])):
                 return
         if losses:
             raise ConformanceError(
                 "learns the toy",
-                f"{method.name}: its loss over {len(losses)} epochs is {_list(losses)}",
+                f"{method.name}: its loss over {epochs} epochs is {_list(losses)}",
             )
-    trained = _trained(method, tower, [1], None)[0]
-    x, labels = _images(tower, method, 12, seed=5)
-    accuracy = float((_scores(trained, x).argmax(1).cpu() == labels).float().mean())
-    if accuracy < 0.5:
+    _, (done,) = toy.run(cells[:1])
+    assert done.predictions is not None
+    right = done.predictions.scores.argmax(1) == done.predictions.labels
+    if right.mean() < 0.5:
         raise ConformanceError(
-            "learns the toy", f"{method.name}: accuracy {accuracy:.2f} on three plain classes"
+            "learns the toy", f"{method.name}: accuracy {right.mean():.2f} on three plain classes"
         )
 
 
-def _trained(
-    method: type[Method],
-    tower: ImageBackbone,
-    seeds: Sequence[int],
-    epochs: int | None,
-    cells: list[TrainCell] | None = None,
-    shots: Mapping[int, int] | None = None,
-) -> list[Method]:
-    """One prepared, trained and finished method a seed; together where they stack. cells: takes
-    what the engine trained. shots: of each seed, by default SHOTS."""
-    cells = [] if cells is None else cells
-    built: list[_Built] = []
-    for seed in seeds:
-        one = _built(method, tower, seed, (shots or {}).get(seed, SHOTS))
-        built.append(one)
-        if one.support is None:
-            continue
-        if has_own_fit(method):
-            with _called([one.method], training=True):
-                one.method.fit(one.support)
-        elif one.recipe is not None and one.recipe.epochs != 0:
-            recipe = _short(one.recipe, epochs)
-            cells.append(TrainCell(one.method, recipe, one.support, one.generator))
-    for part in partition(cells):
-        with _called([cell.method for cell in part], training=True):
-            train(part)
-    for one in built:
-        one.method.eval()
-        _fill_noise(one.method, one.generator)
-        if one.support is not None:
-            with _called([one.method]):
-                one.method.finish(one.support)
-    return [one.method for one in built]
+class _ToyImages(Dataset):
+    """Plain images of three classes."""
+
+    name = "toy"
+    class_names = CLASSES
+
+    def __init__(self) -> None:
+        self.symptoms = dict(zip(CLASSES, SYMPTOMS, strict=True))
+        self.descriptions = dict(zip(CLASSES, DESCRIPTIONS, strict=True))
+
+    def load(self, root: Path | None) -> dict[str, Split]:
+        """See Dataset."""
+        n = IMAGES * len(CLASSES)
+        labels = np.arange(n) % len(CLASSES)
+        found = {}
+        for at, name in enumerate(SPLITS):
+            images = [plain_image(int(c), 64, 1000 * at + i) for i, c in enumerate(labels)]
+            found[name] = Split(images, labels, tuple(f"{name}-{i}" for i in range(n)))
+        return found
 
 
-@dataclass
-class _Built:
-    """A cell whose method is built and prepared. recipe: None where the engine trains nothing."""
+class _Toy:
+    """A method, a backbone and plain images, planned and run as `vipbench run` does it. folder:
+    for the feature cache."""
 
-    method: Method
-    recipe: Recipe | None
-    support: Support | None
-    generator: Callable[[str], torch.Generator]
+    def __init__(
+        self,
+        method: type[Method],
+        backbone: ImageBackbone | None,
+        registry: Registry,
+        folder: str,
+    ) -> None:
+        self.method, self._folder = method, Path(folder)
+        known = [found.plugin for found in registry.methods.values() if found.target is method]
+        self._plugin = known[0] if known else _plugin(method)
+        own = Registered("dataset", "toy", registry.methods["zero-shot"].plugin, _made)
+        registry = dataclasses.replace(registry, datasets={**registry.datasets, "toy": own})
+        source = "tiny-clip"
+        if backbone is None:
+            backbone, plugin = registry.backbone(source)
+        else:
+            plugin = _plugin(type(backbone))
+            source = backbone.name
+        self._tower = LoadedBackbone(backbone, plugin, source)
+        self._beside = Beside(registry, [self._tower], backbone.device)
+        self._data = load_dataset(registry, RunSpec.parse({"datasets": ["toy"]}), "toy")
 
+    def cells(self, profile: str = "matched") -> list[PlanCell]:
+        """A cell each for SHOTS and SEEDS, the larger first; of a method without support, of what
+        a run has. Raises ConformanceError where a run would not have them."""
+        shots, seeds = map(list, (SHOTS, SEEDS))
+        spec = RunSpec.parse(
+            {
+                "datasets": ["toy"],
+                "shots": shots,
+                "seeds": seeds,
+                "views": VIEWS,
+                "profile": profile,
+            }
+        )
+        row = Row(self.method.name, self.method, self._plugin, self.method.HParams())
+        cells = plan_cells(spec, row, Scene(self._data), self._tower, self._beside)
+        refused = cells[0].impossible
+        if refused is None:
+            try:
+                self.runner().try_build(cells[0])
+            except (UnsupportedError, TextError) as error:
+                refused = str(error)
+        if refused is not None:
+            raise ConformanceError("can be planned", f"{self.method.name}: {refused}")
+        return cells
 
-# What the code of a method built and called since it was made.
-_models: WeakKeyDictionary[Method, Models] = WeakKeyDictionary()
+    def runner(self) -> GroupRunner:
+        """A new one, with nothing left from others but features."""
+        features = Features(
+            self._tower.backbone, self._data.splits, self._data.fingerprint,
+            plugins=users(self._tower, self._data), folder=self._folder,
+        )  # fmt: skip
+        runner = GroupRunner(features, lambda text: None)
+        runner.guard.arm()
+        return runner
 
-
-@contextmanager
-def _called(methods: Sequence[Method], training: bool = False) -> Iterator[None]:
-    """As in a run: what methods draw from global generators is found, and models of their own."""
-    method = methods[0]
-    models = _models[method]
-    seed, who = method.task.generator("global").initial_seed(), f"method '{method.name}'"
-    with models.watch(who, training), own_randomness(seed, who, method.task.device):
-        yield
-    _check_models(models, methods)
-
-
-def _check_models(models: Models, methods: Sequence[Method]) -> None:
-    """As in a run: of users' methods alone."""
-    method = methods[0]
-    if type(method).__module__.startswith("vipbench.methods."):
-        return
-    recipe = method.hparams.recipe(method.task.info) if method.uses_support else None
-    trains = recipe is not None and recipe.epochs != 0 and not has_own_fit(type(method))
-    models.check(methods, [method.task.image_backbone, *_further(type(method))], trains)
-
-
-def _built(method: type[Method], tower: ImageBackbone, seed: int, shots: int = SHOTS) -> _Built:
-    generator = cell_generator("conformance", shots, seed)
-    n = shots * len(CLASSES)
-    info = CellInfo(
-        shots, n, len(CLASSES), tower.name, tower.dim, getattr(tower, "width", 0), "toy"
-    )
-    task = Task(tower, CLASSES, ("a photo of a {}.",), SYMPTOMS, info, generator, {}, DESCRIPTIONS,
-                dims=(tower.dim, *(further.dim for further in _further(method))))  # fmt: skip
-    hparams = method.HParams().for_cell(info)
-    if has_own_fit(method):  # whose length no recipe tells
-        hparams = hparams.quick(info)
-    support = _support(tower, method, seed, shots) if method.uses_support else None
-    who, first = f"method '{method.name}'", generator("global").initial_seed()
-    models = Models()
-    with models.watch(who), own_randomness(first, who, task.device, draws=True):
-        made = method(task, hparams).to(task.device)
-        for name, shape in made.noise().items():
-            setattr(made, name, torch.zeros(shape, device=task.device))
-        if support is not None:
-            made.prepare(support)
-    _models[made] = models
-    _check_models(models, [made])
-    return _Built(made, hparams.recipe(info), support, generator)
-
-
-def _cell(method: type[Method], tower: ImageBackbone, seed: int) -> TrainCell | None:
-    """A cell ready to train; None where the engine trains nothing."""
-    one = _built(method, tower, seed)
-    if one.recipe is None or one.recipe.epochs == 0 or one.support is None:
-        return None
-    return TrainCell(one.method, one.recipe, one.support, one.generator)
-
-
-def _fill_noise(method: Method, generator: Callable[[str], torch.Generator]) -> None:
-    for name, shape in method.noise().items():
-        value = torch.randn(*shape, generator=generator(f"noise-eval/{name}"))
-        setattr(method, name, value.to(method.task.device))
+    def run(
+        self, cells: Sequence[PlanCell], recipe: Callable[[Recipe], Recipe] = lambda one: one
+    ) -> tuple[list[Ready], list[Finished]]:
+        """Trains and scores cells as one group; whatever is wrong is raised."""
+        runner = self.runner()
+        runner.set_up(cells[0])
+        with runner.guard.watch(f"method '{self.method.name}'"):
+            ready = runner.trained(cells, recipe)
+            return ready, runner.score([[cell] for cell in cells], ready)
 
 
-def _short(recipe: Recipe, epochs: int | None) -> Recipe:
-    if epochs is None:
+def _made(argument: str | None) -> Dataset:
+    return _ToyImages()
+
+
+def _plugin(made: type[Any]) -> Plugin:
+    """Of a class that is not registered: its module."""
+    file = Path(getattr(sys.modules.get(made.__module__), "__file__", None) or made.__module__)
+    builtin = made.__module__.startswith("vipbench.")
+    return Plugin("vipbench" if builtin else file.stem, None, file, "", builtin)
+
+
+def _short(recipe: Recipe, epochs: int, steps: int | None = None) -> Recipe:
+    """The recipe with so many epochs, or steps."""
+    if recipe.epochs == 0:
         return recipe
     # At its full rate from the first epoch on: the warm-up alone would fill a short training.
     return dataclasses.replace(
-        recipe, epochs=epochs, iterations=None, epoch_weights=None, schedule="constant"
-    )
+        recipe, epochs=None if steps else epochs, iterations=steps, epoch_weights=None,
+        schedule="constant",
+    )  # fmt: skip
 
 
-def _support(tower: ImageBackbone, method: type[Method], seed: int, shots: int = SHOTS) -> Support:
-    x, labels = _images(tower, method, shots * len(CLASSES), seed)
-    val_x, val_labels = _images(tower, method, 6, seed + 50)
-    device = tower.device
-    return Support(
-        x, labels.to(device), len(CLASSES), shots, val=Labelled(val_x, val_labels.to(device))
-    )
+def _scores(done: Finished) -> Tensor:
+    assert done.predictions is not None
+    return torch.from_numpy(done.predictions.scores)
 
 
-def _images(tower: ImageBackbone, method: type[Method], n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n images, class by class in turn, as the method takes them, and their labels (n,)."""
-    labels = torch.arange(n) % len(CLASSES)
-    images = [_picture(int(c), 64, seed * 1000 + i) for i, c in enumerate(labels)]
-    pixels = torch.stack([tower.preprocess(p) for p in images]).to(tower.device)
-    if method.inputs == "images":
-        return pixels, labels
-    every = [(tower, pixels)]
-    for further in _further(method):
-        shown = torch.stack([further.preprocess(p) for p in images]).to(tower.device)
-        every.append((further, shown))
-    with torch.no_grad():
-        return torch.cat([one.encode_image(shown) for one, shown in every], dim=-1), labels
-
-
-def _further(method: type[Method]) -> list[ImageBackbone]:
-    """The backbones that a method reads beside the run's."""
-    return [_load(name) for name in method.HParams().backbones()]
-
-
-@lru_cache(maxsize=4)
-def _load(name: str) -> ImageBackbone:
-    return load_registry().backbone(name)[0]
-
-
-def _picture(label: int, side: int, seed: int = 0) -> Any:
-    """An RGB picture of class `label`: its brightness and colour tell."""
+def plain_image(label: int, side: int, seed: int = 0) -> Any:
+    """An RGB image of class `label`: its brightness and colour tell."""
     from PIL import Image
 
     noise = torch.randint(0, 40, (side, side, 3), generator=torch.Generator().manual_seed(seed))
     noise[..., label] += 180
     return Image.fromarray(noise.to(torch.uint8).numpy())
-
-
-@torch.no_grad()
-def _scores(method: Method, x: Tensor) -> Tensor:
-    if "test_views" in method.needs:
-        x = x.unsqueeze(1).repeat_interleave(1 + (method.hparams.test_views().count or 0), dim=1)
-    given = x.clone()
-    with _called([method]):
-        scores = method.predict(given)
-    if not torch.equal(given, x):
-        what = f"{method.name}: predict changed the images or features that it was given"
-        raise ConformanceError("test images are untouched", what)
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        what = f"{method.name}: predict gave {got}; expected floating-point scores"
-        raise ConformanceError("shapes", what)
-    return scores
 
 
 def _list(values: Sequence[float]) -> str:

@@ -75,6 +75,22 @@ class Weighted(Linear):
     name = "weighted"
 
 
+class Liar(Plain):
+    """Declares what its loss does not do."""
+
+    name = "liar"
+    pads = True
+
+
+class Centred(Linear):
+    """The default loss, of a forward that reads the batch in training."""
+
+    name = "centred"
+
+    def forward(self, x):
+        return super().forward(x - x.mean(0) if self.training else x)
+
+
 class Teacher(Linear):
     """Scores by a mean teacher, times the number of its steps."""
 
@@ -159,7 +175,8 @@ class Fitted(Normalised):
 
 @vipbench.hookimpl
 def register_methods(register):
-    for method in (Plain, Contrast, Weighted, Teacher, Lost, Counting, Helped, Normalised, Fitted):
+    for method in (Plain, Contrast, Weighted, Liar, Centred, Teacher, Lost, Counting, Helped,
+                   Normalised, Fitted):
         register(method)
 '''
 Scores = dict[tuple[str, object], npt.NDArray[np.float32]]
@@ -198,7 +215,7 @@ def scores(folder: Path, out: str, records: list[Record]) -> Scores:
 
 METHODS = [
     "plain", "contrast", "weighted", "plain[batch_size=4,drop_last=off]",
-    "contrast[batch_size=4,drop_last=off]",
+    "contrast[batch_size=4,drop_last=off]", "liar", "centred",
 ]  # fmt: skip
 
 
@@ -213,6 +230,10 @@ def test_no_cell_depends_on_others_of_the_run(folder: Path) -> None:
     stacked = {(r.cell.method, r.cell.shots): r.provenance["stacked_cells"] for r in beside}
     assert stacked["weighted", 1] == 4  # padded: all as one
     assert stacked["plain", 1] == stacked["plain", 4] == 2
+    assert stacked["liar", 1] == stacked["centred", 4] == 1  # told by what their loss does
+    (short,) = run(folder, "short", ["liar[batch_size=4,drop_last=off]"], [1])[:1]
+    assert short.error is not None
+    assert "batch.mean" in short.error.message
 
 
 def test_state_that_training_changes(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,9 +38,41 @@ class Helper:
     calls = 0
 
 
+class Slots:
+    """An object without a dict."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+def ticker() -> Callable[[], None]:
+    """It counts in a closure."""
+    calls = [0]
+
+    def tick() -> None:
+        calls[0] += 1
+
+    return tick
+
+
+def remembers(batch: api.Batch, seen: list[Any] = []) -> None:  # noqa: B006  # on purpose
+    """It keeps what it was given."""
+    seen.append(batch)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """In a task's place."""
+
+    n_classes: int = CLASSES
+
+
 # Of one cell as of another, so that cells stack.
 COUNTER = itertools.count()
 NAN, HELPER, ARRAY = float("nan"), Helper(), np.zeros(3)
+SLOTS, TICK, HIDDEN, PROBLEM = Slots(), ticker(), nn.BatchNorm1d(DIM, affine=False), Problem()
 calls = 0
 seen_labels: dict[str, list[int]] = {"steps": []}
 
@@ -65,6 +98,8 @@ class Writes(Toy):
         self.mean = torch.zeros(DIM)
         self.frozen = nn.Parameter(torch.zeros(DIM), requires_grad=False)
         self.child = Child()
+        self.slots, self.tick, self.hidden = SLOTS, TICK, [HIDDEN]
+        self.task = PROBLEM  # type: ignore[assignment]
         self.layer = nn.InstanceNorm1d(DIM, track_running_stats=True)
 
     def loss(self, batch: api.Batch) -> tuple[Tensor, ...]:
@@ -151,6 +186,13 @@ WRITERS = [
     (lambda m, b: setattr(m.weight, "data", m.weight.data * 0.9), "self.weight"),
     (lambda m, b: m.weight.set_(m.weight.detach() * 0.9), "self.weight"),
     (lambda m, b: setattr(m.child.bank, "data", m.child.bank + 1), "self.child.bank"),
+    (lambda m, b: setattr(m.slots, "calls", m.slots.calls + 1), "self.slots"),
+    (lambda m, b: m.tick(), "self.tick"),
+    (lambda m, b: remembers(b), "test_written.py: remembers"),
+    (lambda m, b: setattr(remembers, "last", b), "test_written.py: remembers"),
+    (lambda m, b: m.hidden[0].running_mean.add_(1.0), "self.hidden"),
+    (lambda m, b: m.hidden[0](torch.ones(4, DIM)), "self.hidden"),
+    (lambda m, b: object.__setattr__(m.task, "calls", b), "self.task.calls"),
 ]
 
 

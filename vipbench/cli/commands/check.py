@@ -56,7 +56,7 @@ def _check_all(
     for kind, name, source in what:
         try:
             if kind == "method":
-                testing.check_method(registry.method(name)[0])
+                testing.check_method(registry.method(name)[0], registry=registry)
             elif kind == "backbone":
                 testing.check_backbone(registry.backbone(source)[0])
             else:

@@ -38,7 +38,7 @@ def trainable_counts(registry: Registry) -> dict[str, int | None]:
             counts[name] = None
             continue
         try:
-            method = runner._prepare(cell).method
+            method = runner._prepare(cell, cell.hparams.recipe(cell.info)).method
         except (UnsupportedError, ValueError):
             counts[name] = None
             continue

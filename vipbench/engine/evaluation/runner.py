@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from vipbench.api import Backbone, ImageError, Method, Task, has_own_fit
+from vipbench.api import Backbone, ImageError, Method, Recipe, Task, has_own_fit
 from vipbench.engine.evaluation.foreign import Models
 from vipbench.engine.evaluation.learned import versions
 from vipbench.engine.evaluation.rebind import cannot_transfer, transferred
@@ -20,6 +20,7 @@ from vipbench.engine.evaluation.records import error_record
 from vipbench.engine.evaluation.scoring import (
     Finished,
     Ready,
+    ScoreError,
     Test,
     checked_scores,
     finished,
@@ -83,7 +84,7 @@ class GroupRunner:
     def run(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
         """All cells of one group (same row, dataset and backbone); a failure is a record."""
         left = {cell.key: cell for cell in cells}
-        self._set_up(cells[0])
+        self.set_up(cells[0])
         try:
             every = trainings(cells)
             for start in range(0, len(every), MOST_STACKED):
@@ -97,10 +98,11 @@ class GroupRunner:
 
     def run_alone(self, cell: PlanCell) -> Finished:
         """One cell by itself; whatever it raises comes through."""
-        self._set_up(cell)
+        self.set_up(cell)
         return self._execute([cell])[0]
 
-    def _set_up(self, cell: PlanCell) -> None:
+    def set_up(self, cell: PlanCell) -> None:
+        """Once, before cells like this one are trained."""
         backbone = self.features.backbone
         if cell.plugins:
             self.guard.arm()
@@ -220,29 +222,48 @@ class GroupRunner:
         self._short.update((cell.key, message) for cell in cells)
 
     def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
-        self._running, self.models = _who(cells[0]), Models()
-        with self.guard.watch(self._running):
-            with suppress(ReplayError):
-                return self._watched(cells)
-            # Of this method no more steps are repeated.
-            return self._watched(cells)
-
-    def _watched(self, cells: Sequence[PlanCell]) -> list[Finished]:
         every = trainings(cells)
-        firsts = [own[0] for own in every]
-        for cell in firsts:
-            encode_views(self._inputs(cell, cell.data), [cell])
+        with self.guard.watch(_who(cells[0])):
+            with suppress(ReplayError):
+                return self.score(every, self.trained([own[0] for own in every]))
+            # Of this method no more steps are repeated.
+            return self.score(every, self.trained([own[0] for own in every]))
+
+    def trained(
+        self, cells: Sequence[PlanCell], recipe: Callable[[Recipe], Recipe] = lambda one: one
+    ) -> list[Ready]:
+        """Cells of one group, built and trained: as one where they can be. recipe: what becomes of
+        the method's; whatever the cells' code raises comes through."""
+        ready = self.prepared(cells, recipe)
         started = time.perf_counter()
-        ready = [self._prepare(cell) for cell in firsts]
+        self.train(ready)
+        self._finish(ready)
         self._check_models(ready)
-        prepared = time.perf_counter()
-        self._fit(ready)
+        for item in ready:
+            item.train = (time.perf_counter() - started) / len(ready)
+        return ready
+
+    def prepared(
+        self, cells: Sequence[PlanCell], recipe: Callable[[Recipe], Recipe] = lambda one: one
+    ) -> list[Ready]:
+        """`trained` before the training."""
+        self._running, self.models = _who(cells[0]), Models()
+        recipes: list[Recipe | None] = []
+        for cell in cells:
+            own = cell.hparams.recipe(cell.info)
+            recipes.append(None if own is None else recipe(own))
+            encode_views(self._inputs(cell, cell.data), cell, recipes[-1])
+        started = time.perf_counter()
+        ready = [self._prepare(cell, own) for cell, own in zip(cells, recipes, strict=True)]
         self._check_models(ready)
-        trained = time.perf_counter()
+        for item in ready:
+            item.prepare = (time.perf_counter() - started) / len(ready)
+        return ready
+
+    def score(self, every: Sequence[Sequence[PlanCell]], ready: Sequence[Ready]) -> list[Finished]:
+        """The records of all cells. every: those that share each of the trainings `ready`."""
         tests: dict[str, list[Test]] = {}
         for item, own in zip(ready, every, strict=True):
-            item.prepare = (prepared - started) / len(ready)
-            item.train = (trained - prepared) / len(ready)
             for cell in own:
                 test = Test(cell, item, self._bound(cell, item))
                 tests.setdefault(cell.tested.dataset.name, []).append(test)
@@ -258,10 +279,16 @@ class GroupRunner:
         short = self._short
         return [finished(scored[c.key], len(own), short.get(c.key)) for own in every for c in own]
 
-    def _test(self, tests: Sequence[Test]) -> None:
-        """Score cells on the same images."""
+    def scores(self, item: Ready, rows: Sequence[int]) -> Tensor:
+        """Scores (n,C) of the test images `rows` of a trained cell, given to the method alone."""
+        test = Test(item.cell, item, item.method)
+        self._test([test], rows)
+        return torch.cat(test.scores)
+
+    def _test(self, tests: Sequence[Test], rows: Sequence[int] | None = None) -> None:
+        """Score cells on the same images. rows: of the test split; None: what the run tests."""
         data, method = tests[0].cell.tested, tests[0].cell.row.method
-        rows = test_rows(data)
+        rows = test_rows(data) if rows is None else rows
         alike: dict[tuple[object, ...], list[Test]] = {}
         for test in tests:
             sources = tuple(tower.source for tower in test.cell.towers)
@@ -289,7 +316,7 @@ class GroupRunner:
         if (tower.source, name) not in self._beside:
             self._beside[tower.source, name] = Features(
                 tower.backbone, own.splits, own.dataset_key, own.progress, own.note,
-                plugins=own.plugins | users(tower),
+                plugins=own.plugins | users(tower), folder=own.folder,
             )  # fmt: skip
         return self._beside[tower.source, name]
 
@@ -324,8 +351,8 @@ class GroupRunner:
         task = self._task(cell, cell.tested)
         return transferred(item.method, item.built, task, lambda task: self._make(cell, task))
 
-    def _prepare(self, cell: PlanCell) -> Ready:
-        task, recipe = self._task(cell, cell.data), cell.hparams.recipe(cell.info)
+    def _prepare(self, cell: PlanCell, recipe: Recipe | None) -> Ready:
+        task = self._task(cell, cell.data)
         with self._randomness(cell, task.generator, draws=True):
             method = self._construct(cell, task)
             built = versions(method)
@@ -334,7 +361,8 @@ class GroupRunner:
                 method.prepare(support)
         return Ready(cell, method, recipe, support, task.generator, [], built)
 
-    def _fit(self, ready: Sequence[Ready]) -> None:
+    def train(self, ready: Sequence[Ready]) -> None:
+        """Train prepared cells, in place; or let their methods do it."""
         method = type(ready[0].method)
         train_cells = []
         for item in ready:
@@ -364,6 +392,8 @@ class GroupRunner:
             for item in ready:
                 if any(cell.method is item.method for cell in part):
                     item.stacked = len(part)
+
+    def _finish(self, ready: Sequence[Ready]) -> None:
         for item in ready:
             item.method.eval()
             for name, shape in item.method.noise().items():
@@ -387,7 +417,8 @@ class GroupRunner:
         with self._randomness(test.cell, test.item.generator):
             scores = method.predict(x)
         if x._version != version:
-            raise ValueError(f"{_who(test.cell)} changed the test images' features in place")
+            told = f"{_who(test.cell)} changed the test images or their features in place"
+            raise ScoreError("test images are untouched", told)
         scores = checked_scores(scores, method.name, (len(x), method.task.info.n_classes))
         return scores if order is None else scores[order.argsort().cpu()]
 

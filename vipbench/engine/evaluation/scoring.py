@@ -18,6 +18,15 @@ from vipbench.results import Predictions, Record
 from vipbench.results.records.metrics import compute_metrics
 
 
+class ScoreError(ValueError):
+    """What a method's `predict` gave, or did to what it was given, is refused. rule: which of the
+    rules of `vipbench.testing` that breaks."""
+
+    def __init__(self, rule: str, told: str) -> None:
+        super().__init__(told)
+        self.rule = rule
+
+
 @dataclass(frozen=True)
 class Finished:
     """A cell's record, with its predictions where it has numbers, and what was learned, as a
@@ -106,17 +115,17 @@ def finished(test: Test, shared: int, short: str | None = None) -> Finished:
 
 
 def checked_scores(scores: object, name: str, expected: tuple[int, int]) -> Tensor:
-    """A copy of `scores` as float32 (N,C) on the CPU. Raises ValueError, naming the method, for
+    """A copy of `scores` as float32 (N,C) on the CPU. Raises ScoreError, naming the method, for
     another shape than `expected`, integers, NaN and infinite values."""
     if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(
-            f"method '{name}' gave scores of shape {got}; expected {expected} "
-            "(test images, classes)"
-        )
+        told = f"method '{name}' gave scores of shape {got}; expected {expected}"
+        raise ScoreError("shapes", f"{told} (test images, classes)")
     if not scores.is_floating_point():
-        raise ValueError(f"method '{name}' gave scores of type {scores.dtype}")
+        told = f"method '{name}' gave scores of type {scores.dtype}; expected floating point"
+        raise ScoreError("shapes", told)
     if not bool(torch.isfinite(scores).all()):
-        raise ValueError(f"method '{name}' gave scores that are not finite numbers (NaN or inf)")
+        told = f"method '{name}' gave scores that are not finite numbers (NaN or inf)"
+        raise ScoreError("finite", told)
     # A method may give the same buffer for every batch and cell.
     return scores.float().cpu().clone()

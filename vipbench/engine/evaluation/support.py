@@ -36,17 +36,13 @@ def count_views(cell: PlanCell, recipe: Recipe | None) -> int:
     return math.ceil(recipe.iterations / steps_per_epoch(recipe, cell.info.n_support))
 
 
-def encode_views(features: Features, cells: Sequence[PlanCell]) -> None:
-    """Encode every training view that these cells of one method use."""
-    if cells[0].row.method.inputs != "features":
+def encode_views(features: Features, cell: PlanCell, recipe: Recipe | None) -> None:
+    """Encode every training view that a cell uses."""
+    if cell.row.method.inputs != "features" or cell.support is None or recipe is None:
         return
-    for cell in cells:
-        recipe = cell.hparams.recipe(cell.info) if cell.support is not None else None
-        count = count_views(cell, recipe)
-        if count and recipe is not None and cell.support is not None:
-            features.prepare_views(
-                "train", cell.support.train.tolist(), recipe.views, cell.seed, count
-            )
+    if count := count_views(cell, recipe):
+        rows = cell.support.train.tolist()
+        features.prepare_views("train", rows, recipe.views, cell.seed, count)
 
 
 def reads(cell: PlanCell) -> Iterator[tuple[str, str, list[Item], tuple[Views, int] | None]]:

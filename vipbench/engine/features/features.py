@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ class Features:
     before_keeping: Callable[[], None] = lambda: None
     # The users' plugins that backbone and dataset come from.
     plugins: frozenset[Plugin] = frozenset()
+    # Where the cache is; None: `cache_folder()`.
+    folder: Path | None = None
     _plain: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     _views: dict[tuple[object, ...], _ViewTable] = field(default_factory=dict)
     _shelves: dict[tuple[object, ...], Shelf] = field(default_factory=dict)
@@ -220,7 +223,8 @@ class Features:
 
     def text_shelves(self) -> list[Shelf]:
         """Where features of frozen texts are; new ones belong into the last."""
-        return [open_shelf({**self._parts(by), "texts": TEXT_REVISION}) for by in self._codes()]
+        every = [{**self._parts(by), "texts": TEXT_REVISION} for by in self._codes()]
+        return [open_shelf(parts, self.folder) for parts in every]
 
     def _codes(self) -> list[tuple[str, ...]]:
         """By whose code features were encoded: the shelves that are read, the last of them also
@@ -235,7 +239,8 @@ class Features:
             kind = [views[0].scale, views[0].flip, views[1]]
             revisions["views"] = VIEW_REVISION
         parts = {**self._parts(codes), **revisions, "split": split, "view": kind}
-        return self._shelves.setdefault((split, str(kind), codes), open_shelf(parts))
+        shelf = open_shelf(parts, self.folder)
+        return self._shelves.setdefault((split, str(kind), codes), shelf)
 
     def _parts(self, codes: tuple[str, ...]) -> dict[str, Any]:
         return {

@@ -20,9 +20,15 @@ from vipbench.api import Batch, Method
 from vipbench.engine.training.batches import Inputs, sent
 from vipbench.engine.training.optim import Optimizer, Tensors, corrections
 from vipbench.engine.training.stacking import TrainCell
-from vipbench.engine.training.written import refuse_batch_norm, rehearse, unwritten
+from vipbench.engine.training.written import BUILTIN, place, refuse_batch_norm, rehearse, unwritten
 
 Batched = tuple[Tensor, Tensor, Tensor]
+# How far padding may move the gradients of a user's method, in relation to the largest.
+PADDING = 1e-3
+
+
+class PaddingError(RuntimeError):
+    """A method's loss reads images that only fill up a batch."""
 
 
 class _Called(nn.Module):
@@ -95,13 +101,15 @@ def last_batch(method: Method, batch: Batch) -> Iterator[None]:
 class Step:
     """The stacked state of some cells, and one step of it.
 
-    params, fixed, buffers: (cells, *) by name; names begin with "method.".
-    statistics: (3, cells), the loss, gradient norm and images had right of the last step. changing:
-    names of the buffers and frozen parameters that `after_step` writes; known after a step.
+    params, fixed, buffers: (cells, *) by name; names begin with "method.". padded: whether batches
+    hold images of weight 0. statistics: (3, cells), the loss, gradient norm and images had right of
+    the last step. changing: names of the buffers and frozen parameters that `after_step` writes;
+    known after a step.
     """
 
-    def __init__(self, cells: Sequence[TrainCell], steps: int) -> None:
+    def __init__(self, cells: Sequence[TrainCell], steps: int, padded: bool = False) -> None:
         method = cells[0].method
+        self._padded = padded and not type(method).__module__.startswith(BUILTIN)
         refuse_batch_norm(method)
         self.called = _Called(method)
         self.changing: tuple[str, ...] = ()
@@ -197,6 +205,31 @@ class Step:
                 self._call(self.called.after, copies, *one)
 
         rehearse(self.called.method, work, state, trained)
+        if self._padded:
+            self._padded = False
+            self._check_padding(one)
+
+    def _check_padding(self, first: Sequence[Tensor]) -> None:
+        """Raises PaddingError where the first image of the batch `first`, repeated with weight 0,
+        moves the gradients of the first cell."""
+        batch = [part[first[2] > 0] for part in first]
+        more = [torch.cat([part, part[:1].expand_as(part)]) for part in batch]
+        more[2] = torch.cat([batch[2], torch.zeros_like(batch[2])])
+        found = []
+        for x, labels, weight in (batch, more):
+            states = (self.params, self.fixed, self.buffers)
+            copies = [{name: value[0].clone() for name, value in part.items()} for part in states]
+            found.append(self._one(*copies, x, labels, weight)[1])
+        own, other = found
+        apart = {name: float((value - other[name]).abs().max()) for name, value in own.items()}
+        name = max(apart, key=lambda one: apart[one])
+        if apart[name] > PADDING * max(float(value.abs().max()) for value in own.values()):
+            raise PaddingError(
+                f"method '{self.called.method.name}': images of weight 0, which fill up a batch, "
+                f"move the gradient of '{place(name)}' by {apart[name]:.2g}. Take means over the "
+                "batch by `batch.mean`; or override `loss` without `pads = True`, which gets no "
+                "padding"
+            )
 
     def _update(self, batch: Batched) -> None:
         """What `after_step` gives, for every cell."""

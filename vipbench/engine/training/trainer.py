@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from vipbench.api import pads_batches
 from vipbench.engine.training.batches import Batches, Schedule, schedule
 from vipbench.engine.training.cuda_graphs import Replays, Stretch
 from vipbench.engine.training.optim import Tensors
@@ -57,7 +58,10 @@ class _Stack:
         self.plans = [schedule(cell) for cell in cells]
         self.steps = max(len(plan.lr) for plan in self.plans)
         self.done = 0
-        self.state = Step(cells, self.steps)
+        uneven = len({plan.rows.shape[1] for plan in self.plans}) > 1
+        short = any(bool((plan.weight == 0).any()) for plan in self.plans)
+        padded = pads_batches(type(cells[0].method)) and (uneven or short)
+        self.state = Step(cells, self.steps, padded)
         self.best: list[Tensors] = [{} for _ in cells]
         self.best_accuracy = [-1.0] * len(cells)
         self.average: list[Tensors] = [{} for _ in cells]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
+from types import CellType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,10 @@ def refuse_batch_norm(method: Method) -> None:
     A method that trains a tower may: its cells are trained one by one, statistics with them."""
     if method.trains_towers:
         return
-    for place, module in method.named_modules():
+    for name, module in method.named_modules():
         if isinstance(module, _BATCH_NORM):
             raise WrittenStateError(
-                f"method '{method.name}': 'self.{place}' is an nn.{type(module).__name__}, which "
+                f"method '{method.name}': 'self.{name}' is an nn.{type(module).__name__}, which "
                 "writes its running statistics in each training step. Keep mean and variance as "
                 "buffers, normalise with them or with the batch, `F.batch_norm(x, self.mean, "
                 "self.var)`, and return their new values from `after_step`, which finds the batch "
@@ -83,19 +83,20 @@ def rehearse(
         pass
     names = [name for name, value in state.items() if _differ(copies[name], value)]
     if names:
-        raise _refused(method, [_place(name) for name in names])
+        raise _refused(method, [place(name) for name in names])
     moved = [name for name, at in memory.items() if copies[name].data_ptr() != at]
     if moved:
-        place = _place(moved[0])
+        where = place(moved[0])
         raise WrittenStateError(
-            f"method '{method.name}' gives '{place}' other memory in a training step (by `.data = "
+            f"method '{method.name}' gives '{where}' other memory in a training step (by `.data = "
             "…`, `set_` or `resize_`). It is a parameter, stacked with those of other cells: write "
-            f"its values in place, `with torch.no_grad(): {place}.copy_(...)`. What is no "
+            f"its values in place, `with torch.no_grad(): {where}.copy_(...)`. What is no "
             "parameter is a buffer that gets its new value from `after_step`"
         )
 
 
-def _place(name: str) -> str:
+def place(name: str) -> str:
+    """A tensor of a method by the name that its code has for it."""
     return f"self.{name.removeprefix('method.')}"
 
 
@@ -130,7 +131,8 @@ class _Same:
     __hash__ = None  # type: ignore[assignment]  # compared alone
 
 
-_BUILTIN = "vipbench."
+BUILTIN = "vipbench."
+_NO_TASK = SimpleNamespace()
 _OWN = frozenset(nn.Module().__dict__) - {"training"} | {"task", "last_batch"}
 
 
@@ -143,7 +145,7 @@ def _code(method: type[Method], imported: int) -> Mapping[str, str]:
     # Of a class that was made by calling `type` it is "abc".
     names = {owner.__module__ for owner in owners} - sys.stdlib_module_names
     files = {name: getattr(sys.modules.get(name), "__file__", None) or "" for name in names}
-    theirs = [Path(file) for name, file in files.items() if file and not name.startswith(_BUILTIN)]
+    theirs = [Path(file) for name, file in files.items() if file and not name.startswith(BUILTIN)]
     helpers = {str(helper) for file in theirs for helper in local_modules(file)}
     for name, module in list(sys.modules.items()) if helpers else ():
         file = getattr(module, "__file__", None)
@@ -153,7 +155,7 @@ def _code(method: type[Method], imported: int) -> Mapping[str, str]:
     return {
         # Of a package's file the name alone would not tell which package it is.
         name: f"{'/'.join(told[name].parts[-1 - (told[name].stem == '__init__') :])}: "
-        if name in told and not name.startswith(_BUILTIN)
+        if name in told and not name.startswith(BUILTIN)
         else f"{name}."
         for name in files
     }
@@ -165,10 +167,10 @@ def _state(method: Method) -> dict[str, Any]:
     owners = type(method).__mro__[: type(method).__mro__.index(Method)]
     code = _code(type(method), len(sys.modules))
     own = code.keys()
-    for place, module in method.named_modules():
-        prefix = f"self.{place}." if place else "self."
+    for inside, module in method.named_modules():
+        prefix = f"self.{inside}." if inside else "self."
         # Layers of a tower that is trained do as they like; it is trained alone.
-        tower = bool(place) and method.trains_towers
+        tower = bool(inside) and method.trains_towers
         for name, parameter in module._parameters.items():
             found[prefix + name] = _Same(parameter, version=False)
         for name, buffer in module._buffers.items():
@@ -177,6 +179,8 @@ def _state(method: Method) -> dict[str, Any]:
             for name, value in vars(module).items():
                 if name not in _OWN:
                     found[prefix + name] = _content(value, own, 0)
+    for name, value in vars(method).get("task", _NO_TASK).__dict__.items():
+        found[f"self.task.{name}"] = _Same(value)
     for owner in owners:
         found |= _globals(vars(owner), f"{owner.__name__}.", own)
     for module_name in own & sys.modules.keys():
@@ -185,11 +189,11 @@ def _state(method: Method) -> dict[str, Any]:
 
 
 def _globals(held: Mapping[str, Any], prefix: str, own: Set[str]) -> dict[str, Any]:
-    """What a class or a module holds beside code, by name."""
+    """What a class or a module holds, by name; of code, what it keeps from call to call."""
     return {
         f"{prefix}{name}": _content(value, own, 0)
         for name, value in held.items()
-        if not name.startswith("__") and not callable(value)
+        if not name.startswith("__") and (not callable(value) or isinstance(value, FunctionType))
     }
 
 
@@ -211,7 +215,25 @@ def _content(value: Any, own: Set[str], depth: int) -> Any:
             items = value.items() if len(value) <= MOST else ()
             inner = [(_Same(k), _content(v, own, deeper)) for k, v in items]
             return _Same(value), len(value), inner
+        if isinstance(value, FunctionType) and value.__module__ in own:
+            cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+            kept = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *cells]
+            kept.append(vars(value))
+            return _Same(value), [_content(v, own, deeper) for v in kept]
+        if isinstance(value, nn.Module):  # a module that the method hides from its own modules
+            inner = [_Same(v) for v in (*value.buffers(), *value.parameters())]
+            return _Same(value), inner, [_Same(v) for v in vars(value).values()]
         mine = type(value).__module__ in own or isinstance(value, SimpleNamespace)
-        if mine and not isinstance(value, nn.Module | type) and hasattr(value, "__dict__"):
-            return _Same(value), [(k, _content(v, own, deeper)) for k, v in vars(value).items()]
+        if mine and not isinstance(value, type):
+            slots = [n for t in type(value).__mro__ for n in getattr(t, "__slots__", ())]
+            held = {n: getattr(value, n) for n in slots if hasattr(value, n)}
+            held |= getattr(value, "__dict__", {})
+            return _Same(value), [(k, _content(v, own, deeper)) for k, v in held.items()]
     return _Same(value)
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # of a name that has no value yet
+        return False
