@@ -29,6 +29,9 @@ FILE_NAME = "trusted-code.json"
 SCHEMA = 1
 MOST_BYTES = 32 * 1024**2
 
+# Ends the source of a backbone where code in its model's repository may run.
+REMOTE = "+remote-code"
+
 Digests = Sequence[tuple[str, str]]  # of each file its path and its SHA-256
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.backbones.hub_models import save_own_code
 from tests.reliability import grid
 from vipbench import trust
 from vipbench.engine.workers import driver, process
@@ -189,6 +190,39 @@ def test_plugins_that_break_planning_at_their_import_cost_their_own_cells(folder
     assert "exit status 5" in err
     assert "no licence" in err
     assert grid.bits(folder / "broken") == grid.bits(folder / "alone")
+
+
+def test_code_of_a_model_runs_in_a_process_of_its_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run names no plugin; its code is part of the keys of its cells alone."""
+    plugins(folder)
+    save_own_code(tmp_path, AT_IMPORT)
+    source = f"transformers:{tmp_path}+remote-code"
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    methods, backbones = "zero-shot,ncm", f"tiny-clip,{source}"
+    status, err = run(folder, "model", methods, "five", "--backbones", backbones)
+    assert (status, err) == (0, "")
+    alone, found = grid.bits(folder / "alone"), grid.bits(folder / "model")
+    assert len(found) == 3  # its tokenizer knows none of the classes
+    assert len(found.items() & alone.items()) == 1
+    made = {r.cell.backbone: r.provenance["backbone"] for r in grid.records(folder / "model")}
+    assert made.pop("tiny-clip")["plugin"] == "vipbench"
+    [[name, of]] = made.items()
+    assert of["plugin"] == name
+
+    trust.name(source)
+    spec = RunSpec.parse(
+        {"methods": ["ncm"], "datasets": [f"npz:{folder / 'toy.npz'}"], "shots": [1], "seeds": [1],
+         "views": "none", "backbones": ["tiny-clip", source], "out": folder / "planned"}
+    )  # fmt: skip
+    ours, theirs = driver.plan(spec).cells
+    assert (ours.plugins, theirs.plugins) == ((), (source,))
+    assert {ours.key, theirs.key} < {*found}
+    (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text() + "\n# edited\n")
+    again = driver.plan(spec).cells
+    assert again[0].key == ours.key
+    assert again[1].key != theirs.key
 
 
 def test_a_plugin_whose_import_never_ends_is_named(

@@ -99,7 +99,8 @@ class ImageBackbone(ABC):
     name: what tables show. dim: D. vision_width: width of the vision transformer's tokens, None
     for other towers. vision_layers: its number of blocks, 0 for other towers. image_size: H, the
     side of the square that `preprocess` gives. fingerprint: digest of weights, architecture and
-    preprocessing. notes: what a user must know of the checkpoint; a run shows them.
+    preprocessing. notes: what a user must know of the checkpoint; a run shows them. remote_code:
+    SHA-256 of the code of its repository that was run, "" where none was.
     """
 
     name: str
@@ -111,6 +112,7 @@ class ImageBackbone(ABC):
     licence: str = "unknown"
     citation: str = ""
     notes: tuple[str, ...] = ()
+    remote_code: str = ""
 
     @property
     @abstractmethod

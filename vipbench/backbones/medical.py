@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal
 from vipbench.errors import UsageError
 from vipbench.fetching import HubFile
 from vipbench.hookspecs import RegisterBackbone, hookimpl
+from vipbench.trust import REMOTE
 
 if TYPE_CHECKING:
     from vipbench.api import Backbone, Needed
 
 CARD = "see the model card"
-_REMOTE = "+remote-code"
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def load(entry: Entry, argument: str | None) -> Backbone:
     Raises UsageError with what to do where it cannot be had.
     """
     _check_readable(entry)
-    folder = (argument or "").removesuffix(_REMOTE)
-    remote = _REMOTE if (argument or "").endswith(_REMOTE) else ""
+    folder = (argument or "").removesuffix(REMOTE)
+    remote = REMOTE if (argument or "").endswith(REMOTE) else ""
     try:
         backbone = _from_library(entry, folder, remote)
     except UsageError as error:
@@ -173,7 +173,7 @@ def load(entry: Entry, argument: str | None) -> Backbone:
 def files(entry: Entry, argument: str | None) -> Iterator[Needed]:
     """What `load` needs on the disk, under the entry's licence. Raises UsageError."""
     _check_readable(entry)
-    folder = (argument or "").removesuffix(_REMOTE)
+    folder = (argument or "").removesuffix(REMOTE)
     if entry.library == "openclip":
         from vipbench.backbones.loading.openclip import openclip_files
 
@@ -181,7 +181,7 @@ def files(entry: Entry, argument: str | None) -> Iterator[Needed]:
     else:
         from vipbench.backbones.loading.transformers import transformers_files
 
-        remote = _REMOTE if (argument or "").endswith(_REMOTE) else ""
+        remote = REMOTE if (argument or "").endswith(REMOTE) else ""
         found = transformers_files(f"{folder or entry.repo}{remote}")
     for needed in found:
         if isinstance(needed, HubFile) and needed.repo == entry.repo:

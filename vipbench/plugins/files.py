@@ -39,7 +39,8 @@ class Plugin:
     the distribution; None for single files. file: the module's file. file_sha256: its digest.
     code_sha256: digest of the file and of the local modules that it imports, of the file alone
     where it imports none; of a distribution also of all that it installed. builtin: raises
-    `revision` instead, so that its code is in no key. source: names it among all plugins.
+    `revision` instead, so that its code is in no key. source: names it among all plugins. Code of a
+    model's repository is one too, whose source is that of the backbone.
     """
 
     name: str
@@ -96,7 +97,7 @@ def loaded_plugins() -> Collection[Plugin]:
 
 def remember(plugin: Plugin) -> None:
     """See `loaded_plugins`."""
-    _loaded[str(plugin.file)] = plugin
+    _loaded[plugin.source] = plugin
 
 
 def provenance(plugin: Plugin) -> Mapping[str, str | None]:

@@ -15,8 +15,9 @@ from vipbench.errors import UsageError
 
 
 @contextlib.contextmanager
-def allowed_copy(folder: Path, where: str, asked: str) -> Iterator[Path]:
-    """A folder with the files of `folder`, whose Python files may run and are what was allowed.
+def allowed_copy(folder: Path, where: str, asked: str) -> Iterator[tuple[Path, str]]:
+    """A folder with the files of `folder`, whose Python files may run and are what was allowed, and
+    the SHA-256 of these Python files.
 
     where: the model in words. asked: the backbone's source, see `vipbench.trust`. Only files
     directly in the folder are in the copy; other than *.py and *.json they are links. Raises
@@ -45,7 +46,7 @@ def allowed_copy(folder: Path, where: str, asked: str) -> Iterator[Path]:
             elif path.is_file() and path.suffix != ".py":
                 (copy / path.name).symlink_to(path.resolve())
         _clear(copy.name, code)
-        yield copy
+        yield copy, whole
 
 
 def never_ask() -> None:

@@ -28,6 +28,7 @@ from vipbench.backbones.towers.preprocess import Preprocess
 from vipbench.backbones.towers.tokens import Wordpieces
 from vipbench.errors import UsageError
 from vipbench.fetching import HubFile, HubModules, Needed
+from vipbench.trust import REMOTE
 
 # Types of model that need no code of their own.
 PAIRS = ("clip", "siglip", "siglip2", "vision-text-dual-encoder")
@@ -212,9 +213,6 @@ def _copy_blocks(ours: Any, theirs: Any) -> None:
         _copy(block.mlp.c_proj, layer.mlp.fc2)
 
 
-_REMOTE = "+remote-code"
-
-
 # In the library's order: a single file, or the index of several.
 _WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json",
@@ -243,8 +241,8 @@ def load_transformers(argument: str, asked: str | None = None) -> Backbone:
     own code where `+remote-code` does not allow it, and for an adapter that cannot be applied
     exactly.
     """
-    source = argument.removesuffix(_REMOTE)
-    remote = argument.endswith(_REMOTE)
+    source = argument.removesuffix(REMOTE)
+    remote = argument.endswith(REMOTE)
     where = f"transformers:{source}"
     local = Path(source).expanduser()
     place = _local(local) if local.is_dir() else _place(_from_hub(argument))
@@ -260,8 +258,10 @@ def load_transformers(argument: str, asked: str | None = None) -> Backbone:
             f"{where}: an adapter is not applied to a model with code of its own; merge it with "
             "peft (model.merge_and_unload())"
         )
-    with allowed_copy(place.base, where, asked or f"transformers:{argument}") as base:
-        return _built(replace(place, base=base), kind, where, local.is_dir(), remote)
+    with allowed_copy(place.base, where, asked or f"transformers:{argument}") as (base, code):
+        backbone = _built(replace(place, base=base), kind, where, local.is_dir(), remote)
+    backbone.remote_code = code
+    return backbone
 
 
 def _built(place: _Place, kind: str, where: str, own: bool, remote: bool) -> Backbone:
@@ -306,7 +306,7 @@ def _refusal(where: str, kind: str, config: dict[str, Any]) -> str:
     if "auto_map" in config:
         return (
             f"{where} is built by code of its own ('{kind}'), which would have to be run: if you "
-            f"trust its author, write {where}{_REMOTE}"
+            f"trust its author, write {where}{REMOTE}"
         )
     return (
         f"{where} is a model of type '{kind}'; known are {', '.join(PAIRS)}. Models with other "
@@ -317,7 +317,7 @@ def _refusal(where: str, kind: str, config: dict[str, Any]) -> str:
 def transformers_files(argument: str) -> Iterator[Needed]:
     """The files that `load_transformers` needs and that are not the user's own, one after another:
     a later one may only be known once the earlier is there. Raises UsageError."""
-    repo = argument.removesuffix(_REMOTE)
+    repo = argument.removesuffix(REMOTE)
     if (local := Path(repo).expanduser()).is_dir():
         base = None if (local / "config.json").is_file() else _base_of(local)
         if isinstance(base, str):
@@ -344,7 +344,7 @@ def transformers_files(argument: str) -> Iterator[Needed]:
         )
     if path is not None and (path.parent / adapters.CONFIG).is_file():
         yield HubFile(repo, adapters.WEIGHTS, (), licence, hint)
-    if argument.endswith(_REMOTE):
+    if argument.endswith(REMOTE):
         yield HubModules(repo, licence, hint)
     weights = HubFile(repo, _WEIGHTS, (), licence, hint)
     yield weights

@@ -20,11 +20,13 @@ from vipbench.engine.planning.pixels import examine
 from vipbench.engine.planning.sampling import nested_order
 from vipbench.errors import UsageError
 from vipbench.images import ImageLike
+from vipbench.plugins.files import remember
 from vipbench.plugins.registry import Plugin, Registry
 from vipbench.results.records.record import json_sha256
 from vipbench.results.sharing.privacy import public_source
 from vipbench.runspec.run import RunSpec
 from vipbench.symptoms import load_descriptions, load_symptoms, replace_knowledge
+from vipbench.trust import REMOTE
 
 _NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)?")
 Texts: TypeAlias = Mapping[str, Sequence[str]]
@@ -203,17 +205,25 @@ class LoadedBackbone:
     source: str
 
 
+def runs_own_code(registry: Registry, source: str) -> bool:
+    """Whether the backbone runs code of its model's repository, which is a plugin of its own."""
+    one = registry.backbones.get(source.partition(":")[0])
+    return one is not None and one.plugin.builtin and source.endswith(REMOTE)
+
+
 class Beside:
     """Backbones that methods read beside the run's, each loaded once. loaded: the run's own.
-    device: where they are put."""
+    device: where they are put. company: the plugins that this process may load, None for all."""
 
     def __init__(
         self,
         registry: Registry,
         loaded: Sequence[LoadedBackbone] = (),
         device: torch.device | str = "cpu",
+        company: frozenset[str] | None = None,
     ) -> None:
         self.further: dict[str, LoadedBackbone] = {}
+        self._company = company
         self._registry, self._device = registry, device
         self._own = {one.source: one for one in loaded}
         self._failed: dict[str, UsageError] = {}
@@ -224,6 +234,9 @@ class Beside:
             raise self._failed[source]
         if source in self._own:
             return self._own[source]
+        allowed = self._company is None or source in self._company
+        if not allowed and runs_own_code(self._registry, source):
+            raise UsageError(f"'{source}' runs code that is not to be run in this process")
         if source not in self.further:
             try:
                 found = load_backbone(self._registry, source)
@@ -328,9 +341,14 @@ def _name_images(dataset: Dataset, spec: RunSpec, source: str) -> list[str]:
 def load_backbone(registry: Registry, source: str) -> LoadedBackbone:
     """Load `source` with its weights; raises UsageError.
 
-    A plugin's code enters its backbone's fingerprint, of which keys and cached features are made:
-    an edited forward pass never finds the features of the old one."""
+    The code of a plugin, or of the model's repository, enters the backbone's fingerprint, of which
+    keys and cached features are made: an edited forward pass never finds the features of the old
+    one."""
     backbone, plugin = registry.backbone(source)
+    code = backbone.remote_code
+    if plugin.builtin and code:
+        plugin = Plugin(backbone.name, None, Path(REMOTE), code, False, code, source)
+        remember(plugin)
     if not plugin.builtin:
         try:
             backbone.fingerprint = sha([backbone.fingerprint, plugin.code_sha256])

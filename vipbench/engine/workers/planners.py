@@ -4,7 +4,8 @@ A users' plugin may change anything of the process that has loaded it, also what
 So where there are plugins, what is built in is planned without them, in a second process beside.
 Where planning fails with all plugins, or gives other built-in cells than without them, it is done
 anew with each of them alone.
-A run that names nothing but what is built in imports no installed plugin at all.
+A run that names nothing but what is built in imports no installed plugin at all; where it names
+models with code of their own, each of these is planned alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from vipbench.engine.workers.process import Worker, WorkerDiedError
 from vipbench.errors import UsageError
 from vipbench.plugins.files import every_source
 from vipbench.runspec.run import RunSpec
+from vipbench.trust import REMOTE
 
 NOBODY = frozenset[str]()
 EVERYONE = None
@@ -54,12 +56,20 @@ class Planners:
         """The event "plan" of all cells; `broken` says of each plugin that cannot be planned with
         what of the run is left out for it. Raises UsageError, Stopped."""
         builtin = [_seems_builtin(method.name) for method in self._spec.methods]
-        if self._sources and any(builtin):
+        models = {backbone for backbone in self._spec.backbones if backbone.endswith(REMOTE)}
+        if (self._sources or models) and any(builtin):
             self._begin(NOBODY)
         if all(builtin) and self._spec.plugins_dir is None:
+            for model in sorted(models)[:1]:
+                self._begin(frozenset({model}))
             plan = self._answer(NOBODY)
-            if not (plan["unknown"] or plan["lacks"]):
-                return plan
+            further = {name for _, names in plan["lacks"] for name in names}
+            if not plan["unknown"] and all(name.endswith(REMOTE) for name in further):
+                if not (models or further):
+                    return plan
+                self._sources = frozenset(models)
+                return self.apart()
+        self._sources |= models
         self._begin(EVERYONE)
         try:
             plan = self._answer(EVERYONE)
@@ -78,10 +88,10 @@ class Planners:
     def apart(
         self, error: UsageError | None = None, joint: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """The plan where all plugins in one process gave `error`, or the plan `joint`, which does
-        not hold: whoever is imported can change what others do, such as the loading of a built-in
-        backbone. Each company has a process of its own, and those that cannot plan cost their own
-        cells. Raises `error` where no plugin is at fault."""
+        """The plan without a process that loads all plugins, or where such a one gave `error`, or
+        the plan `joint`, which does not hold: whoever is imported can change what others do, such
+        as the loading of a built-in backbone. Each company has a process of its own, and those that
+        cannot plan cost their own cells. Raises `error` where no plugin is at fault."""
         self._end(EVERYONE)
         plans = {NOBODY: self._answer(NOBODY)}
         broken: dict[frozenset[str], UsageError] = {}
@@ -107,26 +117,23 @@ class Planners:
             for company in sorted(waiting, key=sorted):
                 add(company)
         further = {name for plan in plans.values() for _, names in plan["lacks"] for name in names}
-        lacking |= {
-            name
-            for name in (_named("backbone", source) for source in further)
-            if name not in owners
-        }
-        every = [cell for plan in plans.values() for cell in plan["cells"]]
-        found = {_slot(cell): cell for cell in reversed(every)}
-        if error and len(found) < len(every):
+        lacking |= {name for name in further if not name.endswith(REMOTE) and name not in owners}
+        cells = [cell for plan in plans.values() for cell in plan["cells"]]
+        if error and len({_slot(cell) for cell in cells}) < len(cells):
             raise error
-        given = {_slot(cell): cell for cell in joint["cells"]} if joint else {}
-        places = {slot: place for place, slot in enumerate(given)}
-        cells = sorted(found.values(), key=lambda cell: places.get(_slot(cell), len(places)))
+        cells = list({_slot(cell): cell for cell in reversed(cells)}.values())[::-1]
+        cells.sort(key=lambda cell: self._spec.backbones.index(cell["group"].partition("\x1f")[0]))
+        places = {_slot(cell): place for place, cell in enumerate(joint["cells"] if joint else ())}
+        cells.sort(key=lambda cell: places.get(_slot(cell), len(places)))
         told = [_told_of(company, found) for company, found in broken.items()]
         if lacking:
             names = ", ".join(sorted(lacking))
             told.append(f"left out, as no plugin that can be planned with registers it: {names}")
-        if not cells:
-            raise UsageError("; ".join(told))
+        if told and not cells:
+            alone = len(told) == len(broken) == 1
+            raise next(iter(broken.values())) if alone else UsageError("; ".join(told))
         notices = list(dict.fromkeys(note for p in plans.values() for note in p["notices"]))
-        if not told:
+        if not told and (error or joint):
             why = error or "a plugin's import changes what is planned beside it"
             notices.append(f"each plugin is planned alone: {why}")
         return {**plans[NOBODY], "cells": cells, "notices": notices, "broken": told}
@@ -141,8 +148,13 @@ class Planners:
         who registers what is not built in. lacking: what nobody registers."""
 
         def own(kind: str, sources: Iterable[str]) -> list[frozenset[str]]:
-            names = [_named(kind, source) for source in sources]
-            return [owners.get(name, NOBODY) for name in names if name not in lacking]
+            names = {source: f"{kind} '{source.partition(':')[0]}'" for source in sources}
+            alone = {source: frozenset({source}) for source in self._sources if kind == "backbone"}
+            return [
+                owners.get(name) or alone.get(source, NOBODY)
+                for source, name in names.items()
+                if name not in lacking
+            ]
 
         datasets = own("dataset", self._spec.datasets)
         # Under some protocols a cell reads two.
@@ -152,7 +164,8 @@ class Planners:
         found = set(map(_union, product(methods, pairs, backbones)))
         for plan in plans:
             for company, further in plan["lacks"]:
-                found.add(frozenset(company).union(*own("backbone", further)))
+                more = [owners.get(n) or {n} for n in further if n in owners or n.endswith(REMOTE)]
+                found.add(frozenset(company).union(*more))
         return found
 
     def ask(self, plugins: Collection[str], do: str, **arguments: Any) -> dict[str, Any]:
@@ -227,17 +240,12 @@ def _seems_builtin(method: str) -> bool:
     return (folder / f"{method.replace('-', '_')}.py").is_file()
 
 
-def _named(kind: str, source: str) -> str:
-    """As workers name what is registered."""
-    return f"{kind} '{source.partition(':')[0]}'"
-
-
 def _union(several: Iterable[frozenset[str]]) -> frozenset[str]:
     return frozenset[str]().union(*several)
 
 
 def _told_of(company: frozenset[str], error: UsageError) -> str:
-    if all(f"'{Path(source).stem}'" in str(error) for source in company):
+    if all(f"'{Path(s).stem}'" in str(error) or s.endswith(REMOTE) for s in company):
         return f"left out with its cells: {error}"
     names = " and ".join(f"plugin '{Path(s).stem}' ({Path(s).name})" for s in sorted(company))
     return (

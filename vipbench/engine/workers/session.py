@@ -43,6 +43,7 @@ from vipbench.engine.planning.loading import (
     LoadedDataset,
     load_backbone,
     load_dataset,
+    runs_own_code,
     users,
 )
 from vipbench.engine.planning.protocols import arrange
@@ -106,11 +107,13 @@ class Session:
         """Expand a RunSpec into cells, loading every dataset and backbone of it.
 
         number: which of the run's workers this is; it decides the device. plugins: sources of
-        users' plugins. These alone are loaded then, and only cells that run the code of all of
-        them are planned; by default all plugins are loaded and all cells are planned.
+        users' plugins and of backbones with code of their own. These alone are loaded then, and
+        only cells that run the code of all of them are planned; by default all plugins are loaded
+        and all cells are planned.
 
         The event tells what of the run nobody of those that are loaded registers (`unknown`, and
-        `lacks`: plugins of a cell, further backbones that it reads), and what they register.
+        `lacks`: plugins of a cell, further backbones that it reads and that cannot be loaded here),
+        and what they register.
         """
         company = None if plugins is None else frozenset(plugins)
         self.spec = run = RunSpec.from_yaml_text(suite)
@@ -133,7 +136,7 @@ class Session:
         named = zip(run.backbones, backbones, strict=True)
         _check_names({source: b.backbone.name for source, b in named}, "backbones")
         scenes = arrange(self.spec, loaded)
-        beside = Beside(registry, backbones, device)
+        beside = Beside(registry, backbones, device, company)
         if device != self.device:
             self.device, self.replays = device, replays(device, self.note)
         self.cells, cells, lacks = {}, [], set()
@@ -147,13 +150,14 @@ class Session:
                 for row in rows:
                     planned = plan_cells(run, row, scene, backbone, beside)
                     if company is not None:
+                        lacking = {c.key: _lacks(registry, c, company) for c in planned}
                         lacks |= {
-                            (_sources(c.plugins), m) for c in planned if (m := _lacks(registry, c))
+                            (_sources(c.plugins), lacking[c.key]) for c in planned if lacking[c.key]
                         }
                         planned = [
                             cell
                             for cell in planned
-                            if _sources(cell.plugins) == company and not _lacks(registry, cell)
+                            if _sources(cell.plugins) == company and not lacking[cell.key]
                         ]
                     reasons = _cannot_build(self.runners, planned)
                     for cell in planned:
@@ -348,12 +352,17 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
 
 
-def _lacks(registry: Registry, cell: PlanCell) -> tuple[str, ...]:
-    """The further backbones that the cell reads and nobody registers."""
+def _lacks(registry: Registry, cell: PlanCell, company: frozenset[str]) -> tuple[str, ...]:
+    """The further backbones that the cell reads and nobody registers, as `unknown` has them, and
+    the sources of those whose code is not to be run here."""
     names = cell.hparams.backbones()
-    if not isinstance(names, tuple):
-        return ()
-    return tuple(n for n in names if str(n).partition(":")[0] not in registry.backbones)
+    found = []
+    for name in map(str, names if isinstance(names, tuple) else ()):
+        if (base := name.partition(":")[0]) not in registry.backbones:
+            found.append(f"backbone '{base}'")
+        elif runs_own_code(registry, name) and name not in company:
+            found.append(name)
+    return tuple(found)
 
 
 def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[RunSpec, list[str]]:
@@ -366,7 +375,11 @@ def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[
         table, found = registry.of(kind), {}
         for name in names:
             if (base := name.partition(":")[0]) in table:
-                found[name] = _sources(users(table[base]))
+                own = _sources(users(table[base]))
+                if kind == "backbone" and runs_own_code(registry, name):
+                    own = frozenset({name})
+                if own <= company:
+                    found[name] = own
             else:
                 unknown.append(f"{kind} '{base}'")
         return found
