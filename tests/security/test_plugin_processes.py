@@ -17,8 +17,10 @@ from vipbench.runspec.run import RunSpec
 
 MEANS = '''
 """Class means of the support set, and what this plugin does besides."""
+import dataclasses
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -172,6 +174,11 @@ BREAKS = {
     "meta": "torch.set_default_device('meta')",
     "leaves": "os._exit(5)",
     "exits": "sys.exit('no licence')",
+    "swaps": """
+def change(register):
+    methods = register.args[0].methods
+    methods["zero-shot"] = dataclasses.replace(methods["zero-shot"], target=Own)
+""",
 }
 
 
@@ -179,6 +186,8 @@ def test_plugins_that_break_planning_at_their_import_cost_their_own_cells(folder
     plugins(folder, "good")
     for name, line in BREAKS.items():
         text = MEANS.format(name=name, at_import=line, in_prepare="")
+        if name == "swaps":
+            text = text.replace("    register(Own)", "    change(register)\n    register(Own)")
         (folder / "plugins" / f"{name}.py").write_text(text)
     status, err = run(folder, "broken", ",".join((BUILTIN, *BREAKS, "good")), "one")
     assert status == 1
@@ -264,6 +273,21 @@ def test_who_changes_what_is_planned_beside_it_changes_no_cell(folder: Path, nam
     status, err = run(folder, name, f"{BUILTIN},good", "one")
     assert (status, err) == (0, "")
     assert grid.bits(folder / name) == grid.bits(folder / "alone")
+
+
+def test_a_plugin_that_is_another_each_time_or_cannot_be_reached_is_left_out(folder: Path) -> None:
+    plugins(folder, "good")
+    deaf = MEANS.format(name="deaf", at_import="os.close(0)", in_prepare="")
+    varies = MEANS.format(name="varies", at_import="", in_prepare="")
+    varies = varies.replace("    kind =", "    revision = time.time_ns()\n    kind =")
+    (folder / "plugins" / "deaf.py").write_text(deaf)
+    (folder / "plugins" / "varies.py").write_text(varies)
+    status, err = run(folder, "left-out", f"{BUILTIN},deaf,good,varies", "one")
+    assert status == 1
+    assert "'good'" not in err
+    for name in ("deaf", "varies"):
+        assert f"plugin '{name}' ({name}.py)" in err
+    assert grid.bits(folder / "left-out") == grid.bits(folder / "alone")
 
 
 def test_a_built_in_method_on_a_plugins_dataset_is_the_plugins_cell(folder: Path) -> None:

@@ -173,7 +173,11 @@ def load_registry(
                 )
             plugin = replace(plugin, source=source)
             remember(plugin)
+            before = {kind: dict(registry.of(kind)) for kind in KINDS}
             _add(manager, registry, module, plugin)
+            for kind, table in before.items():
+                if not table.items() <= registry.of(kind).items():
+                    raise UsageError(f"{plugin}: it changes the {kind}s that others register")
         except UsageError as error:
             if failed is None:
                 raise

@@ -186,6 +186,7 @@ class _Driver:
         self.store: Store | None = None
         self.cells: dict[str, PlannedCell] = {}
         self.ended: set[str] = set()  # cells that have a record of this run
+        self.broken: list[str] = []  # see Plan
         self.outcome = Outcome(0, 0, 0, 0)
 
     def run(self, only: Collection[str] | None) -> None:
@@ -193,7 +194,7 @@ class _Driver:
             self._work(only)
         except PlannedOtherwiseError as error:
             self.pool.close()
-            self.pool = Pool(self.spec, self, self.stopped)
+            self.pool = Pool(self.spec, self, self.stopped, again=True)
             self._work(only, error)
 
     def _work(
@@ -211,14 +212,16 @@ class _Driver:
     ) -> tuple[list[Group], int]:
         """What is to be run, and by how many workers; the pool has taken those that it can use.
 
-        error: why the plan that all plugins gave together does not hold; raised where they give
-        another one now, as files were changed.
+        error: why the plan that all plugins gave together does not hold; raised where built-in
+        cells are others now, as files were changed.
         """
         plan = planners.plan()
         if error is not None:
-            if {cell["key"] for cell in plan["cells"]} != {*self.cells}:
+            builtin = {key for key, cell in self.cells.items() if not cell.plugins}
+            if builtin != {cell["key"] for cell in plan["cells"] if not cell["plugins"]}:
                 raise error
-            plan = planners.apart(joint=plan)
+            if {cell["key"] for cell in plan["cells"]} == {*self.cells}:
+                plan = planners.apart(joint=plan)
         planned = _judged(plan, self.spec, self.retry, self.imported)
         self.cells = {cell.key: cell for cell in planned.cells}
         self.outcome = replace(
@@ -228,6 +231,7 @@ class _Driver:
             impossible=len(planned.of("impossible")),
             broken=bool(planned.broken),
         )
+        self.broken = planned.broken
         self.observer.planned(planned)
         if only is not None:
             planned = replace(planned, cells=[c for c in planned.cells if c.key in only])
@@ -273,6 +277,18 @@ class _Driver:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         fields = {**base, "status": "error", "error": error, "created": now}
         self._keep(Record.of(fields), None)
+
+    def leave_out(self, keys: Sequence[str], message: str) -> None:
+        """See Desk."""
+        missing = self.missing(keys)
+        if missing:
+            cell = self.cells[missing[0]]
+            methods = ", ".join(dict.fromkeys(self.cells[key].method for key in missing))
+            self.broken.append(
+                f"left out, the cells of {methods}, plugin '{cell.plugin}' ({cell.file}): {message}"
+            )
+            self.observer.note(self.broken[-1])
+            self.outcome = replace(self.outcome, broken=True)
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """See Desk."""

@@ -43,6 +43,7 @@ class Planners:
         self._stop = stop
         self._sources = frozenset(every_source(spec.plugins_dir))
         self._workers: dict[_Loads, Worker] = {}
+        self._failed: set[frozenset[str]] = set()  # whose workers ended when they were asked
         self._plans: dict[_Loads, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
@@ -171,22 +172,33 @@ class Planners:
     def ask(self, plugins: Collection[str], do: str, **arguments: Any) -> dict[str, Any]:
         """Let the worker do something that planned the cells with these plugins. Raises
         UsageError, Stopped."""
-        company = frozenset(plugins)
-        planned = company if company in self._workers or EVERYONE not in self._workers else EVERYONE
-        if planned not in self._workers:  # it was ended
-            del self._plans[planned]
-            self._answer(planned)
+        loads = self._planner(plugins)
         try:
-            return self._workers[planned].ask(do, self._stop, **arguments)
+            return self._workers[loads].ask(do, self._stop, **arguments)
         except WorkerDiedError as error:
+            self._end(loads)
             raise UsageError(f"planning failed: {error}") from error
 
     def wants(self, plugins: Collection[str], keys: Sequence[str]) -> list[dict[str, Any]]:
-        """What others are to encode for the cells of a group that runs the code of `plugins`."""
-        if not plugins:
-            return []
-        found: list[dict[str, Any]] = self.ask(plugins, "wants", keys=keys)["wants"]
+        """What others are to encode for the cells of a group that runs the code of `plugins`;
+        nothing where that code fails, which the run of the cells will say."""
+        company = frozenset(plugins)
+        found: list[dict[str, Any]] = []
+        if company and company not in self._failed:
+            try:
+                found = self.ask(company, "wants", keys=keys)["wants"]
+            except UsageError:
+                self._failed.add(company)
         return found
+
+    def _planner(self, plugins: Collection[str]) -> _Loads:
+        """The worker that planned the cells with these plugins; another where that was ended."""
+        company = frozenset(plugins)
+        loads = EVERYONE if EVERYONE in self._plans and company not in self._plans else company
+        if loads not in self._workers:
+            del self._plans[loads]
+            self._answer(loads)
+        return loads
 
     def release(self, companies: Collection[frozenset[str]]) -> list[Worker]:
         """The workers that may run cells of these companies, built-in ones first; they are the

@@ -70,6 +70,9 @@ class Desk(Protocol):
     def write_off(self, base: Mapping[str, Any], kind: str, message: str) -> None:
         """A cell that will have no result, of which `base` is known."""
 
+    def leave_out(self, keys: Sequence[str], message: str) -> None:
+        """Cells of a plugin of which nothing can be known."""
+
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those that have no record of this run."""
 
@@ -129,9 +132,13 @@ FEW = 2
 
 
 class Pool:
-    """stop: asked several times a second; True raises Stopped."""
+    """stop: asked several times a second; True raises Stopped. again: whether to leave out a plugin
+    whose worker plans other cells, where PlannedOtherwiseError is raised at first."""
 
-    def __init__(self, spec: RunSpec, desk: Desk, stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, spec: RunSpec, desk: Desk, stop: Callable[[], bool], again: bool = False
+    ) -> None:
+        self._again = again
         self._suite = spec.to_yaml()
         self._limit = spec.cell_timeout
         self._desk = desk
@@ -278,14 +285,40 @@ class Pool:
             worker.send("plan", suite=self._suite, number=slot.number, plugins=sorted(company))
         except WorkerDiedError as error:
             worker.close()
-            self._false_start(error)
+            self._false_start(company, error)
             return None
         return worker
 
-    def _false_start(self, error: WorkerDiedError) -> None:
+    def _false_start(self, company: frozenset[str], error: WorkerDiedError) -> None:
         self._starts += 1
         if self._starts == MOST_STARTS:
-            raise PlannedOtherwiseError(f"planning failed: {error}") from error
+            self._starts = 0
+            if not company:
+                raise UsageError(f"planning failed: {error}") from error
+            self._leave_out(company, f"planning failed: {error}")
+
+    def _refused(self, company: frozenset[str], message: str) -> None:
+        """A worker of this company cannot run what was planned."""
+        if not company:
+            raise UsageError(message)
+        if not self._again:
+            raise PlannedOtherwiseError(message)
+        self._leave_out(company, message)
+
+    def _leave_out(self, company: frozenset[str], message: str) -> None:
+        """Run no more cells of this company."""
+        for slot in self._slots:
+            if slot.spare is not None and slot.spare.company == company:
+                slot.spare.close()
+                slot.spare = None
+            if slot.group is None and slot.worker is not None and slot.worker.company == company:
+                slot.drop()
+        gone = [group for group in self._queue if group.plugins == company]
+        self._queue = [group for group in self._queue if group.plugins != company]
+        for group in self._queue:
+            if group.company == company:
+                group.wants = []
+        self._desk.leave_out([key for group in gone for key in group.keys], message)
 
     def _watch(self) -> None:
         """Wait a moment for events, and deal with them and with workers that gave none."""
@@ -315,7 +348,8 @@ class Pool:
     def _on_event(self, slot: Slot, worker: Worker, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "usage_error":
-            raise PlannedOtherwiseError(event["message"])
+            self._refused(worker.company, event["message"])
+            return
         if kind == "untrusted" and worker.planned:
             # Code that is imported within a cell; what this run's plan needs was allowed.
             raise UntrustedCodeError(**event["code"])
@@ -324,9 +358,11 @@ class Pool:
             self._starts = 0
             known = self._known.get(worker.company, set())
             if kind == "untrusted" or not known <= {cell["key"] for cell in event["cells"]}:
-                raise PlannedOtherwiseError(
-                    "a plugin or data file changed during the run. Finished cells are saved; run "
-                    "the same command to continue with the changed files"
+                self._refused(
+                    worker.company,
+                    "a plugin or data file changed during the run, or a plugin plans other cells "
+                    "each time it is imported. Finished cells are saved; run the same command to "
+                    "continue with the changed files",
                 )
         elif worker is not slot.worker or slot.group is None:
             return
@@ -363,11 +399,11 @@ class Pool:
         if worker is slot.spare:
             slot.spare = None
             worker.close()
-            self._false_start(error)
+            self._false_start(worker.company, error)
             return
         slot.drop()
         if slot.group is None:
-            self._false_start(error)
+            self._false_start(worker.company, error)
         else:
             self._cell_failed(slot, DIED, str(error))
 
@@ -385,7 +421,10 @@ class Pool:
             # Nothing of the cells was run yet.
             group.unbegun += 1
             if group.unbegun == MOST_STARTS:
-                raise UsageError(f"workers end before they begin: {message}")
+                if not group.plugins:
+                    raise UsageError(f"workers end before they begin: {message}")
+                self._desk.leave_out(group.keys, f"workers end before they begin: {message}")
+                return
         elif kind == TIMEOUT and not group.alone:
             self._write_off(group, missing, kind, message)
         elif len(slot.keys) > 1:
