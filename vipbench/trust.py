@@ -8,7 +8,6 @@ user. Only the command line's own process asks and keeps; its worker processes g
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -265,6 +264,8 @@ def _keep(files: Digests) -> None:
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
     """One process at a time reads and writes."""
+    import fcntl  # here, since not every system has it
+
     folder = trust_file().parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     place = os.open(folder, os.O_RDONLY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -25,6 +27,23 @@ def test_help_imports_nothing_heavy(cli: Cli, args: list[str]) -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "vipbench.cli.app" in imported
     assert imported.isdisjoint(HEAVY)
+
+
+WITHOUT = """
+import sys
+sys.modules["fcntl"] = None  # importing it fails, as on a system that has none
+from vipbench.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_help_and_list_of_options_need_no_fcntl() -> None:
+    for args in (["--help"], ["fetch", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT, *args], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Usage: vipbench" in done.stdout
 
 
 def test_every_option_is_a_field_of_the_suite(cli: Cli) -> None:

@@ -15,7 +15,7 @@ from vipbench.api import DataError
 from vipbench.engine.features import decode_pool
 from vipbench.engine.machine import threads
 from vipbench.engine.training import cuda_graphs
-from vipbench.errors import UsageError, unknown
+from vipbench.errors import UsageError
 from vipbench.fetching import offline
 from vipbench.plugins.registry import Registry, load_registry
 
@@ -38,6 +38,12 @@ def report(plugins_dir: Path | None, data_root: Path | None, sources: Sequence[s
     except UsageError as error:  # no such folder
         failed.append(error)
         registry = load_registry()
+    strange = ""
+    try:
+        for source in sources:
+            registry.check_source(source)
+    except UsageError as error:
+        strange = str(error)
     broken = [str(error) for error in failed]
     for kind, source in DEFAULTS.items():
         try:
@@ -70,17 +76,8 @@ def report(plugins_dir: Path | None, data_root: Path | None, sources: Sequence[s
             dataset_state(registry, s, data_root) for s in _known(registry, "dataset", sources)
         ],
         "broken": broken,
-        "unknown": _unknown(registry, sources),
+        "unknown": strange,
     }
-
-
-def _unknown(registry: Registry, sources: Sequence[str]) -> str:
-    """The message on the first source whose name is unknown."""
-    known = [*registry.backbones, *registry.datasets]
-    for source in sources:
-        if source.partition(":")[0] not in known:
-            return str(unknown("backbone or dataset", source.partition(":")[0], known))
-    return ""
 
 
 def _device(index: int) -> str:

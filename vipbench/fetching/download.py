@@ -3,7 +3,6 @@ its place whole or not at all."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -238,6 +237,8 @@ def size(count: float) -> str:
 @contextmanager
 def _locked(part: Path) -> Iterator[IO[bytes]]:
     """The partial file, to be appended to, by one process at a time."""
+    import fcntl  # here, since not every system has it
+
     with os.fdopen(open_own(part, os.O_APPEND), "ab+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -76,6 +76,13 @@ class Registry:
             raise unknown(kind, name, table, f"`vipbench list {kind}s` shows what there is.")
         return table[name]
 
+    def check_source(self, source: str) -> None:
+        """Raise UsageError, with close matches, where nothing is registered under the name of a
+        backbone or dataset `NAME[:ARG]`."""
+        known = [*self.backbones, *self.datasets]
+        if (name := source.partition(":")[0]) not in known:
+            raise unknown("backbone or dataset", name, known, "A suite's file ends in .yaml.")
+
     def method(self, name: str) -> tuple[type[Method], Plugin]:
         """A method's class and its plugin."""
         found = self.get("method", name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vipbench.cli.commands.text import clean
 from vipbench.cli.exit_codes import FAILED, OK, USAGE
 from vipbench.cli.terminal import raw
-from vipbench.errors import UsageError, unknown
+from vipbench.errors import UsageError
 from vipbench.fetching import FetchError, Needed
 from vipbench.fetching.download import size
 from vipbench.runspec.run import RunSpec
@@ -49,7 +49,7 @@ def fetch_command(
     sources, data_root, plugins_dir = sources_of(what, data_root, plugins_dir)
     registry = load_registry(plugins_dir)
     for source in sources:
-        check_name(registry, source)
+        registry.check_source(source)
     statuses = []
     for source in sources:
         if source.partition(":")[0] in registry.backbones:
@@ -60,14 +60,6 @@ def fetch_command(
     if bad:
         print(f"vipbench: {len(bad)} of {len(statuses)} missing, see above", file=sys.stderr)
     return max(statuses)
-
-
-def check_name(registry: Registry, source: str) -> None:
-    """Raise UsageError, with close matches, where nothing is registered under the name."""
-    name = source.partition(":")[0]
-    if name not in registry.backbones and name not in registry.datasets:
-        known = [*registry.backbones, *registry.datasets]
-        raise unknown("backbone or dataset", name, known, "A suite's file ends in .yaml.")
 
 
 def _dataset(registry: Registry, source: str, root: Path | None, offline: bool) -> int:
