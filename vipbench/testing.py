@@ -375,9 +375,12 @@ class _Toy:
     def runner(self) -> GroupRunner:
         """A new one, with nothing left from others but features."""
         features = Features(
-            self._tower.backbone, self._data.splits, self._data.fingerprint,
-            plugins=users(self._tower, self._data), folder=self._folder,
-        )  # fmt: skip
+            self._tower.backbone,
+            self._data.splits,
+            self._data.fingerprint,
+            plugins=users(self._tower, self._data),
+            folder=self._folder,
+        )
         runner = GroupRunner(features, lambda text: None)
         runner.guard.arm()
         return runner
@@ -410,9 +413,12 @@ def _short(recipe: Recipe, epochs: int, steps: int | None = None) -> Recipe:
         return recipe
     # At its full rate from the first epoch on: the warm-up alone would fill a short training.
     return dataclasses.replace(
-        recipe, epochs=None if steps else epochs, iterations=steps, epoch_weights=None,
+        recipe,
+        epochs=None if steps else epochs,
+        iterations=steps,
+        epoch_weights=None,
         schedule="constant",
-    )  # fmt: skip
+    )
 
 
 def _scores(done: Finished) -> Tensor:

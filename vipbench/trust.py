@@ -147,9 +147,8 @@ def _key(asked: str | Path) -> str:
 
 
 def _everything() -> bool:
-    return _here.everything or os.environ.get(VARIABLE, "").strip().lower() in (
-        "1", "true", "yes", "on",
-    )  # fmt: skip
+    given = os.environ.get(VARIABLE, "").strip().lower()
+    return _here.everything or given in ("1", "true", "yes", "on")
 
 
 def _answered(what: str, files: Digests, kept: Mapping[str, Any]) -> bool:

@@ -53,7 +53,7 @@ def register_methods(register):
     for method in METHODS:
         register(method)
 '''
-NAMES = "good raises refuses nan shape integers exits hangs chatters last".split()  # noqa: SIM905
+NAMES = "good raises refuses nan shape integers exits hangs chatters last".split()
 SAID = {
     "raises": "it broke here",
     "refuses": "it broke here",

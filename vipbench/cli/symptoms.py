@@ -81,10 +81,26 @@ def generate(
     from vipbench.cli.commands.symptoms import generate_command
 
     return generate_command(
-        dataset, modality, model, out, base_url, kind, n, send_images, images, consent,
-        intersection, threshold, backbone, prompts, cassette, temperature, max_requests, timeout,
+        dataset,
+        modality,
+        model,
+        out,
+        base_url,
+        kind,
+        n,
+        send_images,
+        images,
+        consent,
+        intersection,
+        threshold,
+        backbone,
+        prompts,
+        cassette,
+        temperature,
+        max_requests,
+        timeout,
         data_root,
-    )  # fmt: skip
+    )
 
 
 @symptoms_app.command(short_help="Check a symptom file.")

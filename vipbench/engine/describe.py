@@ -99,10 +99,9 @@ def _support(
         "shots_unit": protocol.shots_unit,
     }
     try:
-        drawn = draw(
-            spec.protocol.name, data, None if shots == "full" else int(shots), seed,
-            protocol.sampler, protocol.validation, protocol.shots_unit,
-        )  # fmt: skip
+        count = None if shots == "full" else int(shots)
+        how = (protocol.sampler, protocol.validation, protocol.shots_unit)
+        drawn = draw(spec.protocol.name, data, count, seed, *how)
     except SamplingError as error:
         return support | {"impossible": str(error)}
     return support | {

@@ -107,9 +107,8 @@ def backbone_state(registry: Registry, source: str) -> State:
             path = needed.find()
             if path is None:
                 todo = f"lacks {needed.what}; vipbench fetch {source}"
-                return {
-                    **found, "present": False, "place": ", ".join(needed.places()), "todo": todo,
-                }  # fmt: skip
+                place = ", ".join(needed.places())
+                return {**found, "present": False, "place": place, "todo": todo}
             paths.append(path)
         return {**found, "place": str(paths[0].parent)} if paths else found
     except Exception as error:  # whatever a plugin raises

@@ -115,9 +115,13 @@ class HubFile(Needed):
                     blob.unlink()
                 if not blob.is_file():
                     download(
-                        facts.location, blob, digest, headers=headers, progress=progress,
+                        facts.location,
+                        blob,
+                        digest,
+                        headers=headers,
+                        progress=progress,
                         hint=self.bring,
-                    )  # fmt: skip
+                    )
             return Path(hf_hub_download(self.repo, name))
         except FetchError:
             raise

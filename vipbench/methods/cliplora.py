@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from vipbench import api
 from vipbench.methods.shared.deep import PromptedTowers
 
-Position = Literal[
-    "all", "top1", "top2", "top3", "bottom", "mid", "up", "half-up", "half-bottom"
-]  # fmt: skip
+Position = Literal["all", "top1", "top2", "top3", "bottom", "mid", "up", "half-up", "half-bottom"]
 
 
 class CLIPLoRA(PromptedTowers):

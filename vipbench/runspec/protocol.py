@@ -91,10 +91,12 @@ class ProtocolSpec(BaseModel):
             fields["source"] = self.source
         if self.classes:
             fields["classes"] = {
-                dataset: {own: given[0] if len(given) == 1 else list(given)
-                          for own, given in pairs.items()}
+                dataset: {
+                    own: given[0] if len(given) == 1 else list(given)
+                    for own, given in pairs.items()
+                }
                 for dataset, pairs in self.classes.items()
-            }  # fmt: skip
+            }
         return fields
 
     def as_text(self) -> str:

@@ -39,13 +39,17 @@ def check(
             assert tokens is not None
             if tokens(text) is None:
                 findings.append(
-                    Finding("too-long", f"class '{name}': '{text}' is over the {limit} tokens "
-                            "that the text tower takes")
-                )  # fmt: skip
+                    Finding(
+                        "too-long",
+                        f"class '{name}': '{text}' is over the {limit} tokens "
+                        "that the text tower takes",
+                    )
+                )
     findings += _unlike(
         {name: mean(len(t.split()) for t in texts) for name, texts in sets.items() if texts},
-        "unlike-lengths", "words a symptom",
-    )  # fmt: skip
+        "unlike-lengths",
+        "words a symptom",
+    )
     findings += _unlike(
         {name: float(len(texts)) for name, texts in sets.items() if texts},
         "unlike-counts",
@@ -67,9 +71,12 @@ def _unlike(values: Mapping[str, float], kind: str, what: str) -> list[Finding]:
     if values[high] < UNLIKE * values[low]:
         return []
     return [
-        Finding(kind, f"class '{high}' has {values[high]:.3g} {what}, '{low}' {values[low]:.3g}; "
-                "a class with more or longer texts can be favoured for that alone")
-    ]  # fmt: skip
+        Finding(
+            kind,
+            f"class '{high}' has {values[high]:.3g} {what}, '{low}' {values[low]:.3g}; "
+            "a class with more or longer texts can be favoured for that alone",
+        )
+    ]
 
 
 def difference(

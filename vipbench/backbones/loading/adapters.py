@@ -29,13 +29,15 @@ _PARTS = {
     "lora_magnitude_vector.weight": "magnitude",
 }
 # Settings that are obeyed below, or that say how an adapter was trained and do not matter after.
-_KNOWN = frozenset([
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
-    "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "init_lora_weights",
-    "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core",
-    "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
-    "revision", "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
-])  # fmt: skip
+_KNOWN = frozenset(
+    (
+        "alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying "
+        "eva_config exclude_modules inference_mode init_lora_weights layers_pattern "
+        "layers_to_transform lora_alpha lora_dropout megatron_core modules_to_save peft_type "
+        "peft_version qalora_group_size r rank_pattern revision runtime_config target_modules "
+        "task_type use_dora use_rslora"
+    ).split()
+)
 # Others of these change the base model's weights, too, before training begins.
 _STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 

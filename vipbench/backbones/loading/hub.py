@@ -9,10 +9,11 @@ from pathlib import Path
 from vipbench.fetching import HubFile, Needed
 
 # Any of these holds a tokenizer's vocabulary; the others go with it.
-TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model",
-    "sentencepiece.bpe.model",
-)  # fmt: skip
+TOKENIZER_FILES = tuple(
+    (
+        "tokenizer.json vocab.txt vocab.json spiece.model tokenizer.model sentencepiece.bpe.model"
+    ).split()
+)
 
 
 BESIDE_TOKENIZERS = (

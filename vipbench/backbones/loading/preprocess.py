@@ -25,9 +25,7 @@ PREPROCESS_REVISION = 2
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 # KEEP states its transform in its model card alone: torchvision's, with these constants.
-_KEEP = {
-    "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"
-}  # fmt: skip
+_KEEP = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 # Where a folder states nothing, the library's defaults for these kinds are brought to the size of
 # the image tower.
 _UNSTATED = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}

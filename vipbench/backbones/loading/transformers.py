@@ -214,10 +214,12 @@ def _copy_blocks(ours: Any, theirs: Any) -> None:
 
 
 # In the library's order: a single file, or the index of several.
-_WEIGHTS = (
-    "model.safetensors", "model.safetensors.index.json",
-    "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
+_WEIGHTS = tuple(
+    (
+        "model.safetensors model.safetensors.index.json pytorch_model.bin "
+        "pytorch_model.bin.index.json"
+    ).split()
+)
 
 
 @dataclass(frozen=True)

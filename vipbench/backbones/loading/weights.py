@@ -26,9 +26,9 @@ _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 _CLIP_SCALE, _SIGMOID_SCALE, _ROUNDING = 100.0, 1000.0, 0.025
 
 # Where programs keep the weights of a training checkpoint, and what they put before every name.
-_WRAPPERS = (
-    "state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema_state_dict"
-)  # fmt: skip
+_WRAPPERS = tuple(
+    "state_dict model_state_dict model state_dict_ema model_ema ema_state_dict".split()
+)
 _PREFIXES = ("module.", "model.")
 
 

@@ -175,8 +175,10 @@ class PatchedSide(ImageSide):
             # The library's own pass masks what a grid leaves empty, whatever its batch mates are.
             features: Tensor = self.tower(pixels)
             return features
-        parts = [(super(PatchedSide, self).__call__(some, tap), at)
-                 for some, at in self.tower.images_by_grid(pixels)]  # fmt: skip
+        parts = [
+            (super(PatchedSide, self).__call__(some, tap), at)
+            for some, at in self.tower.images_by_grid(pixels)
+        ]
         order = torch.cat([at for _, at in parts]).argsort()
         return torch.cat([found for found, _ in parts])[order]
 

@@ -23,10 +23,12 @@ from vipbench.errors import UsageError
 from vipbench.fetching import offline
 from vipbench.fetching.download import size
 
-LIBRARIES = (
-    "torch", "torchvision", "open_clip_torch", "transformers", "timm", "huggingface_hub",
-    "safetensors", "numpy", "scikit-learn", "scipy", "pandas", "pillow", "pydantic", "typer",
-)  # fmt: skip
+LIBRARIES = tuple(
+    (
+        "torch torchvision open_clip_torch transformers timm huggingface_hub safetensors numpy "
+        "scikit-learn scipy pandas pillow pydantic typer"
+    ).split()
+)
 EXTRAS = ("openai", "pyarrow", "sentencepiece")
 START = "from vipbench.engine.doctor import main; main()"
 

@@ -40,10 +40,9 @@ def evaluate_command(
         trained = rebound(trained, data)
         order = list(range(len(trained.class_names)))
         print("Its classes are others than those trained on; the texts are those of this dataset.")
-    features = Features(
-        trained.backbone.backbone, data.splits, data.fingerprint,
-        plugins=users(data, trained.backbone),
-    )  # fmt: skip
+    plugins = users(data, trained.backbone)
+    tower = trained.backbone.backbone
+    features = Features(tower, data.splits, data.fingerprint, plugins=plugins)
     scores = trained.score(split_inputs(trained, features, "test"))[:, order].numpy()
     for notice in data.notices:
         print(f"note: {clean(notice)}", file=sys.stderr)

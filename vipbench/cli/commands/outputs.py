@@ -48,9 +48,12 @@ def save_outputs(spec: RunSpec) -> list[str]:
 def _table(spec: RunSpec, output: TableOutput, cells: Cells, store: Store) -> list[str]:
     chosen: dict[str, Any] = {"metrics": output.metrics} if output.metrics else {}
     layout = Layout(
-        aggregate=output.aggregate, highlight=output.highlight, average=output.average,
-        title=spec.title, **chosen,
-    )  # fmt: skip
+        aggregate=output.aggregate,
+        highlight=output.highlight,
+        average=output.average,
+        title=spec.title,
+        **chosen,
+    )
     if output.preset is not None:
         given = [*chosen, *(["average"] if output.average else [])]
         cells, layout = preset(output.preset, cells, layout, given)

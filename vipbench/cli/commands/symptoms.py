@@ -211,9 +211,8 @@ def _chosen(data: LoadedDataset, images: str) -> list[list[int]]:
     if len(parts) != 3 or parts[0] != "support" or not all(p.isdigit() for p in parts[1:]):
         raise UsageError(f"--images takes train or support:K:SEED, got '{images}'")
     try:
-        drawn = draw_support(
-            train, None, len(names), names, int(parts[1]), int(parts[2]), "nested", "none",
-        )  # fmt: skip
+        k, seed = int(parts[1]), int(parts[2])
+        drawn = draw_support(train, None, len(names), names, k, seed, "nested", "none")
     except SamplingError as error:
         raise UsageError(f"--images {images}: {error}") from None
     indices = drawn.train.tolist()

@@ -64,9 +64,17 @@ def save_trials(out: Path, tuned: Sequence[Tuned], asked: Asked) -> None:
         for score in one.scores:
             trial = score.trial
             writer.writerow(
-                [one.searched.row.label, trial.number, int(score is one.best), asked.metric,
-                 score.mean, score.sd, score.cells, json.dumps({**trial.spec.hparams})]
-            )  # fmt: skip
+                [
+                    one.searched.row.label,
+                    trial.number,
+                    int(score is one.best),
+                    asked.metric,
+                    score.mean,
+                    score.sd,
+                    score.cells,
+                    json.dumps({**trial.spec.hparams}),
+                ]
+            )
     files.make_folder(out)
     files.write(out / "trials.csv", printable(text.getvalue()))
 

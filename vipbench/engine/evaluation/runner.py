@@ -123,9 +123,12 @@ class GroupRunner:
         """Why what the cell's method learns serves no other classes, or None."""
         with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
             return cannot_transfer(
-                cell.row.method, cell.hparams, cell.info, self._task(cell, cell.data, trial=True),
+                cell.row.method,
+                cell.hparams,
+                cell.info,
+                self._task(cell, cell.data, trial=True),
                 lambda task: self._make(cell, task),
-            )  # fmt: skip
+            )
 
     def _make(self, cell: PlanCell, task: Task) -> Method:
         with self._randomness(cell, task.generator, draws=True):
@@ -315,9 +318,14 @@ class GroupRunner:
             return own
         if (tower.source, name) not in self._beside:
             self._beside[tower.source, name] = Features(
-                tower.backbone, own.splits, own.dataset_key, own.progress, own.note,
-                plugins=own.plugins | users(tower), folder=own.folder,
-            )  # fmt: skip
+                tower.backbone,
+                own.splits,
+                own.dataset_key,
+                own.progress,
+                own.note,
+                plugins=own.plugins | users(tower),
+                folder=own.folder,
+            )
         return self._beside[tower.source, name]
 
     @property

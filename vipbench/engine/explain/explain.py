@@ -158,9 +158,14 @@ def _cosines(x: torch.Tensor, features: torch.Tensor, weights: torch.Tensor) -> 
 
 
 def _across(
-    made: Explanation, trained: Trained, x: torch.Tensor, scores: Array, cosines: Array,
-    labels: npt.NDArray[np.int64], ids: Sequence[str],
-) -> None:  # fmt: skip
+    made: Explanation,
+    trained: Trained,
+    x: torch.Tensor,
+    scores: Array,
+    cosines: Array,
+    labels: npt.NDArray[np.int64],
+    ids: Sequence[str],
+) -> None:
     predicted = scores.argmax(1)
     # A symptom decides where, weighed, it is furthest above its own mean over the test set.
     above = np.nan_to_num(made.weights * (cosines - made.mean_cosines), nan=-np.inf)

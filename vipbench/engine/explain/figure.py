@@ -119,9 +119,14 @@ def _bars(axis: Any, made: Explanation, one: Explained, c: int, colour: str) -> 
     axis.barh(places, values, height=0.72, color=colour, zorder=2)
     # What the symptom's cosine is on average: a bar that ends beyond it speaks for the image.
     axis.scatter(
-        made.mean_cosines[c, : len(symptoms)], places, marker="|", s=28, color="black",
-        linewidth=0.9, zorder=3,
-    )  # fmt: skip
+        made.mean_cosines[c, : len(symptoms)],
+        places,
+        marker="|",
+        s=28,
+        color="black",
+        linewidth=0.9,
+        zorder=3,
+    )
     axis.set_yticks(places, labels, fontsize=6)
     axis.invert_yaxis()
     axis.tick_params(axis="x", labelsize=6)

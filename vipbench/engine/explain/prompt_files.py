@@ -199,9 +199,14 @@ def unpack(
         )
     backbone.backbone.to(device)
     task = Task(
-        backbone.backbone, names, templates, texts["symptoms"], info, cell_generator(*key),
+        backbone.backbone,
+        names,
+        templates,
+        texts["symptoms"],
+        info,
+        cell_generator(*key),
         descriptions=texts["descriptions"],
-    )  # fmt: skip
+    )
     built = method(task, settings).to(task.device)
     fill(built, tensors)
     return Trained(built, backbone, names, card, tensors, pixels)
@@ -258,8 +263,10 @@ def export(folder: Path, out: Path, patient_data: bool = False) -> tuple[list[Pa
 def _card(card: Mapping[str, Any]) -> str:
     shots = card["info"]["shots"]
     lines = [
-        f"# {card['row']} on {card['dataset']}", "",
-        "Research only, not for clinical use.", "",
+        f"# {card['row']} on {card['dataset']}",
+        "",
+        "Research only, not for clinical use.",
+        "",
         f"- backbone: {card['backbone']} (licence: {card['backbone_licence']}), fingerprint "
         f"{card['backbone_fingerprint']}",
         f"- shots: {'full' if shots is None else shots}, seed {card['seed']}",
@@ -267,7 +274,7 @@ def _card(card: Mapping[str, Any]) -> str:
         f"- accuracy on that dataset's test split: {card['test_accuracy']}",
         f"- data: {card['dataset_citation']} Licence: {card['dataset_licence']}. {card['caption']}",
         f"- made with vipbench {card['vipbench']}, record {card['key']}",
-    ]  # fmt: skip
+    ]
     if card["contains_patient_data"]:
         lines.append(
             "- **contains-patient-data**: it may hold features of single images; keep it as you "

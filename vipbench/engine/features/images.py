@@ -123,9 +123,13 @@ class ImageReader:
         sent = None if self._decoders is None else _sendable(work.given)
         size = self.backbone.image_size
         job = Job(
-            "" if sent is None else sent, size, views and views[0], tuple(keys), source.pixels,
+            "" if sent is None else sent,
+            size,
+            views and views[0],
+            tuple(keys),
+            source.pixels,
             source.expected(work.index),
-        )  # fmt: skip
+        )
         # An image that a decoder opens is not kept here; it cuts all views that a batch has of it
         # from one decoding.
         alone = partial(self._run, split, work, job, views is not None and sent is None)

@@ -63,8 +63,8 @@ class TextShelf:
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
-        self._shelves[-1].put([i for items, _ in waiting for i in items],
-                              torch.cat([features for _, features in waiting]))  # fmt: skip
+        items = [item for some, _ in waiting for item in some]
+        self._shelves[-1].put(items, torch.cat([features for _, features in waiting]))
         self._tell()
 
     def _tell(self) -> None:

@@ -77,10 +77,8 @@ class Protocol:
             selection = method.published.selection
         if spec.protocol.name == "validation-free":
             validation, selection = "none", "last"
-        return cls(
-            spec.views, spec.sampler, validation, selection, spec.precision, spec.shots_unit,
-            spec.score_on,
-        )  # fmt: skip
+        given = (spec.precision, spec.shots_unit, spec.score_on)
+        return cls(spec.views, spec.sampler, validation, selection, *given)
 
 
 @dataclass(frozen=True)
@@ -223,10 +221,8 @@ def _plan_cell(
     names = data.dataset.class_names
     if shots != 0 and reason is None:
         try:
-            support = draw(
-                spec.protocol.name, data, shots, seed,
-                protocol.sampler, protocol.validation, protocol.shots_unit,
-            )  # fmt: skip
+            how = (protocol.sampler, protocol.validation, protocol.shots_unit)
+            support = draw(spec.protocol.name, data, shots, seed, *how)
         except SamplingError as error:
             reason = str(error)
     main = backbone.backbone

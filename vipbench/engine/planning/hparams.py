@@ -145,9 +145,7 @@ def search_space(method: type[Method]) -> dict[str, dict[str, Any]]:
         whole = float not in (kinds[found.name], *get_args(kinds[found.name]))
         for end in (found.low, found.high):
             make_hparams(method, {found.name: int(end) if whole else end})
-        space[found.name] = {
-            "low": found.low, "high": found.high, "log": found.log, "whole": whole
-        }  # fmt: skip
+        space[found.name] = {"low": found.low, "high": found.high, "log": found.log, "whole": whole}
     return space
 
 

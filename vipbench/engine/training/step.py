@@ -180,8 +180,12 @@ class Step:
         """Go on with the cells `live`; everything gets a new place."""
         chosen = torch.tensor(live, device=self.statistics.device)
         for state in (
-            self.params, self.fixed, self.buffers, self.optimizer.first, self.optimizer.second
-        ):  # fmt: skip
+            self.params,
+            self.fixed,
+            self.buffers,
+            self.optimizer.first,
+            self.optimizer.second,
+        ):
             for name, value in state.items():
                 state[name] = value[chosen]
         self.statistics = self.statistics[:, chosen]

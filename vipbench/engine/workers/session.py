@@ -268,9 +268,13 @@ class Session:
     def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
         ticker = _Ticker(self.send)
         features = Features(
-            backbone.backbone, data.splits, data.fingerprint, ticker, self.note,
+            backbone.backbone,
+            data.splits,
+            data.fingerprint,
+            ticker,
+            self.note,
             plugins=users(backbone, data),
-        )  # fmt: skip
+        )
         runner = GroupRunner(features, self.note, machine, self.replays)
         for other in self.runners.values():
             if other.features.backbone is backbone.backbone:

@@ -14,11 +14,12 @@ from vipbench.results.stats.pairing import shot_words
 from vipbench.results.tables import escape
 from vipbench.results.tables.differences import and_
 
-_COLUMNS = (
-    "a", "b", "metric", "datasets", "backbone", "shots", "mean_a", "mean_b", "difference", "low",
-    "high", "level", "population", "test", "p", "p_corrected", "family", "n_seeds", "n_images",
-    "n_groups", "n_datasets",
-)  # fmt: skip
+_COLUMNS = tuple(
+    (
+        "a b metric datasets backbone shots mean_a mean_b difference low high level population "
+        "test p p_corrected family n_seeds n_images n_groups n_datasets"
+    ).split()
+)
 
 
 def write_claims(found: Claims, format: str = "text") -> str:

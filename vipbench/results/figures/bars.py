@@ -139,16 +139,30 @@ def _panel(
             bounds = entry_bounds(table, entry)
             if bounds is not None:
                 low, high = (b * scale for b in bounds)
-                axis.plot([x, x], [low, high], color="black", linewidth=0.9, zorder=3,
-                          marker="_", markersize=4)  # fmt: skip
+                axis.plot(
+                    [x, x],
+                    [low, high],
+                    color="black",
+                    linewidth=0.9,
+                    zorder=3,
+                    marker="_",
+                    markersize=4,
+                )
                 end = max(high, height)
             words = f"{height:.{table.decimals}f}" + ("" if entry.saw is None else "†")
             # Where a group has several rows its name cannot be marked.
             words += "§" if kind and label in table.older else ""
             axis.annotate(
-                words, (x, end), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
-                fontsize=5.5, bbox=PAPER, zorder=2.5,
-            )  # fmt: skip
+                words,
+                (x, end),
+                (0, 1.5),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=5.5,
+                bbox=PAPER,
+                zorder=2.5,
+            )
             top = max(top, end)
     for n, label in enumerate(lines):
         value = at[label].mean
@@ -161,9 +175,12 @@ def _panel(
         names = [f"{name}{mark}" for name, mark in zip(names, marks, strict=True)]
     slanted = max(map(len, names)) * 0.06 > (inches - 0.6) / len(groups)
     axis.set_xticks(
-        range(len(groups)), names, rotation=30 if slanted else 0,
-        ha="right" if slanted else "center", rotation_mode="anchor",
-    )  # fmt: skip
+        range(len(groups)),
+        names,
+        rotation=30 if slanted else 0,
+        ha="right" if slanted else "center",
+        rotation_mode="anchor",
+    )
     axis.set_xlim(-0.6, len(groups) - 0.4)
     # Bars start at 0: their lengths are what is compared.
     axis.set_ylim(0, top * 1.1 if top else 1)

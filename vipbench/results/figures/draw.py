@@ -98,11 +98,14 @@ def _bars(
     lines: list[str] = []
     if kind == "knowledge":
         # What class names alone reach, beside what texts in the symptoms' place reach.
-        lines = list(dict.fromkeys(
-            cell.method for cell, record in cells.done()
-            if cell.shots == 0
-            and not (record.apart or record.needs & {"symptoms", "descriptions"})
-        ))[:2]  # fmt: skip
+        lines = list(
+            dict.fromkeys(
+                cell.method
+                for cell, record in cells.done()
+                if cell.shots == 0
+                and not (record.apart or record.needs & {"symptoms", "descriptions"})
+            )
+        )[:2]
         shown = {label for group in groups for label in group.bars.values()}
         cells = select(cells, methods=[*lines, *(m for m in _methods(cells) if m in shown)])
     for spread in spreads:

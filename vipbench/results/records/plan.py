@@ -13,10 +13,7 @@ from vipbench.results.records.record import CellId, Record
 Slot = tuple[str, str, str, int | str, int]
 
 # What the store keeps of a cell; the rest concerns one run on one machine.
-_STORED = (
-    "key", "backbone", "dataset", "method", "method_name", "shots", "seed", "status", "reason",
-    "run", "note",
-)  # fmt: skip
+_STORED = tuple("key backbone dataset method method_name shots seed status reason run note".split())
 
 
 class PlannedCell(CellId):

@@ -93,9 +93,16 @@ def images_interval(values: Floats, reps: Floats, n_groups: int, level: float = 
     low, high = np.quantile(drawn, [tail, 1 - tail])
     p = _percentile_p(drawn, n_groups)
     return Interval(
-        mean, float(low), float(high), level, "images", "bootstrap over test images",
-        len(values), n_groups, p,
-    )  # fmt: skip
+        mean,
+        float(low),
+        float(high),
+        level,
+        "images",
+        "bootstrap over test images",
+        len(values),
+        n_groups,
+        p,
+    )
 
 
 def seeds_interval(values: Floats, n_groups: int = 0, level: float = LEVEL) -> Interval:
@@ -180,9 +187,18 @@ def t_interval(
         z = abs(of.estimate) / se
         p = 2 * float(optimize.brentq(lambda t: k(t) - z, 1e-12, 0.5)) if k(1e-12) > z else 0.0
     return Interval(
-        of.estimate, of.estimate - half, of.estimate + half, level, population, method,
-        of.n_seeds, of.n_groups, p, df, n_datasets,
-    )  # fmt: skip
+        of.estimate,
+        of.estimate - half,
+        of.estimate + half,
+        level,
+        population,
+        method,
+        of.n_seeds,
+        of.n_groups,
+        p,
+        df,
+        n_datasets,
+    )
 
 
 def _sum(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -214,9 +230,18 @@ def datasets_bootstrap(
     low, high = np.quantile(drawn, [tail, 1 - tail])
     p = _percentile_p(drawn, d)
     return Interval(
-        float(values.mean()), float(low), float(high), level, "datasets",
-        "hierarchical bootstrap over datasets", 0, 0, p, None, d,
-    )  # fmt: skip
+        float(values.mean()),
+        float(low),
+        float(high),
+        level,
+        "datasets",
+        "hierarchical bootstrap over datasets",
+        0,
+        0,
+        p,
+        None,
+        d,
+    )
 
 
 def _expanded(tail: float, n: int) -> float:

@@ -267,9 +267,15 @@ def _json(table: Table) -> str:
 
 _GAP = DataRow("", "  ", "")
 _TERMINAL = TableFormat(
-    lineabove=None, linebelowheader=Line("", "─", "──", ""), linebetweenrows=None, linebelow=None,
-    headerrow=_GAP, datarow=_GAP, padding=0, with_header_hide=None,
-)  # fmt: skip
+    lineabove=None,
+    linebelowheader=Line("", "─", "──", ""),
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=_GAP,
+    datarow=_GAP,
+    padding=0,
+    with_header_hide=None,
+)
 
 
 def _text(table: Table) -> str:

@@ -137,9 +137,11 @@ class Client:
         options = {} if self.temperature is None else {"temperature": self.temperature}
         try:
             with self._client.chat.completions.with_streaming_response.create(
-                model=self.model, messages=[{"role": "user", "content": content}],
-                extra_headers={"Accept-Encoding": "identity"}, **options
-            ) as response:  # fmt: skip
+                model=self.model,
+                messages=[{"role": "user", "content": content}],
+                extra_headers={"Accept-Encoding": "identity"},
+                **options,
+            ) as response:
                 return _content(b"".join(response.iter_bytes()))
         except openai.APIStatusError as error:
             status = error.status_code
@@ -156,13 +158,17 @@ class Client:
         assert self.base_url is not None
         key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "none")
         http = openai.DefaultHttpxClient(
-            follow_redirects=False, trust_env=not is_loopback(host_of(self.base_url)),
+            follow_redirects=False,
+            trust_env=not is_loopback(host_of(self.base_url)),
             event_hooks={"response": [_limit]},
-        )  # fmt: skip
+        )
         return openai.OpenAI(
-            base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=0,
+            base_url=self.base_url,
+            api_key=key,
+            timeout=self.timeout,
+            max_retries=0,
             http_client=http,
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
         """Close the connection."""
