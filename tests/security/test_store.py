@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Cli
 from tests.results.samples import filled, scored
-from vipbench.results.records.record import sha256
+from vipbench.results.records.record import Record, sha256
 from vipbench.results.store.lock import StoreError
 from vipbench.results.store.rows import (
     COLUMNS,
@@ -47,6 +48,41 @@ def test_what_is_not_of_the_schema_is_refused_by_name(tmp_path: Path, name: str)
         with pytest.raises(StoreError, match=f"'{name}'"):
             Store(tmp_path, readonly=readonly)
     assert (tmp_path / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("plan", "[]"),
+        ("plan", "[" * 100_000),
+        ("plan", '{"runs": 1, "cells": [{"key": 5}]}'),
+        ("plan", '{"runs": 1, "cells": 5}'),
+        ("plan", f'{{"runs": {"9" * 5000}, "cells": []}}'),
+        ("records", '{"count": 4}'),
+        ("choices", "[[1]]"),
+    ],
+)
+def test_an_entry_that_vipbench_does_not_write_is_damage(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    db = sqlite3.connect(filled(tmp_path))
+    with db:
+        told = (name, text, sha256(f"{name}\n{text}"))
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", told)
+    db.close()
+    with pytest.raises(StoreError, match=f"'{name}'"):
+        Store(tmp_path, readonly=True)
+
+
+def test_records_with_odd_provenance_break_no_table(cli: Cli, tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        for seed, changes in enumerate(({"metric_revisions": 5}, {"method": {"needs": 5}})):
+            record, predictions = scored(seed, method=f"row {seed}")
+            value = record.to_dict()
+            value["provenance"] |= changes
+            store.add(Record.of(value), predictions)
+    done = cli("table", tmp_path)
+    assert (done.returncode, "row 1" in done.stdout) == (0, True), done.stderr
 
 
 def test_a_journal_removes_no_other_file(tmp_path: Path) -> None:

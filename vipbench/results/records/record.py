@@ -284,7 +284,8 @@ class Record(_Part):
         """What the method declares it needs, of "symptoms", "val", "test_images", …"""
         method = self.provenance.get("method")
         needs = method.get("needs") if isinstance(method, dict) else None
-        return frozenset(n for n in needs if isinstance(n, str)) if needs else frozenset()
+        found = needs if isinstance(needs, list) else ()
+        return frozenset(n for n in found if isinstance(n, str))
 
     @property
     def apart(self) -> Literal["", "transductive", "views"]:

@@ -358,13 +358,19 @@ def read_all(db: sqlite3.Connection, path: Path, query: str) -> Iterator[Any]:
         yield row
 
 
+_META = {"records": {"count", "xor"}, "plan": {"runs", "cells"}}
+
+
 def get_meta(db: sqlite3.Connection, path: Path, name: str) -> dict[str, Any]:
     """An entry of `meta`, checked. Raises StoreError."""
     row = db.execute("SELECT value, sha256 FROM meta WHERE name = ?", (name,)).fetchone()
     if row is None or sha256(f"{name}\n{row[0]}") != row[1]:
         raise damaged(path, f"its entry '{name}' was altered or is missing")
-    value: dict[str, Any] = json.loads(row[0])
-    return value
+    with suppress(ValueError, RecursionError):
+        value = json.loads(row[0])
+        if isinstance(value, dict) and _META.get(name, set()) <= value.keys():
+            return value
+    raise damaged(path, f"its entry '{name}' is not what vipbench writes")
 
 
 def put_meta(db: sqlite3.Connection, name: str, value: dict[str, Any]) -> None:

@@ -208,7 +208,11 @@ class Store:
         """The cells that the folder's runs asked for, in table order; `latest`: the last run's."""
         with explained(self.path):
             kept = get_meta(self._open_db(), self.path, "plan")
-        cells = [planned_cell(cell) for cell in kept["cells"]]
+        try:
+            cells = [planned_cell(cell) for cell in kept["cells"]]
+        except (TypeError, ValueError) as error:
+            what = f"its entry 'plan' is not what vipbench writes ({error})"
+            raise damaged(self.path, what) from None
         return [c for c in cells if c.run == kept["runs"]] if latest else cells
 
     def predictions(self, key: str, number: int | None = None) -> Predictions | None:
