@@ -43,11 +43,12 @@ def clear(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.", show_default=False)] = False,
 ) -> int:
     """Remove all cached features; a later run encodes images and texts again."""
+    from vipbench.engine import kept
     from vipbench.engine.features import cache
-    from vipbench.engine.kept import cache_folder
 
     if not yes:
-        typer.confirm(f"Remove everything in {cache_folder()}?", abort=True)
+        typer.confirm(f"Remove everything in {kept.cache_folder()}?", abort=True)
+    kept.clear()
     print(f"{_size(cache.clear())} freed")
     return OK
 

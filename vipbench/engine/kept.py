@@ -46,6 +46,12 @@ def states(paths: Iterable[str]) -> Iterable[str]:
         yield f"{path} {at.st_size} {at.st_mtime_ns} {at.st_ino}"
 
 
+def clear() -> None:
+    """Remove all answers."""
+    for file in (*cache_folder().glob("*.json"), *cache_folder().glob("plans/*.json")):
+        file.unlink(missing_ok=True)
+
+
 def load(name: str, state: str) -> Any:
     """The answer `name` that was kept in this state, None where there is none."""
     try:
@@ -55,8 +61,14 @@ def load(name: str, state: str) -> Any:
         return None
 
 
-def keep(name: str, state: str, answer: Any) -> None:
-    """Keep an answer, JSON values, where the folder can be written."""
+def keep(name: str, state: str, answer: Any, most: int | None = None) -> None:
+    """Keep an answer, JSON values, where the folder can be written; of `most` in the folder the
+    oldest is removed."""
+    file = cache_folder() / name
     with suppress(OSError):
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        files.write(cache_folder() / name, json.dumps({"state": state, "answer": answer}))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write(file, json.dumps({"state": state, "answer": answer}))
+        if most is not None:
+            others = sorted(file.parent.glob("*.json"), key=lambda other: other.stat().st_mtime)
+            for old in others[:-most]:
+                old.unlink()

@@ -8,6 +8,7 @@ import base64
 import os
 import signal
 import threading
+import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vipbench.engine import kept
+from vipbench.engine.workers import kept_plans
 from vipbench.engine.workers.plan import (
     CatalogueEntry,
     Estimate,
@@ -115,8 +117,11 @@ def plan(spec: RunSpec, retry: bool = True, imported: bool = False) -> Plan:
     somebody handed in count as done.
     """
     _require(spec.plugins_dir)
+    kept_plan = kept_plans.find(spec)
+    if kept_plan is not None:
+        return _judged(kept_plan, spec, retry, imported)
     with Planners(spec) as planners:
-        return _judged(planners.plan(), spec, retry, imported)
+        return _judged(_made(planners, spec), spec, retry, imported)
 
 
 def estimate(
@@ -126,7 +131,7 @@ def estimate(
     and encodings. Writes nothing. Raises UsageError."""
     _require(spec.plugins_dir)
     with Planners(spec) as planners:
-        planned = _judged(planners.plan(), spec, retry, imported)
+        planned = _judged(_made(planners, spec), spec, retry, imported)
         plugins = {cell.key: cell.plugins for cell in planned.cells}
         found = []
         for keys in planned.groups():
@@ -215,14 +220,18 @@ class _Driver:
         error: why the plan that all plugins gave together does not hold; raised where built-in
         cells are others now, as files were changed.
         """
-        plan = planners.plan()
-        if error is not None:
-            builtin = {key for key, cell in self.cells.items() if not cell.plugins}
-            if builtin != {cell["key"] for cell in plan["cells"] if not cell["plugins"]}:
-                raise error
-            if {cell["key"] for cell in plan["cells"]} == {*self.cells}:
-                plan = planners.apart(joint=plan)
-        planned = _judged(plan, self.spec, self.retry, self.imported)
+        plan = kept_plans.find(self.spec)
+        planned = plan and _judged(plan, self.spec, self.retry, self.imported)
+        if not plan or not planned or planned.of("todo"):
+            # A worker that is to run cells plans them itself.
+            plan = _made(planners, self.spec)
+            if error is not None:
+                builtin = {key for key, cell in self.cells.items() if not cell.plugins}
+                if builtin != {cell["key"] for cell in plan["cells"] if not cell["plugins"]}:
+                    raise error
+                if {cell["key"] for cell in plan["cells"]} == {*self.cells}:
+                    plan = planners.apart(joint=plan)
+            planned = _judged(plan, self.spec, self.retry, self.imported)
         self.cells = {cell.key: cell for cell in planned.cells}
         self.outcome = replace(
             self.outcome,
@@ -315,6 +324,14 @@ class _Driver:
         self.pool.close()
         if self.store is not None:
             self.store.close()
+
+
+def _made(planners: Planners, spec: RunSpec) -> dict[str, Any]:
+    """A new plan, kept for later commands."""
+    started = time.time_ns()
+    made = planners.plan()
+    kept_plans.keep(spec, made, started)
+    return made
 
 
 def _judged(event: Mapping[str, Any], spec: RunSpec, retry: bool, imported: bool) -> Plan:

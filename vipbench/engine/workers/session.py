@@ -48,6 +48,7 @@ from vipbench.engine.planning.loading import (
 )
 from vipbench.engine.planning.protocols import arrange
 from vipbench.engine.training.cuda_graphs import Replays, replays
+from vipbench.engine.workers.kept_plans import Reads, of_data
 from vipbench.errors import UsageError
 from vipbench.plugins.files import Plugin, loaded_plugins
 from vipbench.plugins.registry import KINDS, Kind, Registry, load_registry, provenance
@@ -70,6 +71,7 @@ class Session:
         self.estimator = Estimator()
         self.device: torch.device | None = None
         self.replays: Replays | None = None
+        self.reads = Reads()
 
     def handle(self, command: dict[str, Any]) -> None:
         """One command; a UsageError becomes an event."""
@@ -115,6 +117,13 @@ class Session:
         `lacks`: plugins of a cell, further backbones that it reads and that cannot be loaded here),
         and what they register.
         """
+        with self.reads.watched() as paths:
+            plan = self._plan(suite, number, plugins)
+        if not loaded_plugins():
+            plan["reads"] = of_data(paths)
+        self.send({"event": "plan", **plan})
+
+    def _plan(self, suite: str, number: int, plugins: Sequence[str] | None) -> dict[str, Any]:
         company = None if plugins is None else frozenset(plugins)
         self.spec = run = RunSpec.from_yaml_text(suite)
         machine = share(run)
@@ -181,23 +190,20 @@ class Session:
             notices += [note for b in backbones for d in datasets for note in unread(b.backbone, d)]
         workers = str(machine.workers)
         info = {"device": machine.description, "workers": workers, "torch": torch.__version__}
-        self.send(
-            {
-                "event": "plan",
-                "cells": cells,
-                "notices": notices,
-                "info": info,
-                "unknown": unknown,
-                "lacks": [[sorted(own), further] for own, further in lacks],
-                "loaded": sorted(_sources(loaded_plugins())),
-                "registered": [
-                    f"{kind} '{name}'"
-                    for kind in KINDS
-                    for name, one in registry.of(kind).items()
-                    if not one.plugin.builtin
-                ],
-            }
-        )
+        return {
+            "cells": cells,
+            "notices": notices,
+            "info": info,
+            "unknown": unknown,
+            "lacks": [[sorted(own), further] for own, further in lacks],
+            "loaded": sorted(_sources(loaded_plugins())),
+            "registered": [
+                f"{kind} '{name}'"
+                for kind in KINDS
+                for name, one in registry.of(kind).items()
+                if not one.plugin.builtin
+            ],
+        }
 
     def do_run(self, keys: list[str]) -> None:
         """Run one group: cells of the same row, dataset and backbone."""
