@@ -222,8 +222,10 @@ class Step:
         found = []
         for x, labels, weight in (batch, more):
             states = (self.params, self.fixed, self.buffers)
-            copies = [{name: value[0].clone() for name, value in part.items()} for part in states]
-            found.append(self._one(*copies, x, labels, weight)[1])
+            params, fixed, buffers = (
+                {name: value[0].clone() for name, value in part.items()} for part in states
+            )
+            found.append(self._one(params, fixed, buffers, x, labels, weight)[1])
         own, other = found
         apart = {name: float((value - other[name]).abs().max()) for name, value in own.items()}
         name = max(apart, key=lambda one: apart[one])
