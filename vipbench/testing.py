@@ -43,6 +43,7 @@ from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.evaluation.scoring import Finished, Ready, ScoreError
 from vipbench.engine.features.features import Features
 from vipbench.engine.guard import GlobalRandomError, SpoiltError
+from vipbench.engine.other_device import Labels, another_device
 from vipbench.engine.planning.cells import TEXTS, PlanCell, Row, plan_cells
 from vipbench.engine.planning.loading import Beside, LoadedBackbone, load_dataset, users
 from vipbench.engine.planning.protocols import Scene
@@ -125,6 +126,7 @@ def _check_method(toy: _Toy, epochs: int, stacking: bool) -> None:
                     "each image's logits are its own",
                     f"{what}: images {rows} alone and among all, {_apart(alone, among)}",
                 )
+    _check_device(toy, cells)
     if not method.uses_support:
         return
     if pads_batches(method) and not has_own_fit(method):
@@ -132,6 +134,14 @@ def _check_method(toy: _Toy, epochs: int, stacking: bool) -> None:
     if stacking:
         _check_company(toy, cells, short, _scores(done))
     _check_learning(toy)
+
+
+def check_device(method: type[Method], backbone: ImageBackbone | None = None) -> None:
+    """The rule of methods on devices alone: building, training and scoring work where the towers
+    are on another device than the CPU; needs no GPU. backbone: by default tiny-clip."""
+    with TemporaryDirectory() as folder:
+        toy = _Toy(method, backbone, load_registry(), folder)
+        _check_device(toy, toy.cells("quick" if has_own_fit(method) else "matched"))
 
 
 def check_backbone(backbone: ImageBackbone) -> None:
@@ -222,6 +232,19 @@ def _check_company(
                 f"{method.name}, cells of {SHOTS[0]} and {SHOTS[1]} shots, one of {cell.shots}: "
                 f"{_apart(a, b)}",
             )
+
+
+def _check_device(toy: _Toy, cells: Sequence[PlanCell]) -> None:
+    """All cells at once, stacked where they can be, on a device beside the CPU."""
+    labels = Labels()
+    try:
+        with another_device(toy.towers(cells[0]), labels):
+            toy.run(cells, partial(_short, epochs=1))
+    except Exception:
+        if labels.problem is None:
+            raise
+    if labels.problem is not None:
+        raise ConformanceError("works on any device", f"{toy.method.name}: {labels.problem}")
 
 
 def _check_padding(toy: _Toy, cells: Sequence[PlanCell]) -> None:
@@ -371,6 +394,10 @@ class _Toy:
         if refused is not None:
             raise ConformanceError("can be planned", f"{self.method.name}: {refused}")
         return cells
+
+    def towers(self, cell: PlanCell) -> list[ImageBackbone]:
+        """The backbones that a cell's method reads."""
+        return [self._tower.backbone, *(tower.backbone for tower in cell.towers)]
 
     def runner(self) -> GroupRunner:
         """A new one, with nothing left from others but features."""

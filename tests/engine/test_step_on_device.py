@@ -1,29 +1,26 @@
 """A step does nothing that a CUDA graph cannot hold: it waits for no result, and takes nothing
 from the CPU's memory.
 
-There the values would be read once, at the recording. All here is on the CPU; what a step makes
-without saying on which device stands for the CPU's memory, everything else for the GPU's.
+There the values would be read once, at the recording. All here is on the CPU; see
+`vipbench.engine.other_device`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tests.backbones.test_openclip_dual import Case
 from tests.engine.test_replay import Tapes, same
 from vipbench import api, testing
 from vipbench.backbones.towers.clip import ClipBackbone
+from vipbench.engine.other_device import DeviceError, Labels, watched
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.training.cuda_graphs import (
     FEWEST,
@@ -39,82 +36,6 @@ from vipbench.plugins.registry import load_registry
 
 # Methods whose steps are taken one by one, and why: none.
 NOT_RECORDED: dict[str, str] = {}
-
-MAKERS = frozenset(
-    getattr(torch, name)
-    for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros")
-)
-# Each would give back the same tensor here, where a GPU's goes to the CPU.
-LEAVERS = frozenset({Tensor.cpu, Tensor.numpy, Tensor.tolist, Tensor.__array__})
-# They look at an error code.
-SOLVERS = ("_linalg", "cholesky", "linalg_inv", "linalg_lu", "linalg_solve", "linalg_eig")
-
-
-class HostError(AssertionError):
-    """A step did what cannot be recorded."""
-
-
-class Operations(TorchDispatchMode):
-    """Refuses operations that wait for the device, that take from the CPU's memory, or that draw
-    random numbers. host: tensors in the CPU's memory, by id; alive, so that no other gets it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.host: dict[int, Tensor] = {}
-        self.making = False
-        self.seen = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        theirs = [x for x in given if id(x) in self.host]
-        ours = [x for x in given if id(x) not in self.host]
-        name = func.overloadpacket.__name__
-        lifted = name in ("lift_fresh", "lift")
-        if ours and not lifted:
-            if waits(func, name, args, kwargs or {}):
-                raise HostError(f"{func} waits for the device")
-            # A number of the CPU's may enter, as a constant; a copy of it to the device not.
-            if any(x.dim() for x in theirs) or (theirs and name == "copy_"):
-                raise HostError(f"{func} takes from the memory of the CPU")
-        # Attention would draw for its dropout, which is 0.
-        draws = torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name
-        if draws and not self.making:
-            raise HostError(f"{func} draws random numbers")
-        out = func(*args, **(kwargs or {}))
-        if self.making or lifted or (theirs and not ours):
-            self.host.update((id(x), x) for x in tree_leaves(out) if isinstance(x, Tensor))
-        self.seen += 1
-        return out
-
-
-def waits(func: Any, name: str, args: Any, kwargs: Any) -> bool:
-    """Whether an operation on a GPU's tensors ends only when its result is known."""
-    if name in ("index", "index_put", "index_put_", "_unsafe_index"):
-        indices = [x for x in args[1] if isinstance(x, Tensor)]
-        return any(x.dtype in (torch.bool, torch.uint8) for x in indices)
-    if name == "repeat_interleave" and kwargs.get("output_size") is not None:
-        return False
-    tags = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-    return any(tag in func.tags for tag in tags) or name.startswith(SOLVERS)
-
-
-class Calls(TorchFunctionMode):
-    """Sees what Python asks for: in an operation itself every device has been filled in."""
-
-    def __init__(self, operations: Operations) -> None:
-        super().__init__()
-        self.operations = operations
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in LEAVERS or (func is Tensor.to and "cpu" in map(str, (*args[1:2], *kwargs))):
-            raise HostError(f"{func} waits for the device")
-        before = self.operations.making
-        self.operations.making = before or (func in MAKERS and kwargs.get("device") is None)
-        try:
-            return func(*args, **kwargs)
-        finally:
-            self.operations.making = before
 
 
 class Watched(Tapes):
@@ -136,12 +57,10 @@ class Watched(Tapes):
         return made[0]
 
     def _watch(self, work: Callable[[], None]) -> None:
-        operations = Operations()
-        with ExitStack() as stack:
-            stack.enter_context(operations)
-            stack.enter_context(Calls(operations))
+        labels = Labels(known=True, strict=True)
+        with watched(labels):
             work()
-        self.watched += operations.seen
+        self.watched += labels.seen
 
 
 METHODS = {found.name: found.target for found in load_registry().methods.values()}
@@ -209,7 +128,7 @@ def check(method: type[api.Method], tower: api.Backbone, n: int, **hparams: Any)
     try:
         train(repeated, replays=repeats)
     except ReplayError as error:
-        if not isinstance(error.__cause__, HostError):
+        if not isinstance(error.__cause__, DeviceError):
             raise
         print(error)
         return False
