@@ -13,21 +13,24 @@ from typing import Any
 
 import pytest
 
+from vipbench.results.sharing.bundle import write_bundle
 from vipbench.results.sharing.rows import COLUMNS
 
 MIB = 1 << 20
 MOST_RSS = 700 * MIB
 # Reads a file to its end, as `import` and `reproduce` do, and says how much memory that took.
 READ = """
-import re, sys
+import io, re, sys
 from pathlib import Path
 from vipbench.errors import UsageError
 from vipbench.results.sharing.bundle import read_bundle
-from vipbench.results.sharing.files import read_file
+from vipbench.results.sharing.files import json_rows, read_file
+from vipbench.results.sharing.limits import Budget
 path = Path(sys.argv[1])
 try:
     if path.suffix == ".zip":
-        read_bundle(path)
+        records = read_bundle(path)[1]["records.jsonl"]
+        rows = list(json_rows(io.BytesIO(records), Budget(path)))
     else:
         for row in read_file(path):
             pass
@@ -137,6 +140,17 @@ def long_row(path: Path) -> None:
     path.write_text(",".join(COLUMNS) + "\n" + '"' + "0\n" * 50 * MIB)
 
 
+def many_values(path: Path) -> None:
+    """A row of 10 million empty lists: 30 MB would take 700."""
+    path.write_text(f'{{"hparams": [{"[]," * 10_000_000}0]}}')
+
+
+def packed_values(path: Path) -> None:
+    """A bundle of 100 kB, of which each row is within the limit and 25 of them are 1.6 GB."""
+    row = b'{"hparams": [' + b"[]," * 900_000 + b"0]}\n"
+    write_bundle(path, {"suite.yaml": b"", "records.jsonl": row * 25}, {})
+
+
 def member(path: Path) -> None:
     """A file of 200 MiB in a bundle of 200 kB."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -167,8 +181,10 @@ def understated(path: Path) -> None:
         (many_rows, "parquet", "10,000,000 rows"),
         (one_list, "parquet", "'notes' holds list<"),
         (long_line, "jsonl", "bytes in one part"),
+        (many_values, "jsonl", "values in one part"),
         (long_field, "csv", "bytes in one part"),
         (long_row, "csv", "bytes in one part"),
+        (packed_values, "zip", "values or more"),
         (member, "zip", "over the limit of"),
         (members, "zip", "over the limit of"),
         (understated, "zip", "records.jsonl"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
@@ -116,7 +115,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 for i in range(batch.num_rows):
                     budget.row(batch.slice(i, 1).nbytes)
                 for row in batch.to_pylist():
-                    yield {k: _read_json(k, v) for k, v in row.items()}
+                    yield {k: _read_json(k, v, budget) for k, v in row.items()}
     except (arrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's; pyarrow's own, of what a damaged file says, carry no number
@@ -152,7 +151,7 @@ def json_rows(file: BinaryIO, budget: Budget) -> Iterator[Any]:
     """The value of each line. Raises UsageError for too much, ValueError, RecursionError."""
     while line := file.readline(MOST_ROW + 1):
         budget.row(len(line))
-        yield json.loads(line.decode())
+        yield budget.json(line.decode())
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -175,23 +174,23 @@ def _read_csv(path: Path) -> Iterator[Row]:
             for found in rows:
                 budget.row(row)
                 row = 0
-                yield {k: _typed(k, v) for k, v in found.items() if k is not None}
+                yield {k: _typed(k, v, budget) for k, v in found.items() if k is not None}
     finally:
         csv.field_size_limit(before)
 
 
-def _typed(name: str, text: str | None) -> Any:
+def _typed(name: str, text: str | None, budget: Budget) -> Any:
     if not text:
         return None
     # The apostrophe that keeps a spreadsheet from running a text as a formula.
     text = text.removeprefix("'")
     if name in _WHOLE:
         return int(text) if text.isdecimal() else text
-    return _read_json(name, text)
+    return _read_json(name, text, budget)
 
 
-def _read_json(name: str, value: Any) -> Any:
-    return json.loads(value) if name in JSON_COLUMNS and isinstance(value, str) else value
+def _read_json(name: str, value: Any, budget: Budget) -> Any:
+    return budget.json(value) if name in JSON_COLUMNS and isinstance(value, str) else value
 
 
 def _check_columns(path: Path, names: Iterable[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vipbench.errors import UsageError
 
@@ -14,6 +16,8 @@ MOST_RATIO = 200  # unpacked to packed; records shrink to a tenth
 FREE = 64 * MIB  # of which the ratio says nothing
 MOST_ROW = 32 * MIB  # the scores of 100,000 images and 60 classes
 MOST_ROWS = 1_000_000
+MOST_VALUES = 4_000_000  # of JSON in a row; the ids, groups and labels of a million images
+VALUES_A_BYTE = 4  # of JSON in a file, beyond MOST_VALUES
 MOST_DECODED = 2048 * MIB  # at once in a Parquet file; its allocator reserves 1 GiB
 
 
@@ -23,7 +27,8 @@ class Budget:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._most = min(MOST_BYTES, FREE + MOST_RATIO * path.stat().st_size)
-        self._bytes = self._rows = 0
+        self._most_values = MOST_VALUES + VALUES_A_BYTE * path.stat().st_size
+        self._bytes = self._rows = self._values = 0
 
     def announced(self, size: int, rows: int = 0) -> None:
         """Raises UsageError where a file says that it holds more than it may."""
@@ -36,6 +41,15 @@ class Budget:
         self._bytes += size
         self._check(size, MOST_ROW, "bytes in one part")
         self.announced(0, self._rows)
+
+    def json(self, text: str) -> Any:
+        """The value of a JSON text, of which a byte can become a hundred in memory. Raises
+        UsageError, ValueError, RecursionError."""
+        found = sum(map(text.count, ",[{"))
+        self._values += found
+        self._check(found, MOST_VALUES, "values in one part")
+        self._check(self._values, self._most_values, "values")
+        return json.loads(text)
 
     def _check(self, found: int, most: int, what: str) -> None:
         if found > most:
