@@ -285,7 +285,13 @@ def test_a_distributions_code_counts_as_it_lies_there(installed: Installed) -> N
     changed = installed.code()
     assert changed != first
     (installed.folder / "same_dist-1.0.dist-info" / "RECORD").unlink()
-    assert installed.code() != first
+    unlisted = installed.code()
+    assert unlisted != first
+    # Without RECORD, as where it is editable, all files of its package are looked at.
+    installed.write("same_dist/table.json", "[2]")
+    assert installed.code() != unlisted
+    installed.write("same_dist/table.json", "[1]")
+    assert installed.code() == unlisted
     installed.write("same_dist/deep/__init__.py", "def method():\n    return 1\n")
     installed.release("2.0")
     assert installed.code() not in (first, changed)

@@ -328,7 +328,7 @@ def code_digest(file: Path, digest: str, parts: Iterable[str] = ()) -> str:
 def installed_parts(distribution: Distribution, file: Path) -> list[str]:
     """Name and digest of each file of a distribution: code by its content, other files as RECORD
     has them. Of one that is installed without them (editable, or by a tool that keeps no RECORD)
-    the files of the package that `file` belongs to.
+    all files of the package that `file` belongs to.
 
     Left out is what another installation of the same distribution may have otherwise.
     """
@@ -347,8 +347,10 @@ def installed_parts(distribution: Distribution, file: Path) -> list[str]:
         return found
     while (root.parent / "__init__.py").is_file():
         root = root.parent
-    for other in sorted(root.rglob("*.py")):
-        found.append(f"{other.relative_to(root.parent).as_posix()} {_sha256(other)}")
+    listed = any(part.startswith(f"{root.name}/") for part in found)
+    for other in sorted(root.rglob("*.py" if listed else "*")):
+        if other.is_file() and other.suffix != ".pyc":
+            found.append(f"{other.relative_to(root.parent).as_posix()} {_sha256(other)}")
     return list(dict.fromkeys(found))
 
 
