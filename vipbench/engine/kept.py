@@ -1,6 +1,6 @@
 """What one command leaves for the next: an answer, and the state of everything that it rests on.
 
-It is used while that state is the same, and worked out anew otherwise. No torch here.
+It is used while that state is the same, and worked out anew otherwise.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def _check_all(
             plugin = registry.get(kind, name).plugin
             print(f"{kind} {source}: {plugin} failed: {type(error).__name__}: {error}")
         else:
-            print(f"{kind} {source}: keeps every rule")
+            print(f"{kind} {source}: passes all conformance tests")
     if failed:
         print(f"vipbench: {failed} of {len(what)} broken", file=sys.stderr)
     return FAILED if failed else OK

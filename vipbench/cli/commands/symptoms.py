@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vipbench import files
-from vipbench.cli.commands.text import clean, columns
+from vipbench.cli.commands.text import clean, columns, plural
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.engine.planning.loading import LoadedDataset, load_backbone, load_dataset
 from vipbench.engine.planning.sampling import SamplingError, draw_support, nested_order
@@ -51,7 +51,7 @@ def check_command(file: Path, dataset: str, backbone: str | None, root: Path | N
     count = sum(map(len, found.symptoms.values()))
     print(
         f"{file.name}: {count} {found.kind} of {len(found.symptoms)} classes, SHA-256 "
-        f"{found.sha256[:12]}, {len(findings)} findings"
+        f"{found.sha256[:12]}, {plural(len(findings), 'finding')}"
     )
     return FAILED if findings else OK
 

@@ -425,8 +425,8 @@ class GroupRunner:
         with self._randomness(test.cell, test.item.generator):
             scores = method.predict(x)
         if x._version != version:
-            told = f"{_who(test.cell)} changed the test images or their features in place"
-            raise ScoreError("test images are untouched", told)
+            message = f"{_who(test.cell)} changed the test images or their features in place"
+            raise ScoreError("test images are untouched", message)
         scores = checked_scores(scores, method.name, (len(x), method.task.info.n_classes))
         return scores if order is None else scores[order.argsort().cpu()]
 

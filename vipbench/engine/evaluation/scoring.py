@@ -22,8 +22,8 @@ class ScoreError(ValueError):
     """What a method's `predict` gave, or did to what it was given, is refused. rule: which of the
     rules of `vipbench.testing` that breaks."""
 
-    def __init__(self, rule: str, told: str) -> None:
-        super().__init__(told)
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(message)
         self.rule = rule
 
 
@@ -119,13 +119,13 @@ def checked_scores(scores: object, name: str, expected: tuple[int, int]) -> Tens
     another shape than `expected`, integers, NaN and infinite values."""
     if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        told = f"method '{name}' gave scores of shape {got}; expected {expected}"
-        raise ScoreError("shapes", f"{told} (test images, classes)")
+        message = f"method '{name}' gave scores of shape {got}; expected {expected}"
+        raise ScoreError("shapes", f"{message} (test images, classes)")
     if not scores.is_floating_point():
-        told = f"method '{name}' gave scores of type {scores.dtype}; expected floating point"
-        raise ScoreError("shapes", told)
+        message = f"method '{name}' gave scores of type {scores.dtype}; expected floating point"
+        raise ScoreError("shapes", message)
     if not bool(torch.isfinite(scores).all()):
-        told = f"method '{name}' gave scores that are not finite numbers (NaN or inf)"
-        raise ScoreError("finite", told)
+        message = f"method '{name}' gave scores that are not finite numbers (NaN or inf)"
+        raise ScoreError("finite", message)
     # A method may give the same buffer for every batch and cell.
     return scores.float().cpu().clone()

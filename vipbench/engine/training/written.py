@@ -151,11 +151,11 @@ def _code(method: type[Method], imported: int) -> Mapping[str, str]:
         file = getattr(module, "__file__", None)
         if name not in files and file and str(Path(file).resolve()) in helpers:
             files[name] = file
-    told = {name: Path(file) for name, file in files.items() if file}
+    paths = {name: Path(file) for name, file in files.items() if file}
     return {
         # Of a package's file the name alone would not tell which package it is.
-        name: f"{'/'.join(told[name].parts[-1 - (told[name].stem == '__init__') :])}: "
-        if name in told and not name.startswith(BUILTIN)
+        name: f"{'/'.join(paths[name].parts[-1 - (paths[name].stem == '__init__') :])}: "
+        if name in paths and not name.startswith(BUILTIN)
         else f"{name}."
         for name in files
     }

@@ -126,18 +126,18 @@ class Planners:
         cells.sort(key=lambda cell: self._spec.backbones.index(cell["group"].partition("\x1f")[0]))
         places = {_slot(cell): place for place, cell in enumerate(joint["cells"] if joint else ())}
         cells.sort(key=lambda cell: places.get(_slot(cell), len(places)))
-        told = [_told_of(company, found) for company, found in broken.items()]
+        lines = [_broken_line(company, found) for company, found in broken.items()]
         if lacking:
             names = ", ".join(sorted(lacking))
-            told.append(f"left out, as no plugin that can be planned with registers it: {names}")
-        if told and not cells:
-            alone = len(told) == len(broken) == 1
-            raise next(iter(broken.values())) if alone else UsageError("; ".join(told))
+            lines.append(f"left out, as no plugin that can be planned with registers it: {names}")
+        if lines and not cells:
+            alone = len(lines) == len(broken) == 1
+            raise next(iter(broken.values())) if alone else UsageError("; ".join(lines))
         notices = list(dict.fromkeys(note for p in plans.values() for note in p["notices"]))
-        if not told and (error or joint):
+        if not lines and (error or joint):
             why = error or "a plugin's import changes what is planned beside it"
             notices.append(f"each plugin is planned alone: {why}")
-        return {**plans[NOBODY], "cells": cells, "notices": notices, "broken": told}
+        return {**plans[NOBODY], "cells": cells, "notices": notices, "broken": lines}
 
     def _companies(
         self,
@@ -256,7 +256,7 @@ def _union(several: Iterable[frozenset[str]]) -> frozenset[str]:
     return frozenset[str]().union(*several)
 
 
-def _told_of(company: frozenset[str], error: UsageError) -> str:
+def _broken_line(company: frozenset[str], error: UsageError) -> str:
     if all(f"'{Path(s).stem}'" in str(error) or s.endswith(REMOTE) for s in company):
         return f"left out with its cells: {error}"
     names = " and ".join(f"plugin '{Path(s).stem}' ({Path(s).name})" for s in sorted(company))

@@ -174,7 +174,9 @@ class Session:
                         reason = cell.impossible or reasons.get(cell.tested.dataset.name)
                         cells.append(_planned(cell, reason, profile_note(run, cell)))
         notices = [notice for data in datasets for notice in data.notices]
-        notices += [f"{d.dataset.name}: {d.dataset.caption}" for d in datasets if d.dataset.caption]
+        for dataset in [d.dataset for d in datasets if d.dataset.caption]:
+            named = dataset.caption.startswith(f"{dataset.name} ")
+            notices.append(dataset.caption if named else f"{dataset.name}: {dataset.caption}")
         if any("text" in row.method.needs for row in rows):
             notices += [
                 f"{d.dataset.name}: {numbered}; `class_names` in the card of the data names them"
