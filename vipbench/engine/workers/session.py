@@ -175,8 +175,8 @@ class Session:
                         cells.append(_planned(cell, reason, profile_note(run, cell)))
         notices = [notice for data in datasets for notice in data.notices]
         for dataset in [d.dataset for d in datasets if d.dataset.caption]:
-            named = dataset.caption.startswith(f"{dataset.name} ")
-            notices.append(dataset.caption if named else f"{dataset.name}: {dataset.caption}")
+            prefixed = dataset.caption.startswith(f"{dataset.name} ")
+            notices.append(dataset.caption if prefixed else f"{dataset.name}: {dataset.caption}")
         if any("text" in row.method.needs for row in rows):
             notices += [
                 f"{d.dataset.name}: {numbered}; `class_names` in the card of the data names them"
