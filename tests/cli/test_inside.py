@@ -122,7 +122,7 @@ def test_an_estimate_tells_time_disk_and_memory(cli: Cli, toy: Path, tmp_path: P
     assert not any("?" in row or "cannot" in row for row in rows)
     assert [line.split()[0] for line in told[-3:]] == ["time", "disk", "memory"]
     # 10 test, 4 training and 4 validation images of 128 float32 features.
-    assert "disk    9 kB in the feature cache" in done.stdout
+    assert "disk    9.2 kB in the feature cache" in done.stdout
     assert list(tmp_path.glob("o")) == []
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     assert "--estimate goes with --dry-run" in cli(*run, "--estimate").stderr

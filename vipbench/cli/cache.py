@@ -18,11 +18,12 @@ def info() -> int:
     from vipbench.cli.commands.text import columns
     from vipbench.engine.features.cache import cache_limit, shelves
     from vipbench.engine.kept import cache_folder
+    from vipbench.fetching.download import size
 
     found = shelves()
     total = sum(shelf.bytes for shelf in found)
     print(f"folder  {cache_folder()}   (VIPBENCH_CACHE names another)")
-    print(f"size    {_size(total)} of {_size(cache_limit())}   (VIPBENCH_CACHE_GB)")
+    print(f"size    {size(total)} of {size(cache_limit())}   (VIPBENCH_CACHE_GB)")
     if found:
         rows = [("backbone", "dataset", "split", "view", "size", "last used")]
         for shelf in reversed(found):
@@ -32,7 +33,7 @@ def info() -> int:
             view = part.get("view", "")
             seed = f"training, seed {view[2]}" if isinstance(view, list) else str(view)
             split = "texts" if "texts" in part else str(part.get("split", ""))
-            rows.append((*names, split, seed, _size(shelf.bytes), used))
+            rows.append((*names, split, seed, size(shelf.bytes), used))
         for line in columns(rows):
             print(line)
     return OK
@@ -45,18 +46,10 @@ def clear(
     """Remove all cached features; a later run encodes images and texts again."""
     from vipbench.engine import kept
     from vipbench.engine.features import cache
+    from vipbench.fetching.download import size
 
     if not yes:
         typer.confirm(f"Remove everything in {kept.cache_folder()}?", abort=True)
     kept.clear()
-    print(f"{_size(cache.clear())} freed")
+    print(f"{size(cache.clear())} freed")
     return OK
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError

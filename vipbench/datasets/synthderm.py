@@ -38,7 +38,6 @@ REVISION = 1
 """Raise it whenever a pixel or a label changes: it enters every random stream."""
 
 DIGESTS = Path(__file__).with_suffix(".json")
-
 FIDELITY = 0.72
 """Chance that an image follows one given attribute of its class; else it is drawn blindly."""
 

@@ -43,7 +43,6 @@ MAX_BYTES = 1 << 30
 # Named, because Pillow would otherwise try every format it knows, whatever the file is called:
 # one of them (EPS) starts another program on the file.
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-
 _EXTRA_SAMPLES = 338
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

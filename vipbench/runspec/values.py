@@ -16,20 +16,12 @@ from vipbench.errors import UsageError, unknown
 from vipbench.runspec.yaml import Scalar, format_scalar, parse_scalar
 
 T = TypeVar("T")
-
-
 MAX_LIST = 10_000
-
-
 MAX_SHOTS = 10**7
 
 # Each view of each image is encoded: more would never end.
 MOST_VIEWS = 10_000
-
-
 MARKS = ",[]='\""  # what has a meaning inside the brackets of a method
-
-
 RESERVED = ("name", "label", "hparams", "note")
 
 
@@ -282,8 +274,6 @@ def _whole(value: Any, expected: str) -> int:
 
 
 MOST_WORKERS = 256
-
-
 _DEVICES = re.compile(r"cuda:\d{1,3}(,cuda:\d{1,3})*")
 
 

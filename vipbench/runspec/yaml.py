@@ -153,7 +153,6 @@ _RESOLVERS: tuple[tuple[str, str], ...] = (
     ("merge", r"<<"),
 )
 
-
 _TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "bool", "null", "int", "float")
 )

@@ -21,11 +21,7 @@ from vipbench.errors import UsageError
 from vipbench.symptoms.names import holds_name, normal
 
 FORMAT = "vipbench-symptoms"
-
-
 VERSION = 1
-
-
 KINDS = ("symptoms", "descriptions")
 
 
@@ -66,13 +62,8 @@ def written(classes: Mapping[str, Any], sha256: str, kind: str, source: Mapping[
 
 
 MAX_BYTES = 1024 * 1024
-
-
 MAX_SYMPTOMS = 500  # of a class
-
-
 MAX_CHARACTERS = 500  # of a symptom
-
 
 # Words of a class name that say nothing about the class.
 _SMALL_WORDS = frozenset({"and", "for", "from", "like", "not", "other", "the", "with"})

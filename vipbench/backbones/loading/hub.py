@@ -15,7 +15,6 @@ TOKENIZER_FILES = tuple(
     ).split()
 )
 
-
 BESIDE_TOKENIZERS = (
     *TOKENIZER_FILES,
     "tokenizer_config.json",

@@ -136,16 +136,9 @@ def _own_pooler(pooler: Any, x: Tensor, lengths: Tensor) -> Tensor:
 
 
 _HUB = "hf-hub:"
-
-
 _FOLDER = "local-dir:"
-
-
 _HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-
-
 _ACTIVATIONS = {"quickgelu": True, "gelu": False}
-
 
 # Preprocessing that a configuration may state.
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")

@@ -22,7 +22,6 @@ from vipbench.images import VIEW_MARK
 # Part of the fingerprint of backbones whose transform is read here: raise it when the same folder
 # gives other pixels.
 PREPROCESS_REVISION = 2
-
 FILES = ("preprocessor_config.json", "processor_config.json")
 # KEEP states its transform in its model card alone: torchvision's, with these constants.
 _KEEP = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}

@@ -18,7 +18,6 @@ from vipbench.fetching import HubFile
 # Part of the fingerprint of backbones whose tokenizer is framed here: raise it when the same files
 # give other tokens.
 TOKENIZER_REVISION = 1
-
 _EXAMPLE = "Naïve X-RAY, 12.5 mm;  Clark's\t≥3 μ ﬁ"
 
 

@@ -13,8 +13,6 @@ from vipbench.engine.workers.driver import CatalogueEntry, catalogue
 from vipbench.errors import unknown
 
 KINDS = ("methods", "backbones", "datasets")
-
-
 VERBOSE = ("name", "kind", "year", "trainable", "needs", "validation", "cost", "paper")
 # In this order, and in words.
 NEEDS = {

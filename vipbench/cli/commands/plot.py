@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vipbench.cli.commands.selection import Selection, opened
+from vipbench.cli.commands.selection import Selection, opened, title_of
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError, unknown
 from vipbench.results.tables.table import SPREADS
-from vipbench.runspec.run import SUITE_NAME, RunSpec
 
 
 def plot_command(
@@ -26,13 +25,6 @@ def plot_command(
         raise UsageError(f"'{file}': a figure's file ends in {', '.join(SUFFIXES)}")
     with opened(folder) as store:
         cells = chosen.cells(store)
-        figure, caption = draw(kind, cells, store.predictions, metric, aggregate, _title(folder))
+        figure, caption = draw(kind, cells, store.predictions, metric, aggregate, title_of(folder))
     print(f"{caption}\n\nSaved as {save(figure, file)}")
     return OK
-
-
-def _title(folder: Path) -> str | None:
-    try:
-        return RunSpec.from_yaml(folder / SUITE_NAME).title
-    except UsageError:
-        return None

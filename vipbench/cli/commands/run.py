@@ -15,6 +15,7 @@ from vipbench.engine.workers import driver
 from vipbench.engine.workers.driver import Observer, Outcome, Plan, PlannedCell
 from vipbench.engine.workers.plan import NOT_AGAIN, Estimate
 from vipbench.errors import UsageError
+from vipbench.fetching.download import size
 from vipbench.results.records.record import Record
 from vipbench.results.tables import TableError
 from vipbench.runspec.run import SUITE_NAME, RunSpec
@@ -40,14 +41,6 @@ def estimate_lines(found: Sequence[Estimate]) -> list[str]:
         f"{size(sum(one.result_bytes for one in found))} in the results folder",
         f"memory  {size(max(one.memory_bytes for one in found))}",
     ]
-
-
-def size(count: float) -> str:
-    """`120 kB`, `1.2 GB`."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
 
 
 # Reasons to run cells again that are listed one by one.

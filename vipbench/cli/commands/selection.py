@@ -14,6 +14,7 @@ from vipbench.results.stats.pairing import select
 from vipbench.results.store.store import Store
 from vipbench.results.tables import TableError
 from vipbench.runspec import values as specparse
+from vipbench.runspec.run import SUITE_NAME, RunSpec
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,11 @@ def opened(folder: Path) -> Iterator[Store]:
             yield store
     except TableError as error:
         raise UsageError(f"{folder}: {error}") from None
+
+
+def title_of(folder: Path) -> str | None:
+    """The title of the folder's last run, where its suite file can be read."""
+    try:
+        return RunSpec.from_yaml(folder / SUITE_NAME).title
+    except UsageError:
+        return None

@@ -10,10 +10,10 @@ from typing import Any
 
 from vipbench import files
 from vipbench.cli.commands.disputes import tell_disputes
-from vipbench.cli.commands.selection import Selection, labels, opened
+from vipbench.cli.commands.selection import Selection, labels, opened, title_of
 from vipbench.cli.commands.text import columns
 from vipbench.cli.exit_codes import OK
-from vipbench.errors import UsageError, printable, unknown
+from vipbench.errors import printable, unknown
 from vipbench.results.records.cells import Cells, cells_of
 from vipbench.results.records.code import code
 from vipbench.results.records.comparable import differences, settings
@@ -21,7 +21,6 @@ from vipbench.results.store.store import Store
 from vipbench.results.tables import FORMATS, Table, TableError, render
 from vipbench.results.tables.layout import Layout, lay_out
 from vipbench.results.tables.presets import PRESETS, preset
-from vipbench.runspec.run import SUITE_NAME, RunSpec
 
 FILES = {"table.md": "github", "table.tex": "latex"}
 
@@ -49,7 +48,7 @@ def table_command(
         named["cols"] = tuple(level for level in Layout().cols if level not in rows)
     if cols is not None and rows is None and preset_name is None:
         named["rows"] = tuple(level for level in ("method", *Layout().cols) if level not in cols)
-    layout = Layout(**named, **looks, decimals=decimals, title=_title(folder))
+    layout = Layout(**named, **looks, decimals=decimals, title=title_of(folder))
     with opened(folder) as store:
         cells = chosen.cells(store)
         if preset_name is not None:
@@ -129,11 +128,3 @@ def _default_table(cells: Cells, title: str | None) -> Table:
 def _write(path: Path, text: str) -> None:
     text = printable(text)
     files.write(path, text if text.endswith("\n") else f"{text}\n")
-
-
-def _title(folder: Path) -> str | None:
-    """The title of the folder's last run, where its suite file can be read."""
-    try:
-        return RunSpec.from_yaml(folder / SUITE_NAME).title
-    except UsageError:
-        return None

@@ -36,7 +36,6 @@ from vipbench.runspec.run import MethodSpec, RunSpec
 # orders, training, scoring).
 ENGINE_REVISION = 2
 
-
 # The same of the order in which transductive methods see the test images; part of their keys alone.
 TEST_ORDER_REVISION = 1
 # Needs of methods whose scores depend on the seed, support set or none.
@@ -438,7 +437,6 @@ _VALIDATION = {
     "min(k,4)": "min(k,4) validation images per class for k shots",
     "full": "the whole validation split",
 }
-
 
 _SELECTION = {
     "last": "the last step is scored",

@@ -107,7 +107,6 @@ SIDE, HIGHEST = 32, 10
 # quality 30, or resized, 0.95.
 NEAR = 0.92
 
-
 # Of fewer images the usual spread of each frequency is not known.
 FEWEST = 50
 

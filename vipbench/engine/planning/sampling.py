@@ -23,15 +23,11 @@ if TYPE_CHECKING:
 
 Sampler: TypeAlias = Literal["nested", "coop"]
 
-
 ShotsUnit: TypeAlias = Literal["image", "group"]
-
 
 Validation: TypeAlias = Literal["none", "k", "min(k,4)", "full"]
 
-
 Indices: TypeAlias = npt.NDArray[np.int64]
-
 
 # Part of a cell's key: raise it when the same arguments draw other images.
 REVISION = 2

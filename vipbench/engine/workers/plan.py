@@ -99,7 +99,6 @@ class Observer:
 
 NOT_AGAIN = "failed before, not tried again"
 
-
 _NAMES = {
     "engine.revision": "the engine's revision",
     "method.revision": "the method's revision",

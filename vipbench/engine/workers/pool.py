@@ -32,7 +32,6 @@ from vipbench.trust import UntrustedCodeError
 
 MEMORY_VARIABLE = "VIPBENCH_WORKER_GB"
 
-
 # The share of the machine's memory that all workers together may take.
 MEMORY_SHARE = 0.9
 
@@ -125,7 +124,6 @@ DIED, TIMEOUT, NOT_TRIED, SILENT = "WorkerDied", "Timeout", "NotTried", "NoResul
 
 # After so many of a group's cells ended a worker each, the rest are written off untried.
 MOST_DEATHS = 2
-
 
 # A spare is started when so many groups are left that its slot's worker may have.
 FEW = 2

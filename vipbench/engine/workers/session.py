@@ -56,7 +56,6 @@ from vipbench.runspec.run import RunSpec
 
 Send = Callable[[dict[str, Any]], None]
 
-
 Runners = dict[tuple[str, str], GroupRunner]
 
 

@@ -166,7 +166,7 @@ def _dataset(record: Record) -> dict[str, Any]:
     d = record.data
     return {
         "name": record.cell.dataset,
-        "source": _part(record, "dataset").get("source"),
+        "source": record.part("dataset").get("source"),
         "plugin": _plugin(record, "dataset"),
         "fingerprint": d.fingerprint,
         "classes": d.class_names,
@@ -177,7 +177,7 @@ def _dataset(record: Record) -> dict[str, Any]:
 
 
 def _backbone(record: Record) -> dict[str, Any]:
-    part = _part(record, "backbone")
+    part = record.part("backbone")
     return {
         "name": record.cell.backbone,
         "fingerprint": part.get("fingerprint"),
@@ -187,7 +187,7 @@ def _backbone(record: Record) -> dict[str, Any]:
 
 
 def _row(record: Record, mark: str) -> dict[str, Any]:
-    part = _part(record, "method")
+    part = record.part("method")
     return {
         "label": f"{record.cell.method}{mark}",
         "name": record.cell.method_name,
@@ -205,10 +205,5 @@ def _row(record: Record, mark: str) -> dict[str, Any]:
 
 
 def _plugin(record: Record, name: str) -> dict[str, Any]:
-    part = _part(record, name)
+    part = record.part(name)
     return {k: part.get(k) for k in ("plugin", "version", "file_sha256") if part.get(k)}
-
-
-def _part(record: Record, name: str) -> dict[str, Any]:
-    part = record.provenance.get(name)
-    return part if isinstance(part, dict) else {}

@@ -24,7 +24,6 @@ _NO_VERSION = (
     "prediction_hash",
 )
 
-
 _OF_SUPPORT = ("views", "sampler", "validation", "selection", "shots_unit")
 
 
@@ -39,7 +38,7 @@ def protocol(record: Record) -> dict[str, Any]:
 
 def settings(record: Record) -> dict[str, Any]:
     """Dotted name -> what must be equal over the seeds of one entry."""
-    method = _part(record, "method")
+    method = record.part("method")
     found = {
         "method": record.cell.method_name,
         "method.plugin": method.get("plugin", method.get("name")),
@@ -57,13 +56,13 @@ def draw(record: Record) -> dict[str, Any]:
     """Dotted name -> what a support set depends on beside dataset, shots and seed; nothing for a
     record without one."""
     kept = {k: v for k, v in protocol(record).items() if k in ("sampler", "shots_unit")}
-    revision = _part(record, "key_parts").get("sampler.revision")
+    revision = record.part("key_parts").get("sampler.revision")
     return kept if revision is None or not kept else {**kept, "sampler.revision": revision}
 
 
 def texts(record: Record) -> dict[str, Any]:
     """Name -> digest of each kind of texts that the record's method read, as far as it tells."""
-    parts = _part(record, "key_parts")
+    parts = record.part("key_parts")
     found = {
         "class names and templates": parts.get("texts"),
         "descriptions": parts.get("descriptions"),
@@ -78,7 +77,7 @@ def benchmark(record: Record) -> dict[str, Any]:
         "dataset.fingerprint": record.data.fingerprint,
         "class_names": record.data.class_names,
         "test_counts": record.data.test_counts,
-        "backbone.fingerprint": _part(record, "backbone").get("fingerprint"),
+        "backbone.fingerprint": record.part("backbone").get("fingerprint"),
     }
 
 
@@ -131,11 +130,6 @@ def spread(pairs: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, l
         for name, values in found.items()
         if len(values) > 1
     }
-
-
-def _part(record: Record, name: str) -> dict[str, Any]:
-    part = record.provenance.get(name)
-    return part if isinstance(part, dict) else {}
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:

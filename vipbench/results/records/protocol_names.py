@@ -17,14 +17,11 @@ BASE, NEW, HARMONIC, SHIFT = "base", "new", "H", "shift"
 
 ARROW = "->"
 
-
 # The dataset of a column that is the mean over the datasets.
 AVERAGE = "average over datasets"
 
-
 # What a table says of a dataset that is tested as a whole, beside parts of others.
 ALL_CLASSES = "all classes"
-
 
 # Fields of a record's protocol that say what was trained and tested on what.
 PLACE_FIELDS = ("name", "part", "source", "source_given", "target", "classes")
@@ -76,7 +73,6 @@ SETTINGS = {
     "selection": "model selection",
     "precision": "precision",
 }
-
 
 _SENTENCES = {
     "base-to-new": "Base to new: trained on the first half of the classes, [base], and tested on "

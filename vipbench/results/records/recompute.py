@@ -47,16 +47,16 @@ def key_problems(record: Record) -> list[str]:
             return [f"its key_parts hold {PATH} in a path's place; export it with --include-paths"]
         return ["its key is not the SHA-256 of its key_parts"]
     tested = parts.get("tested")
-    trained_on = _part(record, "trained_on")
+    trained_on = record.part("trained_on")
     if isinstance(tested, dict):
         data = {"data": trained_on.get("fingerprint"), "tested.data": record.data.fingerprint}
     else:
         data = {"data": record.data.fingerprint, "tested.data": None}
     stated = {
         "method": record.cell.method_name,
-        "method.revision": _part(record, "method").get("revision"),
+        "method.revision": record.part("method").get("revision"),
         "hparams": record.hparams,
-        "backbone": _part(record, "backbone").get("fingerprint"),
+        "backbone": record.part("backbone").get("fingerprint"),
         "shots": record.cell.shots,
         "seed": record.cell.seed,
         **data,
@@ -80,11 +80,6 @@ def key_problems(record: Record) -> list[str]:
 
 
 _OF_PROTOCOL = ("precision", "views", "sampler", "validation", "selection", "shots_unit")
-
-
-def _part(record: Record, name: str) -> Mapping[str, Any]:
-    found = record.provenance.get(name)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _same(stored: Any, found: Any) -> bool:

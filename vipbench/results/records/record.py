@@ -29,7 +29,6 @@ from pydantic import (
 # that nothing could be measured, and becomes null.
 SPELT_OUT = ("hparams", "recipe")
 
-
 # Stands in an exported record where a path was.
 PATH = "<path>"
 
@@ -83,12 +82,9 @@ def as_json(value: Any, where: str, spelt_out: bool) -> Any:
 
 SCHEMA = 1
 
-
 Shots = Annotated[int, Field(ge=0, strict=True)] | Literal["full"]
 
-
 Count = Annotated[int, Field(ge=0, strict=True)]
-
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -262,6 +258,11 @@ class Record(_Part):
         value = self.to_dict()
         history = value.pop("history")
         return dump(value), dump(history)
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A part of the provenance; empty where there is none of that name."""
+        found = self.provenance.get(name)
+        return found if isinstance(found, dict) else {}
 
     @classmethod
     def from_json_parts(cls, text: str, history: str) -> Record:

@@ -18,11 +18,8 @@ from vipbench.results.records.record import sha256
 from vipbench.results.sharing.limits import MOST_BYTES, MOST_ROW, Budget
 
 BUNDLE_SCHEMA = 1
-
-
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
-
 
 # What a bundle may hold. No name leaves the folder, hides, or depends on the system.
 _NAMES = re.compile(
@@ -33,9 +30,7 @@ _NAMES = re.compile(
     re.ASCII,
 )
 
-
 MOST_FILES = 100_000
-
 
 # What Python's own reader says of a file that is no zip, or was altered.
 _DAMAGE = (
@@ -48,7 +43,6 @@ _DAMAGE = (
     ValueError,
     OSError,
 )
-
 
 # Every file carries this time, so that the same content gives the same zip.
 _TIME = (1980, 1, 1, 0, 0, 0)

@@ -20,7 +20,6 @@ from vipbench.results.records.metrics import ECE_BINS, find_metric, log_odds, so
 
 Floats = NDArray[np.float64]
 
-
 # (W (B,G)) -> (B,): the metric under each of B weightings of G groups; NaN where it is undefined.
 Weighted = Callable[[Floats], Floats]
 
@@ -175,8 +174,6 @@ def _auprc(w: Floats, positive: NDArray[np.bool_], score: Floats) -> Floats:
 
 
 DRAWS = 2000
-
-
 _CHUNK = 2_000_000  # weights held at once
 
 

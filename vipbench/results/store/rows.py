@@ -137,7 +137,6 @@ class Row(NamedTuple):
 
 COLUMNS = ", ".join(Row._fields)
 
-
 NOTHING: dict[str, Any] = {"count": 0, "xor": "0" * 64}
 
 

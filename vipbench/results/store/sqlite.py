@@ -18,13 +18,9 @@ from vipbench.results.store.lock import StoreError
 
 VERSION = 3
 
-
 # The oldest layout that can be read as it is.
 READABLE = 1
-
-
 APPLICATION_ID = 0x76697062  # "vipb"
-
 
 _PARAMETERS = """CREATE TABLE parameters (
         id INTEGER PRIMARY KEY REFERENCES records (id),
@@ -103,10 +99,8 @@ def layout(db: sqlite3.Connection) -> tuple[int, int]:
 # Begins a rollback journal, and ends one that names a super-journal.
 JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
-
 # How long a reader or the writer waits for the other's transaction, in seconds.
 PATIENCE = 60.0
-
 
 WHAT_TO_DO = (
     "Restore it from a copy, or move it away and run again: its cells are then run anew. Nothing "

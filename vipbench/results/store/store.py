@@ -36,8 +36,6 @@ from vipbench.results.store.submissions import (
 )
 
 FILE = "results.sqlite"
-
-
 LOCK = "results.lock"
 
 
@@ -349,7 +347,6 @@ class Store:
 
 # A record, what it predicted, and, where it is kept too, what was learned.
 Handed = tuple[Record, Predictions | None] | tuple[Record, Predictions | None, bytes | None]
-
 
 Submitted = Literal["new", "same", "other"]
 

@@ -130,7 +130,6 @@ _SPREAD = {
     "them): for new support sets and new test images; for runs without seeds, new test images",
 }
 
-
 # What a table has in brackets a figure draws.
 _DRAWN = {"curves": "a band (at 0 shots a line)", "bars": "a black line"}
 

@@ -19,7 +19,6 @@ from vipbench.results.tables.table import BLANK, Column, Entry, Row, Table, rank
 
 MAJORITY = "majority class"
 
-
 Spot = tuple[str, str, str, int | str]  # (dataset, backbone, metric, shots)
 
 

@@ -180,8 +180,6 @@ def latex(table: Table) -> str:
 
 
 _CSV_COLUMNS = ("dataset", "backbone", "method", "kind", "metric", "shots", "state")
-
-
 _CSV_NUMBERS = ("mean", "sd", "n", "n_expected", "rank", "low", "high")
 _CSV_LAST = "older_code"
 

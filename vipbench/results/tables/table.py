@@ -18,9 +18,7 @@ from vipbench.results.records.protocol_names import (
 
 Shots = int | str
 
-
 LEVELS = ("method", "dataset", "backbone", "shots", "metric", "part")
-
 
 # What an entry says beside its mean, as intervals.POPULATIONS and the sample standard deviation.
 SPREADS = ("sd", "ci-seeds", "ci-images", "ci-both", "none")
