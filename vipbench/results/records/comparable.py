@@ -83,7 +83,7 @@ def benchmark(record: Record) -> dict[str, Any]:
 
 def revisions(record: Record, metrics: Sequence[str]) -> dict[str, Any]:
     """Dotted name -> revision of the shown metrics' definitions, as far as the record tells."""
-    known = _part(record, "metric_revisions")
+    known = record.part("metric_revisions")
     names = dict.fromkeys(name.partition(":")[0] for name in metrics)
     return {f"metric_revisions.{n}": known[n] for n in names if n in known}
 
