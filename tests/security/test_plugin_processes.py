@@ -275,17 +275,24 @@ def test_who_changes_what_is_planned_beside_it_changes_no_cell(folder: Path, nam
     assert grid.bits(folder / name) == grid.bits(folder / "alone")
 
 
-def test_a_plugin_that_is_another_each_time_or_cannot_be_reached_is_left_out(folder: Path) -> None:
+ENDS = """
+from vipbench.engine.workers import session
+session.base_record = lambda cell: os._exit(5)
+"""
+
+
+def test_a_plugin_that_is_another_each_time_or_ends_its_worker_is_left_out(folder: Path) -> None:
     plugins(folder, "good")
-    deaf = MEANS.format(name="deaf", at_import="os.close(0)", in_prepare="")
+    ends = MEANS.format(name="ends", at_import=ENDS, in_prepare="")
     varies = MEANS.format(name="varies", at_import="", in_prepare="")
     varies = varies.replace("    kind =", "    revision = time.time_ns()\n    kind =")
-    (folder / "plugins" / "deaf.py").write_text(deaf)
+    (folder / "plugins" / "ends.py").write_text(ends)
     (folder / "plugins" / "varies.py").write_text(varies)
-    status, err = run(folder, "left-out", f"{BUILTIN},deaf,good,varies", "one")
+    status, err = run(folder, "left-out", f"{BUILTIN},ends,good,varies", "one")
     assert status == 1
     assert "'good'" not in err
-    for name in ("deaf", "varies"):
+    assert "exit status 5" in err
+    for name in ("ends", "varies"):
         assert f"plugin '{name}' ({name}.py)" in err
     assert grid.bits(folder / "left-out") == grid.bits(folder / "alone")
 
