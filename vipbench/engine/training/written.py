@@ -193,8 +193,15 @@ def _globals(held: Mapping[str, Any], prefix: str, own: Set[str]) -> dict[str, A
     return {
         f"{prefix}{name}": _content(value, own, 0)
         for name, value in held.items()
-        if not name.startswith("__") and (not callable(value) or isinstance(value, FunctionType))
+        if not name.startswith("__") and (not callable(value) or _keeps(value))
     }
+
+
+def _keeps(value: object) -> bool:
+    """Whether it is a function with a state of its own."""
+    return isinstance(value, FunctionType) and bool(
+        value.__closure__ or value.__defaults__ or value.__kwdefaults__ or value.__dict__
+    )
 
 
 def _content(value: Any, own: Set[str], depth: int) -> Any:
