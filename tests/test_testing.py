@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -119,6 +120,26 @@ def test_a_model_of_its_own_is_refused_and_further_backbones_are_given() -> None
     check_method(Several, TOWER)
     with pytest.raises(ConformanceError, match=r"HParams\.backbones"):
         check_method(Own, TOWER)
+
+
+class Scripted(Plain):
+    """Calls a network from a file, whose layers PyTorch calls by itself."""
+
+    nets: ClassVar[list[Any]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.nets[0](x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_model_of_its_own_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(TOWER.dim, 8), nn.Linear(8, TOWER.dim))
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(net, torch.zeros(1, TOWER.dim)), buffer)
+    buffer.seek(0)
+    Scripted.nets[:] = [torch.jit.load(buffer)]
+    with pytest.raises(ConformanceError, match=r"HParams\.backbones"):
+        check_method(Scripted, TOWER)
 
 
 class Shape(Plain):

@@ -91,6 +91,22 @@ class Centred(Linear):
         return super().forward(x - x.mean(0) if self.training else x)
 
 
+class Averaging(Linear):
+    """The default loss, and a buffer that counts every image of the batch alike."""
+
+    name = "averaging"
+
+    def __init__(self, task, hparams):
+        super().__init__(task, hparams)
+        self.mean = torch.zeros(task.info.dim)
+
+    def after_step(self):
+        return {"mean": 0.5 * self.mean + 0.5 * self.last_batch.x.mean(0)}
+
+    def predict(self, x):
+        return self(x - self.mean)
+
+
 class Teacher(Linear):
     """Scores by a mean teacher, times the number of its steps."""
 
@@ -175,8 +191,8 @@ class Fitted(Normalised):
 
 @vipbench.hookimpl
 def register_methods(register):
-    for method in (Plain, Contrast, Weighted, Liar, Centred, Teacher, Lost, Counting, Helped,
-                   Normalised, Fitted):
+    for method in (Plain, Contrast, Weighted, Liar, Centred, Averaging, Teacher, Lost, Counting,
+                   Helped, Normalised, Fitted):
         register(method)
 '''
 Scores = dict[tuple[str, object], npt.NDArray[np.float32]]
@@ -215,7 +231,7 @@ def scores(folder: Path, out: str, records: list[Record]) -> Scores:
 
 METHODS = [
     "plain", "contrast", "weighted", "plain[batch_size=4,drop_last=off]",
-    "contrast[batch_size=4,drop_last=off]", "liar", "centred",
+    "contrast[batch_size=4,drop_last=off]", "liar", "centred", "averaging",
 ]  # fmt: skip
 
 
@@ -230,7 +246,9 @@ def test_no_cell_depends_on_others_of_the_run(folder: Path) -> None:
     stacked = {(r.cell.method, r.cell.shots): r.provenance["stacked_cells"] for r in beside}
     assert stacked["weighted", 1] == 4  # padded: all as one
     assert stacked["plain", 1] == stacked["plain", 4] == 2
-    assert stacked["liar", 1] == stacked["centred", 4] == 1  # told by what their loss does
+    assert (
+        stacked["liar", 1] == stacked["centred", 4] == stacked["averaging", 1] == 1
+    )  # told by what their loss does
     (short,) = run(folder, "short", ["liar[batch_size=4,drop_last=off]"], [1])[:1]
     assert short.error is not None
     assert "batch.mean" in short.error.message

@@ -75,6 +75,9 @@ class Models:
         self._built.add(module)
 
     def _call(self, module: nn.Module, args: object) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            # Its parts are called out of sight.
+            self._called.update((id(part), part) for part in module.modules())
         if not module._parameters:
             return
         self._called[id(module)] = module

@@ -215,27 +215,36 @@ class Step:
 
     def _check_padding(self, first: Sequence[Tensor]) -> None:
         """Raises PaddingError where the first image of the batch `first`, repeated with weight 0,
-        moves the gradients of the first cell."""
+        moves the first cell's gradients, or what its `after_step` gives."""
         batch = [part[first[2] > 0] for part in first]
         more = [torch.cat([part, part[:1].expand_as(part)]) for part in batch]
         more[2] = torch.cat([batch[2], torch.zeros_like(batch[2])])
-        found = []
+        found: list[tuple[Tensors, Tensors]] = []
         for x, labels, weight in (batch, more):
-            states = (self.params, self.fixed, self.buffers)
             params, fixed, buffers = (
-                {name: value[0].clone() for name, value in part.items()} for part in states
+                {name: value[0].clone() for name, value in part.items()}
+                for part in (self.params, self.fixed, self.buffers)
             )
-            found.append(self._one(params, fixed, buffers, x, labels, weight)[1])
-        own, other = found
-        apart = {name: float((value - other[name]).abs().max()) for name, value in own.items()}
-        name = max(apart, key=lambda one: apart[one])
-        if apart[name] > PADDING * max(float(value.abs().max()) for value in own.values()):
-            raise PaddingError(
-                f"method '{self.called.method.name}': images of weight 0, which fill up a batch, "
-                f"move the gradient of '{place(name)}' by {apart[name]:.2g}. Take means over the "
-                "batch by `batch.mean`; or override `loss` without `pads = True`, which gets no "
-                "padding"
-            )
+            grads = self._one(params, fixed, buffers, x, labels, weight)[1]
+            state, given = {**fixed, **buffers, **params}, Tensors()
+            if self._updates:
+                given = self._call(self.called.after, state, x, labels, weight)
+            found.append((grads, {name: value.float() for name, value in given.items()}))
+        (grads, given), (other_grads, other) = found
+        largest = max(float(value.abs().max()) for value in grads.values())
+        for what, own, others in (
+            ("the gradient of", grads, other_grads), ("after_step's", given, other)
+        ):  # fmt: skip
+            for name, value in own.items():
+                apart = float((value - others[name]).abs().max())
+                size = largest if own is grads else float(value.abs().max())
+                if apart > PADDING * max(size, PADDING):
+                    raise PaddingError(
+                        f"method '{self.called.method.name}': images of weight 0, which fill up a "
+                        f"batch, move {what} '{place(name)}' by {apart:.2g}. Take means over the "
+                        "batch by `batch.mean`; or override `loss` without `pads = True`, which "
+                        "gets no padding"
+                    )
 
     def _update(self, batch: Batched) -> None:
         """What `after_step` gives, for every cell."""
