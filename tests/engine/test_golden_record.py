@@ -26,7 +26,7 @@ from vipbench.engine.features.views import VIEW_REVISION, draw_view
 from vipbench.engine.planning import sampling
 from vipbench.engine.planning.cells import ENGINE_REVISION
 from vipbench.engine.training.batches import schedule
-from vipbench.engine.workers import driver
+from vipbench.engine.workers.messages import Done, Event
 from vipbench.engine.workers.session import Session
 from vipbench.results.records.metrics import METRICS
 from vipbench.runspec.run import RunSpec
@@ -45,13 +45,13 @@ MARGIN = 1e-3  # below it rounding might change a prediction
 
 def measured(seed: int) -> dict[str, Any]:
     """The record of the three trainings, 2 shots on synthderm with tiny-clip."""
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     session = Session(events.append)
     spec = {
         "methods": list(ROWS), "datasets": ["synthderm"], "backbones": ["tiny-clip"],
         "shots": [2], "seeds": [seed], "views": "per-epoch", "device": str(DEVICE),
     }  # fmt: skip
-    session.do_plan(RunSpec.parse(spec).to_yaml())
+    session.plan(RunSpec.parse(spec))
     found: dict[str, Any] = {
         "sentence": SENTENCE,
         "revisions": revisions(),
@@ -97,15 +97,16 @@ def measured(seed: int) -> dict[str, Any]:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(runner, "train", train_and_look)
-            session.do_run([key])
+            session.run([key])
         event = events[-2]
-        assert event["record"]["error"] is None, event["record"]["error"]
-        told = driver._predictions(event["predictions"])
+        assert isinstance(event, Done)
+        assert event.record.error is None, event.record.error
+        told = event.predictions
         assert told is not None
         best = np.sort(told.scores, axis=1)
         seen["smallest_margin"] = float((best[:, -1] - best[:, -2]).min())
         seen["prediction_hash"] = told.prediction_hash
-        seen["accuracy"] = event["record"]["metrics"]["accuracy"]
+        seen["accuracy"] = event.record.metrics["accuracy"]
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 from tests.backbones.clips import random_backbone
 from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError
 from vipbench.engine.workers import session as worker
+from vipbench.engine.workers.messages import Done, Event
 from vipbench.runspec.run import RunSpec
 
 PLUGIN = '''
@@ -106,18 +107,18 @@ def register_methods(register):
 '''
 
 
-def run(plugins: Path, method: str) -> list[dict[str, Any]]:
+def run(plugins: Path, method: str) -> list[Done]:
     """The events of two cells of one method that run one after the other."""
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     session = worker.Session(events.append)
     settings: dict[str, Any] = {
         "methods": [method], "datasets": ["synthderm"], "backbones": ["tiny-clip"],
         "shots": [1], "seeds": [1, 2], "views": "none", "device": "cpu",
         "plugins_dir": str(plugins),
     }  # fmt: skip
-    session.do_plan(RunSpec.parse(settings).to_yaml())
-    session.do_run(list(session.cells))
-    return [event for event in events if event["event"] == "done"]
+    session.plan(RunSpec.parse(settings))
+    session.run(list(session.cells))
+    return [event for event in events if isinstance(event, Done)]
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_what_only_changes_the_order_is_noticed_and_enters_no_cache(
     plugins: Path, method: str, what: str
 ) -> None:
     for event in run(plugins, method):
-        message = event["record"]["error"]["message"]
+        message = event.record.error.message
         assert what in message
         assert f"method '{method}'" in message
         assert "deeds.py" in message
@@ -154,7 +155,7 @@ def test_what_only_changes_the_order_is_noticed_and_enters_no_cache(
 @pytest.mark.parametrize("method", ["changes-test", "keeps-out"])
 def test_a_cell_scores_the_same_in_company(plugins: Path, method: str) -> None:
     good, found = (
-        [(e["record"]["error"], e["predictions"]["scores"]) for e in run(plugins, name)]
+        [(e.record.error, e.predictions.scores.tobytes()) for e in run(plugins, name)]
         for name in ("good", method)
     )
     assert found == good

@@ -30,6 +30,7 @@ from vipbench.engine.training.stacking import TrainCell
 from vipbench.engine.training.step import Step
 from vipbench.engine.training.trainer import train
 from vipbench.engine.workers import session as worker
+from vipbench.engine.workers.messages import Done, Event, Note
 from vipbench.errors import UsageError
 from vipbench.runspec.run import RunSpec
 
@@ -321,32 +322,32 @@ def test_a_run(goes_wrong: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             "device": "cpu",
         }
     )
-    found: list[list[dict[str, Any]]] = []
+    found: list[list[Event]] = []
     for recorder in (None, tapes):
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         session = worker.Session(events.append)
         if recorder is not None:
             monkeypatch.setattr(worker, "replays", lambda _, note: Replays(tapes, note))
-        session.do_plan(run.to_yaml())
-        session.do_run(list(session.cells))
+        session.plan(run)
+        session.run(list(session.cells))
         found.append(events)
     assert tapes.tapes[0].replayed > 20
-    plain, repeated = ([e for e in events if e["event"] == "done"] for events in found)
+    plain, repeated = ([e for e in events if isinstance(e, Done)] for events in found)
     assert len(plain) == 4
     for a, b in zip(plain, repeated, strict=True):
-        assert a["record"]["error"] is b["record"]["error"] is None
-        assert a["record"]["metrics"] == b["record"]["metrics"]
-        assert a["record"]["history"] == b["record"]["history"]
-        assert a["parameters"] == b["parameters"]
-        assert a["predictions"] == b["predictions"]
-    notes = [e["text"] for e in found[1] if e["event"] == "note"]
+        assert a.record.error is b.record.error is None
+        assert a.record.metrics == b.record.metrics
+        assert a.record.history == b.record.history
+        assert a.parameters == b.parameters
+        assert a.predictions.scores.tobytes() == b.predictions.scores.tobytes()
+    notes = [e.text for e in found[1] if isinstance(e, Note)]
     assert [("off for 'coop'" in n and "other numbers" in n) for n in notes] == [True] * goes_wrong
     made = len(tapes.tapes)
-    session.do_plan(run.to_yaml())
-    session.do_run(list(session.cells))
+    session.plan(run)
+    session.run(list(session.cells))
     assert (len(tapes.tapes) > made) != goes_wrong  # what was refused stays refused
-    again = [e for e in events if e["event"] == "done"][len(plain) :]
-    assert [e["record"]["metrics"] for e in again] == [e["record"]["metrics"] for e in plain]
+    again = [e for e in events if isinstance(e, Done)][len(plain) :]
+    assert [e.record.metrics for e in again] == [e.record.metrics for e in plain]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -22,9 +22,10 @@ from vipbench.engine.evaluation import runner
 from vipbench.engine.features import decode_process, features
 from vipbench.engine.planning import cells, sampling
 from vipbench.engine.workers import driver
+from vipbench.engine.workers.messages import Done, Event
 from vipbench.engine.workers.session import Session
 from vipbench.methods.linear_probe import LinearProbe
-from vipbench.results import Record, Store
+from vipbench.results import Store
 from vipbench.runspec.run import RunSpec
 
 Patch = pytest.MonkeyPatch
@@ -128,20 +129,20 @@ class Folder:
                 "device": "cpu", "out": str(self.root / "out"),
             }
         )  # fmt: skip
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         session = Session(events.append)
-        session.do_plan(spec.to_yaml())
+        session.plan(spec)
         plan = driver._judged(events[-1], spec, retry=True, imported=False)
         self.reasons = {cell.reason for cell in plan.of("todo")}
         for keys in plan.groups():
-            session.do_run(keys)
+            session.run(keys)
         (cell,) = plan.cells
         with Store(spec.out) as store:
             for event in events:
-                if event["event"] == "done":
-                    record = Record.of(event["record"])
+                if isinstance(event, Done):
+                    record = event.record
                     assert record.ok, record.error
-                    store.add(record, driver._predictions(event["predictions"]))
+                    store.add(record, event.predictions)
             told = store.predictions(cell.key)
         assert told is not None
         self.scores = dict(zip(told.ids, told.scores, strict=True))

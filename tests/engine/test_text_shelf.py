@@ -16,10 +16,9 @@ from vipbench.engine.features.cache import open_shelf
 from vipbench.engine.features.texts import TextShelf
 from vipbench.engine.guard import FrozenTexts, Guard
 from vipbench.engine.workers import session as worker
+from vipbench.engine.workers.messages import Done, Event, GroupDone, Note
 from vipbench.plugins.registry import load_registry
 from vipbench.runspec.run import RunSpec
-
-Event = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
@@ -38,23 +37,23 @@ def run(methods: list[Any], plugins: Path | None = None) -> list[Event]:
     }  # fmt: skip
     if plugins is not None:
         settings["plugins_dir"] = str(plugins)
-    session.do_plan(RunSpec.parse(settings).to_yaml())
+    session.plan(RunSpec.parse(settings))
     rows: dict[str, list[str]] = {}
     for key, cell in session.cells.items():
         rows.setdefault(cell.row.label, []).append(key)
     for keys in rows.values():
-        session.do_run(keys)
+        session.run(keys)
     return events
 
 
 def told(events: list[Event], name: str) -> list[int]:
-    return [event[name] for event in events if event["event"] == "group_done"]
+    return [getattr(event, name) for event in events if isinstance(event, GroupDone)]
 
 
 def scores(events: list[Event]) -> dict[str, Any]:
-    done = [event for event in events if event["event"] == "done"]
-    assert all(event["record"]["error"] is None for event in done)
-    return {event["record"]["key"]: event["predictions"] for event in done}
+    done = [event for event in events if isinstance(event, Done)]
+    assert all(event.record.error is None for event in done)
+    return {event.record.key: event.predictions.scores.tolist() for event in done}
 
 
 METHODS = ["zero-shot", "symptoms-max", "tip-adapter"]
@@ -87,7 +86,7 @@ def test_a_damaged_block_is_encoded_again(cache: Path, harm: bytes) -> None:
     again = run(["zero-shot"])
     assert scores(again) == scores(first)
     assert told(again, "encoded_texts") == told(first, "encoded_texts")
-    notes = [e["text"] for e in again if e["event"] == "note"]
+    notes = [e.text for e in again if isinstance(e, Note)]
     assert any("damaged and was encoded again" in note for note in notes)
     assert [b.read_bytes() for b in blocks(cache)] == [content]
 
@@ -147,7 +146,7 @@ def test_texts_of_a_changed_tower_never_enter_the_cache(
     plugins.mkdir()
     (plugins / "spoiler.py").write_text(code)
     spoilt = run(["spoiler"], plugins)
-    [error] = [e["record"]["error"] for e in spoilt if e["event"] == "done"]
+    [error] = [e.record.error for e in spoilt if isinstance(e, Done)]
     assert "frozen weights" in str(error)
     assert blocks(cache) == []
     assert scores(run(["zero-shot"])) == expected

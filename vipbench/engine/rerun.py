@@ -14,7 +14,8 @@ import numpy as np
 
 from vipbench.engine.kept import CACHE_VARIABLE
 from vipbench.engine.workers import driver
-from vipbench.engine.workers.plan import Observer, Plan
+from vipbench.engine.workers.messages import Plan
+from vipbench.engine.workers.plan import Observer
 from vipbench.errors import UsageError
 from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions

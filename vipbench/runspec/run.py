@@ -171,8 +171,8 @@ class RunSpec(BaseModel):
                 based[key] = {name: folder / file for name, file in getattr(spec, key).items()}
         return spec.model_copy(update=based)
 
-    def to_yaml(self) -> str:
-        """The suite that says all of this; `from_yaml_text` reads it back."""
+    def as_values(self) -> dict[str, Any]:
+        """The keys and plain values that a suite has for all of this; `parse` reads them back."""
         values = {key: getattr(self, key) for key in type(self).model_fields}
         for key in ("methods", "tables", "figures"):
             values[key] = [one.as_yaml() for one in values[key]]
@@ -183,7 +183,11 @@ class RunSpec(BaseModel):
             if isinstance(value, Path | tuple):
                 values[key] = str(value) if isinstance(value, Path) else list(value)
         first = {"title": values.pop("title")}
-        return dump_yaml({k: v for k, v in (first | values).items() if v not in (None, {}, [])})
+        return {k: v for k, v in (first | values).items() if v not in (None, {}, [])}
+
+    def to_yaml(self) -> str:
+        """The suite that says all of this; `from_yaml_text` reads it back."""
+        return dump_yaml(self.as_values())
 
     def save(self, folder: Path | None = None) -> Path:
         """Write `suite.yaml` into `folder` (by default `out`, made where it is missing), so that

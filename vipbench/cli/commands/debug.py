@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Any
 
 from vipbench.cli.commands.text import plural, shots_text
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.errors import UsageError
 from vipbench.results.records.metrics import METRICS
+from vipbench.results.records.plan import PlannedCell
 from vipbench.runspec.run import RunSpec
 
 
@@ -18,31 +18,32 @@ def debug_command(spec: RunSpec, post_mortem: bool) -> int:
 
     post_mortem: whether a failure ends in the debugger. Raises UsageError.
     """
+    from vipbench.engine.workers.messages import Event, Note, Plan
     from vipbench.engine.workers.session import Session
 
-    cells: list[dict[str, Any]] = []
+    cells: list[PlannedCell] = []
 
-    def hear(event: dict[str, Any]) -> None:
-        if event["event"] == "plan":
-            cells.extend(event["cells"])
-        elif event["event"] == "note":
-            print(f"note: {event['text']}")
+    def show(event: Event) -> None:
+        if isinstance(event, Plan):
+            cells.extend(event.cells)
+        elif isinstance(event, Note):
+            print(f"note: {event.text}")
 
-    session = Session(hear)
-    session.do_plan(spec.to_yaml())
-    possible = [cell for cell in cells if cell["status"] != "impossible"]
+    session = Session(show)
+    session.plan(spec)
+    possible = [cell for cell in cells if cell.status != "impossible"]
     if not possible:
-        reasons = "; ".join(dict.fromkeys(cell["reason"] or "" for cell in cells))
+        reasons = "; ".join(dict.fromkeys(cell.reason or "" for cell in cells))
         raise UsageError(f"none of the {plural(len(cells), 'cell')} can be run: {reasons}")
     cell = possible[0]
-    seed = "" if cell["shots"] == 0 else f", seed {cell['seed']}"
+    seed = "" if cell.shots == 0 else f", seed {cell.seed}"
     print(
-        f"{cell['method']} on {cell['dataset']} with {cell['backbone']}, "
-        f"{shots_text(cell['shots'])}{seed} (the first of {plural(len(possible), 'cell')} that the "
-        f"flags choose), plugin '{cell['plugin']}' ({cell['file']})"
+        f"{cell.method} on {cell.dataset} with {cell.backbone}, "
+        f"{shots_text(cell.shots)}{seed} (the first of {plural(len(possible), 'cell')} that the "
+        f"flags choose), plugin '{cell.plugin}' ({cell.file})"
     )
     try:
-        finished = session.run_alone(cell["key"])
+        finished = session.run_alone(cell.key)
     except Exception:
         traceback.print_exc()
         if post_mortem:

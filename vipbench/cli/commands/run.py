@@ -13,7 +13,8 @@ from vipbench.cli.commands.text import clean, columns, duration, listed, plural,
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.driver import Observer, Outcome, Plan, PlannedCell
-from vipbench.engine.workers.plan import NOT_AGAIN, Estimate
+from vipbench.engine.workers.messages import Estimate
+from vipbench.engine.workers.plan import NOT_AGAIN
 from vipbench.errors import UsageError
 from vipbench.fetching.download import size
 from vipbench.results.records.record import Record
@@ -87,7 +88,7 @@ class Screen(Observer):
     def __init__(self, spec: RunSpec, shown: Reporter) -> None:
         self.spec = spec
         self.shown = shown
-        self.plan = Plan([])
+        self.plan = Plan()
         self.done = self.failed = 0
         self._waiting: dict[str, set[str]] = {}  # group -> its cells that are not yet done
         self._shares: dict[str, tuple[str, float]] = {}  # group in work -> its row, how far it is

@@ -87,7 +87,7 @@ def open_run(folder: Path, images: Sequence[str] = ()) -> Session:
         raise UsageError(f"{folder} is no results folder: it has no {SUITE_NAME}")
     session = Session(lambda event: None)
     spec = RunSpec.from_yaml(folder / SUITE_NAME)
-    session.do_plan(spec.merge({"images": images or None}).to_yaml())
+    session.plan(spec.merge({"images": images or None}))
     return session
 
 

@@ -4,32 +4,33 @@ Workers compute: a plugin that hangs, exits or is killed ends a worker, never th
 
 from __future__ import annotations
 
-import base64
 import os
 import signal
 import threading
 import time
-import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from vipbench.engine import kept
 from vipbench.engine.workers import kept_plans
-from vipbench.engine.workers.plan import (
+from vipbench.engine.workers.messages import (
+    Catalogue,
     CatalogueEntry,
+    Done,
     Estimate,
-    Observer,
-    Outcome,
+    Estimated,
+    Event,
+    ListPlugins,
+    MakeEstimate,
+    Note,
     Plan,
-    Stored,
 )
+from vipbench.engine.workers.plan import Observer, Outcome, Stored
 from vipbench.engine.workers.planners import Planners
 from vipbench.engine.workers.pool import Group, Pool
 from vipbench.engine.workers.process import PlannedOtherwiseError, Stopped, Worker, WorkerDiedError
@@ -102,12 +103,13 @@ def catalogue(plugins_dir: Path | None = None, count: bool = False) -> list[Cata
     folder = None if plugins_dir is None else str(plugins_dir)
     with Worker() as worker:
         try:
-            event = worker.ask("catalogue", plugins_dir=folder, count=count)
+            command = ListPlugins(plugins_dir=folder, count=count)
+            entries = worker.ask(command, Catalogue).entries
         except WorkerDiedError as error:
             raise UsageError(f"planning failed: {error}") from error
     if builtin:
-        kept.keep(name, state, event["entries"])
-    return [CatalogueEntry(**entry) for entry in event["entries"]]
+        kept.keep(name, state, [asdict(entry) for entry in entries])
+    return list(entries)
 
 
 def plan(spec: RunSpec, retry: bool = True, imported: bool = False) -> Plan:
@@ -135,8 +137,8 @@ def estimate(
         plugins = {cell.key: cell.plugins for cell in planned.cells}
         found = []
         for keys in planned.groups():
-            event = planners.ask(plugins[keys[0]], "estimate", keys=keys)
-            found.append(Estimate(**{k: v for k, v in event.items() if k != "event"}))
+            command = MakeEstimate(keys=tuple(keys))
+            found.append(planners.ask(plugins[keys[0]], command, Estimated).estimate)
         return planned, found
 
 
@@ -227,9 +229,9 @@ class _Driver:
             plan = _made(planners, self.spec)
             if error is not None:
                 builtin = {key for key, cell in self.cells.items() if not cell.plugins}
-                if builtin != {cell["key"] for cell in plan["cells"] if not cell["plugins"]}:
+                if builtin != {cell.key for cell in plan.cells if not cell.plugins}:
                     raise error
-                if {cell["key"] for cell in plan["cells"]} == {*self.cells}:
+                if {cell.key for cell in plan.cells} == {*self.cells}:
                     plan = planners.apart(joint=plan)
             planned = _judged(plan, self.spec, self.retry, self.imported)
         self.cells = {cell.key: cell for cell in planned.cells}
@@ -243,7 +245,8 @@ class _Driver:
         self.broken = planned.broken
         self.observer.planned(planned)
         if only is not None:
-            planned = replace(planned, cells=[c for c in planned.cells if c.key in only])
+            chosen = [cell for cell in planned.cells if cell.key in only]
+            planned = planned.model_copy(update={"cells": chosen})
         self.store = self.store or Store(self.spec.out)
         self.spec.save()
         self.store.save_plan(planned.cells)
@@ -258,23 +261,20 @@ class _Driver:
         self.pool.start(planners, plan)
         return groups, int(planned.info["workers"])
 
-    def take(self, event: Mapping[str, Any]) -> None:
-        """See Desk."""
-        if event["event"] == "done":
-            learned, predictions = event.get("parameters"), _predictions(event["predictions"])
-            fields = event["record"]
-            if predictions is not None:
-                fields["provenance"]["prediction_hash"] = predictions.prediction_hash
-            self._keep(
-                Record.of(fields),
-                predictions,
-                None if learned is None else base64.b64decode(learned),
-            )
-        elif event["event"] == "note":
-            self.observer.note(event["text"])
+    def take(self, event: Event) -> None:
+        """See Sink."""
+        if isinstance(event, Done):
+            record = event.record
+            if event.predictions is not None:
+                predicted = {"prediction_hash": event.predictions.prediction_hash}
+                provenance = {**record.provenance, **predicted}
+                record = record.model_copy(update={"provenance": provenance})
+            self._keep(record, event.predictions, event.parameters)
+        elif isinstance(event, Note):
+            self.observer.note(event.text)
 
     def write_off(self, base: Mapping[str, Any], kind: str, message: str) -> None:
-        """See Desk."""
+        """See Sink."""
         cell = self.cells[base["key"]]
         error = {
             "type": kind,
@@ -288,7 +288,7 @@ class _Driver:
         self._keep(Record.of(fields), None)
 
     def leave_out(self, keys: Sequence[str], message: str) -> None:
-        """See Desk."""
+        """See Sink."""
         missing = self.missing(keys)
         if missing:
             cell = self.cells[missing[0]]
@@ -300,11 +300,11 @@ class _Driver:
             self.outcome = replace(self.outcome, broken=True)
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """See Desk."""
+        """See Sink."""
         return [key for key in keys if key not in self.ended]
 
     def progress(self, key: str, share: float) -> None:
-        """See Desk."""
+        """See Sink."""
         self.observer.progress(self.cells[key], share)
 
     def _keep(
@@ -326,7 +326,7 @@ class _Driver:
             self.store.close()
 
 
-def _made(planners: Planners, spec: RunSpec) -> dict[str, Any]:
+def _made(planners: Planners, spec: RunSpec) -> Plan:
     """A new plan, kept for later commands."""
     started = time.time_ns()
     made = planners.plan()
@@ -334,20 +334,7 @@ def _made(planners: Planners, spec: RunSpec) -> dict[str, Any]:
     return made
 
 
-def _judged(event: Mapping[str, Any], spec: RunSpec, retry: bool, imported: bool) -> Plan:
+def _judged(plan: Plan, spec: RunSpec, retry: bool, imported: bool) -> Plan:
     stored = Stored.read(spec.out)
-    planned = [PlannedCell.model_validate(item, strict=False) for item in event["cells"]]
-    cells = [stored.judge(cell, retry, imported) for cell in planned]
-    return Plan(cells, event["notices"], event["info"], event["broken"])
-
-
-def _predictions(event: Mapping[str, Any] | None) -> Predictions | None:
-    if event is None:
-        return None
-    raw = zlib.decompress(base64.b64decode(event["scores"]))
-    return Predictions(
-        ids=event["ids"],
-        groups=event["groups"],
-        labels=np.asarray(event["labels"], dtype=np.int64),
-        scores=np.frombuffer(raw, dtype=np.float32).reshape(event["shape"]),
-    )
+    cells = [stored.judge(cell, retry, imported) for cell in plan.cells]
+    return plan.model_copy(update={"cells": cells})

@@ -14,13 +14,16 @@ import hashlib
 import os
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 import vipbench
 from vipbench.engine import kept
+from vipbench.engine.workers.messages import Plan
 from vipbench.runspec.run import RunSpec
 
 FOLDER = "plans"
@@ -77,29 +80,28 @@ def of_data(paths: Collection[str]) -> list[str]:
     return sorted(p for p in paths if p not in importing and not f"{p}/".startswith(skipped))
 
 
-def find(spec: RunSpec) -> dict[str, Any] | None:
-    """The event "plan" of `spec`, None where none was kept or something has changed since."""
+def find(spec: RunSpec) -> Plan | None:
+    """The plan of `spec`, None where none was kept or something has changed since."""
     if not _may_be_kept(spec):
         return None
     found = kept.load(_name(spec), _state_of_program())
-    with suppress(TypeError, KeyError):
+    with suppress(TypeError, KeyError, ValidationError):
         if found["files"] == _state_of_files(spec, found["reads"])[0]:
-            plan: dict[str, Any] = found["plan"]
-            return plan
+            return Plan.model_validate(found["plan"])
     return None
 
 
-def keep(spec: RunSpec, plan: Mapping[str, Any], started: int) -> None:
+def keep(spec: RunSpec, plan: Plan, started: int) -> None:
     """Keep the plan that a worker began to make at `started`, by `time.time_ns`."""
-    reads = plan.get("reads")
-    partial = any(plan.get(name) for name in ("unknown", "lacks", "broken"))
-    foreign = any(cell["plugins"] for cell in plan["cells"])
+    reads = plan.reads
+    partial = plan.unknown or plan.lacks or plan.broken
+    foreign = any(cell.plugins for cell in plan.cells)
     if reads is None or partial or foreign or not _may_be_kept(spec):
         return
     state, newest = _state_of_files(spec, reads)
     if newest > started - RECENT_NS:
         return
-    answer = {"reads": reads, "files": state, "plan": dict(plan)}
+    answer = {"reads": reads, "files": state, "plan": plan.model_dump(mode="json")}
     kept.keep(_name(spec), _state_of_program(), answer, MOST_PLANS)
 
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import sys
 import threading
-from typing import Any, TextIO
+from typing import BinaryIO
 
 from vipbench import trust
+from vipbench.engine.workers.messages import Event, Ready, Request, Untrusted, read_request, to_line
 from vipbench.engine.workers.session import Session
 from vipbench.fetching import offline
 
-Commands = queue.Queue[dict[str, Any]]
+Requests = queue.Queue[Request]
 
 
-def listen(stream: TextIO) -> Commands:
-    """The commands that arrive on `stream`; the process ends when it does."""
-    commands: Commands = queue.Queue()
-    threading.Thread(target=_read, args=(stream, commands), daemon=True).start()
-    return commands
+def listen(stream: BinaryIO) -> Requests:
+    """The requests that arrive on `stream`; the process ends when it does."""
+    requests: Requests = queue.Queue()
+    threading.Thread(target=_read, args=(stream, requests), daemon=True).start()
+    return requests
 
 
-def _read(stream: TextIO, commands: Commands) -> None:
+def _read(stream: BinaryIO, requests: Requests) -> None:
     for line in stream:
-        commands.put(json.loads(line))
+        requests.put(read_request(line))
     # The driver is gone; whatever runs here has nobody to report to.
     os._exit(0)
 
@@ -33,28 +33,26 @@ def _read(stream: TextIO, commands: Commands) -> None:
 def main() -> None:
     """Serve commands until standard input ends."""
     offline.obey()
-    commands = listen(sys.stdin)
-
-    serve(commands)
+    serve(listen(sys.stdin.buffer))
 
 
-def serve(commands: Commands) -> None:
-    """Serve commands as they come; events go to what standard output was."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+def serve(requests: Requests) -> None:
+    """Serve requests as they come; events go to what standard output was."""
+    out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     lock = threading.Lock()
 
-    def send(event: dict[str, Any]) -> None:
+    def send(event: Event) -> None:
         with lock:
-            out.write(json.dumps(event) + "\n")
+            out.write(to_line(event))
             out.flush()
 
     session = Session(send)
     while True:
-        command = commands.get()
-        trust.obey(command["code"])
+        request = requests.get()
+        trust.obey(request.code.model_dump())
         try:
-            session.handle(command)
+            session.handle(request.command)
         except trust.UntrustedCodeError as error:
-            send({"event": "untrusted", "code": error.as_json()})
-        send({"event": "ready"})
+            send(Untrusted(**error.as_json()))
+        send(Ready())

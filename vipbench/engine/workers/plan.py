@@ -1,4 +1,4 @@
-"""What a run plans, reports and returns, and what changed since a record was stored."""
+"""What a run reports and returns, and what changed since a record was stored."""
 
 from __future__ import annotations
 
@@ -7,58 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from vipbench.engine.workers.messages import Plan
 from vipbench.results import Record
 from vipbench.results.records.plan import PlannedCell, Slot
 from vipbench.results.store.store import FILE, Store
 from vipbench.results.store.submissions import OWN, submitter
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All cells of a run, in table order. notices: lines that a person should see. info: device,
-    number of workers and versions, as the worker found them. broken: sentences on the plugins that
-    cannot be planned with, and on what is left out for that."""
-
-    cells: list[PlannedCell]
-    notices: list[str] = field(default_factory=list)
-    info: dict[str, str] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
-
-    def of(self, status: str) -> list[PlannedCell]:
-        """The cells of one status."""
-        return [cell for cell in self.cells if cell.status == status]
-
-    def groups(self) -> list[list[str]]:
-        """The keys of the cells that are to be done, by the group that they run in."""
-        found: dict[str, list[str]] = {}
-        for cell in self.of("todo"):
-            found.setdefault(cell.group, []).append(cell.key)
-        return list(found.values())
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What one group of cells will take. group: the row. work_seconds: to train and score; None
-    where unknown. note: why. What groups share is counted with the first."""
-
-    group: str
-    cells: int
-    note: str = ""
-    encode_seconds: float = 0.0
-    work_seconds: float | None = None
-    cache_bytes: int = 0
-    result_bytes: int = 0
-    memory_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class CatalogueEntry:
-    """One registered thing for `vipbench list`; kind: method, backbone or dataset."""
-
-    kind: str
-    name: str
-    help: str
-    detail: dict[str, Any]
 
 
 @dataclass(frozen=True)

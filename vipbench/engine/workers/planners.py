@@ -14,10 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import vipbench
-from vipbench.engine.workers.process import Worker, WorkerDiedError
+from vipbench.engine.workers.messages import Command, FindWants, MakePlan, Plan, Want, Wants
+from vipbench.engine.workers.process import Answer, Worker, WorkerDiedError
 from vipbench.errors import UsageError
 from vipbench.plugins.files import every_source
 from vipbench.runspec.run import RunSpec
@@ -39,12 +40,11 @@ class Planners:
 
     def __init__(self, spec: RunSpec, stop: Callable[[], bool] = lambda: False) -> None:
         self._spec = spec
-        self._suite = spec.to_yaml()
         self._stop = stop
         self._sources = frozenset(every_source(spec.plugins_dir))
         self._workers: dict[_Loads, Worker] = {}
         self._failed: set[frozenset[str]] = set()  # whose workers ended when they were asked
-        self._plans: dict[_Loads, dict[str, Any]] = {}
+        self._plans: dict[_Loads, Plan] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -53,8 +53,8 @@ class Planners:
         for worker in self._workers.values():
             worker.close()
 
-    def plan(self) -> dict[str, Any]:
-        """The event "plan" of all cells; `broken` says of each plugin that cannot be planned with
+    def plan(self) -> Plan:
+        """The plan of all cells; `broken` says of each plugin that cannot be planned with
         what of the run is left out for it. Raises UsageError, Stopped."""
         builtin = [_seems_builtin(method.name) for method in self._spec.methods]
         models = {backbone for backbone in self._spec.backbones if backbone.endswith(REMOTE)}
@@ -64,8 +64,8 @@ class Planners:
             for model in sorted(models)[:1]:
                 self._begin(frozenset({model}))
             plan = self._answer(NOBODY)
-            further = {name for _, names in plan["lacks"] for name in names}
-            if not plan["unknown"] and all(name.endswith(REMOTE) for name in further):
+            further = {name for lack in plan.lacks for name in lack.backbones}
+            if not plan.unknown and all(name.endswith(REMOTE) for name in further):
                 if not (models or further):
                     return plan
                 self._sources = frozenset(models)
@@ -78,17 +78,15 @@ class Planners:
             if not self._sources:
                 raise
             return self.apart(error)
-        if plan["loaded"] and (any(builtin) or any(not cell["plugins"] for cell in plan["cells"])):
-            own = {_slot(cell): cell for cell in self._answer(NOBODY)["cells"]}
-            given = {_slot(cell): cell for cell in plan["cells"]}
-            if len(plan["loaded"]) > 1 and not own.items() <= given.items():
+        if plan.loaded and (any(builtin) or any(not cell.plugins for cell in plan.cells)):
+            own = {cell.slot: cell for cell in self._answer(NOBODY).cells}
+            given = {cell.slot: cell for cell in plan.cells}
+            if len(plan.loaded) > 1 and not own.items() <= given.items():
                 return self.apart(joint=plan)
-            plan["cells"] = list((given | own).values())
+            plan = plan.model_copy(update={"cells": list((given | own).values())})
         return plan
 
-    def apart(
-        self, error: UsageError | None = None, joint: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def apart(self, error: UsageError | None = None, joint: Plan | None = None) -> Plan:
         """The plan without a process that loads all plugins, or where such a one gave `error`, or
         the plan `joint`, which does not hold: whoever is imported can change what others do, such
         as the loading of a built-in backbone. Each company has a process of its own, and those that
@@ -106,26 +104,26 @@ class Planners:
         owners: dict[str, frozenset[str]] = {}
         for source in sorted(self._sources):
             add(company := frozenset({source}))
-            for name in plans.get(company, {}).get("registered", ()):
+            for name in plans[company].registered if company in plans else ():
                 if name in owners:
                     who = " and ".join(sorted(owners[name] | company))
                     raise error or UsageError(f"{who} both register the {name}; rename one")
                 owners[name] = company
-        lacking = {name for name in plans[NOBODY]["unknown"] if name not in owners}
+        lacking = {name for name in plans[NOBODY].unknown if name not in owners}
         if error and lacking and not broken:
             raise error
         while waiting := self._companies(owners, lacking, plans.values()) - {*plans, *broken}:
             for company in sorted(waiting, key=sorted):
                 add(company)
-        further = {name for plan in plans.values() for _, names in plan["lacks"] for name in names}
+        further = {b for plan in plans.values() for lack in plan.lacks for b in lack.backbones}
         lacking |= {name for name in further if not name.endswith(REMOTE) and name not in owners}
-        cells = [cell for plan in plans.values() for cell in plan["cells"]]
-        if error and len({_slot(cell) for cell in cells}) < len(cells):
+        cells = [cell for plan in plans.values() for cell in plan.cells]
+        if error and len({cell.slot for cell in cells}) < len(cells):
             raise error
-        cells = list({_slot(cell): cell for cell in reversed(cells)}.values())[::-1]
-        cells.sort(key=lambda cell: self._spec.backbones.index(cell["group"].partition("\x1f")[0]))
-        places = {_slot(cell): place for place, cell in enumerate(joint["cells"] if joint else ())}
-        cells.sort(key=lambda cell: places.get(_slot(cell), len(places)))
+        cells = list({cell.slot: cell for cell in reversed(cells)}.values())[::-1]
+        cells.sort(key=lambda cell: self._spec.backbones.index(cell.group.partition("\x1f")[0]))
+        places = {cell.slot: place for place, cell in enumerate(joint.cells if joint else ())}
+        cells.sort(key=lambda cell: places.get(cell.slot, len(places)))
         lines = [_broken_line(company, found) for company, found in broken.items()]
         if lacking:
             names = ", ".join(sorted(lacking))
@@ -133,17 +131,18 @@ class Planners:
         if lines and not cells:
             alone = len(lines) == len(broken) == 1
             raise next(iter(broken.values())) if alone else UsageError("; ".join(lines))
-        notices = list(dict.fromkeys(note for p in plans.values() for note in p["notices"]))
+        notices = list(dict.fromkeys(note for p in plans.values() for note in p.notices))
         if not lines and (error or joint):
             why = error or "a plugin's import changes what is planned beside it"
             notices.append(f"each plugin is planned alone: {why}")
-        return {**plans[NOBODY], "cells": cells, "notices": notices, "broken": lines}
+        changes = {"cells": cells, "notices": notices, "broken": lines}
+        return plans[NOBODY].model_copy(update=changes)
 
     def _companies(
         self,
         owners: Mapping[str, frozenset[str]],
         lacking: Collection[str],
-        plans: Iterable[Mapping[str, Any]],
+        plans: Iterable[Plan],
     ) -> set[frozenset[str]]:
         """Whose code cells run of methods, datasets and backbones of different plugins. owners:
         who registers what is not built in. lacking: what nobody registers."""
@@ -164,29 +163,29 @@ class Planners:
         backbones = own("backbone", self._spec.backbones)
         found = set(map(_union, product(methods, pairs, backbones)))
         for plan in plans:
-            for company, further in plan["lacks"]:
-                more = [owners.get(n) or {n} for n in further if n in owners or n.endswith(REMOTE)]
-                found.add(frozenset(company).union(*more))
+            for lack in plan.lacks:
+                names = [n for n in lack.backbones if n in owners or n.endswith(REMOTE)]
+                found.add(frozenset(lack.plugins).union(*(owners.get(n) or {n} for n in names)))
         return found
 
-    def ask(self, plugins: Collection[str], do: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, plugins: Collection[str], command: Command, expected: type[Answer]) -> Answer:
         """Let the worker do something that planned the cells with these plugins. Raises
         UsageError, Stopped."""
         loads = self._planner(plugins)
         try:
-            return self._workers[loads].ask(do, self._stop, **arguments)
+            return self._workers[loads].ask(command, expected, self._stop)
         except WorkerDiedError as error:
             self._end(loads)
             raise UsageError(f"planning failed: {error}") from error
 
-    def wants(self, plugins: Collection[str], keys: Sequence[str]) -> list[dict[str, Any]]:
+    def wants(self, plugins: Collection[str], keys: Sequence[str]) -> tuple[Want, ...]:
         """What others are to encode for the cells of a group that runs the code of `plugins`;
         nothing where that code fails, which the run of the cells will say."""
         company = frozenset(plugins)
-        found: list[dict[str, Any]] = []
+        found: tuple[Want, ...] = ()
         if company and company not in self._failed:
             try:
-                found = self.ask(company, "wants", keys=keys)["wants"]
+                found = self.ask(company, FindWants(keys=tuple(keys)), Wants).wants
             except UsageError:
                 self._failed.add(company)
         return found
@@ -205,8 +204,10 @@ class Planners:
         caller's from now on."""
         found: dict[frozenset[str], Worker] = {}
         for loads in [*self._workers]:
-            company = frozenset(self._plans.get(loads, {}).get("loaded", ()))
-            if loads in self._plans and company in companies and company not in found:
+            if loads not in self._plans:
+                continue
+            company = frozenset(self._plans[loads].loaded)
+            if company in companies and company not in found:
                 found[company] = worker = self._workers.pop(loads)
                 worker.company, worker.planned = company, True
         return [found[company] for company in sorted(found, key=len)]
@@ -216,22 +217,22 @@ class Planners:
         for old in [old for old in self._workers if old][: max(0, len(self._workers) - 1)]:
             self._end(old)
         worker = self._workers[loads] = Worker()
-        plugins = None if loads is EVERYONE else sorted(loads)
+        plugins = None if loads is EVERYONE else tuple(sorted(loads))
         with suppress(WorkerDiedError):  # its answer will tell
-            worker.send("plan", suite=self._suite, number=0, plugins=plugins)
+            worker.send(MakePlan(spec=self._spec, plugins=plugins))
         return worker
 
     def _end(self, loads: _Loads) -> None:
         if loads in self._workers:
             self._workers.pop(loads).close()
 
-    def _answer(self, loads: _Loads) -> dict[str, Any]:
+    def _answer(self, loads: _Loads) -> Plan:
         for attempt in range(MOST_STARTS):
             if loads in self._plans:
                 break
             worker = self._workers.get(loads) or self._begin(loads)
             try:
-                self._plans[loads] = {"broken": [], **worker.answer(self._stop)}
+                self._plans[loads] = worker.answer(Plan, self._stop)
             except UsageError:
                 self._end(loads)
                 raise
@@ -240,10 +241,6 @@ class Planners:
                 if attempt == MOST_STARTS - 1 or worker.importing:
                     raise UsageError(f"planning failed: {error}") from error
         return self._plans[loads]
-
-
-def _slot(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(cell[name] for name in ("backbone", "dataset", "method", "shots", "seed"))
 
 
 def _seems_builtin(method: str) -> bool:

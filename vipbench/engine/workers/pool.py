@@ -18,6 +18,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vipbench.engine.workers.messages import (
+    Begun,
+    Done,
+    Encode,
+    Event,
+    GroupDone,
+    MakePlan,
+    Plan,
+    Refused,
+    RunCells,
+    Tick,
+    Untrusted,
+    Want,
+)
 from vipbench.engine.workers.planners import MOST_STARTS, Planners
 from vipbench.engine.workers.process import (
     BEAT,
@@ -46,7 +60,7 @@ class Group:
     keys: list[str]
     pair: tuple[str, str]
     plugins: frozenset[str] = frozenset()
-    wants: Sequence[Mapping[str, Any]] = ()
+    wants: Sequence[Want] = ()
     alone: bool = False
     deaths: int = 0
     # Turns that ended their worker before it sent the base records of the cells.
@@ -57,13 +71,13 @@ class Group:
     @property
     def company(self) -> frozenset[str]:
         """That of the worker that is to have it next."""
-        return frozenset(self.wants[0]["plugins"]) if self.wants else self.plugins
+        return frozenset(self.wants[0].plugins) if self.wants else self.plugins
 
 
-class Desk(Protocol):
+class Sink(Protocol):
     """Receives the results of the pool."""
 
-    def take(self, event: Mapping[str, Any]) -> None:
+    def take(self, event: Event) -> None:
         """A finished cell, or a note."""
 
     def write_off(self, base: Mapping[str, Any], kind: str, message: str) -> None:
@@ -134,12 +148,12 @@ class Pool:
     whose worker plans other cells, where PlannedOtherwiseError is raised at first."""
 
     def __init__(
-        self, spec: RunSpec, desk: Desk, stop: Callable[[], bool], again: bool = False
+        self, spec: RunSpec, sink: Sink, stop: Callable[[], bool], again: bool = False
     ) -> None:
         self._again = again
-        self._suite = spec.to_yaml()
+        self._spec = spec
         self._limit = spec.cell_timeout
-        self._desk = desk
+        self._sink = sink
         self._stop = stop
         self._slots = [Slot(0)]
         self._queue: list[Group] = []
@@ -149,10 +163,10 @@ class Pool:
         # Whether there is memory for workers that wait.
         self._spares = True
 
-    def start(self, workers: Planners, plan: Mapping[str, Any]) -> None:
+    def start(self, workers: Planners, plan: Plan) -> None:
         """Take over the workers that made the plan."""
-        for cell in plan["cells"]:
-            self._known.setdefault(frozenset(cell["plugins"]), set()).add(cell["key"])
+        for cell in plan.cells:
+            self._known.setdefault(frozenset(cell.plugins), set()).add(cell.key)
         [slot] = self._slots
         for worker in workers.release(set(self._known)):
             if slot.worker is None:
@@ -183,8 +197,8 @@ class Pool:
             try:
                 while time.monotonic() < until and (events := slot.worker.receive()):
                     for event in events:
-                        if event["event"] == "done":
-                            self._desk.take(event)
+                        if isinstance(event, Done):
+                            self._sink.take(event)
             except WorkerDiedError:
                 continue
 
@@ -212,13 +226,13 @@ class Pool:
             return
         self._queue.remove(group)
         slot.group, slot.pair, slot.spoilt = group, group.pair, False
-        keys = self._desk.missing(group.keys)
+        keys = self._sink.missing(group.keys)
         slot.keys = keys[:1] if group.alone else keys
         try:
             if group.wants:
-                slot.worker.send("encode", what=group.wants[0]["what"])
+                slot.worker.send(Encode(encodings=group.wants[0].encodings))
             else:
-                slot.worker.send("run", keys=slot.keys)
+                slot.worker.send(RunCells(keys=tuple(slot.keys)))
         except WorkerDiedError as error:
             self._died(slot, slot.worker, error)
             return
@@ -280,7 +294,8 @@ class Pool:
     def _started(self, slot: Slot, company: frozenset[str]) -> Worker | None:
         worker = Worker(company)
         try:
-            worker.send("plan", suite=self._suite, number=slot.number, plugins=sorted(company))
+            plugins = tuple(sorted(company))
+            worker.send(MakePlan(spec=self._spec, number=slot.number, plugins=plugins))
         except WorkerDiedError as error:
             worker.close()
             self._false_start(company, error)
@@ -316,7 +331,7 @@ class Pool:
         for group in self._queue:
             if group.company == company:
                 group.wants = []
-        self._desk.leave_out([key for group in gone for key in group.keys], message)
+        self._sink.leave_out([key for group in gone for key in group.keys], message)
 
     def _watch(self) -> None:
         """Wait a moment for events, and deal with them and with workers that gave none."""
@@ -343,19 +358,18 @@ class Pool:
             if worker is slot.worker and worker.ready and slot.group is not None:
                 self._turn_ended(slot)
 
-    def _on_event(self, slot: Slot, worker: Worker, event: Mapping[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "usage_error":
-            self._refused(worker.company, event["message"])
+    def _on_event(self, slot: Slot, worker: Worker, event: Event) -> None:
+        if isinstance(event, Refused):
+            self._refused(worker.company, event.message)
             return
-        if kind == "untrusted" and worker.planned:
+        if isinstance(event, Untrusted) and worker.planned:
             # Code that is imported within a cell; what this run's plan needs was allowed.
-            raise UntrustedCodeError(**event["code"])
-        if kind == "plan" or kind == "untrusted":
+            raise UntrustedCodeError(event.what, event.asked, event.files)
+        if isinstance(event, Plan | Untrusted):
             worker.planned = True
             self._starts = 0
             known = self._known.get(worker.company, set())
-            if kind == "untrusted" or not known <= {cell["key"] for cell in event["cells"]}:
+            if isinstance(event, Untrusted) or not known <= {cell.key for cell in event.cells}:
                 self._refused(
                     worker.company,
                     "a plugin or data file changed during the run, or a plugin plans other cells "
@@ -364,18 +378,18 @@ class Pool:
                 )
         elif worker is not slot.worker or slot.group is None:
             return
-        elif kind == "begun":
-            slot.group.bases.update((record["key"], record) for record in event["records"])
+        elif isinstance(event, Begun):
+            slot.group.bases.update((record["key"], record) for record in event.records)
             if slot.spare is not None and not self._needed(slot.spare.company):
                 slot.spare.close()
                 slot.spare = None
-        elif kind == "tick":
-            left = len(self._desk.missing(slot.group.keys)) if slot.group.alone else 1
-            self._desk.progress(slot.keys[0], event["share"] / max(left, 1))
-        elif kind == "group_done":
-            slot.spoilt = event["spoilt"]
+        elif isinstance(event, Tick):
+            left = len(self._sink.missing(slot.group.keys)) if slot.group.alone else 1
+            self._sink.progress(slot.keys[0], event.share / max(left, 1))
+        elif isinstance(event, GroupDone):
+            slot.spoilt = event.spoilt
         else:
-            self._desk.take(event)
+            self._sink.take(event)
 
     # Ends.
 
@@ -390,7 +404,7 @@ class Pool:
             # A method changed what the worker's later cells would use.
             slot.drop()
         self._write_off(group, slot.keys, SILENT, "its worker sent nothing about it")
-        if self._desk.missing(group.keys):
+        if self._sink.missing(group.keys):
             self._queue.insert(0, group)
 
     def _died(self, slot: Slot, worker: Worker, error: WorkerDiedError) -> None:
@@ -414,14 +428,14 @@ class Pool:
             group.wants = []
             self._queue.insert(0, group)
             return
-        missing = self._desk.missing(slot.keys)
+        missing = self._sink.missing(slot.keys)
         if missing and missing[0] not in group.bases:
             # Nothing of the cells was run yet.
             group.unbegun += 1
             if group.unbegun == MOST_STARTS:
                 if not group.plugins:
                     raise UsageError(f"workers end before they begin: {message}")
-                self._desk.leave_out(group.keys, f"workers end before they begin: {message}")
+                self._sink.leave_out(group.keys, f"workers end before they begin: {message}")
                 return
         elif kind == TIMEOUT and not group.alone:
             self._write_off(group, missing, kind, message)
@@ -434,12 +448,12 @@ class Pool:
             if group.deaths == MOST_DEATHS:
                 reason = f"not tried, since {group.deaths} cells of its group failed so: {message}"
                 self._write_off(group, group.keys, NOT_TRIED, reason)
-        if self._desk.missing(group.keys):
+        if self._sink.missing(group.keys):
             self._queue.insert(0, group)
 
     def _write_off(self, group: Group, keys: Sequence[str], kind: str, message: str) -> None:
-        for key in self._desk.missing(keys):
-            self._desk.write_off(group.bases[key], kind, message)
+        for key in self._sink.missing(keys):
+            self._sink.write_off(group.bases[key], kind, message)
 
     # Limits.
 
@@ -449,7 +463,7 @@ class Pool:
         # A spare takes some ten seconds to be ready.
         if idle > max(self._limit / 4, self._limit - 30) and slot.spare is None and self._spares:
             assert slot.group is not None
-            again = slot.group.alone and len(self._desk.missing(slot.group.keys)) > 1
+            again = slot.group.alone and len(self._sink.missing(slot.group.keys)) > 1
             coming = slot.group if again else self._choice(slot)
             slot.spare = self._started(slot, (coming or slot.group).company)
         if idle > self._limit:

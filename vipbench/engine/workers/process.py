@@ -7,7 +7,6 @@ thread can watch any number of workers (see `pool`).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -17,11 +16,26 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import vipbench
 from vipbench import trust
+from vipbench.engine.workers.messages import (
+    Command,
+    Event,
+    Grants,
+    Importing,
+    MessageError,
+    Ready,
+    Refused,
+    Request,
+    Untrusted,
+    read_event,
+    to_line,
+)
 from vipbench.errors import UsageError
+
+Answer = TypeVar("Answer", bound=Event)
 
 START = "from vipbench.engine.workers.main import main; main()"
 # What a plugin may print before its worker's output is cut.
@@ -65,7 +79,7 @@ class Worker:
         self._buffer = bytearray()
         self._ended = False
         self.importing = ""
-        self._command: tuple[str, dict[str, Any]] = "", {}
+        self._command: Command | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         root = str(Path(vipbench.__file__).parents[1])
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
@@ -94,19 +108,19 @@ class Worker:
         """What `select` waits for."""
         return self._out.fileno()
 
-    def send(self, do: str, **arguments: Any) -> None:
+    def send(self, command: Command) -> None:
         """Give a command. Raises WorkerDiedError."""
         self.ready = False
         self.last = time.monotonic()
-        self._command = do, arguments
+        self._command = command
         try:
-            command = {"do": do, "with": arguments, "code": trust.grants()}
-            self._in.write(json.dumps(command).encode() + b"\n")
+            request = Request(command=command, code=Grants(**trust.grants()))
+            self._in.write(to_line(request))
             self._in.flush()
         except OSError:
             raise WorkerDiedError(self._obituary()) from None
 
-    def receive(self) -> list[dict[str, Any]]:
+    def receive(self) -> list[Event]:
         """The events that have arrived, maybe none. Raises WorkerDiedError when the worker has
         ended and all that it sent was given out."""
         if self._ended:
@@ -120,22 +134,22 @@ class Worker:
                 self._ended = True
                 break
             self._buffer += chunk
-        events = []
+        events: list[Event] = []
         *lines, rest = bytes(self._buffer).split(b"\n") if b"\n" in self._buffer else (b"",)
         if lines:
             self._buffer = bytearray(rest)
         for line in lines:
             self.last = time.monotonic()
             try:
-                event = json.loads(line)
-                self.ready = event["event"] == "ready"
-            except (ValueError, TypeError, KeyError):
+                event = read_event(line)
+            except MessageError:
                 # Something else wrote to its pipe: nothing that follows can be trusted.
                 self._kill_group()
                 self._ended = True
                 break
-            if event["event"] == "importing":
-                self.importing = event["plugin"]
+            self.ready = isinstance(event, Ready)
+            if isinstance(event, Importing):
+                self.importing = event.plugin
             elif not self.ready:
                 events.append(event)
         if self._ended and not events:
@@ -143,21 +157,24 @@ class Worker:
         return events
 
     def ask(
-        self, do: str, stop: Callable[[], bool] = lambda: False, **arguments: Any
-    ) -> dict[str, Any]:
-        """Give a command, wait until it is done, and return its last event.
+        self,
+        command: Command,
+        expected: type[Answer],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """Give a command, wait until it is done, and return its last event, of type `expected`.
 
         stop: asked several times a second; True raises Stopped. Where the worker meets code that
         it may not run, this process is asked (see `trust.require`), and the command is given again.
         Raises WorkerDiedError, UntrustedCodeError, and UsageError where the worker answers with
         one.
         """
-        self.send(do, **arguments)
-        return self.answer(stop)
+        self.send(command)
+        return self.answer(expected, stop)
 
-    def answer(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    def answer(self, expected: type[Answer], stop: Callable[[], bool] = lambda: False) -> Answer:
         """`ask` for a command that was given before."""
-        answer: dict[str, Any] = {}
+        answer: Event | None = None
         while not self.ready:
             if stop():
                 raise Stopped
@@ -167,13 +184,16 @@ class Worker:
                     self._kill_group()
                 continue
             for event in self.receive():
-                if event["event"] == "usage_error":
-                    raise UsageError(event["message"])
+                if isinstance(event, Refused):
+                    raise UsageError(event.message)
                 answer = event
-        if answer.get("event") == "untrusted":
-            trust.require(**answer["code"])
-            do, arguments = self._command
-            return self.ask(do, stop, **arguments)
+        if isinstance(answer, Untrusted):
+            trust.require(answer.what, answer.asked, answer.files)
+            assert self._command is not None
+            return self.ask(self._command, expected, stop)
+        if not isinstance(answer, expected):
+            self.kill()
+            raise WorkerDiedError(f"the worker process answered with {type(answer).__name__}")
         return answer
 
     def memory(self) -> int:

@@ -7,10 +7,8 @@ when its input does, so that it never outlives its driver.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -49,12 +47,39 @@ from vipbench.engine.planning.loading import (
 from vipbench.engine.planning.protocols import arrange
 from vipbench.engine.training.cuda_graphs import Replays, replays
 from vipbench.engine.workers.kept_plans import Reads, of_data
+from vipbench.engine.workers.messages import (
+    Begun,
+    Catalogue,
+    CatalogueEntry,
+    Command,
+    Done,
+    Encode,
+    Encoding,
+    Estimate,
+    Estimated,
+    Event,
+    FindWants,
+    GroupDone,
+    Importing,
+    Lack,
+    ListPlugins,
+    MakeEstimate,
+    MakePlan,
+    Note,
+    Plan,
+    Refused,
+    RunCells,
+    Tick,
+    Want,
+    Wants,
+)
 from vipbench.errors import UsageError
 from vipbench.plugins.files import Plugin, loaded_plugins
 from vipbench.plugins.registry import KINDS, Kind, Registry, load_registry, provenance
+from vipbench.results.records.plan import PlannedCell
 from vipbench.runspec.run import RunSpec
 
-Send = Callable[[dict[str, Any]], None]
+Send = Callable[[Event], None]
 
 Runners = dict[tuple[str, str], GroupRunner]
 
@@ -72,22 +97,26 @@ class Session:
         self.replays: Replays | None = None
         self.reads = Reads()
 
-    def handle(self, command: dict[str, Any]) -> None:
+    def handle(self, command: Command) -> None:
         """One command; a UsageError becomes an event."""
         try:
-            commands: dict[str, Callable[..., None]] = {
-                "catalogue": self.do_catalogue,
-                "plan": self.do_plan,
-                "run": self.do_run,
-                "wants": self.do_wants,
-                "encode": self.do_encode,
-                "estimate": self.do_estimate,
-            }
-            commands[command["do"]](**command.get("with", {}))
+            match command:
+                case ListPlugins():
+                    self.list_plugins(command.plugins_dir, command.count)
+                case MakePlan():
+                    self.plan(command.spec, command.number, command.plugins)
+                case RunCells():
+                    self.run(command.keys)
+                case FindWants():
+                    self.find_wants(command.keys)
+                case Encode():
+                    self.encode(command.encodings)
+                case MakeEstimate():
+                    self.estimate(command.keys)
         except UsageError as error:
-            self.send({"event": "usage_error", "message": str(error)})
+            self.send(Refused(message=str(error)))
 
-    def do_catalogue(self, plugins_dir: str | None, count: bool = False) -> None:
+    def list_plugins(self, plugins_dir: str | None, count: bool = False) -> None:
         """What is registered."""
         folder = None if plugins_dir is None else Path(plugins_dir)
         registry = load_registry(folder, importing=self._importing)
@@ -95,36 +124,24 @@ class Session:
         if count:
             numbers = trainable_counts(registry)
             for entry in entries:
-                entry["detail"]["trainable"] = numbers[entry["name"]]
+                entry.detail["trainable"] = numbers[entry.name]
         for kind, table in (("backbone", registry.backbones), ("dataset", registry.datasets)):
             for found in table.values():
                 detail = dict(provenance(found.plugin))
-                entries.append(
-                    {"kind": kind, "name": found.name, "help": found.help, "detail": detail}
-                )
-        self.send({"event": "catalogue", "entries": entries})
+                entries.append(CatalogueEntry(kind, found.name, found.help, detail))
+        self.send(Catalogue(entries=tuple(entries)))
 
-    def do_plan(self, suite: str, number: int = 0, plugins: Sequence[str] | None = None) -> None:
-        """Expand a RunSpec into cells, loading every dataset and backbone of it.
-
-        number: which of the run's workers this is; it decides the device. plugins: sources of
-        users' plugins and of backbones with code of their own. These alone are loaded then, and
-        only cells that run the code of all of them are planned; by default all plugins are loaded
-        and all cells are planned.
-
-        The event tells what of the run nobody of those that are loaded registers (`unknown`, and
-        `lacks`: plugins of a cell, further backbones that it reads and that cannot be loaded here),
-        and what they register.
-        """
+    def plan(self, run: RunSpec, number: int = 0, plugins: Sequence[str] | None = None) -> None:
+        """Expand a RunSpec into cells, loading every dataset and backbone of it; see `MakePlan`."""
         with self.reads.watched() as paths:
-            plan = self._plan(suite, number, plugins)
+            plan = self._plan(run, number, plugins)
         if not loaded_plugins():
-            plan["reads"] = of_data(paths)
-        self.send({"event": "plan", **plan})
+            plan = plan.model_copy(update={"reads": of_data(paths)})
+        self.send(plan)
 
-    def _plan(self, suite: str, number: int, plugins: Sequence[str] | None) -> dict[str, Any]:
+    def _plan(self, run: RunSpec, number: int, plugins: Sequence[str] | None) -> Plan:
         company = None if plugins is None else frozenset(plugins)
-        self.spec = run = RunSpec.from_yaml_text(suite)
+        self.spec = run
         machine = share(run)
         device = machine.device(number)
         registry = load_registry(run.plugins_dir, only=plugins, importing=self._importing)
@@ -191,38 +208,45 @@ class Session:
             notices += [note for b in backbones for d in datasets for note in unread(b.backbone, d)]
         workers = str(machine.workers)
         info = {"device": machine.description, "workers": workers, "torch": torch.__version__}
-        return {
-            "cells": cells,
-            "notices": notices,
-            "info": info,
-            "unknown": unknown,
-            "lacks": [[sorted(own), further] for own, further in lacks],
-            "loaded": sorted(_sources(loaded_plugins())),
-            "registered": [
+        return Plan(
+            cells=cells,
+            notices=notices,
+            info=info,
+            unknown=tuple(unknown),
+            lacks=tuple(Lack(plugins=tuple(sorted(own)), backbones=b) for own, b in lacks),
+            loaded=tuple(sorted(_sources(loaded_plugins()))),
+            registered=tuple(
                 f"{kind} '{name}'"
                 for kind in KINDS
                 for name, one in registry.of(kind).items()
                 if not one.plugin.builtin
-            ],
-        }
+            ),
+        )
 
-    def do_run(self, keys: list[str]) -> None:
+    def run(self, keys: Sequence[str]) -> None:
         """Run one group: cells of the same row, dataset and backbone."""
         cells = [self.cells[key] for key in keys]
         runner = self.runners[cells[0].place]
-        # Should this process end, its driver can write down what it was at.
-        self.send({"event": "begun", "records": [base_record(cell) for cell in cells]})
+        self.send(Begun(records=tuple(base_record(cell) for cell in cells)))
         for finished in runner.run(cells):
-            self.send({"event": "done", **_finished(finished)})
+            done = Done(
+                record=finished.record,
+                predictions=finished.predictions,
+                parameters=finished.parameters,
+            )
+            self.send(done)
         evict()
-        encoded = {"encoded_images": runner.encoded_images}
-        encoded["encoded_texts"] = runner.shelf.encoded_texts if runner.shelf else 0
-        self.send({"event": "group_done", **encoded, "spoilt": runner.spoilt})
+        texts = runner.shelf.encoded_texts if runner.shelf else 0
+        self.send(
+            GroupDone(
+                encoded_images=runner.encoded_images, encoded_texts=texts, spoilt=runner.spoilt
+            )
+        )
 
-    def do_wants(self, keys: list[str]) -> None:
+    def find_wants(self, keys: Sequence[str]) -> None:
         """Tell what images one group reads that are not encoded yet and that workers with fewer
         plugins than its own should encode, so that they serve others too: for each company of such
-        workers what to give to `do_encode`."""
+        workers what to give to `encode`."""
         cells = [self.cells[key] for key in keys]
         own = cells[0].plugins
         found: dict[tuple[Any, ...], dict[Item, None]] = {}
@@ -234,30 +258,42 @@ class Session:
                         at = (features.plugins, cell.backbone.source, dataset, split, views)
                         unshared = features.unshared(split, items, views)
                         found.setdefault(at, {}).update(dict.fromkeys(unshared))
-        wants: dict[frozenset[Plugin], list[Any]] = {}
+        wants: dict[frozenset[Plugin], list[Encoding]] = {}
         for (plugins, backbone, dataset, split, views), missing in found.items():
             if missing:
-                wanted = None if views is None else [dataclasses.asdict(views[0]), views[1]]
-                wants.setdefault(plugins, []).append([backbone, dataset, split, [*missing], wanted])
-        messages = [{"plugins": sorted(_sources(of)), "what": what} for of, what in wants.items()]
-        self.send({"event": "wants", "wants": messages})
+                encoding = Encoding(
+                    backbone=backbone,
+                    dataset=dataset,
+                    split=split,
+                    items=tuple(missing),
+                    views=None if views is None else (dataclasses.asdict(views[0]), views[1]),
+                )
+                wants.setdefault(plugins, []).append(encoding)
+        self.send(
+            Wants(
+                wants=tuple(
+                    Want(plugins=tuple(sorted(_sources(of))), encodings=tuple(encodings))
+                    for of, encodings in wants.items()
+                )
+            )
+        )
 
-    def do_encode(self, what: list[Any]) -> None:
-        """Encode images for cells that other processes run; see `do_wants`."""
-        for backbone, dataset, split, items, given in what:
-            views = None if given is None else (Views(**_tuples(given[0])), given[1])
+    def encode(self, encodings: Sequence[Encoding]) -> None:
+        """Encode images for cells that other processes run; see `find_wants`."""
+        for one in encodings:
+            views = None if one.views is None else (Views(**_tuples(one.views[0])), one.views[1])
             # What fails here fails again, and is reported, where the cells are run.
             with suppress(Exception):
-                features = self.runners[backbone, dataset].features
-                features.fetch(split, [(i, v) for i, v in items], views)
+                features = self.runners[one.backbone, one.dataset].features
+                features.fetch(one.split, [*one.items], views)
         evict()
 
-    def do_estimate(self, keys: list[str]) -> None:
+    def estimate(self, keys: Sequence[str]) -> None:
         """What one group will take."""
         cells = [self.cells[key] for key in keys]
         runner = self.runners[cells[0].place]
         found = self.estimator.group(runner, cells)
-        self.send({"event": "estimate", "group": cells[0].row.label, **found})
+        self.send(Estimated(estimate=Estimate(group=cells[0].row.label, **found)))
 
     def run_alone(self, key: str) -> Finished:
         """One planned cell by itself; whatever it raises comes through."""
@@ -266,11 +302,11 @@ class Session:
 
     def note(self, text: str) -> None:
         """Tell the user."""
-        self.send({"event": "note", "text": text})
+        self.send(Note(text=text))
 
     def _importing(self, plugin: str) -> None:
         # Should its import end this process, the driver can name it.
-        self.send({"event": "importing", "plugin": plugin})
+        self.send(Importing(plugin=plugin))
 
     def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
         ticker = _Ticker(self.send)
@@ -302,7 +338,7 @@ class _Ticker:
         now = time.monotonic()
         if now - self._last > 0.5:
             self._last = now
-            self._send({"event": "tick", "share": share})
+            self._send(Tick(share=share))
 
 
 def _cannot_build(runners: Runners, cells: list[PlanCell]) -> dict[str, str]:
@@ -334,24 +370,24 @@ def _asked(attempt: Callable[[PlanCell], Any], cell: PlanCell) -> str | None:
     return answer if isinstance(answer, str) else None
 
 
-def _planned(cell: PlanCell, reason: str | None, note: str) -> dict[str, Any]:
-    return {
-        "key": cell.key,
-        "backbone": cell.backbone.backbone.name,
-        "dataset": cell.tested.dataset.name,
-        "method": cell.row.label,
-        "method_name": cell.row.method.name,
-        "shots": "full" if cell.shots is None else cell.shots,
-        "seed": cell.seed,
-        "group": "\x1f".join(cell.group),
-        "status": "todo" if reason is None else "impossible",
-        "reason": reason,
-        "note": note,
-        "plugin": cell.owner.name,
-        "file": cell.owner.file.name,
-        "parts": dict(cell.parts),
-        "plugins": tuple(sorted(_sources(cell.plugins))),
-    }
+def _planned(cell: PlanCell, reason: str | None, note: str) -> PlannedCell:
+    return PlannedCell(
+        key=cell.key,
+        backbone=cell.backbone.backbone.name,
+        dataset=cell.tested.dataset.name,
+        method=cell.row.label,
+        method_name=cell.row.method.name,
+        shots="full" if cell.shots is None else cell.shots,
+        seed=cell.seed,
+        group="\x1f".join(cell.group),
+        status="todo" if reason is None else "impossible",
+        reason=reason,
+        note=note,
+        plugin=cell.owner.name,
+        file=cell.owner.file.name,
+        parts=dict(cell.parts),
+        plugins=tuple(sorted(_sources(cell.plugins))),
+    )
 
 
 def _sources(plugins: Iterable[Plugin]) -> frozenset[str]:
@@ -416,48 +452,26 @@ def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[
     return run.model_copy(update=own), unknown
 
 
-def _finished(finished: Finished) -> dict[str, Any]:
-    event: dict[str, Any] = {"record": finished.record.to_dict(), "predictions": None}
-    if finished.parameters is not None:
-        event["parameters"] = base64.b64encode(finished.parameters).decode()
-    if finished.predictions is not None:
-        p = finished.predictions
-        event["predictions"] = {
-            "ids": p.ids,
-            "groups": p.groups,
-            "labels": p.labels.tolist(),
-            "shape": list(p.scores.shape),
-            "scores": base64.b64encode(zlib.compress(p.scores.tobytes(), 1)).decode(),
-        }
-    return event
-
-
-def _describe_methods(registry: Registry) -> Iterable[dict[str, Any]]:
+def _describe_methods(registry: Registry) -> Iterable[CatalogueEntry]:
     for found in registry.methods.values():
         method = found.target
         types = {k: getattr(t, "__name__", str(t)) for k, t in hparam_types(method).items()}
         default = method.HParams()
-        yield {
-            "kind": "method",
-            "name": found.name,
-            "help": found.help,
-            "detail": {
-                "kind": method.kind,
-                "paper": method.paper,
-                "year": method.year,
-                "bibtex": method.bibtex,
-                "cost": method.cost,
-                "needs": sorted(method.needs),
-                "inputs": method.inputs,
-                "published_validation": method.published.validation,
-                "uses_support": method.uses_support,
-                "hparams": {
-                    k: {"type": t, "default": getattr(default, k)} for k, t in types.items()
-                },
-                "tunes": search_space(method),
-                **provenance(found.plugin),
-            },
+        detail = {
+            "kind": method.kind,
+            "paper": method.paper,
+            "year": method.year,
+            "bibtex": method.bibtex,
+            "cost": method.cost,
+            "needs": sorted(method.needs),
+            "inputs": method.inputs,
+            "published_validation": method.published.validation,
+            "uses_support": method.uses_support,
+            "hparams": {k: {"type": t, "default": getattr(default, k)} for k, t in types.items()},
+            "tunes": search_space(method),
+            **provenance(found.plugin),
         }
+        yield CatalogueEntry("method", found.name, found.help, detail)
 
 
 def _check_names(names: Mapping[str, str], what: str) -> None:

@@ -39,7 +39,7 @@ class PlannedCell(CellId):
     plugin: str = ""
     file: str = ""
     parts: dict[str, Any] = Field(default={}, repr=False)
-    plugins: tuple[str, ...] = Field(default=(), repr=False)
+    plugins: tuple[str, ...] = Field(default=(), repr=False, strict=False)  # JSON knows no tuples
 
     @field_validator("key", mode="before")
     @classmethod
