@@ -59,7 +59,8 @@ def test_any_separator_and_encoding(tmp_path, rows, separator, encoding, end, sa
     path = tmp_path / "t.csv"
     path.write_bytes((first + text.getvalue()).encode(encoding))
     found = list(read_table(path, ["path", "label", "split"]))
-    assert [row for _, row in found] == [head, *rows]
+    stripped = [[cell.strip(" ") for cell in row] for _, row in found]
+    assert stripped == [head, *([cell.strip(" ") for cell in row] for row in rows)]
     assert found[0][0].endswith(f"row {2 if said else 1}")
 
 
@@ -87,6 +88,30 @@ def test_a_german_spreadsheet(folder):
     assert dataset.class_names == ("mel", "atypical nevus")
     assert ids(splits) == NAMES
     assert set(splits["test"].groups) == {"5,0", "6,0", "7,0", "8,0"}
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["path,label,split,group", "\n\nPath,\u200bLABEL, Split ,Group", 'path, "label", split, group'],
+)
+def test_headers_as_people_write_them(folder, head):
+    rows = [
+        f'{n}, "{c}", {s}, {g}'
+        for n, c, s, g in zip(NAMES, "abababab", SPLITS, "11223344", strict=True)
+    ]
+    (folder / "t.csv").write_text(head + "\n" + "\n".join(rows), encoding="utf-8")
+    dataset = CsvDataset(str(folder / "t.csv"))
+    splits = dataset.load(None)
+    assert dataset.class_names == ("a", "b")
+    assert set(splits["test"].groups) == {"3", "4"}
+
+
+def test_a_column_of_patients_that_is_not_read_is_noted(folder):
+    rows = [[*row, "1"] for row in labelled(*"abababab")]
+    dataset, _ = load(folder, rows, head="path,label,split,Patient ID")
+    (note,) = dataset.notes
+    assert "'Patient ID'" in note
+    assert "columns: {group: Patient ID}" in note
 
 
 @pytest.mark.parametrize("name", ["nan", "NaN", "None", "", "\u200b", "N/A", "-", "?"])
@@ -153,7 +178,7 @@ def test_one_hot_columns_beside_labels_are_noted(folder):
 
 
 def test_findings_with_blanks_and_words_are_named(folder):
-    found = [("True", "1.0"), ("False", ""), ("true", "-1"), ("FALSE", "nan")] * 2
+    found = [("True", "1.0"), ("no", ""), ("YES", "-1"), ("FALSE", "nan")] * 2
     rows = [[n, s, *f] for n, s, f in zip(NAMES, SPLITS, found, strict=True)]
     with pytest.raises(DataError, match=r"'Edema', 'Effusion' .* and 2 rows have several"):
         load(folder, rows, head="path,split,Edema,Effusion")

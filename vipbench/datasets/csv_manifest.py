@@ -18,7 +18,7 @@ import vipbench
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split
 from vipbench.datasets.reading.card import COLUMNS, Card, find_card
 from vipbench.datasets.reading.image_folders import ImageFolders
-from vipbench.datasets.reading.manifest import Entry, classes_of, read_manifest
+from vipbench.datasets.reading.manifest import Entry, classes_of, patient_column, read_manifest
 from vipbench.datasets.reading.paths import find_source
 from vipbench.datasets.reading.rows import Row, locate, make_splits, take_val
 from vipbench.datasets.reading.spelling import split_of
@@ -53,7 +53,8 @@ class CsvDataset(Dataset):
         entries = manifest.entries
         if not manifest.has_split:
             grouped = any(entry.group is not None for entry in entries)
-            column = card.columns.get("group", "group") if grouped else _patient_column(path)
+            _, header = next(read_table(path, COLUMNS))
+            column = card.columns.get("group", "group") if grouped else patient_column(header)
             beside = None if Path(self.argument).expanduser().exists() else root
             raise UsageError(no_split(f"csv:{self.argument}", column, beside))
         found = classes_of(entries)
@@ -85,12 +86,6 @@ def image_folders(path: Path, card: Card, given: Path | None) -> ImageFolders:
     --images names."""
     name = path.with_suffix(".yaml").name
     return ImageFolders([*card.image_folders(given), path.parent], card=name)
-
-
-def _patient_column(path: Path) -> str | None:
-    """The column that by its name holds patient ids; None where no name says so."""
-    _, header = next(read_table(path, COLUMNS))
-    return next((name for name in header if name.lower() in ("patient_id", "patient")), None)
 
 
 def no_split(source: str, group: str | None, root: Path | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from vipbench.datasets.reading.card import COLUMNS, Card
 from vipbench.datasets.reading.paths import listed, natural_key
 from vipbench.datasets.reading.spelling import (
     clean,
+    column_key,
     group_key,
     label_key,
     label_lists,
@@ -20,6 +22,13 @@ from vipbench.datasets.reading.spelling import (
     shown_apart,
 )
 from vipbench.datasets.reading.table import read_table
+
+# Columns that by their names hold ids of patients, or of what else may be on several images.
+_PATIENT = re.compile(
+    r"(patient|subject|participant)s?|(p|s)id"
+    r"|(patient|subject|participant|person|case|lesion|study|exam)[ _.-]?(ids?|nr|no|numbers?)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
     header_where, header = next(rows, ("", []))
     if not header:
         raise DataError(f"manifest '{path}' is empty; expected the columns path,label[,split]…")
-    names = [name.strip() for name in header]
+    names = [clean(name) for name in header]
     cells = [(where, row) for where, row in rows if any(cell.strip() for cell in row)]
     for where, row in cells:
         if len(row) != len(names):
@@ -63,7 +72,10 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
     places: dict[str, int | None] = {}
     for column in COLUMNS:
         wanted = columns.get(column, column)
-        times = names.count(wanted)
+        spelled = [name for name in names if name == wanted] or [
+            name for name in names if column_key(name) == column_key(wanted)
+        ]
+        times = len(spelled)
         if times > 1:
             raise DataError(f"{header_where}: the column '{wanted}' is there {times} times")
         if not times and (column in ("path", "label") or column in columns):
@@ -75,7 +87,7 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
                 f"{listed(names, 20)}. {one_hots}A card '{path.with_suffix('.yaml').name}' can say "
                 f"what they are called: `columns: {{{column}: NAME}}`"
             )
-        places[column] = names.index(wanted) if times else None
+        places[column] = names.index(spelled[0]) if times else None
     if not cells:
         raise DataError(f"manifest '{path}' has a header and no rows")
 
@@ -110,12 +122,18 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
             )
         )
     unread = [name if i not in places.values() else "" for i, name in enumerate(names)]
-    flags = one_hot(unread, [row for _, row in cells])
     manifest = _one_spelling(entries, named, columns, places["split"] is not None)
-    if flags is None:
-        return manifest
-    note = flags.beside(columns.get("label", "label"))
-    return replace(manifest, notes=(*manifest.notes, note))
+    notes = list(manifest.notes)
+    if (flags := one_hot(unread, [row for _, row in cells])) is not None:
+        notes.append(flags.beside(columns.get("label", "label")))
+    patients = patient_column(unread)
+    if patients is not None and places["group"] is None:
+        notes.append(
+            f"the column '{patients}' is not read, so that images of one patient may be in two "
+            f"splits; where it holds ids of patients or lesions, say so in the card: "
+            f"`columns: {{group: {patients}}}`"
+        )
+    return replace(manifest, notes=tuple(notes))
 
 
 def _one_spelling(
@@ -205,12 +223,13 @@ class OneHot:
 
 
 def one_hot(names: Sequence[str], rows: Sequence[Sequence[str]]) -> OneHot | None:
-    """Columns that hold 0 and 1 (or true and false, blank cells and the -1 of an uncertain finding
+    """Columns that hold 0 and 1 (or words for them, blank cells and the -1 of an uncertain finding
     among them); None where there are fewer than two. Columns without a name are passed over."""
 
     def value(cell: str) -> str | None:
         word = clean(cell).casefold()
-        return {"true": "1", "false": "0"}.get(word) or ("0" if missing(cell) else number(cell))
+        words = {"true": "1", "yes": "1", "false": "0", "no": "0"}
+        return words.get(word) or ("0" if missing(cell) else number(cell))
 
     columns = [
         place
@@ -221,6 +240,11 @@ def one_hot(names: Sequence[str], rows: Sequence[Sequence[str]]) -> OneHot | Non
         return None
     several = sum(sum(value(row[place]) == "1" for place in columns) > 1 for row in rows)
     return OneHot([names[place] for place in columns], several)
+
+
+def patient_column(names: Sequence[str]) -> str | None:
+    """The first column that by its name holds ids of patients; None where no name says so."""
+    return next(filter(_PATIENT.fullmatch, names), None)
 
 
 def classes_of(entries: Sequence[Entry]) -> list[str]:

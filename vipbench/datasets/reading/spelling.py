@@ -30,7 +30,7 @@ _LOOK_ALIKES = str.maketrans(
 _DECIMAL = re.compile(r"[+-]?\d+(?:[.,]0*|\.\d+)?", re.ASCII)
 _POWER = re.compile(r"[+-]?\d(?:\.\d+)?[eE]\+?\d\d?", re.ASCII)
 _VECTOR = re.compile(r"[01](?:\.0*)?(?:[\s,;|]+[01](?:\.0*)?)+", re.ASCII)
-_MARKS = re.compile(r"[,/\\+&#:~]|\s(?:and|or|with|plus|und|et|y|e)\s", re.IGNORECASE)
+_MARKS = re.compile(r"[,，、·/\\+&#:~\r\n]|\s(?:and|or|with|plus|und|et|y|e)\s", re.IGNORECASE)
 
 
 def split_of(text: str) -> str | None:
@@ -84,6 +84,11 @@ def number(text: str) -> str | None:
     part = part.rstrip("0")
     plain = (whole.lstrip("0") or "0") + (f".{part}" if part else "")
     return f"-{plain}" if word[0] == "-" and plain != "0" else plain
+
+
+def column_key(text: str) -> str:
+    """Equal for spellings of one column's name."""
+    return clean(text).casefold()
 
 
 def label_key(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from vipbench.api.dataset import DataError
+from vipbench.datasets.reading.spelling import column_key
 
 SEPARATORS = (",", ";", "\t", "|")
 _MARKS = (
@@ -34,9 +35,16 @@ def read_table(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, list[
         text = text[given.end() :]
     else:
         separator, skipped = _separator(text, wanted), 0
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    first_line = 1
+    # People write spaces after commas, and quotes behind these.
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True
+    )
     try:
         for row in reader:
+            if not row and reader.line_num == first_line:  # blank lines above the header
+                first_line += 1
+                continue
             yield f"manifest '{path}', row {reader.line_num + skipped}", row
     except csv.Error as error:
         raise DataError(f"manifest '{path}', row {reader.line_num + skipped}: {error}") from error
@@ -63,11 +71,13 @@ def _separator(text: str, wanted: Collection[str]) -> str:
     """What separates the cells of the first row; a comma where nothing tells."""
 
     def found(separator: str) -> tuple[int, int]:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        reader = csv.reader(
+            io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True
+        )
         try:
-            names = [name.strip() for name in next(iter(reader), [])]
+            names = [column_key(name) for name in next(filter(None, reader), [])]
         except csv.Error:
             return 0, 0
-        return sum(name in names for name in wanted), len(names)
+        return sum(column_key(name) in names for name in wanted), len(names)
 
     return max(SEPARATORS, key=found)
