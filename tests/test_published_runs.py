@@ -9,6 +9,14 @@ import pytest
 
 from benchmarks.published_runs import BLOCK, BLOCKS, PAGES, RUNS, is_kept, keep, kept, written
 from tests.conftest import Cli
+from vipbench.datasets.npz import NpzDataset
+from vipbench.engine.features.features import FEATURE_REVISION, TEXT_REVISION
+from vipbench.engine.features.views import VIEW_REVISION
+from vipbench.engine.planning import sampling
+from vipbench.engine.planning.cells import ENGINE_REVISION, TEST_ORDER_REVISION
+from vipbench.images import READER_REVISION
+from vipbench.plugins.registry import load_registry
+from vipbench.results.records.code import code
 from vipbench.results.records.metrics import compute_metrics
 
 REPO = Path(__file__).resolve().parents[1]
@@ -36,6 +44,34 @@ def test_accuracies_of_a_kept_run_follow_from_its_predictions(name: str) -> None
         found = run.load(record.key)
         told = compute_metrics(found.labels, found.scores, record.data.class_names)
         assert told["accuracy"] == pytest.approx(record.metrics["accuracy"], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if is_kept(name)])
+def test_a_kept_run_is_of_the_revisions_of_today(name: str) -> None:
+    """A raised revision says that numbers moved: the published ones are then made anew."""
+    now = {
+        "reader.revision": READER_REVISION,
+        "features.revision": FEATURE_REVISION,
+        "text.revision": TEXT_REVISION,
+        "views.revision": VIEW_REVISION,
+        "sampler.revision": sampling.REVISION,
+        "engine.revision": ENGINE_REVISION,
+        "test_order.revision": TEST_ORDER_REVISION,
+    }
+    registry = load_registry()
+    backbone = registry.backbone("tiny-clip")[0].fingerprint
+    loaders = {"synthderm": registry.dataset("synthderm")[0].revision}
+    for record in kept(name).cells.records.values():
+        parts = code(record)
+        assert {k: parts[k] for k in parts.keys() & now.keys()} == {
+            k: now[k] for k in parts.keys() & now.keys()
+        }, record.cell
+        assert parts["method.revision"] == (
+            registry.methods[record.cell.method_name].target.revision
+        )
+        assert parts["loader.revision"] == loaders.get(record.cell.dataset, NpzDataset.revision)
+        assert record.provenance["key_parts"]["backbone"] == backbone
+        assert {"reader.revision", "features.revision", "engine.revision"} <= parts.keys()
 
 
 def test_a_kept_run_compares_as_its_folder_does(cli: Cli, tmp_path: Path) -> None:

@@ -75,6 +75,15 @@ def test_missing_preprocessing(refused: Any, tmp_path: Path) -> None:
     refused(tmp_path, r"no preprocessor_config\.json.*put the one of its image tower there")
 
 
+def test_images_prepared_by_default_are_noted(tmp_path: Path) -> None:
+    hub_models.save_clip(tmp_path)
+    assert load_registry().backbone(f"transformers:{tmp_path}")[0].notes == ()
+    (tmp_path / "preprocessor_config.json").unlink()
+    (note,) = load_registry().backbone(f"transformers:{tmp_path}")[0].notes
+    assert "no preprocessor_config.json" in note
+    assert "CLIPImageProcessor" in note
+
+
 def test_damaged_files(refused: Any, tmp_path: Path) -> None:
     hub_models.save_clip(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)

@@ -27,7 +27,7 @@ FILES = ("preprocessor_config.json", "processor_config.json")
 _KEEP = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 # Where a folder states nothing, the library's defaults for these kinds are brought to the size of
 # the image tower.
-_UNSTATED = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
+UNSTATED = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
 # What says how a file came about, not what is done to an image.
 _NO_FACTS = ("image_processor_type", "processor_class", "feature_extractor_type", "auto_map")
 
@@ -44,12 +44,12 @@ def read_preprocess(folder: Path, kind: str, size: int, where: str, remote: bool
     if not any((folder / name).is_file() for name in FILES):
         if kind == "keep":
             return _KEEP
-        if kind not in _UNSTATED:
+        if kind not in UNSTATED:
             raise UsageError(
                 f"{where} has no {FILES[0]}, which says how images are resized and normalised; "
                 "put the one of its image tower there"
             )
-        made: Any = getattr(transformers, f"{_UNSTATED[kind]}Pil")
+        made: Any = getattr(transformers, f"{UNSTATED[kind]}Pil")
         square = {"height": size, "width": size}
         if kind == "clip":
             return _checked(made(size={"shortest_edge": size}, crop_size=square), size, where)
@@ -111,6 +111,9 @@ def _check_squares(transform: ProcessorTransform, size: int) -> None:
                 f"it makes {tuple(found.shape)} of {kind} of {image.width}x{image.height} pixels, "
                 f"and the image tower takes (3, {size}, {size}) ({settings})"
             )
+        if not found.isfinite().all():
+            std = transform.facts.get("image_std")
+            raise UnsupportedError(f"it makes values that are no finite numbers (image_std {std})")
         return found
 
     rng = np.random.default_rng(0)

@@ -293,6 +293,11 @@ def _built(place: _Place, kind: str, where: str, own: bool, remote: bool) -> Bac
     backbone.notes = check_scale(model.logit_scale, sigmoid, where)
     if place.adapter is not None:
         backbone.notes += ("the LoRA adapter beside it is part of its weights",)
+    if kind in _preprocess.UNSTATED and not any((images / n).is_file() for n in _preprocess.FILES):
+        backbone.notes += (
+            f"it has no {_preprocess.FILES[0]}: images are prepared as the library's "
+            f"{_preprocess.UNSTATED[kind]} does by default",
+        )
     return backbone
 
 
