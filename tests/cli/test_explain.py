@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -113,6 +115,11 @@ def test_a_page_loads_runs_and_shows_nothing_it_may_not(
     assert "They seldom mean anything" in text
     assert "Searched among 148 tokens of the backbone's vocabulary" in text
     assert "Research only, not for clinical use" in text
+    decided = re.findall(r"<tr><td>(dark|bright)<td>.*?<td class=n>(\d+)<td class=n>\d+</tr>", text)
+    counts = [int(count) for name, count in decided if name == "dark"]
+    assert len(counts) == 2
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[1]
     # The user sees which images these are; whom the page is given to does not.
     assert "i-" in done.out
     assert "(test/" in done.out
@@ -206,7 +213,10 @@ def test_own_images_are_shown_where_they_are_asked_for(say: Say, run: Path, tmp_
     done = say("explain", run, "-o", page, "--embed-images", "--images", *files)
     assert done.status == 0, done.err
     text = page.read_text()
-    assert text.count("data:image/png") == 3
+    shown = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
+    assert sorted(
+        int(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).mean()) for data in shown
+    ) == [40, 135, 230]
     assert "smith" not in text
     assert "contains-patient-data" in text
     assert "Images: files of whoever made this" in text

@@ -217,12 +217,14 @@ def spec_of(record: Record, suite: RunSpec, out: Path) -> RunSpec:
 
 
 def _backbones(record: Record, suite: RunSpec) -> list[str]:
-    """The record's backbone as the suite asks for it; a local checkpoint's name is not what asks
-    for it, so that all that could be meant are tried."""
+    """The record's backbone as the suite asks for it; a local checkpoint's name (`openclip:ARCH@…`,
+    `transformers:KIND@…`) is not what asks for it, so that all that could be meant are tried."""
     name = record.cell.backbone
     if name in suite.backbones or "@" not in name:
         return [name]
-    return [b for b in suite.backbones if b.startswith(name.partition("@")[0])] or [name]
+    architecture, family = name.partition("@")[0], f"{name.partition(':')[0]}:"
+    found = [b for b in suite.backbones if b.startswith(architecture)]
+    return found or [b for b in suite.backbones if b.startswith(family)] or [name]
 
 
 def _protocol(record: Record, suite: RunSpec) -> dict[str, Any]:
