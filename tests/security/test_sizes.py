@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from vipbench.cli.commands.reproduce import reproduce_command
+from vipbench.errors import UsageError
 from vipbench.results.sharing.bundle import write_bundle
 from vipbench.results.sharing.rows import COLUMNS
 
@@ -151,6 +153,13 @@ def packed_values(path: Path) -> None:
     write_bundle(path, {"suite.yaml": b"", "records.jsonl": row * 25}, {})
 
 
+def manifest(path: Path) -> None:
+    """A bundle of 30 kB with 10 million values in its manifest, which would take 800 MB."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        text = '{"bundle_schema": 1, "files": {}, "a": [' + "[]," * 10_000_000 + "0]}"
+        archive.writestr("manifest.json", text)
+
+
 def member(path: Path) -> None:
     """A file of 200 MiB in a bundle of 200 kB."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -184,6 +193,7 @@ def understated(path: Path) -> None:
         (many_values, "jsonl", "values in one part"),
         (long_field, "csv", "bytes in one part"),
         (long_row, "csv", "bytes in one part"),
+        (manifest, "zip", "manifest.json"),
         (packed_values, "zip", "values or more"),
         (member, "zip", "over the limit of"),
         (members, "zip", "over the limit of"),
@@ -199,3 +209,12 @@ def test_a_flood_is_refused(
     told = read(path)
     assert fact in told
     assert path.name in told
+
+
+def test_the_suite_of_a_bundle_is_as_small_as_any(tmp_path: Path) -> None:
+    """A text of 20 MB takes the reader of YAML as many seconds."""
+    suite = b"title: " + b"x" * 100_000
+    write_bundle(tmp_path / "b.zip", {"suite.yaml": suite, "records.jsonl": b""}, {})
+    with pytest.raises(UsageError, match=r"b\.zip: its suite has 100,007 bytes"):
+        reproduce_command(tmp_path / "b.zip", tmp_path / "out", None, (), False, 0.0)
+    assert not (tmp_path / "out").exists()

@@ -19,6 +19,7 @@ from vipbench.results.sharing.files import json_rows
 from vipbench.results.sharing.limits import Budget
 from vipbench.results.sharing.rows import read_rows
 from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
+from vipbench.runspec.yaml import MAX_BYTES
 
 
 def reproduce_command(
@@ -59,6 +60,8 @@ def reproduce_command(
 
 def _refuse_image_folders(bundle: Path, suite: bytes) -> None:
     """Which folders are read is for the user to say, not for a file that came from others."""
+    if len(suite) > MAX_BYTES:
+        raise UsageError(f"{bundle}: its suite has {len(suite):,} bytes; expected {MAX_BYTES:,}")
     named = RunSpec.from_yaml_text(suite.decode(errors="replace"), f"{bundle}: suite").images
     if named:
         raise UsageError(

@@ -155,7 +155,7 @@ def _manifest(path: Path, found: dict[str, bytes]) -> dict[str, Any]:
     if MANIFEST not in found:
         raise UsageError(f"'{path}' has no {MANIFEST}: it is no bundle of vipbench")
     try:
-        manifest = json.loads(found.pop(MANIFEST))
+        manifest = Budget(path).json(found.pop(MANIFEST).decode())
         schema, files = manifest["bundle_schema"], manifest["files"]
         well_formed = type(schema) is int and isinstance(files, dict)
     except (ValueError, KeyError, TypeError, RecursionError):
