@@ -225,10 +225,14 @@ def knowledge() -> str:
     """The tables of docs/symptoms.md: what symptoms are worth, and other texts in their place."""
     run = kept("figure3")
     others = ["zero-shot", *(f"symptoms-mean ({kind} knowledge)" for kind in KINDS)]
+    rows = [f"vip ({kind} knowledge)" for kind in KINDS]
     untrained = run.claims("symptoms-mean", *others)
     lines = [
-        "    cd benchmarks/results/vip-figure3",
-        f"    vipbench compare symptoms-mean '{','.join(others)}' .",
+        "```bash",
+        "cd benchmarks/results/vip-figure3",
+        f"vipbench compare symptoms-mean '{','.join(others)}' .",
+        *(f"vipbench compare vip '{','.join(rows)}' . --shots {k}" for k in (4, 16)),
+        "```",
         "",
         f"| nothing trained: symptoms ({_accuracy(run, 'symptoms-mean')}) against | "
         "| difference | p |",
@@ -237,11 +241,8 @@ def knowledge() -> str:
     for claim, name in zip(untrained, ("class names", *map(_texts, KINDS)), strict=True):
         text = f"{100 * claim.mean_b:.1f} % | {points(claim)} | {p_value(claim)}"
         lines.append(f"| {name} | {text} |")
-    rows = [f"vip ({kind} knowledge)" for kind in KINDS]
     few, many = (run.claims("vip", *rows, shots=[k]) for k in (4, 16))
     lines += [
-        "",
-        *(f"    vipbench compare vip '{','.join(rows)}' . --shots {k}" for k in (4, 16)),
         "",
         f"| ViP, 3 seeds: symptoms against | 4 shots ({100 * few[0].mean_a:.1f} %) | p "
         f"| 16 shots ({100 * many[0].mean_a:.1f} %) | p |",

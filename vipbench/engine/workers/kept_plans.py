@@ -5,7 +5,7 @@ A plan rests on the RunSpec, the working directory, vipbench's code, the install
 variables of the environment, devices, and every file that was read to make it. A file counts as
 unchanged by its name, size, inode, and the times at which its content and its entry were changed.
 Plans of users' plugins and of code of model repositories are not kept: nobody knows what these
-read. No torch here.
+read.
 """
 
 from __future__ import annotations
