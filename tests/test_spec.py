@@ -76,6 +76,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
         device=draw(st.sampled_from(["auto", "cpu", "cuda", "cuda:1", "cuda:0,cuda:2"])),
         workers=draw(st.none() | st.integers(1, 256)),
         precision=draw(st.sampled_from(["fp32", "bf16"])),
+        feature_precision=draw(st.sampled_from(["fp32", "tf32", "bf16"])),
         views=draw(st.sampled_from(["per-epoch", "none"]) | st.integers(1, 99)),
         sampler=draw(st.sampled_from(["nested", "coop"])),
         validation=validation,

@@ -47,6 +47,7 @@ from vipbench.engine.other_device import Labels, another_device
 from vipbench.engine.planning.cells import TEXTS, PlanCell, Row, plan_cells
 from vipbench.engine.planning.loading import Beside, LoadedBackbone, load_dataset, users
 from vipbench.engine.planning.protocols import Scene
+from vipbench.engine.precision import PrecisionError
 from vipbench.engine.training.step import PaddingError, last_batch
 from vipbench.engine.training.written import WrittenStateError
 from vipbench.plugins.registry import Plugin, Registered, Registry, load_registry
@@ -72,6 +73,7 @@ RULES: dict[type[Exception], str] = {
     WrittenStateError: "steps change state by after_step alone",
     GlobalRandomError: "deterministic",
     PaddingError: "padding changes nothing",
+    PrecisionError: "precision is the run's",
 }
 RAISED: tuple[type[Exception], ...] = (ScoreError, *RULES)
 

@@ -113,6 +113,15 @@ Precision = Annotated[
         panel=TRAINING,
     ),
 ]
+FeaturePrecision = Annotated[
+    str | None,
+    text(
+        "--feature-precision",
+        "fp32|tf32|bf16",
+        "Precision of image features; tf32 on CUDA alone. [fp32]",
+        panel=TRAINING,
+    ),
+]
 Views = Annotated[
     str | None,
     text(

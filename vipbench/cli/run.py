@@ -40,6 +40,7 @@ def run(
     device: grid.Device = None,
     workers: grid.Workers = None,
     precision: grid.Precision = None,
+    feature_precision: grid.FeaturePrecision = None,
     views: grid.Views = None,
     protocol: grid.Protocol = None,
     sampler: grid.Sampler = None,

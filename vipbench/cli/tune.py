@@ -31,6 +31,7 @@ def tune(
     device: grid.Device = None,
     workers: grid.Workers = None,
     precision: grid.Precision = None,
+    feature_precision: grid.FeaturePrecision = None,
     views: grid.Views = None,
     sampler: grid.Sampler = None,
     validation: grid.Validation = None,

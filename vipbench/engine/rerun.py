@@ -198,6 +198,7 @@ def spec_of(record: Record, suite: RunSpec, out: Path) -> RunSpec:
         "seeds": [c.seed] if c.shots != 0 or c.seed != 0 else [1],
         **protocol,
         **{k: getattr(p, k) for k in ("precision", "shots_unit")},
+        "feature_precision": getattr(p, "feature_precision", "fp32"),
         "knowledge": [knowledge(record)],
         "profile": "quick" if is_quick(record) else "matched",
         "score_on": getattr(p, "score_on", "test"),

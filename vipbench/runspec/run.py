@@ -56,6 +56,8 @@ class RunSpec(BaseModel):
     device: "auto", "cpu", "cuda", or CUDA devices such as "cuda:0,cuda:1". workers: processes that
         run groups of cells at once; None is one for each CUDA device, or one.
     protocol: what is trained, and on what it is tested; see `ProtocolSpec`.
+    precision: of the text tower in training. feature_precision: of image features, which methods on
+        features read.
     views: training views of the support images: "per-epoch", how many, or "none".
     sampler: how support sets are drawn. validation: validation images per class, in terms of the
         shots k. selection: which epoch is scored. profile: one protocol for every row, each
@@ -90,6 +92,7 @@ class RunSpec(BaseModel):
     device: Annotated[str, BeforeValidator(specmachine.device)] = "auto"
     workers: Annotated[int | None, BeforeValidator(specmachine.workers)] = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    feature_precision: words.FeaturePrecision = "fp32"
     views: Annotated[int | Literal["per-epoch", "none"], BeforeValidator(words.views)] = "per-epoch"
     sampler: Literal["nested", "coop"] = "nested"
     validation: Literal["none", "k", "min(k,4)", "full"] = Field(

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from vipbench.errors import UsageError, unknown
 from vipbench.runspec.yaml import Scalar, format_scalar, parse_scalar
@@ -273,6 +273,7 @@ def _whole(value: Any, expected: str) -> int:
     return value
 
 
+FeaturePrecision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 MOST_WORKERS = 256
 _DEVICES = re.compile(r"cuda:\d{1,3}(,cuda:\d{1,3})*")
 

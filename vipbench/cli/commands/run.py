@@ -215,6 +215,7 @@ def _settings(spec: RunSpec, plan: Plan) -> list[str]:
         ("validation", "each paper's own" if published else spec.validation),
         ("selection", "each paper's own" if published else spec.selection),
         ("precision", spec.precision),
+        *([("features", spec.feature_precision)] if spec.feature_precision != "fp32" else []),
         ("device", plan.info.get("device", spec.device)),
         ("workers", plan.info.get("workers", spec.workers)),
         ("output", spec.out),

@@ -47,7 +47,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
             k: v
             for k, v in dataclasses.asdict(cell.protocol).items()
             # As older records have it: stated where it is not the test split.
-            if (k, v) != ("score_on", "test")
+            if (k, v) not in (("score_on", "test"), ("feature_precision", "fp32"))
         }
         | dict(cell.protocol_fields),
         "data": {

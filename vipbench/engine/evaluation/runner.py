@@ -42,6 +42,7 @@ from vipbench.engine.machine import Share, free_memory, threads
 from vipbench.engine.planning.cells import PlanCell
 from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, users
 from vipbench.engine.planning.protocols import home, test_rows
+from vipbench.engine.precision import require_exact_products, use_exact_products
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.training.cuda_graphs import ReplayError, Replays
 from vipbench.engine.training.stacking import TrainCell, partition
@@ -151,6 +152,7 @@ class GroupRunner:
     ) -> Iterator[None]:
         """Around each call of a method: its global generators, the models that it builds, and a
         look at what it must leave."""
+        use_exact_products()
         seed = generator("global").initial_seed()
         builtin = cell.row.plugin.builtin
         watch: AbstractContextManager[None] = nullcontext()
@@ -159,6 +161,7 @@ class GroupRunner:
         try:
             with own_randomness(seed, _who(cell), self.features.backbone.device, draws), watch:
                 yield
+            require_exact_products(_who(cell))
         finally:
             self.guard.look(_who(cell))
 
@@ -325,6 +328,7 @@ class GroupRunner:
                 own.note,
                 plugins=own.plugins | users(tower),
                 folder=own.folder,
+                precision=own.precision,
             )
         return self._beside[tower.source, name]
 

@@ -18,8 +18,10 @@ from vipbench.api import ImageBackbone, Split, Views
 from vipbench.engine.features.cache import Item, Shelf, open_shelf
 from vipbench.engine.features.images import ImageReader
 from vipbench.engine.features.views import VIEW_REVISION
+from vipbench.engine.precision import feature_precision
 from vipbench.images import READER_REVISION
 from vipbench.plugins.files import Plugin, loaded_plugins
+from vipbench.runspec.values import FeaturePrecision
 
 # Part of the cache's keys and of a cell's: raise it when the same pixels give other features.
 FEATURE_REVISION = 3
@@ -76,6 +78,7 @@ class Features:
     plugins: frozenset[Plugin] = frozenset()
     # Where the cache is; None: `cache_folder()`.
     folder: Path | None = None
+    precision: FeaturePrecision = "fp32"
     _plain: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     _views: dict[tuple[object, ...], _ViewTable] = field(default_factory=dict)
     _shelves: dict[tuple[object, ...], Shelf] = field(default_factory=dict)
@@ -213,7 +216,8 @@ class Features:
         """(n,3,H,H) -> (n,D), n at most ENCODE_BATCH."""
         padded = torch.cat([pixels, pixels[:1].expand(ENCODE_BATCH - len(pixels), -1, -1, -1)])
         # A copy: a plugin's tower may give the same buffer for every batch.
-        features = self.backbone.encode_image(padded)[: len(pixels)].float().clone()
+        with feature_precision(self.precision, self.backbone.device):
+            features = self.backbone.encode_image(padded)[: len(pixels)].float().clone()
         if not bool(torch.isfinite(features).all()):
             raise ValueError(
                 f"backbone '{self.backbone.name}' gave features that are not finite numbers"
@@ -223,7 +227,9 @@ class Features:
 
     def text_shelves(self) -> list[Shelf]:
         """Where features of frozen texts are; new ones belong into the last."""
-        every = [{**self._parts(by), "texts": TEXT_REVISION} for by in self._codes()]
+        every = [
+            {**self._parts(by), "precision": "fp32", "texts": TEXT_REVISION} for by in self._codes()
+        ]
         return [open_shelf(parts, self.folder) for parts in every]
 
     def _codes(self) -> list[tuple[str, ...]]:
@@ -247,7 +253,7 @@ class Features:
             **({"plugins": codes} if codes else {}),
             "backbone": self.backbone.fingerprint,
             "dataset": self.dataset_key,
-            "precision": "fp32",
+            "precision": self.precision,
             "device": self.backbone.device.type,
             "versions": library_versions(),
         }

@@ -31,6 +31,7 @@ from vipbench.images import READER_REVISION
 from vipbench.plugins.registry import Plugin, Registry
 from vipbench.results.records.metrics import METRICS
 from vipbench.runspec.run import MethodSpec, RunSpec
+from vipbench.runspec.values import FeaturePrecision
 
 # Part of every key: raise it when the engine's own numbers change (initial values, batch
 # orders, training, scoring).
@@ -66,6 +67,7 @@ class Protocol:
     precision: str
     shots_unit: ShotsUnit
     score_on: str = "test"
+    feature_precision: FeaturePrecision = "fp32"
 
     @classmethod
     def of(cls, spec: RunSpec, method: type[Method]) -> Protocol:
@@ -76,7 +78,9 @@ class Protocol:
             selection = method.published.selection
         if spec.protocol.name == "validation-free":
             validation, selection = "none", "last"
-        given = (spec.precision, spec.shots_unit, spec.score_on)
+        # Methods on images encode none beforehand.
+        features = spec.feature_precision if method.inputs == "features" else "fp32"
+        given = (spec.precision, spec.shots_unit, spec.score_on, features)
         return cls(spec.views, spec.sampler, validation, selection, *given)
 
 
@@ -401,6 +405,8 @@ def key_parts(
         "seed": seed,
         "precision": protocol.precision,
     }
+    if protocol.feature_precision != "fp32":
+        parts["feature_precision"] = protocol.feature_precision
     if needs & TEXTS:
         parts["text.revision"] = TEXT_REVISION
         parts["texts"] = sha([data.dataset.class_names, data.dataset.templates])

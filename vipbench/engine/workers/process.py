@@ -38,6 +38,13 @@ from vipbench.errors import UsageError
 Answer = TypeVar("Answer", bound=Event)
 
 START = "from vipbench.engine.workers.main import main; main()"
+# Libraries read them once, and multiply fp32 numbers less exactly: see `engine.precision`.
+PRODUCT_VARIABLES = (
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+)
 # What a plugin may print before its worker's output is cut.
 LOG_LIMIT = 8 * 1024 * 1024
 # Seconds between a worker's hanging up and its end.
@@ -91,7 +98,11 @@ class Worker:
             stderr=self._log,
             start_new_session=True,  # Ctrl-C goes to the driver alone, which decides.
             # Threads that wait by spinning starve each other on a busy machine.
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path},
+            env={
+                "OMP_WAIT_POLICY": "PASSIVE",
+                **{k: v for k, v in os.environ.items() if k not in PRODUCT_VARIABLES},
+                "PYTHONPATH": path,
+            },
         )
         assert process.stdin is not None
         assert process.stdout is not None

@@ -45,6 +45,7 @@ from vipbench.engine.planning.loading import (
     users,
 )
 from vipbench.engine.planning.protocols import arrange
+from vipbench.engine.precision import require
 from vipbench.engine.training.cuda_graphs import Replays, replays
 from vipbench.engine.workers.kept_plans import Reads, of_data
 from vipbench.engine.workers.messages import (
@@ -144,6 +145,7 @@ class Session:
         self.spec = run
         machine = share(run)
         device = machine.device(number)
+        require(run.feature_precision, device)
         registry = load_registry(run.plugins_dir, only=plugins, importing=self._importing)
         unknown: list[str] = []
         if company is not None:
@@ -309,6 +311,8 @@ class Session:
         self.send(Importing(plugin=plugin))
 
     def _runner(self, machine: Share, backbone: LoadedBackbone, data: LoadedDataset) -> GroupRunner:
+        assert self.spec is not None
+        precision = self.spec.feature_precision
         ticker = _Ticker(self.send)
         features = Features(
             backbone.backbone,
@@ -317,6 +321,7 @@ class Session:
             ticker,
             self.note,
             plugins=users(backbone, data),
+            precision=precision,
         )
         runner = GroupRunner(features, self.note, machine, self.replays)
         for other in self.runners.values():

@@ -72,6 +72,7 @@ SETTINGS = {
     "validation": "validation images per class",
     "selection": "model selection",
     "precision": "precision",
+    "feature_precision": "precision of image features",
 }
 
 _SENTENCES = {

@@ -79,7 +79,15 @@ def key_problems(record: Record) -> list[str]:
     ]
 
 
-_OF_PROTOCOL = ("precision", "views", "sampler", "validation", "selection", "shots_unit")
+_OF_PROTOCOL = (
+    "precision",
+    "feature_precision",
+    "views",
+    "sampler",
+    "validation",
+    "selection",
+    "shots_unit",
+)
 
 
 def _same(stored: Any, found: Any) -> bool:

@@ -78,6 +78,8 @@ def _options(record: Record) -> tuple[str, ...]:
         if unit != "image":
             words += ["--shots-unit", unit]
     words += ["--precision", record.protocol.precision]
+    if (features := getattr(record.protocol, "feature_precision", None)) is not None:
+        words += ["--feature-precision", features]
     from_files = getattr(record.data, "texts_from_files", None)
     for kind in from_files if isinstance(from_files, list) else ():
         if kind in ("symptoms", "descriptions"):
