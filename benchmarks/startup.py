@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "list": ("-m", "vipbench", "list"),
     "import torch": ("-c", "import torch"),
     "one cached cell": ("-m", "vipbench", *RUN, "{turn}"),
-    "a dry run": ("-m", "vipbench", *RUN, "nothing", "--dry-run"),
+    "a new dry run": ("-m", "vipbench", *RUN, "none-{turn}", "--dry-run"),
     "the same run again": ("-m", "vipbench", *RUN, "first"),
 }
 
