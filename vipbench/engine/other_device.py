@@ -265,10 +265,21 @@ def _op(func: Any) -> str:
 # The calls of a method, as the rule's messages name them.
 _PHASES = {
     "__init__": "building",
-    **{name: name for name in (
-        "noise", "prepare", "forward", "loss", "combine", "after_step", "fit", "finish", "predict"
-    )},
-}  # fmt: skip
+    **{
+        name: name
+        for name in (
+            "noise",
+            "prepare",
+            "forward",
+            "loss",
+            "combine",
+            "after_step",
+            "fit",
+            "finish",
+            "predict",
+        )
+    },
+}
 
 
 def _where() -> str:

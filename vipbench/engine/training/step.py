@@ -233,8 +233,9 @@ class Step:
         (grads, given), (other_grads, other) = found
         largest = max(float(value.abs().max()) for value in grads.values())
         for what, own, others in (
-            ("the gradient of", grads, other_grads), ("after_step's", given, other)
-        ):  # fmt: skip
+            ("the gradient of", grads, other_grads),
+            ("after_step's", given, other),
+        ):
             for name, value in own.items():
                 apart = float((value - others[name]).abs().max())
                 size = largest if own is grads else float(value.abs().max())

@@ -337,9 +337,20 @@ class Ready(_Message):
 
 
 Event: TypeAlias = (
-    Catalogue | Plan | Begun | Tick | Done | GroupDone | Wants | Estimated | Note | Importing
-    | Refused | Untrusted | Ready
-)  # fmt: skip
+    Catalogue
+    | Plan
+    | Begun
+    | Tick
+    | Done
+    | GroupDone
+    | Wants
+    | Estimated
+    | Note
+    | Importing
+    | Refused
+    | Untrusted
+    | Ready
+)
 
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
