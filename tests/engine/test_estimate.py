@@ -41,7 +41,7 @@ def test_seconds_of_a_group_are_those_of_its_parts(
     clock = Clock()
     monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     monkeypatch.setattr(estimate, "train", clock.train)
-    events: list[dict[str, Any]] = []
+    events: list[Any] = []
     session = Session(events.append)
     spec = RunSpec.parse(
         {
@@ -50,7 +50,7 @@ def test_seconds_of_a_group_are_those_of_its_parts(
             "seeds": [1, 2], "views": 3, "device": "cpu",
         }
     )  # fmt: skip
-    session.do_plan(spec.to_yaml())
+    session.plan(spec)
     rows: dict[str, list[str]] = {}
     for key, cell in session.cells.items():
         rows.setdefault(cell.row.method.name, []).append(key)
@@ -59,8 +59,8 @@ def test_seconds_of_a_group_are_those_of_its_parts(
     }  # fmt: skip
     found = {}
     for name, keys in rows.items():
-        session.do_estimate(keys)
-        found[name] = events[-1]["work_seconds"]
+        session.estimate(keys)
+        found[name] = events[-1].estimate.work_seconds
     opened = 1 / min(ENCODE_BATCH, TEST)
     scored = TEST / estimate.IMAGES
     assert found == {
