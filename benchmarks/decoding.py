@@ -31,7 +31,7 @@ from PIL import Image
 
 from vipbench.api import ImageBackbone, Split
 from vipbench.engine.features.features import ENCODE_BATCH, Features
-from vipbench.engine.features.images import Pictures
+from vipbench.engine.features.images import ImageReader
 from vipbench.engine.machine import threads
 from vipbench.engine.planning.loading import load_backbone
 from vipbench.plugins.registry import load_registry
@@ -51,7 +51,7 @@ def photographs(folder: Path, count: int, side: int) -> list[Path]:
 
 def alone(backbone: ImageBackbone, split: Split) -> tuple[float, float, torch.Tensor]:
     """Seconds until every batch is decoded, seconds from the first batch on, and the last batch."""
-    mine = Pictures(backbone, {"test": split})
+    mine = ImageReader(backbone, {"test": split})
     items = [(i, 0) for i in range(len(split))]
     parts = [items[i : i + ENCODE_BATCH] for i in range(0, len(items), ENCODE_BATCH)]
     begin, first = time.perf_counter(), 0.0

@@ -73,7 +73,7 @@ def test_a_part_that_ends_early_is_a_line(
     part: Callable[..., Lines], status: str, words: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(worker, "parts", lambda: {"machine": part})
+    monkeypatch.setattr(worker, "part", lambda name: part)
     bench = worker.Bench(torch.device("cpu"), True, tmp_path, tmp_path, 0.0)
     worker.run_part(bench, "machine", 0.2)
     *before, last = read(tmp_path)

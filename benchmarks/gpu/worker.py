@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,21 @@ class Bench:
         return good[-1] if good else {}
 
 
-def parts() -> dict[str, Callable[[Bench], Iterator[Line]]]:
-    """Name -> what gives the lines of that part; a line without `status` is ok."""
-    from benchmarks.gpu import commands, encoding, golden, machine, memory, methods, training
+# Where each part is; imported when it runs, so that one that cannot be imported stops no other.
+PARTS = {
+    "machine": "machine.run", "methods": "methods.run", "golden": "golden.run",
+    "grid": "training.grid", "plain": "training.plain", "encoding": "encoding.run",
+    "memory": "memory.run", "commands": "commands.run", "compile": "training.compiled",
+}  # fmt: skip
 
-    return {
-        "machine": machine.run, "methods": methods.run, "golden": golden.run,
-        "grid": training.grid, "plain": training.plain, "encoding": encoding.run,
-        "memory": memory.run, "commands": commands.run, "compile": training.compiled,
-    }  # fmt: skip
+
+def part(name: str) -> Callable[[Bench], Iterator[Line]]:
+    """What gives the lines of a part; a line without `status` is ok."""
+    module, _, function = PARTS[name].partition(".")
+    found: Callable[[Bench], Iterator[Line]] = getattr(
+        import_module(f"benchmarks.gpu.{module}"), function
+    )
+    return found
 
 
 @contextmanager
@@ -143,7 +150,7 @@ def run_part(bench: Bench, name: str, seconds: float) -> None:
 
     try:
         with limited(seconds):
-            for line in parts()[name](bench):
+            for line in part(name)(bench):
                 keep(line)
     except NoCudaError:
         keep({"status": "skipped: no CUDA"})
