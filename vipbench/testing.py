@@ -42,7 +42,7 @@ from vipbench.engine.evaluation.foreign import ForeignModelError
 from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.evaluation.scoring import Finished, Ready, ScoreError
 from vipbench.engine.features.features import Features
-from vipbench.engine.guard import GlobalRandomError, SpoiltError
+from vipbench.engine.guard import GlobalRandomError, SpoiltError, Weights
 from vipbench.engine.other_device import Labels, another_device
 from vipbench.engine.planning.cells import TEXTS, PlanCell, Row, plan_cells
 from vipbench.engine.planning.loading import Beside, LoadedBackbone, load_dataset, users
@@ -128,14 +128,13 @@ def _check_method(toy: _Toy, epochs: int, stacking: bool) -> None:
                     "each image's logits are its own",
                     f"{what}: images {rows} alone and among all, {_apart(alone, among)}",
                 )
-    _check_device(toy, cells)
-    if not method.uses_support:
-        return
-    if pads_batches(method) and not has_own_fit(method):
+    if method.uses_support and pads_batches(method) and not has_own_fit(method):
         _check_padding(toy, cells)
-    if stacking:
+    if method.uses_support and stacking:
         _check_company(toy, cells, short, _scores(done))
-    _check_learning(toy)
+    _check_device(toy, cells)
+    if method.uses_support:
+        _check_learning(toy)
 
 
 def check_device(method: type[Method], backbone: ImageBackbone | None = None) -> None:
@@ -238,9 +237,11 @@ def _check_company(
 
 def _check_device(toy: _Toy, cells: Sequence[PlanCell]) -> None:
     """All cells at once, stacked where they can be, on a device beside the CPU."""
-    labels = Labels()
+    labels, towers = Labels(), toy.towers(cells[0])
+    if not all(Weights(tower).tensors for tower in towers):
+        return  # without weights nothing tells where a tower's features are
     try:
-        with another_device(toy.towers(cells[0]), labels):
+        with another_device(towers, labels):
             toy.run(cells, partial(_short, epochs=1))
     except Exception:
         if labels.problem is None:
