@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Cli
+from tests.results.samples import planned_cell
 from vipbench.engine import kept
 from vipbench.engine.workers import kept_plans
+from vipbench.engine.workers.messages import Plan
 from vipbench.runspec.run import RunSpec
 
 LONG_AGO = 1_600_000_000
@@ -162,7 +164,8 @@ def test_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(kept.CACHE_VARIABLE, str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
     table = str(write_data(tmp_path / "data") / "table.csv")
-    plan = {"cells": [], "notices": [], "info": {}, "unknown": [], "reads": [table]}
+    plan = Plan(reads=[table])
+    foreign = planned_cell("k", "b", "d", "m", 1, 1, plugins=("mine.py",))
     spec = RunSpec.parse({"seeds": [1]})
     now = Path(table).stat().st_ctime_ns
     os.utime(table)
@@ -172,10 +175,10 @@ def test_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for other, event in (
         (RunSpec.parse({"backbones": ["transformers:org/name+remote-code"]}), plan),
         (RunSpec.parse({"plugins_dir": str(tmp_path)}), plan),
-        (spec, {**plan, "unknown": ["method 'mine'"]}),
-        (spec, {**plan, "broken": ["plugin 'mine' (mine.py): no such module"]}),
-        (spec, {**plan, "cells": [{"plugins": ["mine.py"]}]}),
-        (spec, {k: v for k, v in plan.items() if k != "reads"}),
+        (spec, Plan(reads=[table], unknown=("method 'mine'",))),
+        (spec, Plan(reads=[table], broken=["plugin 'mine' (mine.py): no such module"])),
+        (spec, Plan(reads=[table], cells=[foreign])),
+        (spec, Plan()),
     ):
         kept_plans.keep(other, event, now)
         assert kept_plans.find(other) is None
