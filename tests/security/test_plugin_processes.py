@@ -275,6 +275,31 @@ def test_who_changes_what_is_planned_beside_it_changes_no_cell(folder: Path, nam
     assert grid.bits(folder / name) == grid.bits(folder / "alone")
 
 
+DROPS = """
+from vipbench.engine.workers import session
+plan_cells = session.plan_cells
+session.plan_cells = lambda run, row, *more: (
+    [] if row.method.name == "drops" else plan_cells(run, row, *more)
+)
+"""
+
+
+@pytest.mark.parametrize("others", ["", f"{BUILTIN},good"])
+def test_methods_whose_cells_a_plugin_plans_away_are_named(folder: Path, others: str) -> None:
+    """Alone, and beside what is built in and another plugin, whose cells are done."""
+    plugins(folder, *(["good"] if others else []))
+    drops = MEANS.format(name="drops", at_import=DROPS, in_prepare="")
+    (folder / "plugins" / "drops.py").write_text(drops)
+    out = f"drops-{bool(others)}"
+    status, err = run(folder, out, ",".join(filter(None, (others, "drops"))), "one")
+    assert "method 'drops'" in err
+    assert "drops.py" in err
+    assert "'good'" not in err
+    assert status == (1 if others else 2), err
+    if others:
+        assert grid.bits(folder / out) == grid.bits(folder / "alone")
+
+
 ENDS = """
 from vipbench.engine.workers import session
 session.base_record = lambda cell: os._exit(5)

@@ -21,6 +21,7 @@ from vipbench.engine.workers.messages import Command, FindWants, MakePlan, Plan,
 from vipbench.engine.workers.process import Answer, Worker, WorkerDiedError
 from vipbench.errors import UsageError
 from vipbench.plugins.files import every_source
+from vipbench.results.records.plan import PlannedCell
 from vipbench.runspec.run import RunSpec
 from vipbench.trust import REMOTE
 
@@ -84,6 +85,12 @@ class Planners:
             if len(plan.loaded) > 1 and not own.items() <= given.items():
                 return self.apart(joint=plan)
             plan = plan.model_copy(update={"cells": list((given | own).values())})
+        if lost := self._lost(plan.cells, plan.broken) if plan.loaded else []:
+            if len(plan.loaded) > 1:
+                return self.apart(joint=plan)
+            if not plan.cells:
+                raise UsageError("; ".join(lost))
+            plan = plan.model_copy(update={"broken": [*plan.broken, *lost]})
         return plan
 
     def apart(self, error: UsageError | None = None, joint: Plan | None = None) -> Plan:
@@ -128,6 +135,7 @@ class Planners:
         if lacking:
             names = ", ".join(sorted(lacking))
             lines.append(f"left out, as no plugin that can be planned with registers it: {names}")
+        lines += self._lost(cells, lines)
         if lines and not cells:
             alone = len(lines) == len(broken) == 1
             raise next(iter(broken.values())) if alone else UsageError("; ".join(lines))
@@ -137,6 +145,35 @@ class Planners:
             notices.append(f"each plugin is planned alone: {why}")
         changes = {"cells": cells, "notices": notices, "broken": lines}
         return plans[NOBODY].model_copy(update=changes)
+
+    def _lost(self, cells: Collection[PlannedCell], broken: Collection[str]) -> list[str]:
+        """A sentence on what the run names and no cell is of, possible or not, though no line of
+        `broken` names it: a plugin can change the planning itself."""
+        names = [
+            f"method '{method.name}'"
+            for method in self._spec.methods
+            # A method that reads symptoms has a label for each kind of knowledge.
+            if not any(
+                cell.method_name == method.name
+                and f"{cell.method} (".startswith(f"{method.label} (")
+                for cell in cells
+            )
+        ]
+        groups = [cell.group.split("\x1f") for cell in cells]
+        used = {group[0] for group in groups}
+        names += [f"backbone '{name}'" for name in self._spec.backbones if name not in used]
+        names = [name for name in names if not any(name in line for line in broken)]
+        datasets = {group[1] for group in groups}
+        few = len(datasets) < len(self._spec.datasets) and not self._spec.protocol.transfers
+        if cells and few and not (names or broken):  # the driver does not know their names
+            names = [f"some of the datasets {', '.join(self._spec.datasets)}"]
+        if not names:
+            return []
+        files = ", ".join(sorted(Path(source).name for source in self._sources))
+        return [
+            f"left out, as planning with the plugins ({files}) gives no cell: {', '.join(names)}. "
+            "A plugin must not change how vipbench plans"
+        ]
 
     def _companies(
         self,
