@@ -14,10 +14,13 @@ from vipbench.engine.features.features import FEATURE_REVISION, TEXT_REVISION
 from vipbench.engine.features.views import VIEW_REVISION
 from vipbench.engine.planning import sampling
 from vipbench.engine.planning.cells import ENGINE_REVISION, TEST_ORDER_REVISION
+from vipbench.engine.workers.messages import Event, Plan
+from vipbench.engine.workers.session import Session
 from vipbench.images import READER_REVISION
 from vipbench.plugins.registry import load_registry
 from vipbench.results.records.code import code
 from vipbench.results.records.metrics import compute_metrics
+from vipbench.runspec.run import RunSpec
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -72,6 +75,16 @@ def test_a_kept_run_is_of_the_revisions_of_today(name: str) -> None:
         assert parts["loader.revision"] == loaders.get(record.cell.dataset, NpzDataset.revision)
         assert record.provenance["key_parts"]["backbone"] == backbone
         assert {"reader.revision", "features.revision", "engine.revision"} <= parts.keys()
+
+
+def test_the_demo_of_today_has_the_keys_of_the_kept_one() -> None:
+    """Its records answer for the demo: nothing that enters a key has moved."""
+    events: list[Event] = []
+    demo = RunSpec.from_yaml(REPO / "vipbench" / "suites" / "demo.yaml")
+    Session(events.append).plan(demo.merge({"device": "cpu"}))
+    [plan] = [event for event in events if isinstance(event, Plan)]
+    records = kept("demo").cells.records
+    assert {cell.slot: cell.key for cell in plan.cells} == {r.slot: r.key for r in records.values()}
 
 
 def test_a_kept_run_compares_as_its_folder_does(cli: Cli, tmp_path: Path) -> None:

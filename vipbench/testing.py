@@ -44,7 +44,7 @@ from vipbench.engine.evaluation.scoring import Finished, Ready, ScoreError
 from vipbench.engine.features.features import Features
 from vipbench.engine.guard import GlobalRandomError, SpoiltError, Weights
 from vipbench.engine.other_device import Labels, another_device
-from vipbench.engine.planning.cells import TEXTS, PlanCell, Row, plan_cells
+from vipbench.engine.planning.cells import TEXTS, LoadedCell, Row, plan_cells
 from vipbench.engine.planning.loading import Beside, LoadedBackbone, load_dataset, users
 from vipbench.engine.planning.protocols import Scene
 from vipbench.engine.precision import PrecisionError
@@ -207,7 +207,7 @@ def check_dataset(dataset: Dataset, root: Path | None = None) -> None:
 
 
 def _check_company(
-    toy: _Toy, cells: Sequence[PlanCell], short: Callable[[Recipe], Recipe], first: Tensor
+    toy: _Toy, cells: Sequence[LoadedCell], short: Callable[[Recipe], Recipe], first: Tensor
 ) -> None:
     """Cells with different supports, of unequal size: together, stacked where they can be, equal
     each alone. first: scores of the first cell alone."""
@@ -235,7 +235,7 @@ def _check_company(
             )
 
 
-def _check_device(toy: _Toy, cells: Sequence[PlanCell]) -> None:
+def _check_device(toy: _Toy, cells: Sequence[LoadedCell]) -> None:
     """All cells at once, stacked where they can be, on a device beside the CPU."""
     labels, towers = Labels(), toy.towers(cells[0])
     if not all(Weights(tower).tensors for tower in towers):
@@ -250,7 +250,7 @@ def _check_device(toy: _Toy, cells: Sequence[PlanCell]) -> None:
         raise ConformanceError("works on any device", f"{toy.method.name}: {labels.problem}")
 
 
-def _check_padding(toy: _Toy, cells: Sequence[PlanCell]) -> None:
+def _check_padding(toy: _Toy, cells: Sequence[LoadedCell]) -> None:
     """Images of weight 0, with other labels, leave losses and gradients as they are."""
     for steps in (0, 3):
         runner = toy.runner()
@@ -373,7 +373,7 @@ class _Toy:
         self._beside = Beside(registry, [self._tower], backbone.device)
         self._data = load_dataset(registry, RunSpec.parse({"datasets": ["toy"]}), "toy")
 
-    def cells(self, profile: str = "matched") -> list[PlanCell]:
+    def cells(self, profile: str = "matched") -> list[LoadedCell]:
         """A cell each for SHOTS and SEEDS, the larger first; of a method without support, of what
         a run has. Raises ConformanceError where a run would not have them."""
         shots, seeds = map(list, (SHOTS, SEEDS))
@@ -398,9 +398,9 @@ class _Toy:
             raise ConformanceError("can be planned", f"{self.method.name}: {refused}")
         return cells
 
-    def towers(self, cell: PlanCell) -> list[ImageBackbone]:
+    def towers(self, cell: LoadedCell) -> list[ImageBackbone]:
         """The backbones that a cell's method reads."""
-        return [self._tower.backbone, *(tower.backbone for tower in cell.towers)]
+        return [self._tower.backbone, *(tower.backbone for tower in cell.further)]
 
     def runner(self) -> GroupRunner:
         """A new one, with nothing left from others but features."""
@@ -416,7 +416,7 @@ class _Toy:
         return runner
 
     def run(
-        self, cells: Sequence[PlanCell], recipe: Callable[[Recipe], Recipe] = lambda one: one
+        self, cells: Sequence[LoadedCell], recipe: Callable[[Recipe], Recipe] = lambda one: one
     ) -> tuple[list[Ready], list[Finished]]:
         """Trains and scores cells as one group; whatever is wrong is raised."""
         runner = self.runner()

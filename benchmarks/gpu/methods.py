@@ -17,7 +17,7 @@ from vipbench.api import Split
 from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.evaluation.scoring import Finished
 from vipbench.engine.features.features import Features
-from vipbench.engine.planning.cells import PlanCell, make_rows, plan_cells
+from vipbench.engine.planning.cells import LoadedCell, make_rows, plan_cells
 from vipbench.engine.planning.loading import (
     Beside,
     LoadedBackbone,
@@ -66,7 +66,7 @@ class Place:
         self.runner = GroupRunner(features, self.notes.append)
         self.beside = Beside(registry, [self.loaded], device)
 
-    def cells(self, registry: Registry, spec: RunSpec) -> list[PlanCell]:
+    def cells(self, registry: Registry, spec: RunSpec) -> list[LoadedCell]:
         """The cells of the only method of `spec`."""
         [row] = make_rows(registry, spec.methods)
         return plan_cells(spec, row, Scene(self.data), self.loaded, self.beside)

@@ -17,7 +17,7 @@ from vipbench.backbones.towers.clip import ClipBackbone, clip_wordpieces
 from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.evaluation.scoring import Finished
 from vipbench.engine.features.features import Features
-from vipbench.engine.planning.cells import PlanCell, make_rows, plan_cells
+from vipbench.engine.planning.cells import LoadedCell, make_rows, plan_cells
 from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, sha
 from vipbench.engine.planning.protocols import Scene
 from vipbench.engine.training.cuda_graphs import replays
@@ -125,7 +125,7 @@ class Grid:
             }
         )
 
-    def cells(self, method: str) -> list[PlanCell]:
+    def cells(self, method: str) -> list[LoadedCell]:
         """The 15 cells of a method."""
         spec = self.spec(method)
         [row] = make_rows(self.registry, spec.methods)

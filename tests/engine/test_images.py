@@ -19,7 +19,7 @@ from vipbench.engine.evaluation.support import test_inputs as inputs_of_test
 from vipbench.engine.features import images as pictures
 from vipbench.engine.features.features import Features
 from vipbench.engine.features.views import draw_view
-from vipbench.engine.planning.cells import PlanCell, Row, plan_cells
+from vipbench.engine.planning.cells import LoadedCell, Row, plan_cells
 from vipbench.engine.planning.loading import load_backbone, load_dataset
 from vipbench.engine.planning.protocols import Scene
 from vipbench.engine.planning.protocols import test_rows as rows_of_test
@@ -70,7 +70,7 @@ class Peek(api.Method):
         return self(x)
 
 
-def plan(tmp_path: Path, **values: Any) -> tuple[list[PlanCell], Features]:
+def plan(tmp_path: Path, **values: Any) -> tuple[list[LoadedCell], Features]:
     registry = load_registry()
     spec = RunSpec.parse({"methods": "zero-shot", "shots": "2", "seeds": "1,2", **values})
     data = load_dataset(registry, spec, "synthderm")
@@ -81,12 +81,12 @@ def plan(tmp_path: Path, **values: Any) -> tuple[list[PlanCell], Features]:
 
 
 @pytest.fixture
-def planned(tmp_path: Path) -> tuple[list[PlanCell], Features]:
+def planned(tmp_path: Path) -> tuple[list[LoadedCell], Features]:
     return plan(tmp_path)
 
 
 def test_a_run_holds_a_batch_of_support_images_and_a_part_of_the_test_images(
-    planned: tuple[list[PlanCell], Features], monkeypatch: pytest.MonkeyPatch
+    planned: tuple[list[LoadedCell], Features], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells, features = planned
     Peek.seen.found.clear()
@@ -116,7 +116,7 @@ def test_a_run_holds_a_batch_of_support_images_and_a_part_of_the_test_images(
     np.testing.assert_array_equal(again[0].predictions.scores, done[0].predictions.scores)
 
 
-def test_batches_are_rows_of_the_whole_view(planned: tuple[list[PlanCell], Features]) -> None:
+def test_batches_are_rows_of_the_whole_view(planned: tuple[list[LoadedCell], Features]) -> None:
     cells, features = planned
     cell = cells[0]
     recipe = cell.hparams.recipe(cell.info)
@@ -168,7 +168,7 @@ class Wards:
 
 
 def test_decoded_images_are_kept_up_to_a_limit(
-    planned: tuple[list[PlanCell], Features], monkeypatch: pytest.MonkeyPatch
+    planned: tuple[list[LoadedCell], Features], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, features = planned
     images = Wards(10)
@@ -192,7 +192,7 @@ def test_decoded_images_are_kept_up_to_a_limit(
 
 
 def test_an_image_that_cannot_be_read_is_named(
-    planned: tuple[list[PlanCell], Features], tmp_path: Path
+    planned: tuple[list[LoadedCell], Features], tmp_path: Path
 ) -> None:
     _, features = planned
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
@@ -205,7 +205,7 @@ def test_an_image_that_cannot_be_read_is_named(
 
 
 def test_the_next_batch_is_decoded_while_one_is_encoded(
-    planned: tuple[list[PlanCell], Features], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    planned: tuple[list[LoadedCell], Features], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _, features = planned
     images = Wards(70)
@@ -229,7 +229,7 @@ def test_the_next_batch_is_decoded_while_one_is_encoded(
 
 
 def test_threads_that_decode_start_no_teams_of_their_own(
-    planned: tuple[list[PlanCell], Features],
+    planned: tuple[list[LoadedCell], Features],
 ) -> None:
     _, features = planned
     before = torch.get_num_threads()

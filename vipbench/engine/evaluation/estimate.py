@@ -21,7 +21,7 @@ from vipbench.engine.evaluation.scoring import trainings
 from vipbench.engine.evaluation.support import count_views, reads
 from vipbench.engine.features.cache import Item
 from vipbench.engine.features.features import ENCODE_BATCH, Features
-from vipbench.engine.planning.cells import PlanCell
+from vipbench.engine.planning.cells import LoadedCell
 from vipbench.engine.planning.protocols import test_rows
 from vipbench.engine.training.optim import total_steps
 from vipbench.engine.training.stacking import TrainCell, partition
@@ -38,7 +38,7 @@ class Estimator:
         self._wanted: dict[tuple[object, ...], set[Item]] = {}
         self._pace: dict[int, tuple[float, float]] = {}
 
-    def group(self, runner: GroupRunner, cells: Sequence[PlanCell]) -> dict[str, Any]:
+    def group(self, runner: GroupRunner, cells: Sequence[LoadedCell]) -> dict[str, Any]:
         """seconds: to encode, to train and score; None where unknown. bytes: of the
         feature cache, of the results folder, and the most memory. Never raises."""
         features, method = runner.features, cells[0].row.method
@@ -76,13 +76,13 @@ class Estimator:
             self._pace[id(features)] = (time.perf_counter() - begin) / n, opened / n
         return self._pace[id(features)]
 
-    def _missing(self, runner: GroupRunner, cells: Sequence[PlanCell]) -> int:
+    def _missing(self, runner: GroupRunner, cells: Sequence[LoadedCell]) -> int:
         """How many images and views are to be encoded for these cells, and were for none before."""
         missing = 0
         for cell in cells:
             for dataset, split, items, views in reads(cell):
                 own = runner.features_of(dataset)
-                for features in (own, *(runner.beside(tower, dataset) for tower in cell.towers)):
+                for features in (own, *(runner.beside(tower, dataset) for tower in cell.further)):
                     seen = self._wanted.setdefault((id(features), split, views), set())
                     new = [item for item in dict.fromkeys(items) if item not in seen]
                     seen.update(new)
@@ -91,7 +91,7 @@ class Estimator:
 
 
 def _work(
-    runner: GroupRunner, cells: Sequence[PlanCell], open_image: float
+    runner: GroupRunner, cells: Sequence[LoadedCell], open_image: float
 ) -> tuple[float | None, int]:
     """Seconds to train and score all cells, and bytes that one of them learns."""
     seconds, learned = 0.0, 0
@@ -168,7 +168,7 @@ def _scoring(runner: GroupRunner, method: Method, open_image: float) -> float:
     return (time.perf_counter() - begin) * n / some + n * open_image
 
 
-def _made_up(features: Features, cell: PlanCell) -> Support | None:
+def _made_up(features: Features, cell: LoadedCell) -> Support | None:
     if cell.support is None:
         return None
     images = cell.row.method.inputs == "images"

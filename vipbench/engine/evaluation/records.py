@@ -16,13 +16,13 @@ import torch
 
 from vipbench import __version__
 from vipbench.api import ImageError
-from vipbench.engine.planning.cells import PlanCell, metric_revisions
+from vipbench.engine.planning.cells import LoadedCell, metric_revisions
 from vipbench.engine.planning.loading import LoadedBackbone
 from vipbench.plugins.registry import provenance
 from vipbench.results import Record
 
 
-def base_record(cell: PlanCell) -> dict[str, Any]:
+def base_record(cell: LoadedCell) -> dict[str, Any]:
     """What a record says whether the cell succeeded or not."""
     data, row, backbone = cell.tested, cell.row, cell.backbone
     recipe = None
@@ -33,14 +33,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
     support = cell.support
     return {
         "key": cell.key,
-        "cell": {
-            "backbone": backbone.backbone.name,
-            "dataset": data.dataset.name,
-            "method": row.label,
-            "method_name": row.method.name,
-            "shots": "full" if cell.shots is None else cell.shots,
-            "seed": cell.seed,
-        },
+        "cell": cell.id.model_dump(),
         "hparams": dataclasses.asdict(cell.hparams),
         "recipe": None if recipe is None else dataclasses.asdict(recipe),
         "protocol": {
@@ -99,7 +92,7 @@ def base_record(cell: PlanCell) -> dict[str, Any]:
     }
 
 
-def _support_counts(cell: PlanCell) -> dict[str, Any]:
+def _support_counts(cell: LoadedCell) -> dict[str, Any]:
     """Of other protocols than few-shot: the drawn images of each class that is trained on."""
     if not cell.protocol_fields or cell.support is None:
         return {}
@@ -108,7 +101,7 @@ def _support_counts(cell: PlanCell) -> dict[str, Any]:
     return {"support_counts": [int(n) for n in counts]}
 
 
-def _validation_groups(cell: PlanCell) -> dict[str, Any]:
+def _validation_groups(cell: LoadedCell) -> dict[str, Any]:
     """Where shots are groups: how many of them the validation images are, class by class."""
     support, split = cell.support, cell.data.splits["val"]
     if cell.protocol.shots_unit != "group" or support is None or support.val is None:
@@ -118,9 +111,9 @@ def _validation_groups(cell: PlanCell) -> dict[str, Any]:
     return {"n_val_groups": len({(int(split.labels[i]), split.groups[i]) for i in support.val})}
 
 
-def _further(cell: PlanCell) -> dict[str, Any]:
+def _further(cell: LoadedCell) -> dict[str, Any]:
     """The backbones that the method reads beside its own."""
-    return {"backbones": [*map(_weights, cell.towers)]} if cell.towers else {}
+    return {"backbones": [*map(_weights, cell.further)]} if cell.further else {}
 
 
 def _weights(loaded: LoadedBackbone) -> dict[str, Any]:
@@ -134,7 +127,7 @@ def _weights(loaded: LoadedBackbone) -> dict[str, Any]:
     }
 
 
-def _trained_on(cell: PlanCell) -> dict[str, Any]:
+def _trained_on(cell: LoadedCell) -> dict[str, Any]:
     """Where that is another dataset, or other classes, than what is tested."""
     if cell.part is None:
         return {}
@@ -152,7 +145,7 @@ def _trained_on(cell: PlanCell) -> dict[str, Any]:
     }
 
 
-def error_record(cell: PlanCell, error: BaseException) -> Record:
+def error_record(cell: LoadedCell, error: BaseException) -> Record:
     """The record of a cell that failed: it names plugin and file, or the dataset of an image."""
     plugin = cell.owner
     where = f"plugin '{plugin.name}' ({plugin.file.name})"

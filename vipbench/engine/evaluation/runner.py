@@ -39,7 +39,7 @@ from vipbench.engine.features.side_by_side import SideBySide
 from vipbench.engine.features.texts import text_shelf
 from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError, own_randomness
 from vipbench.engine.machine import Share, free_memory, threads
-from vipbench.engine.planning.cells import PlanCell
+from vipbench.engine.planning.cells import LoadedCell
 from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, users
 from vipbench.engine.planning.protocols import home, test_rows
 from vipbench.engine.precision import require_exact_products, use_exact_products
@@ -82,7 +82,7 @@ class GroupRunner:
         # Of a cell's key what it took to fit it into the memory; its record tells.
         self._short: dict[str, str] = {}
 
-    def run(self, cells: Sequence[PlanCell]) -> Iterator[Finished]:
+    def run(self, cells: Sequence[LoadedCell]) -> Iterator[Finished]:
         """All cells of one group (same row, dataset and backbone); a failure is a record."""
         left = {cell.key: cell for cell in cells}
         self.set_up(cells[0])
@@ -97,12 +97,12 @@ class GroupRunner:
             for cell in left.values():
                 yield Finished(error_record(cell, error), None)
 
-    def run_alone(self, cell: PlanCell) -> Finished:
+    def run_alone(self, cell: LoadedCell) -> Finished:
         """One cell by itself; whatever it raises comes through."""
         self.set_up(cell)
         return self._execute([cell])[0]
 
-    def set_up(self, cell: PlanCell) -> None:
+    def set_up(self, cell: LoadedCell) -> None:
         """Once, before cells like this one are trained."""
         backbone = self.features.backbone
         if cell.plugins:
@@ -113,14 +113,14 @@ class GroupRunner:
             if cell.protocol.precision == "bf16":
                 backbone.training_precision = "bf16"
 
-    def try_build(self, cell: PlanCell) -> Method:
+    def try_build(self, cell: LoadedCell) -> Method:
         """A cell's method for the classes that it tests, not to be run for numbers; raises what its
         constructor raises."""
         with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
             data = cell.tested if cell.rebound else cell.data
             return self._make(cell, self._task(cell, data, trial=True))
 
-    def try_transfer(self, cell: PlanCell) -> str | None:
+    def try_transfer(self, cell: LoadedCell) -> str | None:
         """Why what the cell's method learns serves no other classes, or None."""
         with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
             return cannot_transfer(
@@ -131,11 +131,11 @@ class GroupRunner:
                 lambda task: self._make(cell, task),
             )
 
-    def _make(self, cell: PlanCell, task: Task) -> Method:
+    def _make(self, cell: LoadedCell, task: Task) -> Method:
         with self._randomness(cell, task.generator, draws=True):
             return self._construct(cell, task)
 
-    def _construct(self, cell: PlanCell, task: Task) -> Method:
+    def _construct(self, cell: LoadedCell, task: Task) -> Method:
         method = cell.row.method(task, cell.hparams).to(task.device)
         for name, shape in method.noise().items():
             # Before training, so that all stacked cells have the buffers.
@@ -145,7 +145,7 @@ class GroupRunner:
     @contextmanager
     def _randomness(
         self,
-        cell: PlanCell,
+        cell: LoadedCell,
         generator: Callable[[str], torch.Generator],
         draws: bool = False,
         training: bool = False,
@@ -170,10 +170,10 @@ class GroupRunner:
         cell = ready[0].cell
         if cell.row.plugin.builtin:
             return
-        own = [self.features.backbone, *(tower.backbone for tower in cell.towers)]
+        own = [self.features.backbone, *(tower.backbone for tower in cell.further)]
         self.models.check([*(item.method for item in ready), *more], own, ready[0].trained)
 
-    def _run_some(self, every: Sequence[list[PlanCell]]) -> Iterator[Finished]:
+    def _run_some(self, every: Sequence[list[LoadedCell]]) -> Iterator[Finished]:
         """every: trainings, as `trainings` gives them."""
         reason, label = "", every[0][0].row.label
         if len(every) > 1:
@@ -210,7 +210,7 @@ class GroupRunner:
                 f"'{label}' could not train its cells together and trained one by one ({reason})"
             )
 
-    def _execute_alone(self, cells: Sequence[PlanCell]) -> list[Finished]:
+    def _execute_alone(self, cells: Sequence[LoadedCell]) -> list[Finished]:
         try:
             return self._execute(cells)
         except OUT_OF_MEMORY:
@@ -223,11 +223,11 @@ class GroupRunner:
         self._note_shortage(cells[0].row.label, message, cells)
         return self._execute(cells)
 
-    def _note_shortage(self, label: str, message: str, cells: Sequence[PlanCell]) -> None:
+    def _note_shortage(self, label: str, message: str, cells: Sequence[LoadedCell]) -> None:
         self.note(f"'{label}': {message}")
         self._short.update((cell.key, message) for cell in cells)
 
-    def _execute(self, cells: Sequence[PlanCell]) -> list[Finished]:
+    def _execute(self, cells: Sequence[LoadedCell]) -> list[Finished]:
         every = trainings(cells)
         with self.guard.watch(_who(cells[0])):
             with suppress(ReplayError):
@@ -236,7 +236,7 @@ class GroupRunner:
             return self.score(every, self.trained([own[0] for own in every]))
 
     def trained(
-        self, cells: Sequence[PlanCell], recipe: Callable[[Recipe], Recipe] = lambda one: one
+        self, cells: Sequence[LoadedCell], recipe: Callable[[Recipe], Recipe] = lambda one: one
     ) -> list[Ready]:
         """Cells of one group, built and trained: as one where they can be. recipe: what becomes of
         the method's; whatever the cells' code raises comes through."""
@@ -250,7 +250,7 @@ class GroupRunner:
         return ready
 
     def prepared(
-        self, cells: Sequence[PlanCell], recipe: Callable[[Recipe], Recipe] = lambda one: one
+        self, cells: Sequence[LoadedCell], recipe: Callable[[Recipe], Recipe] = lambda one: one
     ) -> list[Ready]:
         """`trained` before the training."""
         self._running, self.models = _who(cells[0]), Models()
@@ -266,7 +266,9 @@ class GroupRunner:
             item.prepare = (time.perf_counter() - started) / len(ready)
         return ready
 
-    def score(self, every: Sequence[Sequence[PlanCell]], ready: Sequence[Ready]) -> list[Finished]:
+    def score(
+        self, every: Sequence[Sequence[LoadedCell]], ready: Sequence[Ready]
+    ) -> list[Finished]:
         """The records of all cells. every: those that share each of the trainings `ready`."""
         tests: dict[str, list[Test]] = {}
         for item, own in zip(ready, every, strict=True):
@@ -297,7 +299,7 @@ class GroupRunner:
         rows = test_rows(data) if rows is None else rows
         alike: dict[tuple[object, ...], list[Test]] = {}
         for test in tests:
-            sources = tuple(tower.source for tower in test.cell.towers)
+            sources = tuple(tower.source for tower in test.cell.further)
             alike.setdefault((test_views(test.cell), sources), []).append(test)
         for some in alike.values():
             features, views = self._inputs(some[0].cell, data), test_views(some[0].cell)
@@ -307,12 +309,12 @@ class GroupRunner:
                     test.scores.append(self._score(test, x))
                     test.seconds += time.perf_counter() - begin
 
-    def _inputs(self, cell: PlanCell, data: LoadedDataset) -> Features:
+    def _inputs(self, cell: LoadedCell, data: LoadedDataset) -> Features:
         """The features of `data` that the cell's method reads."""
         own = self.features_of(home(data))
-        if not cell.towers:
+        if not cell.further:
             return own
-        return SideBySide([own, *(self.beside(tower, home(data)) for tower in cell.towers)])
+        return SideBySide([own, *(self.beside(tower, home(data)) for tower in cell.further)])
 
     def beside(self, tower: LoadedBackbone, name: str) -> Features:
         """Features of the dataset `name` under a further backbone."""
@@ -338,7 +340,7 @@ class GroupRunner:
         every = (self.features, *self._beside.values())
         return sum(features.encoded_images for features in every)
 
-    def _task(self, cell: PlanCell, data: LoadedDataset, trial: bool = False) -> Task:
+    def _task(self, cell: LoadedCell, data: LoadedDataset, trial: bool = False) -> Task:
         """trial: for a method whose changes are undone; what it makes of texts is not kept."""
         trial &= not cell.row.plugin.builtin
         checked = "" if trial or cell.row.plugin.builtin else _who(cell)
@@ -356,14 +358,14 @@ class GroupRunner:
             dims=cell.dims,
         )
 
-    def _bound(self, cell: PlanCell, item: Ready) -> Method:
+    def _bound(self, cell: LoadedCell, item: Ready) -> Method:
         """What was trained, for the classes that the cell tests."""
         if not cell.rebound:
             return item.method
         task = self._task(cell, cell.tested)
         return transferred(item.method, item.built, task, lambda task: self._make(cell, task))
 
-    def _prepare(self, cell: PlanCell, recipe: Recipe | None) -> Ready:
+    def _prepare(self, cell: LoadedCell, recipe: Recipe | None) -> Ready:
         task = self._task(cell, cell.data)
         with self._randomness(cell, task.generator, draws=True):
             method = self._construct(cell, task)
@@ -435,7 +437,7 @@ class GroupRunner:
         return scores if order is None else scores[order.argsort().cpu()]
 
 
-def _who(cell: PlanCell) -> str:
+def _who(cell: LoadedCell) -> str:
     who = f"method '{cell.row.method.name}'"
     beside = sorted(plugin.name for plugin in cell.plugins)
     if cell.row.plugin.builtin and beside:

@@ -12,7 +12,7 @@ from vipbench.api import Method, Recipe, Support, has_own_fit
 from vipbench.engine.evaluation.learned import Versions, learned
 from vipbench.engine.evaluation.rebind import best_of
 from vipbench.engine.evaluation.records import base_record
-from vipbench.engine.planning.cells import PlanCell
+from vipbench.engine.planning.cells import LoadedCell
 from vipbench.engine.planning.protocols import test_split
 from vipbench.results import Predictions, Record
 from vipbench.results.records.metrics import compute_metrics
@@ -41,7 +41,7 @@ class Finished:
 class Ready:
     """A cell whose method is built and prepared."""
 
-    cell: PlanCell
+    cell: LoadedCell
     method: Method
     recipe: Recipe | None
     support: Support | None
@@ -64,17 +64,17 @@ class Ready:
 class Test:
     """One cell to score with what was trained. method: bound to the classes that are tested."""
 
-    cell: PlanCell
+    cell: LoadedCell
     item: Ready
     method: Method
     scores: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def trainings(cells: Sequence[PlanCell]) -> list[list[PlanCell]]:
+def trainings(cells: Sequence[LoadedCell]) -> list[list[LoadedCell]]:
     """The cells of one group by what they are trained on: the same images of the same data. Each
     list is one training, tested on several parts."""
-    found: dict[tuple[int | None, int], list[PlanCell]] = {}
+    found: dict[tuple[int | None, int], list[LoadedCell]] = {}
     for cell in cells:
         found.setdefault((cell.shots, cell.seed), []).append(cell)
     return list(found.values())

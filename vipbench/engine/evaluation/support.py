@@ -13,7 +13,7 @@ from torch import Tensor
 from vipbench.api import Labelled, Method, Recipe, Split, Support, Views
 from vipbench.engine.features.cache import Item
 from vipbench.engine.features.features import Features
-from vipbench.engine.planning.cells import PlanCell
+from vipbench.engine.planning.cells import LoadedCell
 from vipbench.engine.planning.protocols import home, test_rows, test_split
 from vipbench.engine.planning.sampling import seeded_order
 from vipbench.engine.training.optim import steps_per_epoch
@@ -22,7 +22,7 @@ from vipbench.engine.training.optim import steps_per_epoch
 TEST_IMAGES = 256
 
 
-def count_views(cell: PlanCell, recipe: Recipe | None) -> int:
+def count_views(cell: LoadedCell, recipe: Recipe | None) -> int:
     """How many training views this cell uses."""
     if recipe is None or cell.protocol.views == "none" or recipe.views.count == 0:
         return 0
@@ -36,7 +36,7 @@ def count_views(cell: PlanCell, recipe: Recipe | None) -> int:
     return math.ceil(recipe.iterations / steps_per_epoch(recipe, cell.info.n_support))
 
 
-def encode_views(features: Features, cell: PlanCell, recipe: Recipe | None) -> None:
+def encode_views(features: Features, cell: LoadedCell, recipe: Recipe | None) -> None:
     """Encode every training view that a cell uses."""
     if cell.row.method.inputs != "features" or cell.support is None or recipe is None:
         return
@@ -45,7 +45,7 @@ def encode_views(features: Features, cell: PlanCell, recipe: Recipe | None) -> N
         features.prepare_views("train", rows, recipe.views, cell.seed, count)
 
 
-def reads(cell: PlanCell) -> Iterator[tuple[str, str, list[Item], tuple[Views, int] | None]]:
+def reads(cell: LoadedCell) -> Iterator[tuple[str, str, list[Item], tuple[Views, int] | None]]:
     """The features that a cell reads: dataset, split, items, and the views that they are of."""
     if cell.row.method.inputs != "features":
         return
@@ -66,7 +66,7 @@ def reads(cell: PlanCell) -> Iterator[tuple[str, str, list[Item], tuple[Views, i
         yield name, "train", items, (recipe.views, cell.seed)
 
 
-def make_support(features: Features, cell: PlanCell, recipe: Recipe | None) -> Support | None:
+def make_support(features: Features, cell: LoadedCell, recipe: Recipe | None) -> Support | None:
     """The support set that a cell's method sees; None for zero-shot cells."""
     if cell.support is None:
         return None
@@ -122,7 +122,7 @@ class _LaterSupport(Support):
 
 
 def image_batches(
-    features: Features, cell: PlanCell, recipe: Recipe
+    features: Features, cell: LoadedCell, recipe: Recipe
 ) -> Callable[[Sequence[int], int | None], Tensor] | None:
     """Support images (n,3,H,H) by row and view (None: the evaluation view), made on demand; None
     for a method on features."""
@@ -171,12 +171,12 @@ def test_inputs(
             yield torch.stack([plain, *found], dim=1)
 
 
-def test_order(cell: PlanCell) -> list[int]:
+def test_order(cell: LoadedCell) -> list[int]:
     """Places of the tested images in the order in which a transductive method sees them."""
     return seeded_order(test_split(cell.tested), cell.seed, "test order")
 
 
-def test_views(cell: PlanCell) -> tuple[Views, int] | None:
+def test_views(cell: LoadedCell) -> tuple[Views, int] | None:
     """The views of the test images that a cell is scored on, with their seed; None for none."""
     if "test_views" not in cell.row.method.needs:
         return None

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vipbench.api import Backbone
 from vipbench.engine.explain.prompt_files import Trained, open_run, restore, runner_of
-from vipbench.engine.planning.cells import PlanCell
+from vipbench.engine.planning.cells import LoadedCell
 from vipbench.engine.planning.protocols import test_rows, test_split
 from vipbench.errors import UsageError
 from vipbench.results.sharing.privacy import Pseudonyms
@@ -50,7 +50,7 @@ class Explanation:
     words: of each learned context vector its nearest words with their Euclidean distances;
     n_words: among how many tokens of the backbone's vocabulary they were looked for."""
 
-    cell: PlanCell
+    cell: LoadedCell
     weights: Array
     mean_cosines: Array
     images: list[Explained] = field(default_factory=list)
@@ -94,7 +94,7 @@ def explain(
         cells.sort(key=lambda c: -(10**9 if c.shots is None else c.shots))
         found = None
         for cell in cells:
-            if cell.towers:
+            if cell.further:
                 continue  # its features are several backbones'
             trained = restore(session, cell, store.parameters(cell.key))
             with torch.no_grad():

@@ -25,7 +25,7 @@ from vipbench.engine.evaluation.learned import fill
 from vipbench.engine.evaluation.rebind import cannot_transfer
 from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.features.features import Features
-from vipbench.engine.planning.cells import PlanCell, impossible_pair
+from vipbench.engine.planning.cells import LoadedCell, impossible_pair
 from vipbench.engine.planning.hparams import make_hparams
 from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, load_backbone
 from vipbench.engine.planning.protocols import home
@@ -91,12 +91,12 @@ def open_run(folder: Path, images: Sequence[str] = ()) -> Session:
     return session
 
 
-def runner_of(session: Session, cell: PlanCell) -> GroupRunner:
+def runner_of(session: Session, cell: LoadedCell) -> GroupRunner:
     """What ran the cell."""
     return session.runners[cell.place]
 
 
-def restore(session: Session, cell: PlanCell, parameters: bytes | None) -> Trained:
+def restore(session: Session, cell: LoadedCell, parameters: bytes | None) -> Trained:
     """The cell's method as it was after training. Raises UsageError."""
     method = runner_of(session, cell).try_build(cell)
     if cell.support is not None and parameters is None:
@@ -111,7 +111,7 @@ def restore(session: Session, cell: PlanCell, parameters: bytes | None) -> Train
 
 
 def pack(
-    cell: PlanCell, parameters: bytes, metrics: Mapping[str, Any], private: bool = False
+    cell: LoadedCell, parameters: bytes, metrics: Mapping[str, Any], private: bool = False
 ) -> bytes:
     """The prompt file of a finished cell. private: whether it may hold single images' features."""
     data, towers = cell.data, cell.backbone.backbone
@@ -246,7 +246,7 @@ def export(folder: Path, out: Path, patient_data: bool = False) -> tuple[list[Pa
             if record is None or cell is None or data is None:
                 continue
             private = withheld(record, shareable)
-            if cell.towers:
+            if cell.further:
                 left.append(f"{record.cell.method}, which reads further backbones")
                 continue
             if private and not patient_data:

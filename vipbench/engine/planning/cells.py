@@ -30,6 +30,7 @@ from vipbench.errors import UsageError
 from vipbench.images import READER_REVISION
 from vipbench.plugins.registry import Plugin, Registry
 from vipbench.results.records.metrics import METRICS
+from vipbench.results.records.record import CellId
 from vipbench.runspec.run import MethodSpec, RunSpec
 from vipbench.runspec.values import FeaturePrecision
 
@@ -85,21 +86,19 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class PlanCell:
-    """One number in a table, or the reason why it cannot be.
+class LoadedCell:
+    """A planned cell with what it runs on, or the reason why it cannot run.
 
-    shots: None is the full training set, 0 a zero-shot cell (seed 0 where no seed has a say).
-    parts: of what the key is made, see `key_parts`. data: what is trained on. part: what is tested,
-    where that is not the test split of `data`. protocol_fields: for the
-    record, none for few-shot. towers: the method's further backbones.
+    id: as its record has it. data: what is trained on. towers: its backbone, then the method's
+    further ones. parts: of what the key is made, see `key_parts`. part: what is tested, where that
+    is not the test split of `data`. protocol_fields: for the record, none for few-shot.
     """
 
     key: str
+    id: CellId
     row: Row
     data: LoadedDataset
-    backbone: LoadedBackbone
-    shots: int | None
-    seed: int
+    towers: tuple[LoadedBackbone, ...]
     hparams: HParams
     info: CellInfo
     protocol: Protocol
@@ -109,7 +108,26 @@ class PlanCell:
     parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     part: Part | None = None
     protocol_fields: Mapping[str, Any] = field(default_factory=dict)
-    towers: tuple[LoadedBackbone, ...] = ()
+
+    @property
+    def backbone(self) -> LoadedBackbone:
+        """Its backbone, as tables name it."""
+        return self.towers[0]
+
+    @property
+    def further(self) -> tuple[LoadedBackbone, ...]:
+        """The method's further backbones."""
+        return self.towers[1:]
+
+    @property
+    def shots(self) -> int | None:
+        """Images per class: None is the full training set, 0 a zero-shot cell."""
+        return None if self.id.shots == "full" else self.id.shots
+
+    @property
+    def seed(self) -> int:
+        """0 where the scores depend on none."""
+        return self.id.seed
 
     @property
     def tested(self) -> LoadedDataset:
@@ -119,12 +137,12 @@ class PlanCell:
     @property
     def plugins(self) -> frozenset[Plugin]:
         """Those, of users, whose code the cell runs: of method, backbone and datasets."""
-        return users(self.row, self.backbone, *self.towers, self.data, self.tested)
+        return users(self.row, *self.towers, self.data, self.tested)
 
     @property
     def dims(self) -> tuple[int, ...]:
         """D of the backbone and of each further one."""
-        return (self.info.dim, *(tower.backbone.dim for tower in self.towers))
+        return (self.info.dim, *(tower.backbone.dim for tower in self.further))
 
     @property
     def owner(self) -> Plugin:
@@ -161,7 +179,7 @@ def make_rows(registry: Registry, specs: tuple[MethodSpec, ...]) -> list[Row]:
 
 def plan_cells(
     spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone, beside: Beside | None = None
-) -> list[PlanCell]:
+) -> list[LoadedCell]:
     """All cells of one row in one scene and on one backbone; of a method that reads symptoms, those
     of every kind of knowledge, labelled with it. beside: loads a method's further backbones."""
     plan = partial(_plan_cell, spec, backbone, beside or Beside(Registry(), [backbone]))
@@ -178,8 +196,8 @@ def plan_cells(
 
 
 def _plan_row(
-    plan: Callable[..., PlanCell], spec: RunSpec, row: Row, scene: Scene
-) -> list[PlanCell]:
+    plan: Callable[..., LoadedCell], spec: RunSpec, row: Row, scene: Scene
+) -> list[LoadedCell]:
     if row.method.uses_support:
         shots = [None if k == "full" else k for k in spec.shots]
         return [
@@ -209,7 +227,7 @@ def _plan_cell(
     part: Part | None,
     shots: int | None,
     seed: int,
-) -> PlanCell:
+) -> LoadedCell:
     data, protocol_fields = (
         scene.data,
         scene.protocol_fields if part is None else part.protocol_fields,
@@ -276,10 +294,31 @@ def _plan_cell(
     if part is not None:
         parts["tested"] = part.key(row.method.needs)
         notes = (*notes, *part.notes)
-    return PlanCell(
-        sha(parts), row, data, backbone, shots, seed, hparams, info, protocol, notes, reason,
-        support, parts, part, protocol_fields, towers,
-    )  # fmt: skip
+    tested = data if part is None else part.data
+    cell_id = CellId(
+        backbone=backbone.backbone.name,
+        dataset=tested.dataset.name,
+        method=row.label,
+        method_name=row.method.name,
+        shots="full" if shots is None else shots,
+        seed=seed,
+    )
+    return LoadedCell(
+        key=sha(parts),
+        id=cell_id,
+        row=row,
+        data=data,
+        towers=(backbone, *towers),
+        hparams=hparams,
+        info=info,
+        protocol=protocol,
+        notes=notes,
+        impossible=reason,
+        support=support,
+        parts=parts,
+        part=part,
+        protocol_fields=protocol_fields,
+    )
 
 
 def _further(
@@ -450,7 +489,7 @@ _SELECTION = {
 }
 
 
-def profile_note(spec: RunSpec, cell: PlanCell) -> str:
+def profile_note(spec: RunSpec, cell: LoadedCell) -> str:
     """A footnote for the cell's row; "" where the profile gives none a protocol of its own.
 
     It belongs to the run, not to the record: the same record may stand in a table of one protocol

@@ -28,7 +28,7 @@ from vipbench.engine.features.features import Features
 from vipbench.engine.machine import Share, share
 from vipbench.engine.planning.cells import (
     TEXTS,
-    PlanCell,
+    LoadedCell,
     make_rows,
     plan_cells,
     profile_note,
@@ -91,7 +91,7 @@ class Session:
     def __init__(self, send: Send) -> None:
         self.send = send
         self.spec: RunSpec | None = None
-        self.cells: dict[str, PlanCell] = {}
+        self.cells: dict[str, LoadedCell] = {}
         self.runners: Runners = {}
         self.estimator = Estimator()
         self.device: torch.device | None = None
@@ -346,11 +346,11 @@ class _Ticker:
             self._send(Tick(share=share))
 
 
-def _cannot_build(runners: Runners, cells: list[PlanCell]) -> dict[str, str]:
+def _cannot_build(runners: Runners, cells: list[LoadedCell]) -> dict[str, str]:
     """What is tested -> why it cannot be: the method cannot be built on this backbone, where it
     says so itself, or serves no other classes than those that it is trained on. Tried once for each
     of what is tested; cells are of one row."""
-    firsts: dict[str, PlanCell] = {}
+    firsts: dict[str, LoadedCell] = {}
     for cell in cells:
         if cell.impossible is None:
             firsts.setdefault(cell.tested.dataset.name, cell)
@@ -364,7 +364,7 @@ def _cannot_build(runners: Runners, cells: list[PlanCell]) -> dict[str, str]:
     return found
 
 
-def _asked(attempt: Callable[[PlanCell], Any], cell: PlanCell) -> str | None:
+def _asked(attempt: Callable[[LoadedCell], Any], cell: LoadedCell) -> str | None:
     try:
         answer = attempt(cell)
     except (UnsupportedError, TextError) as error:
@@ -375,15 +375,10 @@ def _asked(attempt: Callable[[PlanCell], Any], cell: PlanCell) -> str | None:
     return answer if isinstance(answer, str) else None
 
 
-def _planned(cell: PlanCell, reason: str | None, note: str) -> PlannedCell:
+def _planned(cell: LoadedCell, reason: str | None, note: str) -> PlannedCell:
     return PlannedCell(
         key=cell.key,
-        backbone=cell.backbone.backbone.name,
-        dataset=cell.tested.dataset.name,
-        method=cell.row.label,
-        method_name=cell.row.method.name,
-        shots="full" if cell.shots is None else cell.shots,
-        seed=cell.seed,
+        **cell.id.model_dump(),
         group="\x1f".join(cell.group),
         status="todo" if reason is None else "impossible",
         reason=reason,
@@ -404,7 +399,7 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
 
 
-def _lacks(registry: Registry, cell: PlanCell, company: frozenset[str]) -> tuple[str, ...]:
+def _lacks(registry: Registry, cell: LoadedCell, company: frozenset[str]) -> tuple[str, ...]:
     """The further backbones that the cell reads and nobody registers, as `unknown` has them, and
     the sources of those whose code is not to be run here."""
     names = cell.hparams.backbones()
