@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 from vipbench.engine.workers import driver
@@ -70,3 +73,60 @@ def test_each_cell_ends_once_and_untried_ones_say_so(tmp_path: Path) -> None:
         assert "exit status 7" in said[shots][1]
     assert said[8][0] == "NotTried"
     assert "exit status 7" in said[8][1]
+
+
+WAITS = """
+import pathlib
+import time
+import torch
+import vipbench
+from vipbench import api
+
+calls = []
+
+class Waits(api.Method):
+    name = "waits"
+    kind = "TF"
+    needs = frozenset()
+
+    def prepare(self, support):
+        calls.append(self)
+        if len(calls) == 1:
+            raise RuntimeError("not together")
+        while len(calls) == 3 and not pathlib.Path(__file__).with_name("go").exists():
+            time.sleep(0.02)
+
+    def forward(self, x):
+        return torch.zeros(len(x), self.task.n_classes)
+
+@vipbench.hookimpl
+def register_methods(register):
+    register(Waits)
+"""
+
+
+class Interrupter(driver.Observer):
+    """Lets the second cell end after the first was taken, and only then gives the signal."""
+
+    def __init__(self, go: Path) -> None:
+        self.go = go
+
+    def cell_done(self, cell: driver.PlannedCell, record: Record) -> None:
+        if not self.go.exists():
+            self.go.touch()
+            time.sleep(2)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_cells_that_ended_before_a_signal_are_handed_in_after_it(tmp_path: Path) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "waits.py").write_text(WAITS, encoding="utf-8")
+    spec = RunSpec.parse(
+        {"methods": ["waits"], "datasets": ["synthderm"], "backbones": ["tiny-clip"],
+         "shots": [1], "seeds": [1, 2], "out": tmp_path / "out",
+         "plugins_dir": tmp_path / "plugins", "views": "none"}
+    )  # fmt: skip
+    outcome = driver.run(spec, Interrupter(tmp_path / "plugins" / "go"))
+    assert (outcome.signal, outcome.done, outcome.failed) == (signal.SIGINT, 2, 0)
+    with Store(tmp_path / "out", readonly=True) as store:
+        assert len([record for record in store.records() if record.ok]) == 2
