@@ -15,9 +15,26 @@ import pytest
 from tests.backbones.hub_models import save_own_code
 from tests.security.conftest import METHOD
 from vipbench import trust
+from vipbench.engine.workers import driver
 from vipbench.errors import UsageError
 from vipbench.plugins import files
 from vipbench.plugins.registry import load_registry
+from vipbench.results import Store
+from vipbench.runspec.run import RunSpec
+
+PEEKS = (
+    METHOD
+    + """
+    register(Peeks)
+
+class Peeks(Marked):
+    name = "peeks"
+
+    def forward(self, x):
+        __import__("li" + "b.hidden")
+        return super().forward(x)
+"""
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +119,30 @@ def test_a_module_that_no_import_names_is_asked_for_when_it_is_imported(
     trust.name(folder)
     load_registry(folder)
     assert (tmp_path / "mark").exists()
+
+
+def test_code_that_a_cell_meets_costs_that_cell(tmp_path: Path) -> None:
+    folder = plugin(tmp_path / "p", "")
+    (folder / "marked.py").write_text(PEEKS)
+    for path in folder.glob("*.py"):
+        trust._keep([(str(path), trust.sha256(path.read_bytes()))])
+    hidden = folder / "lib" / "hidden.py"
+    hidden.parent.mkdir()
+    hidden.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'mark')!r}).touch()\n")
+    spec = RunSpec.parse(
+        {"methods": ["peeks", "marked", "zero-shot"], "datasets": ["synthderm"],
+         "backbones": ["tiny-clip"], "shots": [1], "seeds": [1], "out": tmp_path / "out",
+         "plugins_dir": folder}
+    )  # fmt: skip
+    outcome = driver.run(spec)
+    assert (outcome.done, outcome.failed) == (2, 1)
+    with Store(tmp_path / "out", readonly=True) as store:
+        errors = {record.cell.method: record.error for record in store.records()}
+    assert errors["marked"] is errors["zero-shot"] is None
+    assert errors["peeks"] is not None
+    for fact in (str(hidden), trust.sha256(hidden.read_bytes()), "--allow-code"):
+        assert fact in errors["peeks"].message
+    assert not (tmp_path / "mark").exists()
 
 
 def test_no_compiled_module_of_a_folder_that_was_not_named(

@@ -134,6 +134,7 @@ def over_memory(used: list[Used]) -> list[Used]:
 
 
 DIED, TIMEOUT, NOT_TRIED, SILENT = "WorkerDied", "Timeout", "NotTried", "NoResult"
+UNTRUSTED = "UntrustedCode"
 
 
 # After so many of a group's cells ended a worker each, the rest are written off untried.
@@ -364,7 +365,14 @@ class Pool:
             return
         if isinstance(event, Untrusted) and worker.planned:
             # Code that is imported within a cell; what this run's plan needs was allowed.
-            raise UntrustedCodeError(event.what, event.asked, event.files)
+            error = UntrustedCodeError(event.what, event.asked, event.files)
+            if slot.group is None or worker is not slot.worker:
+                raise error
+            # What else the worker has imported may be half of what it should be.
+            slot.drop()
+            lines = map(str.strip, str(error).splitlines())
+            self._cell_failed(slot, UNTRUSTED, "; ".join(lines))
+            return
         if isinstance(event, Plan | Untrusted):
             worker.planned = True
             self._starts = 0
