@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import partial
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import transformers
 
 from tests.backbones import hub_models
 from tests.backbones.clips import pictures
 from tests.backbones.test_transformers import SAVERS
+from vipbench.backbones.towers.image import side_of_timm, side_of_transformers
 from vipbench.errors import UsageError
 from vipbench.plugins.registry import load_registry
 
@@ -137,6 +141,27 @@ def test_a_scale_that_is_no_logarithm(refused: Any, tmp_path: Path) -> None:
         with_scale(100, hub_models.save_clip)
     assert with_scale(4.765, hub_models.save_siglip) == ()  # the published SigLIP's
     assert with_scale(14.2857, hub_models.save_siglip) != ()
+
+
+@pytest.mark.parametrize("lost", ["layers", "layers.0.attention.q_proj", "blocks.0.attn.gate"])
+def test_a_version_that_names_its_parts_otherwise(lost: str) -> None:
+    module, _, name = lost.rpartition(".")
+    if lost.startswith("blocks"):
+        library: Any = timm
+        model = timm.create_model("vit_tiny_patch16_224", depth=1)
+        read = partial(side_of_timm, model, None, 224, model, None)
+    else:
+        library = transformers
+        sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        model = transformers.ViTModel(transformers.ViTConfig(**sizes, num_hidden_layers=1))
+        read = partial(side_of_transformers, model, None, torch.nn.Identity)
+    part = model.get_submodule(module)
+    delattr(part, name)
+    with pytest.raises(UsageError) as refusal:
+        read()
+    tested = next(r for r in requires("vipbench") or () if r.startswith(library.__name__))
+    for fact in (type(part).__name__, name, library.__version__, tested):
+        assert fact in str(refusal.value)
 
 
 def test_own_code_runs_only_where_it_is_said(refused: Any, tmp_path: Path) -> None:

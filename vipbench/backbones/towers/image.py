@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vipbench.api import Tap, UnsupportedError
 from vipbench.backbones.towers.frozen_vit import forward, plain_context, runs
-from vipbench.backbones.towers.layers import Layer, read_layers
+from vipbench.backbones.towers.layers import Layer, changed_library, read_layers
 from vipbench.backbones.towers.text import is_kind
 
 
@@ -186,7 +186,17 @@ class PatchedSide(ImageSide):
 def side_of_transformers(
     model: Any, projection: nn.Module | None, fresh: Callable[[], nn.Module]
 ) -> ImageSide:
-    """The image side of a vision model of the transformers library."""
+    """The image side of a vision model of the transformers library. Raises UsageError where its
+    classes are not those of the library's tested versions."""
+    try:
+        return _side_of_transformers(model, projection, fresh)
+    except AttributeError as error:
+        raise changed_library(model, error) from error
+
+
+def _side_of_transformers(
+    model: Any, projection: nn.Module | None, fresh: Callable[[], nn.Module]
+) -> ImageSide:
     config = model.config
     kind = config.model_type
     if kind in ("siglip2", "siglip2_vision_model"):

@@ -6,9 +6,11 @@ them. Shapes: T rows of a sequence, W width of the tower, H heads; `*` any leadi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import requires
 from typing import Any
 
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from vipbench.backbones.towers.linear import constant_linear, through
 from vipbench.backbones.towers.masks import repeated
 from vipbench.backbones.towers.text import Function, attend
 from vipbench.backbones.towers.vmap import folded
+from vipbench.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,24 @@ def _read(block: Any, tower: Tower, index: int) -> Layer:
         (("ResidualAttentionBlock",), _openclip_parts),
     ):
         if kind in names:
-            return Layer(tower, index, **reader(block))
+            try:
+                return Layer(tower, index, **reader(block))
+            except AttributeError as error:
+                raise changed_library(block, error) from error
     raise UnsupportedError(
         f"block {index} of the {tower} tower is a {kind}; known are those of CLIP, SigLIP, BERT, "
         "RoBERTa and plain vision transformers"
     )
+
+
+def changed_library(part: object, error: AttributeError) -> UsageError:
+    """What to raise where a library's class lacks an attribute that its tested versions have."""
+    kind = type(part)
+    library = kind.__module__.partition(".")[0]
+    version = getattr(sys.modules.get(library), "__version__", "of unknown version")
+    tested = [r.partition(";")[0] for r in requires("vipbench") or () if r.startswith(library)]
+    hint = f"; install {' '.join(tested)}" if tested else ""
+    return UsageError(f"{kind.__name__} of {library} {version} is not as expected: {error}{hint}")
 
 
 def _clip_parts(block: Any) -> dict[str, Any]:
@@ -146,11 +162,13 @@ def _vit_parts(block: Any) -> dict[str, Any]:
 
 def _timm_parts(block: Any) -> dict[str, Any]:
     attn, mlp = block.attn, block.mlp
+    if type(attn).__name__ != "Attention":
+        raise UnsupportedError(f"an image tower with {type(attn).__name__}")
     extra = [
         n for n in ("q_norm", "k_norm", "norm") if not isinstance(getattr(attn, n), nn.Identity)
     ]
     extra += ["norm"] if not isinstance(mlp.norm, nn.Identity) else []
-    if extra or attn.gate is not None or type(attn).__name__ != "Attention":
+    if extra or attn.gate is not None:
         raise UnsupportedError(
             "its blocks normalise or gate within attention, which taps do not know"
         )
