@@ -6,17 +6,19 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 
 from benchmarks.decoding import beside, photographs
-from benchmarks.gpu.precision import PRECISIONS, precision
 from benchmarks.gpu.worker import Bench, Line
 from vipbench.api import Split
 from vipbench.engine.features.decode_pool import VARIABLE
 from vipbench.engine.features.features import ENCODE_BATCH
 from vipbench.engine.machine import threads
+from vipbench.engine.precision import feature_precision
+from vipbench.runspec.values import FeaturePrecision
 
 GOAL = 0.45  # of the measured bf16 products
 DISTINCT = 256  # photographs; each stands for several images
@@ -30,8 +32,8 @@ def run(bench: Bench) -> Iterator[Line]:
     for batch in (ENCODE_BATCH, 256):
         pixels = torch.randn(batch, 3, *[bench.backbone.image_size] * 2, device=bench.device)
         exact = bench.backbone.encode_image(pixels)
-        for name in PRECISIONS:
-            with precision(name, bench.device), torch.no_grad():
+        for name in get_args(FeaturePrecision):
+            with feature_precision(name, bench.device), torch.no_grad():
                 found = bench.backbone.encode_image(pixels).float()
                 times = max(1, count // batch)
                 taken = bench.seconds(lambda x=pixels: bench.backbone.encode_image(x), times)

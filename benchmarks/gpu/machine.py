@@ -6,11 +6,13 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import get_args
 
 import torch
 
-from benchmarks.gpu.precision import PRECISIONS, precision
 from benchmarks.gpu.worker import Bench, Line
+from vipbench.engine.precision import feature_precision
+from vipbench.runspec.values import FeaturePrecision
 
 LIBRARIES = (
     "torch", "torchvision", "triton", "open_clip_torch", "transformers", "timm",
@@ -24,8 +26,8 @@ def run(bench: Bench) -> Iterator[Line]:
     side, times = (256, 3) if bench.quick else (8192, 10)
     a, b = (torch.randn(side, side, device=bench.device) for _ in range(2))
     rates = {}
-    for name in PRECISIONS:
-        with precision(name, bench.device):
+    for name in get_args(FeaturePrecision):
+        with feature_precision(name, bench.device):
             taken = bench.seconds(lambda: a @ b, times, warm=3)
         rates[name] = 2 * side**3 / taken / 1e12
     block = torch.zeros((1 << 20 if bench.quick else 1 << 32), dtype=torch.uint8,
