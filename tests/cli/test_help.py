@@ -67,7 +67,7 @@ def test_every_option_is_a_field_of_the_suite(cli: Cli) -> None:
         (["run", "--shots", "0"], "--shots: 0 shots cannot be run: zero-shot methods run without"),
         (["run", "--seeds", "1,1"], "--seeds: '1' is given twice"),
         (["run", "--views", "many"], "--views: expected per-epoch, none or a number of views"),
-        (["run", "--device", "tpu"], "--device: expected 'auto', 'cpu' or 'cuda', or CUDA"),
+        (["run", "--device", "tpu"], "--device: expected 'auto', 'cpu', 'cuda', 'mps'"),
         (["run", "--methods", "vip[a"], "lacks its closing bracket"),
         (["run", "--methods", "coop", "--set", "vip.M=4"], "unknown method 'vip'"),
         (["run", "--suite", "none.yaml"], "suite 'none.yaml' does not exist"),

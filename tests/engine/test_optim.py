@@ -45,7 +45,7 @@ def test_updates_are_torchs(name: str, data: st.DataObject) -> None:
     theirs = [start[i].clone().requires_grad_() for i in range(3)]
     makers = [MAKERS[name]([p], recipe) for p in theirs]
     optimizer = Optimizer(recipe, ours)
-    places = corrections(recipe, 5)
+    places = corrections(recipe, 5, start.device)
     rates = torch.full((3,), recipe.lr, dtype=torch.float64)
     for step in range(5):
         grads = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64)

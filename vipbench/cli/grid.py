@@ -171,7 +171,7 @@ Device = Annotated[
     text(
         "--device",
         "auto|cpu|cuda",
-        "Compute device; also cuda:0,cuda:2. [auto]",
+        "Compute device; also cuda:0,cuda:2, mps, xpu. [auto]",
         panel=MACHINE,
     ),
 ]

@@ -13,7 +13,7 @@ from typing import Any
 from vipbench import trust
 from vipbench.api import DataError
 from vipbench.engine.features import decode_pool
-from vipbench.engine.machine import threads
+from vipbench.engine.machine import kind_name, threads, untested
 from vipbench.engine.training import cuda_graphs
 from vipbench.errors import UsageError
 from vipbench.fetching import offline
@@ -62,9 +62,7 @@ def report(plugins_dir: Path | None, data_root: Path | None, sources: Sequence[s
     return {
         "torch": {
             "threads": torch.get_num_threads(),
-            "devices": [_device(i) for i in range(torch.cuda.device_count())]
-            if torch.cuda.is_available()
-            else [],
+            "devices": _devices(),
             "graphs": cuda_graphs.asked(),
             "decoders": decode_pool.asked(),
         },
@@ -78,6 +76,14 @@ def report(plugins_dir: Path | None, data_root: Path | None, sources: Sequence[s
         "broken": broken,
         "unknown": strange,
     }
+
+
+def _devices() -> list[str]:
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    others = [f"{kind_name(name)}, used by --device {name} alone" for name in untested()]
+    return [*(_device(i) for i in range(there)), *others]
 
 
 def _device(index: int) -> str:

@@ -11,7 +11,7 @@ import torch
 from vipbench.api import ImageBackbone
 from vipbench.errors import UsageError
 from vipbench.runspec.run import RunSpec
-from vipbench.runspec.values import cuda_numbers
+from vipbench.runspec.values import UNTESTED_DEVICES, cuda_numbers
 
 # Below this width D of a backbone its operations are too small to be shared by threads.
 SMALL_DIM = 256
@@ -19,23 +19,35 @@ SMALL_DIM = 256
 
 @dataclass(frozen=True)
 class Share:
-    """How a run's workers share the machine. devices: CUDA devices by number, () for the CPU."""
+    """How a run's workers share the machine. devices: CUDA devices by number. kind: where
+    there are none, "cpu" or one of UNTESTED_DEVICES."""
 
     workers: int = 1
     devices: tuple[int, ...] = ()
+    kind: str = "cpu"
 
     def device(self, number: int) -> torch.device:
         """Where worker `number` computes; its process's CUDA calls go there, too."""
         if not self.devices:
-            return torch.device("cpu")
+            # With the number that its tensors have.
+            return torch.device("cpu") if self.kind == "cpu" else torch.device(self.kind, 0)
         chosen = self.devices[number % len(self.devices)]
         torch.cuda.set_device(chosen)
         return torch.device("cuda", chosen)
 
     @classmethod
-    def of(cls, device: str, workers: int | None, there: int) -> Share:
-        """What `device` and `workers` of a RunSpec come to where `there` CUDA devices are. Raises
-        UsageError."""
+    def of(
+        cls, device: str, workers: int | None, there: int, untested: tuple[str, ...] = ()
+    ) -> Share:
+        """What `device` and `workers` of a RunSpec come to where `there` CUDA devices are, and
+        `untested` ones. Raises UsageError."""
+        if device in UNTESTED_DEVICES:
+            if device not in untested:
+                raise UsageError(
+                    f"--device {device}: PyTorch {torch.__version__} finds no such device on this "
+                    "machine; use --device cpu or auto"
+                )
+            return cls(workers or 1, kind=device)
         named = cuda_numbers(device)
         if (device == "cuda" or named is not None) and there == 0:
             raise UsageError(
@@ -57,13 +69,24 @@ class Share:
     def description(self) -> str:
         """The devices in use."""
         used = self.devices[: self.workers]
-        return ",".join(f"cuda:{number}" for number in used) or "cpu"
+        return ",".join(f"cuda:{number}" for number in used) or kind_name(self.kind)
 
 
 def share(spec: RunSpec) -> Share:
     """The devices of a run and the number of its workers. Raises UsageError."""
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return Share.of(spec.device, spec.workers, there)
+    return Share.of(spec.device, spec.workers, there, untested())
+
+
+def untested() -> tuple[str, ...]:
+    """Those of UNTESTED_DEVICES that PyTorch can use here."""
+    there = {"mps": torch.backends.mps.is_available(), "xpu": torch.xpu.is_available()}
+    return tuple(name for name in UNTESTED_DEVICES if there[name])
+
+
+def kind_name(kind: str) -> str:
+    """A device's type for users; it tells where vipbench has never run on one."""
+    return f"{kind} (not tested)" if kind in UNTESTED_DEVICES else kind
 
 
 def cores(workers: int = 1) -> int:

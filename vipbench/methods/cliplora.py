@@ -166,7 +166,7 @@ def random_bits(x: Tensor, key: Tensor, salt: int) -> Tensor:
     cell on any device, where noise of x's size in every layer would fill the memory.
     """
     place = torch.arange(x.numel(), device=x.device).reshape(x.shape)
-    bits = (place + salt * 0x9E3779B1 + (key.double() * 2**40).long()) & 0xFFFFFFFF
+    bits = (place + salt * 0x9E3779B1 + (key * 2**40).long()) & 0xFFFFFFFF
     for multiplier in (0x7FEB352D, 0x846CA68B):
         bits = ((bits ^ (bits >> 16)) * multiplier) & 0xFFFFFFFF
     return bits ^ (bits >> 16)

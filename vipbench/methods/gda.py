@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vipbench import api
-from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts, views_of
+from vipbench.methods.shared.prototypes import Templates, in_double, one_hot, unit_texts, views_of
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 
@@ -60,8 +60,8 @@ class GDA(api.Method):
         covariance is the identity. A class without images gets the mean Gaussian logit of the
         others, so that its text decides."""
         views = views_of(support, self.hparams.passes)
-        x = F.normalize(torch.cat(views), dim=-1).double()  # (V*N,D)
-        labels, dim = support.labels.repeat(len(views)), x.shape[1]
+        x = in_double(F.normalize(torch.cat(views), dim=-1))  # (V*N,D)
+        labels, dim = support.labels.repeat(len(views)).to(x.device), x.shape[1]
         member = one_hot(labels, self.task.n_classes, x)
         count = member.sum(0)
         means = (member.T @ x) / count.clamp(min=1).unsqueeze(1)  # (C,D)

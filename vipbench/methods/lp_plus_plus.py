@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipbench import api
-from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts
+from vipbench.methods.shared.prototypes import Templates, in_double, one_hot, unit_texts
 
 
 class LPPlusPlus(api.Method):
@@ -57,9 +57,10 @@ class LPPlusPlus(api.Method):
         """W and α; classes without support images start at W = 0 and do not count for α."""
         x = F.normalize(support.plain, dim=-1)
         member = one_hot(support.labels, self.task.n_classes, x)  # (N,C)
-        count = member.sum(0)
         # In double precision, as the official program does it: α is large.
-        cosine = (member * (x @ self.text.T)).double().sum(0) / count.clamp(min=1)
+        cosine = in_double(member * (x @ self.text.T)).sum(0)  # (C,)
+        count = member.sum(0).to(cosine.device)
+        cosine = cosine / count.clamp(min=1)
         with torch.no_grad():
             self.head.weight.copy_(member.T @ x)
             self.alpha.fill_(self.hparams.alpha_init * float(cosine[count > 0].mean()))

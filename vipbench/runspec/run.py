@@ -53,8 +53,8 @@ class RunSpec(BaseModel):
         folder of links lie, beside the data's own.
         knowledge: texts that replace the symptoms, one row each
         for methods that read symptoms. out: the results folder. plugins_dir: single-file plugins.
-    device: "auto", "cpu", "cuda", or CUDA devices such as "cuda:0,cuda:1". workers: processes that
-        run groups of cells at once; None is one for each CUDA device, or one.
+    device: "auto", "cpu", "cuda", "mps", "xpu", or CUDA devices such as "cuda:0,cuda:1".
+    workers: processes that run groups of cells at once; None is one for each CUDA device, or one.
     protocol: what is trained, and on what it is tested; see `ProtocolSpec`.
     precision: of the text tower in training. feature_precision: of image features, which methods on
         features read.

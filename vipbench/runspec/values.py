@@ -275,19 +275,22 @@ def _whole(value: Any, expected: str) -> int:
 
 FeaturePrecision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 MOST_WORKERS = 256
+# Accepted, but vipbench has never run on one.
+UNTESTED_DEVICES = ("mps", "xpu")
 _DEVICES = re.compile(r"cuda:\d{1,3}(,cuda:\d{1,3})*")
 
 
 def device(value: Any) -> str:
-    """ "auto", "cpu", "cuda", or CUDA devices by number such as "cuda:0,cuda:2", also as a list."""
+    """ "auto", "cpu", "cuda", "mps", "xpu", or CUDA devices by number such as "cuda:0,cuda:2", also
+    as a list."""
     parts = [value] if isinstance(value, str) else value
     text = ""
     if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
         text = ",".join(word.strip() for part in parts for word in part.split(","))
-    if text not in ("auto", "cpu", "cuda") and not _DEVICES.fullmatch(text):
+    if text not in ("auto", "cpu", "cuda", *UNTESTED_DEVICES) and not _DEVICES.fullmatch(text):
         raise UsageError(
-            "expected 'auto', 'cpu' or 'cuda', or CUDA devices such as 'cuda:0,cuda:1', got "
-            f"{show(value)}"
+            "expected 'auto', 'cpu', 'cuda', 'mps' or 'xpu', or CUDA devices such as "
+            f"'cuda:0,cuda:1', got {show(value)}"
         )
     return ",".join(once(text.split(",")))
 

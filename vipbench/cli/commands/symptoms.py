@@ -252,6 +252,6 @@ def _embedder(registry: Registry, source: str) -> Any:
 
     def embed(texts: Sequence[str]) -> Any:
         with torch.no_grad():
-            return towers.encode_text(towers.embed(list(texts))).double().cpu().numpy()
+            return towers.encode_text(towers.embed(list(texts))).cpu().double().numpy()
 
     return embed

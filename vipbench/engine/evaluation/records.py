@@ -16,6 +16,7 @@ import torch
 
 from vipbench import __version__
 from vipbench.api import ImageError
+from vipbench.engine.machine import kind_name
 from vipbench.engine.planning.cells import LoadedCell, metric_revisions
 from vipbench.engine.planning.loading import LoadedBackbone
 from vipbench.plugins.registry import provenance
@@ -167,7 +168,7 @@ def error_record(cell: LoadedCell, error: BaseException) -> Record:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return device.type
+    return kind_name(device.type)
 
 
 @lru_cache

@@ -113,14 +113,14 @@ def explain(
     runner = runner_of(session, cell)
     test = test_split(cell.data)
     x = runner.features.plain("test", test_rows(cell.data))
-    scores = trained.score(x).double().numpy()
+    scores = trained.score(x).cpu().double().numpy()
     if kept is not None and not np.allclose(kept.scores, scores, rtol=1e-3, atol=1e-3):
         raise UsageError(
             f"cell {cell.key[:12]} gives other scores here than its record holds; another device "
             "or other library versions? `vipbench show` names those of the record"
         )
     cosines = _cosines(x, features, weights)
-    made = Explanation(cell, weights.double().cpu().numpy(), cosines.mean(0), n_test=len(test))
+    made = Explanation(cell, weights.cpu().double().numpy(), cosines.mean(0), n_test=len(test))
     labels = test.labels
     shown_ids: Sequence[str] = test.ids
     if not include_paths and cell.data.dataset.sharing != "allowed":
@@ -130,7 +130,7 @@ def explain(
     made.words, made.n_words = nearest_words(trained)
     if paths:
         own = trained.inputs(paths)
-        found_scores = trained.score(own).double().numpy()
+        found_scores = trained.score(own).cpu().double().numpy()
         found_cosines = _cosines(own, features, weights)
         for n, path in enumerate(paths):
             shown = path.name if include_paths else f"image {n + 1}"
@@ -154,7 +154,7 @@ def _cosines(x: torch.Tensor, features: torch.Tensor, weights: torch.Tensor) -> 
     """(N,D), (C,K,D) -> (N,C,K), NaN where a class was padded."""
     found = torch.einsum("nd,ckd->nck", F.normalize(x, dim=-1), F.normalize(features, dim=-1))
     found = found.masked_fill(weights == 0, torch.nan)
-    return found.double().cpu().numpy()
+    return found.cpu().double().numpy()
 
 
 def _across(

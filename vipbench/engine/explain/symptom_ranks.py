@@ -45,7 +45,7 @@ def rank_symptoms(data: LoadedDataset, backbone: LoadedBackbone) -> list[RankedS
     ):
         with torch.no_grad():
             t = F.normalize(towers.encode_text(towers.embed(list(texts))), dim=-1)
-        scores = (x @ t.T).double().cpu().numpy()  # (N,K)
+        scores = (x @ t.T).cpu().double().numpy()  # (N,K)
         own = train.labels == label
         whole = auroc(scores.mean(1), own)
         rows = []

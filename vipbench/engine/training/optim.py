@@ -13,6 +13,8 @@ from torch import Tensor
 from vipbench.api import Recipe
 
 Tensors = dict[str, Tensor]
+# Types of devices.
+WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
 def steps_per_epoch(recipe: Recipe, n: int) -> int:
@@ -56,14 +58,16 @@ def learning_rates(recipe: Recipe, n: int) -> list[float]:
     return rates
 
 
-def corrections(recipe: Recipe, steps: int) -> Tensor:
-    """(steps,2) float64: what Adam's first moment and the root of its second are divided by at
-    each step, 1 - β₁ⁿ and √(1 - β₂ⁿ) of step number n from 1. A recorded step cannot count.
+def corrections(recipe: Recipe, steps: int, device: torch.device) -> Tensor:
+    """(steps,2) on the CPU, float64 where `device` has it, else float32: what Adam's first moment
+    and the root of its second are divided by at each step, 1 - β₁ⁿ and √(1 - β₂ⁿ) of step number n
+    from 1. A recorded step cannot count.
     """
     beta1, beta2 = recipe.betas
     numbers = range(1, steps + 1)
     table = [(1 - beta1**n, math.sqrt(1 - beta2**n)) for n in numbers]
-    return torch.tensor(table, dtype=torch.float64)
+    exact = torch.tensor(table, dtype=torch.float64)
+    return exact.float() if device.type in WITHOUT_FLOAT64 else exact
 
 
 class Optimizer:

@@ -126,7 +126,7 @@ class Step:
         # A stack of one may go another way than vmap; of cells that were many, the last stays.
         self._vectorised = len(cells) > 1
         self._inputs: Inputs | None = None
-        self._corrections = sent(corrections(cells[0].recipe, steps), some.device)
+        self._corrections = sent(corrections(cells[0].recipe, steps, some.device), some.device)
         self._correction = torch.empty_like(self._corrections[0])
 
     def set(self, inputs: Inputs, number: int) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 from vipbench import api
 
 Templates = Literal["first", "all"]
+# Types of devices.
+WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
 def unit_texts(task: api.Task, templates: Templates) -> Tensor:
@@ -27,6 +29,11 @@ def raw_texts(task: api.Task, templates: Templates) -> Tensor:
 def one_hot(labels: Tensor, n_classes: int, like: Tensor) -> Tensor:
     """(N,) -> (N,C) in the type of `like`."""
     return torch.nn.functional.one_hot(labels, n_classes).to(like)
+
+
+def in_double(x: Tensor) -> Tensor:
+    """`x` in double precision; on the CPU where its device has none."""
+    return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).double()
 
 
 def views_of(support: api.Support, count: int, start: int = 0) -> list[Tensor]:
