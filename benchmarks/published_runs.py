@@ -99,7 +99,7 @@ def keep(folder: Path, name: str, into: Path = KEPT) -> None:
     text = {
         "title": RunSpec.from_yaml(folder / SUITE_NAME).title,
         "records": [record.to_dict() | {"history": [], "timing": {}} for record in records],
-        "plan": [cell.to_dict() for cell in plan],
+        "plan": [cell.stored() for cell in plan],
         "predicted": predicted,
         "labels": labels,
     }

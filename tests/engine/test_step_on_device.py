@@ -67,8 +67,8 @@ METHODS = {found.name: found.target for found in load_registry().methods.values(
 
 
 def info_of(tower: api.Backbone) -> api.CellInfo:
-    n = testing.SHOTS * len(testing.CLASSES)
-    return api.CellInfo(testing.SHOTS, n, 3, tower.name, tower.dim, tower.width, "toy")
+    n = testing.SHOTS[0] * len(testing.CLASSES)
+    return api.CellInfo(testing.SHOTS[0], n, 3, tower.name, tower.dim, tower.width, "toy")
 
 
 def trained() -> list[str]:

@@ -64,7 +64,8 @@ def test_messages(cli: Cli, tmp_path: Path, way: str) -> None:
     (tmp_path / "plugins" / "bad.py").write_text(f"raise ValueError({HOSTILE!r})")
     done = cli(*files(tmp_path)[way], cwd=tmp_path)
     assert done.returncode
-    assert "\\u001b" in done.stderr or "\\x1b" in done.stderr
+    printed = done.stdout + done.stderr
+    assert "\\u001b" in printed or "\\x1b" in printed
     for stream in (done.stdout, done.stderr):
         assert not [control for control in CONTROLS if control in stream]
 

@@ -101,7 +101,8 @@ def _check_squares(transform: ProcessorTransform, size: int) -> None:
 
     def pixels(image: Image.Image) -> torch.Tensor:
         try:
-            found = transform(image)
+            with np.errstate(all="ignore"):  # what is not finite is refused below
+                found = transform(image)
         except Exception as error:  # whatever a setting makes the library raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UnsupportedError(f"it fails on an RGB image: {reason[0]} ({settings})") from error

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ class _Trials(Screen):
     def planned(self, plan: Plan) -> None:
         """See Screen."""
         kept = [c for c in plan.cells if c.status != "impossible" or c.method in self.labels]
-        super().planned(replace(plan, cells=kept))
+        super().planned(plan.model_copy(update={"cells": kept}))
         self.plan = plan
 
 
