@@ -38,6 +38,7 @@ from vipbench.api import (
     has_own_fit,
     pads_batches,
 )
+from vipbench.backbones.towers import masks
 from vipbench.engine.evaluation.foreign import ForeignModelError
 from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.evaluation.scoring import Finished, Ready, ScoreError
@@ -240,6 +241,7 @@ def _check_device(toy: _Toy, cells: Sequence[LoadedCell]) -> None:
     labels, towers = Labels(), toy.towers(cells[0])
     if not all(Weights(tower).tensors for tower in towers):
         return  # without weights nothing tells where a tower's features are
+    masks.forget()  # those of the cells before lie on the CPU
     try:
         with another_device(towers, labels):
             toy.run(cells, partial(_short, epochs=1))

@@ -42,6 +42,11 @@ def _causal(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return additive(torch.ones(rows, rows, dtype=torch.bool, device=device).tril(), dtype)
 
 
+def forget() -> None:
+    """Make causal masks anew, where those that were made have another use."""
+    _causal.cache_clear()
+
+
 def queries_dtype(x: Tensor) -> torch.dtype:
     """The type that queries computed from x have: under autocast it is another."""
     kind = x.device.type
