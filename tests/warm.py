@@ -193,7 +193,7 @@ def _import_libraries() -> None:
     """What vipbench imports, by importing vipbench and forgetting its modules."""
     for name in (
         *("engine.workers.session", "backbones.loading.tiny_clip", "cli.app", "results"),
-        *("backbones.open_clip", "cli.commands.run", "cli.commands.progress", "datasets"),
+        *("backbones.open_clip", "cli.commands.run", "engine.progress", "datasets"),
     ):
         with contextlib.suppress(ImportError):
             importlib.import_module(f"vipbench.{name}")

@@ -17,16 +17,35 @@ if sys.argv[:1] == ["-m"] and "vipbench" in sys.orig_argv and not sys.flags.safe
     except OSError:
         pass
 
-from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vipbench.errors import UsageError
 from vipbench.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from pandas import DataFrame
 
+    from vipbench.engine.run import plan, run
+    from vipbench.results.results import Results
+
 __version__ = "0.1.0"
-__all__ = ["__version__", "hookimpl", "load_results"]
+# Imported at their first use: they need pandas.
+_LATER = {
+    "Results": "vipbench.results.results",
+    "plan": "vipbench.engine.run",
+    "run": "vipbench.engine.run",
+}
+__all__ = [
+    "Results",
+    "UsageError",
+    "__version__",
+    "hookimpl",
+    "load_results",
+    "plan",
+    "run",
+]
 
 
 def load_results(folder: str | PathLike[str], superseded: bool = False) -> DataFrame:
@@ -36,3 +55,17 @@ def load_results(folder: str | PathLike[str], superseded: bool = False) -> DataF
     from vipbench.results.sharing.frame import load_results as load
 
     return load(folder, superseded)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'vipbench' has no attribute '{name}'")
+    from importlib import import_module
+
+    value = getattr(import_module(_LATER[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

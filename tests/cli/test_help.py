@@ -12,8 +12,9 @@ from subprocess import CompletedProcess
 import pytest
 
 from vipbench import __version__
-from vipbench.cli.commands.suites import demo_suite, make_spec
+from vipbench.cli.commands.suites import make_spec
 from vipbench.errors import UsageError
+from vipbench.runspec.run import demo_suite
 
 Cli = Callable[..., "CompletedProcess[str]"]
 HEAVY = ("torch", "numpy", "pandas", "rich", "open_clip", "yaml")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vipbench.cli.commands import progress
-from vipbench.cli.commands.text import clean, columns, duration, plural, ranges, shots_text
+from vipbench.engine import progress
+from vipbench.text import clean, columns, duration, plural, ranges, shots_text
 
 
 @given(st.text())

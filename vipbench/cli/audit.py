@@ -30,12 +30,12 @@ def audit(
     groups that cross splits, and symptoms that name a class. Later runs on the same data repeat
     the findings. Exit status 1 if there are findings.
     """
-    from vipbench.cli.commands.text import clean, plural
     from vipbench.engine.planning import leaks as auditing
     from vipbench.engine.planning.loading import load_dataset
     from vipbench.errors import UsageError
     from vipbench.plugins.registry import load_registry
     from vipbench.runspec.run import RunSpec
+    from vipbench.text import clean, plural
 
     if format not in ("text", "json"):
         raise UsageError(f"--format takes text or json, not '{format}'")

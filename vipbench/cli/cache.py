@@ -15,10 +15,10 @@ cache_app = typer.Typer(help="Show or clear the feature cache.")
 @cache_app.command()
 def info() -> int:
     """Show the cache's folder, size limit and contents."""
-    from vipbench.cli.commands.text import columns
     from vipbench.engine.features.cache import cache_limit, shelves
     from vipbench.engine.kept import cache_folder
     from vipbench.fetching.download import size
+    from vipbench.text import columns
 
     found = shelves()
     total = sum(shelf.bytes for shelf in found)

@@ -52,7 +52,7 @@ def compare(
     """Print a citable sentence: effect, interval, n, corrected p, and the family of comparisons
     of the correction."""
     from vipbench.cli.commands.compare import compare_command
-    from vipbench.cli.commands.selection import Selection
+    from vipbench.results.selection import Selection
 
     chosen = Selection.of(datasets, backbones, None, shots, seeds)
     return compare_command(a, b, folder, metric, chosen, population, level, format)

@@ -53,7 +53,7 @@ def plot(
 ) -> int:
     """Draw a figure for a paper and print its caption."""
     from vipbench.cli.commands.plot import plot_command
-    from vipbench.cli.commands.selection import Selection
+    from vipbench.results.selection import Selection
 
     chosen = Selection.of(datasets, backbones, methods, shots, seeds)
     return plot_command(folder, kind, out, metric, aggregate, chosen)

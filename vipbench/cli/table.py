@@ -68,8 +68,8 @@ def table(
     seeds: Seeds = None,
 ) -> int:
     """Print the table of a results folder."""
-    from vipbench.cli.commands.selection import Selection
     from vipbench.cli.commands.table import superseded_command, table_command
+    from vipbench.results.selection import Selection
 
     if superseded:
         return superseded_command(folder)

@@ -31,8 +31,8 @@ def trust(
     or confirm the question. A changed file needs a new confirmation.
     """
     from vipbench import trust as trusting
-    from vipbench.cli.commands.text import clean, columns, plural
     from vipbench.errors import UsageError
+    from vipbench.text import clean, columns, plural
 
     if what and not forget:
         raise UsageError(f"{what[0]}: a digest or file goes with --forget")

@@ -6,6 +6,7 @@ The command line's flags and a YAML suite describe the same `RunSpec`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -226,3 +227,9 @@ class RunSpec(BaseModel):
             update["methods"] = with_settings(spec.methods, settings)
         kept = {key: getattr(spec, key) for key in spec.model_fields_set}
         return type(self).parse({**kept, **update})
+
+
+def demo_suite() -> RunSpec:
+    """The bundled demo."""
+    text = resources.files("vipbench").joinpath("suites", "demo.yaml").read_text(encoding="utf-8")
+    return RunSpec.from_yaml_text(text, "the bundled demo suite")

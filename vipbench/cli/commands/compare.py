@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vipbench.cli.commands.selection import Selection, labels, opened
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError, unknown
 from vipbench.results.compare.claims import compare
 from vipbench.results.compare.sentences import CLAIM_FORMATS, write_claims
+from vipbench.results.selection import Selection, labels, opened
 
 
 def compare_command(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vipbench.api.dataset import SPLITS, DataError
-from vipbench.cli.commands.text import clean, columns, plural
 from vipbench.cli.exit_codes import OK
 from vipbench.datasets.csv_manifest import card_of, image_folders
 from vipbench.datasets.folder import class_folders, split_folders
@@ -22,6 +21,7 @@ from vipbench.errors import UsageError
 from vipbench.files import replacing, write
 from vipbench.runspec.values import path_flags
 from vipbench.runspec.yaml import dump_yaml, read_yaml
+from vipbench.text import clean, columns, plural
 
 
 def split_command(

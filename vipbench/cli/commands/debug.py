@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import traceback
 
-from vipbench.cli.commands.text import plural, shots_text
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.errors import UsageError
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.records.plan import PlannedCell
 from vipbench.runspec.run import RunSpec
+from vipbench.text import plural, shots_text
 
 
 def debug_command(spec: RunSpec, post_mortem: bool) -> int:

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from vipbench.cli.commands.text import clean, plural, shots_text
 from vipbench.results.records.metrics import metric_value
 from vipbench.results.records.record import Record
 from vipbench.results.store.store import Store
 from vipbench.results.store.submissions import device, submitter
+from vipbench.text import clean, plural, shots_text
 
 MOST_SHOWN = 20
 

@@ -16,12 +16,12 @@ from typing import Any
 import vipbench
 from vipbench import trust
 from vipbench.cli.commands.fetch import sources_of
-from vipbench.cli.commands.text import clean, columns, plural
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.engine.kept import cache_folder
 from vipbench.errors import UsageError
 from vipbench.fetching import offline
 from vipbench.fetching.download import size
+from vipbench.text import clean, columns, plural
 
 LIBRARIES = tuple(
     (

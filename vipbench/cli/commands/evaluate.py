@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vipbench.cli.commands.predict import CAUTION
-from vipbench.cli.commands.text import clean
 from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.prompt_files import Trained, rebound, split_inputs, unpack
 from vipbench.engine.features.features import Features
@@ -15,6 +14,7 @@ from vipbench.engine.planning.loading import load_dataset, users
 from vipbench.plugins.registry import load_registry
 from vipbench.results.records.metrics import METRICS, compute_metrics
 from vipbench.runspec.run import RunSpec
+from vipbench.text import clean
 
 
 def evaluate_command(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vipbench.cli.commands.predict import CAUTION
-from vipbench.cli.commands.text import clean, columns
 from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.explain import explain
 from vipbench.engine.explain.page import write
 from vipbench.errors import UsageError
+from vipbench.text import clean, columns
 
 
 def explain_command(

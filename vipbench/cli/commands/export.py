@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from vipbench import __version__
-from vipbench.cli.commands.text import plural
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError
 from vipbench.results.records.record import dump
@@ -23,6 +22,7 @@ from vipbench.results.sharing.privacy import (
 from vipbench.results.sharing.rows import export_rows
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
+from vipbench.text import plural
 
 READ_ME = """# A run of vipbench, to be made again
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vipbench.cli.commands.text import clean
 from vipbench.cli.exit_codes import FAILED, OK, USAGE
 from vipbench.cli.terminal import raw
 from vipbench.errors import UsageError
 from vipbench.fetching import FetchError, Needed
 from vipbench.fetching.download import size
 from vipbench.runspec.run import RunSpec
+from vipbench.text import clean
 
 if TYPE_CHECKING:
     from vipbench.plugins.registry import Registry

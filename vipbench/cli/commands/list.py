@@ -6,11 +6,11 @@ import json
 import sys
 from pathlib import Path
 
-from vipbench.cli.commands.text import clean, columns
 from vipbench.cli.exit_codes import OK
 from vipbench.cli.terminal import raw
 from vipbench.engine.workers.driver import CatalogueEntry, catalogue
 from vipbench.errors import unknown
+from vipbench.text import clean, columns
 
 KINDS = ("methods", "backbones", "datasets")
 VERBOSE = ("name", "kind", "year", "trainable", "needs", "validation", "cost", "paper")

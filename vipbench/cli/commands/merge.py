@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vipbench.cli.commands.disputes import tell_disputes
-from vipbench.cli.commands.text import clean, plural
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError
 from vipbench.results.records.plan import PlannedCell
@@ -17,6 +16,7 @@ from vipbench.results.sharing.rows import all_results, who
 from vipbench.results.store.rows import describe
 from vipbench.results.store.store import Collection, Handed, Store
 from vipbench.results.store.submissions import OWN, device, matches, submitted_by, submitter
+from vipbench.text import clean, plural
 
 LONGEST_NAME = 80
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vipbench.cli.commands.text import clean, columns
 from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.prompt_files import unpack
 from vipbench.plugins.registry import load_registry
+from vipbench.text import clean, columns
 
 CAUTION = "Research only, not for clinical use."
 

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from vipbench.cli.commands.predict import CAUTION
-from vipbench.cli.commands.text import clean
 from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.prompt_files import export
 from vipbench.errors import UsageError
+from vipbench.text import clean
 
 
 def prompts_command(run: Path, out: Path, patient_data: bool) -> int:

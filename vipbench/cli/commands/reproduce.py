@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vipbench import __version__, trust
-from vipbench.cli.commands.text import clean, plural
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.engine.rerun import compare
 from vipbench.errors import UsageError
@@ -20,6 +19,7 @@ from vipbench.results.sharing.limits import Budget
 from vipbench.results.sharing.rows import read_rows
 from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
 from vipbench.runspec.yaml import MAX_BYTES
+from vipbench.text import clean, plural
 
 
 def reproduce_command(

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from vipbench.cli.commands.text import clean, columns, listed, shots_text
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError, unknown
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
 from vipbench.results.store.store import Store
+from vipbench.text import clean, columns, listed, shots_text
 
 # Long values (templates, weights of epochs) are cut in the text form; json has them whole.
 LONGEST = 200

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from vipbench import trust
 from vipbench.errors import UsageError
-from vipbench.runspec.run import MethodSpec, RunSpec
+from vipbench.runspec.run import MethodSpec, RunSpec, demo_suite
 from vipbench.runspec.values import split
-
-
-def demo_suite() -> RunSpec:
-    """The bundled demo."""
-    text = resources.files("vipbench").joinpath("suites", "demo.yaml").read_text(encoding="utf-8")
-    return RunSpec.from_yaml_text(text, "the bundled demo suite")
 
 
 def make_spec(

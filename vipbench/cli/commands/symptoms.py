@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vipbench import files
-from vipbench.cli.commands.text import clean, columns, plural
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.engine.planning.loading import LoadedDataset, load_backbone, load_dataset
 from vipbench.engine.planning.sampling import SamplingError, draw_support, nested_order
@@ -27,6 +26,7 @@ from vipbench.symptoms.generate.prompts import read_prompts
 from vipbench.symptoms.generate.report import report
 from vipbench.symptoms.knowledge import changes
 from vipbench.symptoms.load import KINDS
+from vipbench.text import clean, columns, plural
 
 
 def loaded(

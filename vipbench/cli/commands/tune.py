@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from vipbench import files
-from vipbench.cli.commands.progress import reporter
-from vipbench.cli.commands.run import Screen
-from vipbench.cli.commands.text import columns, listed, plural
 from vipbench.cli.exit_codes import FAILED, OK
+from vipbench.cli.terminal import raw
+from vipbench.engine.progress import reporter
+from vipbench.engine.screen import Screen
 from vipbench.engine.tuning import Searched, Tuned, judged, searched, with_ranges
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.driver import Plan
@@ -27,6 +27,7 @@ from vipbench.results.records.metrics import METRICS
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import PATHS_BY_DATASET, MethodSpec, RunSpec
 from vipbench.runspec.yaml import format_scalar
+from vipbench.text import columns, listed, plural
 
 MARK = "# Chosen by `vipbench tune`"
 
@@ -145,7 +146,7 @@ def tune_command(spec: RunSpec, asked: Asked) -> int:
     failed = False
     if any(row.trials for row in rows):
         for trials in _runs(spec, rows):
-            shown = reporter()
+            shown = reporter(raw(sys.stdout))
             screen = _Trials(trials, spec.methods, rows, shown)
             try:
                 outcome = driver.run(trials, screen)

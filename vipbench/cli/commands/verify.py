@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from vipbench.cli.commands.text import clean, plural
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.engine.rerun import VERDICTS, Rerun, rerun
 from vipbench.errors import UsageError
@@ -17,6 +16,7 @@ from vipbench.results.store.lock import StoreError
 from vipbench.results.store.rows import describe, parameters_sha256
 from vipbench.results.store.store import FILE, Store
 from vipbench.runspec.run import SUITE_NAME, RunSpec
+from vipbench.text import clean, plural
 
 MOST_SHOWN = 20
 

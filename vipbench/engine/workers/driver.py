@@ -54,12 +54,15 @@ class Signal:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Signal]:
-    """Turn the first SIGINT or SIGTERM into a flag; a second one ends the process."""
+def stop_signals(own_process: bool = True) -> Iterator[Signal]:
+    """Turn the first SIGINT or SIGTERM into a flag; a second one ends the process, or, where it is
+    a script's or notebook's, raises KeyboardInterrupt."""
     stopped = Signal()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stopped.number is not None:
+            if not own_process:
+                raise KeyboardInterrupt
             # The worker ends by itself when its pipe closes with this process.
             os._exit(128 + number)
         stopped.number = number
@@ -148,16 +151,18 @@ def run(
     retry: bool = True,
     only: Collection[str] | None = None,
     imported: bool = False,
+    own_process: bool = True,
 ) -> Outcome:
     """Run what is missing of `spec` into `spec.out`. Raises UsageError before anything runs.
 
     retry: whether cells that failed before are tried again. only: the keys of the cells to run.
     imported: whether results that somebody handed in count as done.
     SIGINT and SIGTERM stop it: what is finished is kept, and `Outcome.signal` says so. A second
-    one ends the process at once.
+    one ends the process at once, or raises KeyboardInterrupt where it is not the command line's
+    own_process.
     """
     _require(spec.plugins_dir)
-    with stop_signals() as stopped:
+    with stop_signals(own_process) as stopped:
         driver = _Driver(spec, observer or Observer(), stopped, retry, imported)
         try:
             driver.run(only)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from vipbench import files
-from vipbench.results.leaderboard.entries import SHOWN, Entry
+from vipbench.errors import UsageError
+from vipbench.results.leaderboard.entries import SHOWN, Entry, leaderboard
+from vipbench.results.leaderboard.gather import Folders
 from vipbench.results.leaderboard.ranking import Bounds
 from vipbench.results.records.comparable import versions
 from vipbench.results.records.metrics import METRICS, metric_value
@@ -55,11 +57,43 @@ def render_page(entries: Sequence[Entry], title: str = "Leaderboard") -> str:
     )
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A leaderboard's file; how many rows and cells it shows, and of how many cells submissions
+    differ."""
+
+    path: Path
+    rows: int
+    cells: int
+    disputed: int
+
+
+def save_leaderboard(folders: Sequence[Path], out: Path, title: str) -> Saved:
+    """Write the leaderboard of results folders; see `write_page`. Raises UsageError, StoreError,
+    OSError."""
+    with Folders(folders) as opened:
+        found = opened.gather()
+        entries = leaderboard(found)
+    if not entries:
+        raise UsageError(
+            f"there are no records in {', '.join(map(str, folders))}; `vipbench run --out DIR` "
+            "makes some"
+        )
+    try:
+        path = write_page(out, render_page(entries, title))
+    except FileExistsError as error:
+        if error.filename:
+            raise
+        raise UsageError(str(error)) from None
+    cells = sum(len(e.records) + len(e.failed) + len(e.disputed) for e in entries)
+    return Saved(path, len(entries), cells, len(found.disputed))
+
+
 def write_page(folder: Path, page: str) -> Path:
-    """Write FOLDER/index.html, over an older leaderboard but over nothing else. Raises
-    FileExistsError, OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "index.html"
+    """Write FOLDER/index.html, or FOLDER itself where it ends in .html, over an older leaderboard
+    but over nothing else. Raises FileExistsError, OSError."""
+    path = folder if folder.suffix.lower() == ".html" else folder / "index.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and f'content="{GENERATOR}"' not in path.read_text("utf-8", "replace")[:2000]:
         raise FileExistsError(f"{path} is no leaderboard of vipbench; give another folder with -o")
     files.write(path, page)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from vipbench.errors import UsageError
 from vipbench.results.records.cells import Cells, cells_of
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.stats.pairing import select
 from vipbench.results.store.store import Store
 from vipbench.results.tables import TableError
@@ -30,36 +31,48 @@ class Selection:
     @classmethod
     def of(
         cls,
-        datasets: str | None = None,
-        backbones: str | None = None,
-        methods: str | None = None,
-        shots: str | None = None,
-        seeds: str | None = None,
+        datasets: str | Sequence[str] | None = None,
+        backbones: str | Sequence[str] | None = None,
+        methods: str | Sequence[str] | None = None,
+        shots: int | str | Sequence[int | str] | None = None,
+        seeds: int | str | Sequence[int] | None = None,
     ) -> Self:
-        """From flags. Raises UsageError."""
+        """From flags, texts with commas, or from lists. Raises UsageError."""
         found: dict[str, Any] = {}
-        for name, value, read in (
+        given: tuple[tuple[str, Any, Any], ...] = (
             ("datasets", datasets, labels),
             ("backbones", backbones, labels),
             ("methods", methods, labels),
             ("shots", shots, specparse.shots),
             ("seeds", seeds, specparse.seeds),
-        ):
+        )
+        for name, value, read in given:
             if value is not None:
                 try:
                     # 0 shots are always kept, so naming them alone asks for nothing else.
-                    alone = name == "shots" and value.strip() == "0"
+                    alone = name == "shots" and str(value).strip() in ("0", "[0]", "(0,)")
                     found[name] = (0,) if alone else read(value)
                 except UsageError as error:
                     raise UsageError(f"--{name}: {error}") from None
         return cls(**found)
 
-    def cells(self, store: Store, folder: str | None = None) -> Cells:
-        """The chosen cells of what the folder was asked for. folder: what commands in captions call
-        it, by default as it was given. Raises UsageError."""
+    def cells(
+        self,
+        store: Store,
+        folder: str | None = None,
+        planned: Sequence[PlannedCell] | None = None,
+    ) -> Cells:
+        """The chosen cells of `planned`, by default all that the folder was asked for. folder: what
+        commands in captions call it, by default as it was given. Raises UsageError."""
         folder = str(store.out_dir) if folder is None else folder
         try:
-            every = cells_of(store.records(history=False), store.plan(), folder)
+            records = store.records(history=False)
+            if planned is None:
+                planned = store.plan()
+            else:  # what other runs left is not meant, rather than left out
+                keys = {cell.key for cell in planned}
+                records = [record for record in records if record.key in keys]
+            every = cells_of(records, planned, folder)
         except TableError as error:
             raise UsageError(f"{store.out_dir}: {error}") from None
         found = select(every, **vars(self))
@@ -68,9 +81,12 @@ class Selection:
         return found
 
 
-def labels(text: str) -> tuple[str, ...]:
-    """Names separated by commas that are not inside brackets or quotes."""
-    return tuple(part for part in specparse.split(text) if part)
+def labels(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Names in a list, or separated by commas that are not inside brackets or quotes."""
+    parts = specparse.split(given) if isinstance(given, str) else given
+    if not isinstance(parts, Sequence) or any(not isinstance(part, str) for part in parts):
+        raise UsageError(f"expected a name, or a list of names, got {specparse.show(given)}")
+    return tuple(part for part in parts if part)
 
 
 @contextmanager

@@ -6,12 +6,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from html import escape
+from typing import Any, Protocol, TextIO
 
 from vipbench import trust
-from vipbench.cli.commands.text import duration
-from vipbench.cli.terminal import raw
 from vipbench.errors import printable
+from vipbench.text import duration
 
 # A log gets its first line after this time, in seconds, and then ever fewer.
 FIRST_LINE, RAREST_LINE = 10.0, 300.0
@@ -34,11 +34,19 @@ class Reporter(Protocol):
         """No more is to come. Stopping twice is no error."""
 
 
-def reporter() -> Reporter:
-    """A bar where standard output is a terminal that can show one, else log lines."""
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        return Bar()
-    return Log()
+def reporter(stream: TextIO) -> Reporter:
+    """A bar where `stream` is a terminal that can show one, else log lines."""
+    if stream.isatty() and os.environ.get("TERM") != "dumb":
+        return Bar(stream)
+    return Log(stream)
+
+
+def reporter_here() -> Reporter:
+    """For a run that Python started: a bar below the notebook's cell, or on standard error."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is not None and getattr(shell, "kernel", None) is not None:
+        return Notebook()
+    return reporter(sys.stderr)
 
 
 def remaining(elapsed: float, completed: float, total: int) -> float | None:
@@ -51,7 +59,10 @@ def remaining(elapsed: float, completed: float, total: int) -> float | None:
 class Log:
     """Lines without control characters, the first after some seconds, then ever fewer."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream = stream
         self._clock = clock
         self._begun = self._last = clock()
         self._total = 0
@@ -78,20 +89,78 @@ class Log:
 
     def line(self, text: str) -> None:
         """See Reporter."""
-        print(text, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
     def stop(self) -> None:
         """See Reporter."""
 
 
+class Quiet:
+    """Shows nothing."""
+
+    def start(self, total: int) -> None:
+        """See Reporter."""
+
+    def update(self, done: int, begun: float, failed: int, now: str) -> None:
+        """See Reporter."""
+
+    def line(self, text: str) -> None:
+        """See Reporter."""
+
+    def stop(self) -> None:
+        """See Reporter."""
+
+
+class Notebook(Log):
+    """A bar below the cell of a notebook, which ends with it; lines are printed above it."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self._bar: Any = None
+        self._drawn = 0.0
+
+    def start(self, total: int) -> None:
+        """See Reporter."""
+        super().start(total)
+        self._show(f"<progress max='{total}'></progress> 0/{total:,}")
+
+    def update(self, done: int, begun: float, failed: int, now: str) -> None:
+        """See Reporter."""
+        moment = self._clock()
+        if moment - self._drawn < 0.2 and done < self._total:
+            return
+        self._drawn = moment
+        left = remaining(moment - self._begun, done + begun, self._total)
+        parts = [f"{done:,}/{self._total:,}"]
+        parts += [f"{failed:,} failed"] if failed else []
+        parts += [f"{duration(left)} left"] if left is not None else []
+        parts += [escape(now)] if now else []
+        bar = f"<progress value='{done + begun:.3f}' max='{self._total}'></progress>"
+        self._show(f"{bar} {', '.join(parts)}")
+
+    def stop(self) -> None:
+        """See Reporter."""
+        if self._bar is not None:
+            self._show("")
+            self._bar = None
+
+    def _show(self, text: str) -> None:
+        from IPython.display import HTML, display
+
+        if self._bar is None:
+            self._bar = display(HTML(text), display_id=True)
+        else:
+            self._bar.update(HTML(text))
+
+
 class Bar:
     """A rich bar with the time to go; lines scroll by above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        self._console = Console(file=raw(sys.stdout), markup=False, highlight=False, emoji=False)
+        self._console = Console(file=stream, markup=False, highlight=False, emoji=False)
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.fields[count]}", markup=False),

@@ -1,0 +1,151 @@
+"""From the arguments of `vipbench.run` and `vipbench.plan` to a RunSpec.
+
+One function per argument turns what Python gives into what a suite says. `folder` is where a
+function may write what a suite can only name by its file: the results folder, or for a plan a
+folder that is removed afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict, TypeVar
+
+from vipbench import trust
+from vipbench.errors import UsageError, unknown
+from vipbench.runspec import values as words
+from vipbench.runspec.run import MethodSpec, RunSpec, demo_suite
+
+T = TypeVar("T")
+Several: TypeAlias = T | Iterable[T]
+Methods: TypeAlias = Several[str | Mapping[str, Any]]
+Datasets: TypeAlias = Several[str]
+Backbones: TypeAlias = Several[str]
+PathLike: TypeAlias = str | os.PathLike[str]
+
+PLUGINS_VARIABLE = "VIPBENCH_PLUGINS_DIR"
+
+
+class Fields(TypedDict, total=False):
+    """The other fields of a RunSpec, which documents them."""
+
+    protocol: str | Mapping[str, Any]
+    data_root: PathLike
+    symptoms: PathLike | Mapping[str, Any]
+    descriptions: PathLike | Mapping[str, Any]
+    images: PathLike | Mapping[str, PathLike]
+    knowledge: Several[str]
+    plugins_dir: PathLike
+    device: Several[str]
+    workers: int
+    precision: str
+    feature_precision: str
+    views: int | str
+    sampler: str
+    validation: str
+    selection: str
+    score_on: str
+    profile: str
+    shots_unit: str
+    allow_group_overlap: bool
+    cell_timeout: float
+    title: str
+    tables: Several[str | Mapping[str, Any]]
+    figures: Several[str | Mapping[str, Any]]
+
+
+def spec_of(given: Mapping[str, Any], folder: Path | None = None) -> RunSpec:
+    """The run that the arguments describe; None is an argument that is not given. folder: where
+    files of what Python gives are written, by default the run's own `out`. Raises UsageError."""
+    known = {name: plain(value) for name, value in given.items() if value is not None}
+    for name in known:
+        if name not in RunSpec.model_fields:
+            raise unknown("argument", name, RunSpec.model_fields)
+    if not any(name in known for name in ("methods", "datasets", "backbones")):
+        demo = demo_suite()
+        known = {name: getattr(demo, name) for name in demo.model_fields_set} | known
+    if "plugins_dir" not in known and os.environ.get(PLUGINS_VARIABLE):
+        known["plugins_dir"] = os.environ[PLUGINS_VARIABLE]
+    place = folder or Path(known.get("out", RunSpec.model_fields["out"].default))
+    for name, read in READERS.items():
+        if name in known:
+            known[name] = read(known[name], place)
+    spec = RunSpec.parse(known)
+    # What the user's own code names may run, as what a flag names.
+    if spec.plugins_dir is not None:
+        trust.name(spec.plugins_dir)
+    for backbone in spec.backbones:
+        trust.name(backbone)
+    return spec
+
+
+def methods(value: Any, folder: Path) -> Any:
+    """Names, and mappings as in a suite."""
+    return [_method(item, folder) for item in value] if _many(value) else _method(value, folder)
+
+
+def _method(value: Any, folder: Path) -> Any:
+    if isinstance(value, str | MethodSpec):
+        return value
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise unfit("methods", value, "a name, or a mapping such as {'name': 'vip', 'label': 'ours'}")
+
+
+def datasets(value: Any, folder: Path) -> Any:
+    """Names."""
+    for item in value if _many(value) else [value]:
+        if not isinstance(item, str):
+            raise unfit("datasets", item, "a name such as 'synthderm' or 'folder:PATH'")
+    return value
+
+
+def backbones(value: Any, folder: Path) -> Any:
+    """Names."""
+    for item in value if _many(value) else [value]:
+        if not isinstance(item, str):
+            raise unfit("backbones", item, "a name such as 'openclip:ViT-B-16/openai'")
+    return value
+
+
+def texts(value: Any, folder: Path) -> Any:
+    """A symptom file, or a mapping from dataset to file."""
+    return value
+
+
+READERS: dict[str, Callable[[Any, Path], Any]] = {
+    "methods": methods,
+    "datasets": datasets,
+    "backbones": backbones,
+    "symptoms": texts,
+    "descriptions": texts,
+}
+
+
+def _many(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def plain(value: Any) -> Any:
+    """`value` with built-in types in the place of paths, ranges, arrays and their numbers."""
+    if isinstance(value, os.PathLike):
+        return Path(value)
+    if isinstance(value, set | frozenset):
+        raise UsageError(f"a set has no order, got {words.show(value)}; give a list")
+    if isinstance(value, range):
+        return list(value)
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def unfit(argument: str, value: Any, expected: str) -> UsageError:
+    """The error for a value of a type that an argument does not take."""
+    kind = type(value)
+    name = kind.__qualname__
+    if kind.__module__ != "builtins":
+        name = f"{kind.__module__}.{name}"
+    return UsageError(f"{argument}: expected {expected}, got {words.show(value)} of type {name}")
