@@ -12,7 +12,6 @@ from tests.backbones.hub_models import save_own_code
 from tests.reliability import grid
 from vipbench import trust
 from vipbench.engine.workers import driver, process
-from vipbench.errors import UsageError
 from vipbench.runspec.run import RunSpec
 
 MEANS = '''
@@ -234,20 +233,60 @@ def test_code_of_a_model_runs_in_a_process_of_its_own(
     assert again[1].key != theirs.key
 
 
-def test_a_plugin_whose_import_never_ends_is_named(
+ENDLESS = """
+    def for_cell(self, info):
+        while True:
+            print(info)
+"""
+LEAVES_A_CHILD = """
+if os.fork():
+    os._exit(5)
+os.setsid()
+time.sleep(60)
+"""
+READS = """
+    def backbones(self):
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            Path("toy.npz").read_bytes() * 100
+        return ()
+"""
+
+
+def test_plugins_whose_planning_never_ends_are_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "MOST_IMPORT", 3.0)
-    plugins(folder)
-    (folder / "plugins" / "waits.py").write_text("while True:\n    pass\n")
+    """At the import, in a method's hook, and where a child keeps the pipe of a worker that ended.
+    Who reads files for longer than the limit is not cut."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(process, "SILENCE", 5.0)
+    plugins(folder, "good")
+    hparams = "\n    @dataclasses.dataclass(frozen=True)\n    class HParams(api.HParams):"
+    for name, at_import, inside in (
+        ("waits", "time.sleep(600)", ""),
+        ("loops", "", hparams + ENDLESS.replace("\n", "\n    ")),
+        ("leaves", LEAVES_A_CHILD, ""),
+        ("reads", "", hparams + READS.replace("\n", "\n    ")),
+    ):
+        text = MEANS.format(name=name, at_import=at_import, in_prepare="")
+        text = text.replace('    kind = "TF"\n', f'    kind = "TF"\n{inside}\n')
+        (folder / "plugins" / f"{name}.py").write_text(text)
     spec = RunSpec.parse(
-        {"methods": ["waits"], "datasets": [f"npz:{folder / 'toy.npz'}"],
-         "backbones": ["tiny-clip"], "shots": [1], "seeds": [1],
-         "plugins_dir": folder / "plugins", "out": folder / "waits"}
+        {"methods": ["zero-shot", "coop[epochs=3]", "waits", "loops", "leaves", "reads", "good"],
+         "datasets": [f"npz:{folder / 'toy.npz'}"], "backbones": ["tiny-clip"], "shots": [1],
+         "seeds": [1], "views": "none", "plugins_dir": folder / "plugins", "out": folder / "hangs"}
     )  # fmt: skip
     trust.name(folder / "plugins")
-    with pytest.raises(UsageError, match=r"SIGKILL.*waits\.py"):
-        driver.plan(spec)
+    monkeypatch.setenv("SEEN", str(folder / "hangs.seen"))
+    found = driver.plan(spec)
+    for name, facts in {
+        "waits": ("while it imported", "5 s"),
+        "loops": ("for_cell", "5 s"),
+        "leaves": ("exit status 5",),
+    }.items():
+        [line] = [line for line in found.broken if f"plugin '{name}' ({name}.py)" in line]
+        assert all(fact in line for fact in facts), line
+    assert {cell.method for cell in found.cells} == {"zero-shot", "coop[epochs=3]", "reads", "good"}
 
 
 HASHES = """

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from vipbench import alive
 from vipbench.images.depth import (
     DEEP_MODES,
     FULL,
@@ -111,6 +112,7 @@ def examine_image(image: ImageLike, name: str = "image", values: bool = False) -
     values: whether to decode values of more than 8 bits for the least and the most of them.
     Raises ImageError where it is missing or cannot be read from the disk.
     """
+    alive.sign()
     if isinstance(image, np.ndarray):
         return ImageFacts(digest_image(image, name))
     if isinstance(image, Image.Image):
@@ -148,6 +150,7 @@ def digest_image(image: ImageLike, name: str = "image") -> str:
 
     Raises ImageError as `open_image` does.
     """
+    alive.sign()
     if isinstance(image, Image.Image):
         # Deep pixels have no RGB of their own before a range is known.
         pixels = image if image.mode in DEEP_MODES else open_image(image, name)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.weak import WeakIdKeyDictionary
 
+from vipbench import alive
 from vipbench.api import Backbone, CellInfo, HParams, ImageBackbone, Method
 from vipbench.engine.features.features import FEATURE_REVISION, TEXT_REVISION
 from vipbench.engine.features.views import VIEW_REVISION
@@ -228,6 +229,7 @@ def _plan_cell(
     shots: int | None,
     seed: int,
 ) -> LoadedCell:
+    alive.sign()
     data, protocol_fields = (
         scene.data,
         scene.protocol_fields if part is None else part.protocol_fields,

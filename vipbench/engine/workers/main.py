@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import queue
+import signal
 import sys
 import threading
 from typing import BinaryIO
@@ -33,6 +35,8 @@ def _read(stream: BinaryIO, requests: Requests) -> None:
 def main() -> None:
     """Serve commands until standard input ends."""
     offline.obey()
+    # Its driver asks so where it hangs.
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=False)
     serve(listen(sys.stdin.buffer))
 
 

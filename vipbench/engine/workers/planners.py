@@ -253,7 +253,7 @@ class Planners:
         # A run begins with one worker at work and one that waits; more take memory for nothing.
         for old in [old for old in self._workers if old][: max(0, len(self._workers) - 1)]:
             self._end(old)
-        worker = self._workers[loads] = Worker()
+        worker = self._workers[loads] = Worker(most=self._spec.cell_timeout)
         plugins = None if loads is EVERYONE else tuple(sorted(loads))
         with suppress(WorkerDiedError):  # its answer will tell
             worker.send(MakePlan(spec=self._spec, plugins=plugins))
@@ -275,7 +275,7 @@ class Planners:
                 raise
             except WorkerDiedError as error:
                 self._end(loads)
-                if attempt == MOST_STARTS - 1 or worker.importing:
+                if attempt == MOST_STARTS - 1 or worker.importing or worker.over:
                     raise UsageError(f"planning failed: {error}") from error
         return self._plans[loads]
 

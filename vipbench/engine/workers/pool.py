@@ -35,19 +35,17 @@ from vipbench.engine.workers.messages import (
 from vipbench.engine.workers.planners import MOST_STARTS, Planners
 from vipbench.engine.workers.process import (
     BEAT,
+    MEMORY_VARIABLE,
     PlannedOtherwiseError,
     Stopped,
     Worker,
     WorkerDiedError,
+    most_memory,
+    over_memory,
 )
 from vipbench.errors import UsageError
 from vipbench.runspec.run import RunSpec
 from vipbench.trust import UntrustedCodeError
-
-MEMORY_VARIABLE = "VIPBENCH_WORKER_GB"
-
-# The share of the machine's memory that all workers together may take.
-MEMORY_SHARE = 0.9
 
 
 @dataclass
@@ -117,18 +115,16 @@ class Slot:
 Used = tuple[int, Slot, Worker]
 
 
-def over_memory(used: list[Used]) -> list[Used]:
+def too_large(used: list[Used]) -> list[Used]:
     """Of workers and the bytes that each takes: who is to be ended, before the system ends a
     process of its own choice, which might be the driver.
 
     Who takes more than `VIPBENCH_WORKER_GB`; without that, where all together take more than a
     share of the machine's memory, the largest of those that wait, else of all.
     """
-    own = os.environ.get(MEMORY_VARIABLE)
-    if own:
-        return [found for found in used if found[0] > float(own) * 1e9]
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if used and sum(taken for taken, _, _ in used) > MEMORY_SHARE * machine:
+    if os.environ.get(MEMORY_VARIABLE):
+        return [found for found in used if found[0] > most_memory()]
+    if used and sum(taken for taken, _, _ in used) > most_memory():
         return [max(used, key=lambda found: (found[2] is found[1].spare, found[0]))]
     return []
 
@@ -293,19 +289,20 @@ class Pool:
         slot.spare = self._started(slot, left[0])
 
     def _started(self, slot: Slot, company: frozenset[str]) -> Worker | None:
-        worker = Worker(company)
+        worker = Worker(company, self._limit)
         try:
             plugins = tuple(sorted(company))
             worker.send(MakePlan(spec=self._spec, number=slot.number, plugins=plugins))
         except WorkerDiedError as error:
             worker.close()
-            self._false_start(company, error)
+            self._false_start(worker, error)
             return None
         return worker
 
-    def _false_start(self, company: frozenset[str], error: WorkerDiedError) -> None:
+    def _false_start(self, worker: Worker, error: WorkerDiedError) -> None:
+        company = worker.company
         self._starts += 1
-        if self._starts == MOST_STARTS:
+        if self._starts == MOST_STARTS or worker.over:
             self._starts = 0
             if not company:
                 raise UsageError(f"planning failed: {error}") from error
@@ -337,7 +334,8 @@ class Pool:
     def _watch(self) -> None:
         """Wait a moment for events, and deal with them and with workers that gave none."""
         owners = {w: p for p in self._slots for w in (p.worker, p.spare) if w is not None}
-        readable = select.select(list(owners), [], [], BEAT)[0]
+        found = select.select(list(owners), [], [], BEAT)[0]
+        readable = [worker for worker in owners if worker in found or worker.gone()]
         if self._stop():
             raise Stopped
         # Before the events: while they are dealt with, no worker's time is counted.
@@ -419,11 +417,11 @@ class Pool:
         if worker is slot.spare:
             slot.spare = None
             worker.close()
-            self._false_start(worker.company, error)
+            self._false_start(worker, error)
             return
         slot.drop()
         if slot.group is None:
-            self._false_start(worker.company, error)
+            self._false_start(worker, error)
         else:
             self._cell_failed(slot, DIED, str(error))
 
@@ -482,18 +480,21 @@ class Pool:
         if time.monotonic() - self._looked < BEAT:
             return
         self._looked = time.monotonic()
+        for slot in self._slots:
+            for worker in (slot.worker, slot.spare):
+                if worker is not None and not (worker.planned or worker.over):
+                    worker.bound()
         used: list[Used] = []
         for slot in self._slots:
             for worker in (slot.worker, slot.spare):
                 if worker is not None:
                     worker.bound_log()
                     used.append((worker.memory(), slot, worker))
-        for taken, slot, worker in over_memory(used):
+        for taken, slot, worker in too_large(used):
             if worker is slot.spare:
                 # There is no room for workers that wait.
                 worker.close()
                 slot.spare, self._spares = None, False
                 continue
-            message = f"the worker process took {taken / 1e9:.1f} GB of memory and was ended; "
-            message += f"{MEMORY_VARIABLE} sets how much one may take"
-            self._died(slot, worker, WorkerDiedError(message))
+            error = WorkerDiedError(f"the worker process was ended, as {over_memory(taken)}")
+            self._died(slot, worker, error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -51,10 +52,52 @@ LOG_LIMIT = 8 * 1024 * 1024
 GRACE = 5.0
 # Seconds between two looks at a signal that may have come.
 BEAT = 0.2
-# Seconds that the import of a plugin may take.
-MOST_IMPORT = 120.0
+# Seconds that a worker may plan, or import a plugin, without a sign of life: an event, or so many
+# bytes that it has read, written but not printed, or taken of memory, more than ever before.
+SILENCE = 120.0
+WORK = 4 << 20
+# What `faulthandler` writes.
+STACK = re.compile(r"\(most recent call first\):\n((?:  File .*\n)+)")
+MEMORY_VARIABLE = "VIPBENCH_WORKER_GB"
+# The share of the machine's memory that all workers together may take.
+MEMORY_SHARE = 0.9
 # What is read of one worker at a time: the others wait meanwhile.
 CHUNK, CHUNKS = 1 << 16, 64
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of memory that a process takes; 0 where unknown."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def transferred_by(pid: int) -> int:
+    """Bytes that a process and what it started have read and written; 0 where unknown."""
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text().split("\n")
+        counts = {name: int(count) for name, _, count in (x.partition(": ") for x in lines if x)}
+        found = sum(counts[name] for name in ("rchar", "wchar", "read_bytes"))
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += sum(transferred_by(int(child)) for child in children.read_text().split())
+    except (OSError, ValueError, KeyError):
+        return 0
+    return found
+
+
+def most_memory() -> float:
+    """Bytes that one worker may take."""
+    own = os.environ.get(MEMORY_VARIABLE)
+    if own:
+        return float(own) * 1e9
+    return MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def over_memory(taken: int) -> str:
+    """Why a worker that takes so many bytes is ended."""
+    return f"it took {taken / 1e9:.1f} GB of memory; {MEMORY_VARIABLE} sets how much one may take"
 
 
 class WorkerDiedError(RuntimeError):
@@ -75,11 +118,15 @@ class Worker:
     company: the sources of the users' plugins whose code it has loaded, or is to load. ready:
     whether it waits for a command. last: when it gave its last sign of life, by `time.monotonic`.
     planned: whether it knows the run's cells; its owner's to set. importing: the source of the
-    plugin that it is importing, or "".
+    plugin that it is importing, or "". most: seconds that it may work without an event when it
+    plans, if more than SILENCE. over: why this process ended it, or "".
     """
 
-    def __init__(self, company: frozenset[str] = frozenset()) -> None:
+    def __init__(self, company: frozenset[str] = frozenset(), most: float = 3600.0) -> None:
         self.company = company
+        self._most = most
+        self.over = ""
+        self._work, self._worked, self._peak, self._printed = 0, 0.0, 0, 0
         self.ready = False
         self.planned = False
         self.last = time.monotonic()
@@ -122,7 +169,7 @@ class Worker:
     def send(self, command: Command) -> None:
         """Give a command. Raises WorkerDiedError."""
         self.ready = False
-        self.last = time.monotonic()
+        self.last = self._worked = time.monotonic()
         self._command = command
         try:
             request = Request(command=command, code=Grants(**trust.grants()))
@@ -136,10 +183,13 @@ class Worker:
         ended and all that it sent was given out."""
         if self._ended:
             raise WorkerDiedError(self._obituary())
+        gone = self.gone()
         for _ in range(CHUNKS):
             try:
                 chunk = os.read(self._out.fileno(), CHUNK)
             except BlockingIOError:
+                # What it started may hold its pipe open.
+                self._ended = gone
                 break
             if not chunk:
                 self._ended = True
@@ -191,9 +241,7 @@ class Worker:
                 raise Stopped
             if not select.select([self], [], [], BEAT)[0]:
                 self.bound_log()
-                if self.importing and time.monotonic() - self.last > MOST_IMPORT:
-                    self._kill_group()
-                continue
+                self.bound()
             for event in self.receive():
                 if isinstance(event, Refused):
                     raise UsageError(event.message)
@@ -207,13 +255,44 @@ class Worker:
             raise WorkerDiedError(f"the worker process answered with {type(answer).__name__}")
         return answer
 
+    def bound(self) -> None:
+        """End it where it plans without a sign of life, or takes too much memory for it."""
+        now, taken = time.monotonic(), self.memory()
+        self._peak = max(self._peak, taken)
+        self._printed = max(self._printed, os.fstat(self._log.fileno()).st_size)
+        transferred = transferred_by(self._process.pid)
+        work = transferred + self._peak - self._printed
+        if work - self._work > WORK:
+            self._work, self._worked = work, now
+        since = max(self.last, self._worked)
+        if taken > most_memory():
+            self._end(over_memory(taken))
+        elif now - since > SILENCE if transferred else now - self.last > self._most:
+            self._end(f"it gave no sign of life for {now - since:.0f} s")
+        elif now - self.last > max(SILENCE, self._most):
+            self._end(f"it did not come to an end in {now - self.last:.0f} s")
+
+    def _end(self, why: str) -> None:
+        before = os.fstat(self._log.fileno()).st_size
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self._process.pid, signal.SIGUSR1)  # it prints where it is
+        time.sleep(BEAT)
+        self._kill_group()
+        self._log.seek(before)
+        frames = STACK.search(self._log.read(LOG_LIMIT).decode("utf-8", "replace"))
+        at = "; ".join(frames[1].strip().splitlines()[:4]) if frames else ""
+        self.over = why + (f"; it was at {' '.join(at.split())}" if at else "")
+
     def memory(self) -> int:
         """Bytes of memory that it takes; 0 where unknown."""
-        try:
-            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
-        except (OSError, ValueError, IndexError):
-            return 0
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return memory_of(self._process.pid)
+
+    def gone(self) -> bool:
+        """Whether the process has ended, whatever it started."""
+        if self._process.returncode is not None:
+            return True
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, flags) is not None
 
     def kill(self) -> None:
         """End the worker and whatever it started, at once."""
@@ -230,8 +309,7 @@ class Worker:
         """Its exit status; what it started goes with it, and so does one that only hung up."""
         if self._process.returncode is None:
             until = time.monotonic() + GRACE
-            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-            while time.monotonic() < until and not os.waitid(os.P_PID, self._process.pid, flags):
+            while time.monotonic() < until and not self.gone():
                 time.sleep(0.02)
             self._kill_group()
         return self._process.wait()
@@ -256,6 +334,8 @@ class Worker:
             how = f"signal {signal.Signals(-code).name}"
         if self.importing:
             how += f" while it imported the plugin '{self.importing}'"
+        if self.over:
+            how += f", as {self.over}"
         size = os.fstat(self._log.fileno()).st_size
         self._log.seek(max(0, size - 4000))
         output = self._log.read().decode("utf-8", "replace").strip("\0\n ")

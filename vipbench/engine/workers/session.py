@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from vipbench import alive
 from vipbench.api import TextError, UnsupportedError, Views
 from vipbench.engine.evaluation.count_parameters import trainable_counts
 from vipbench.engine.evaluation.estimate import Estimator
@@ -134,7 +135,8 @@ class Session:
 
     def plan(self, run: RunSpec, number: int = 0, plugins: Sequence[str] | None = None) -> None:
         """Expand a RunSpec into cells, loading every dataset and backbone of it; see `MakePlan`."""
-        with self.reads.watched() as paths:
+        ticker = _Ticker(self.send)
+        with self.reads.watched() as paths, alive.reported(lambda: ticker(0.0)):
             plan = self._plan(run, number, plugins)
         if not loaded_plugins():
             plan = plan.model_copy(update={"reads": of_data(paths)})
