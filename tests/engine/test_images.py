@@ -98,7 +98,7 @@ def test_a_run_holds_a_batch_of_support_images_and_a_part_of_the_test_images(
         return whole(self, split, items, views)
 
     monkeypatch.setattr(Features, "images", counted)
-    done = list(GroupRunner(features, print).run(cells))
+    (done,) = GroupRunner(features, print).run(cells)
     assert [d.record.status for d in done] == ["ok", "ok"]
     test = len(features.splits["test"])
     assert test == 300
@@ -113,7 +113,7 @@ def test_a_run_holds_a_batch_of_support_images_and_a_part_of_the_test_images(
     assert done[0].predictions is not None
     assert done[0].predictions.scores.shape == (300, 6)
     assert not np.allclose(done[0].predictions.scores, done[1].predictions.scores)
-    again = list(GroupRunner(features, print).run(cells[:1]))
+    (again,) = GroupRunner(features, print).run(cells[:1])
     np.testing.assert_array_equal(again[0].predictions.scores, done[0].predictions.scores)
 
 

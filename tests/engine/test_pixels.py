@@ -114,7 +114,7 @@ def test_a_later_image_above_the_range_is_an_error(tmp_path, card):
     row = Row("ncm", method, plugin, method.HParams())
     features = Features(backbone.backbone, data.splits, data.fingerprint)
     cells = plan_cells(spec, row, Scene(data), backbone)
-    (done,) = GroupRunner(features, print).run(cells)
+    ((done,),) = GroupRunner(features, print).run(cells)
     error = done.record.error
     assert error is not None
     assert f"dataset '{data.dataset.name}'" in error.message

@@ -148,8 +148,13 @@ def assert_gone(pids: set[int], seconds: float = 10) -> None:
 
 def kill(pid: int) -> bool:
     """SIGKILL; whether there was someone to receive it."""
+    return send(pid, signal.SIGKILL)
+
+
+def send(pid: int, number: int) -> bool:
+    """A signal; whether there was someone to receive it."""
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except ProcessLookupError:
         return False
     return True

@@ -61,3 +61,30 @@ def test_two_stops(tmp_path: Path) -> None:
 @pytest.mark.timeout(3000)
 def test_a_hundred_stops(tmp_path: Path) -> None:
     stop_often(grid.write_data(tmp_path), 100, seed=2)
+
+
+def test_signals_of_a_batch_system_end_no_worker(tmp_path: Path) -> None:
+    """It sends them to every process of a job; what is at work is no cell's fault."""
+    data = grid.write_data(tmp_path)
+    process = grid.start(data, data / "out", "steady[seconds=1.0]", seeds="1-5")
+    sent = 0
+    while process.poll() is None:
+        for worker in grid.children(process.pid):
+            if signals_are_ignored(worker):
+                for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                    sent += grid.send(worker, number)
+        time.sleep(0.2)
+    status, _, err = grid.finish(process)
+    assert status == 0, err
+    assert sent > 4
+    assert [r.ok for r in grid.records(data / "out")] == [True] * 5
+
+
+def signals_are_ignored(pid: int) -> bool:
+    """Whether its Python has come so far."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    (ignored,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:"))
+    return bool(ignored >> (signal.SIGUSR2 - 1) & 1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
 from vipbench.api import ImageBackbone
+from vipbench.engine import memory
 from vipbench.errors import UsageError
 from vipbench.runspec.run import RunSpec
 from vipbench.runspec.values import UNTESTED_DEVICES, cuda_numbers
@@ -105,9 +105,7 @@ def threads(backbone: ImageBackbone, workers: int = 1) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on `device`; for a CPU, of the machine."""
+    """Bytes free on `device`; for a CPU, of the machine or job."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    with suppress(ValueError, OSError, AttributeError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 * 1024**3
+    return memory.free()

@@ -17,6 +17,7 @@ import vipbench
 from vipbench import trust
 from vipbench.cli.commands.fetch import sources_of
 from vipbench.cli.exit_codes import FAILED, OK
+from vipbench.engine import memory
 from vipbench.engine.kept import cache_folder
 from vipbench.errors import UsageError
 from vipbench.fetching import offline
@@ -120,10 +121,10 @@ def _device(report: dict[str, Any]) -> None:
     devices = report["torch"]["devices"]
     for line in devices or ["none that torch can use; runs are computed on the CPU"]:
         print(f"  GPU       {line}")
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
     print(
         f"  CPU       {plural(os.cpu_count() or 1, 'core')}, torch uses "
-        f"{plural(report['torch']['threads'], 'thread')}, {size(memory)} of memory"
+        f"{plural(report['torch']['threads'], 'thread')}, {size(memory.whole())} of memory"
     )
     state = "on where training runs on CUDA" if report["torch"]["graphs"] else "off"
     print(f"  graphs    CUDA graphs are {state} ({_set('VIPBENCH_CUDA_GRAPHS')})")

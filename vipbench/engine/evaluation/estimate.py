@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from vipbench.api import Labelled, Method, Recipe, Support, Views, has_own_fit
-from vipbench.engine.evaluation.runner import MOST_STACKED, GroupRunner
+from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.evaluation.scoring import trainings
+from vipbench.engine.evaluation.stack_size import MOST_STACKED
 from vipbench.engine.evaluation.support import count_views, reads
 from vipbench.engine.features.cache import Item
 from vipbench.engine.features.features import ENCODE_BATCH, Features

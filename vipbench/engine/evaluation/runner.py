@@ -26,6 +26,7 @@ from vipbench.engine.evaluation.scoring import (
     finished,
     trainings,
 )
+from vipbench.engine.evaluation.stack_size import most_stacked
 from vipbench.engine.evaluation.support import (
     encode_views,
     image_batches,
@@ -48,8 +49,6 @@ from vipbench.engine.training.cuda_graphs import ReplayError, Replays
 from vipbench.engine.training.stacking import TrainCell, partition
 from vipbench.engine.training.trainer import train
 
-# At most so many cells at once: more gain little, and cost memory.
-MOST_STACKED = 64
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
@@ -82,20 +81,22 @@ class GroupRunner:
         # Of a cell's key what it took to fit it into the memory; its record tells.
         self._short: dict[str, str] = {}
 
-    def run(self, cells: Sequence[LoadedCell]) -> Iterator[Finished]:
-        """All cells of one group (same row, dataset and backbone); a failure is a record."""
+    def run(self, cells: Sequence[LoadedCell]) -> Iterator[list[Finished]]:
+        """All cells of one group (same row, dataset and backbone), those together that were trained
+        together; a failure is a record."""
         left = {cell.key: cell for cell in cells}
         self.set_up(cells[0])
         try:
             every = trainings(cells)
-            for start in range(0, len(every), MOST_STACKED):
-                for done in self._run_some(every[start : start + MOST_STACKED]):
-                    del left[done.record.key]
-                    yield done
+            most = most_stacked()
+            for start in range(0, len(every), most):
+                for some in self._run_some(every[start : start + most]):
+                    for done in some:
+                        del left[done.record.key]
+                    yield some
         except SpoiltError as error:
             self.spoilt = True
-            for cell in left.values():
-                yield Finished(error_record(cell, error), None)
+            yield [Finished(error_record(cell, error), None) for cell in left.values()]
 
     def run_alone(self, cell: LoadedCell) -> Finished:
         """One cell by itself; whatever it raises comes through."""
@@ -173,12 +174,12 @@ class GroupRunner:
         own = [self.features.backbone, *(tower.backbone for tower in cell.further)]
         self.models.check([*(item.method for item in ready), *more], own, ready[0].trained)
 
-    def _run_some(self, every: Sequence[list[LoadedCell]]) -> Iterator[Finished]:
+    def _run_some(self, every: Sequence[list[LoadedCell]]) -> Iterator[list[Finished]]:
         """every: trainings, as `trainings` gives them."""
         reason, label = "", every[0][0].row.label
         if len(every) > 1:
             try:
-                yield from self._execute([*chain(*every)])
+                yield self._execute([*chain(*every)])
                 return
             except OUT_OF_MEMORY:
                 half = len(every) // 2
@@ -195,7 +196,7 @@ class GroupRunner:
         failed = False
         for cells in every:
             try:
-                yield from self._execute_alone(cells)
+                yield self._execute_alone(cells)
             except SpoiltError:
                 raise
             except Exception as error:
@@ -204,7 +205,7 @@ class GroupRunner:
                     # One of what it is tested on may be at fault; the others must not suffer.
                     yield from chain(*(self._run_some([[cell]]) for cell in cells))
                 else:
-                    yield Finished(error_record(cells[0], error), None)
+                    yield [Finished(error_record(cells[0], error), None)]
         if reason and not failed:
             self.note(
                 f"'{label}' could not train its cells together and trained one by one ({reason})"

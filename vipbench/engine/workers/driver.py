@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from vipbench.engine.workers.messages import (
     Note,
     Plan,
 )
-from vipbench.engine.workers.plan import Observer, Outcome, Stored
+from vipbench.engine.workers.plan import Keeper, Observer, Outcome, Results, Stored
 from vipbench.engine.workers.planners import Planners
 from vipbench.engine.workers.pool import Group, Pool
 from vipbench.engine.workers.process import PlannedOtherwiseError, Stopped, Worker, WorkerDiedError
@@ -40,6 +40,11 @@ from vipbench.results import Predictions, Record
 from vipbench.results.records.plan import PlannedCell
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import RunSpec
+
+# What one cell brought: record, predictions, and a safetensors file of what was learned.
+Taken = tuple[Record, Predictions | None, bytes | None]
+# The most bytes of scores that wait for the rest of their stack.
+MOST_TAKEN = 64 * 1024**2
 
 
 @dataclass
@@ -152,18 +157,22 @@ def run(
     only: Collection[str] | None = None,
     imported: bool = False,
     own_process: bool = True,
+    results: Results | None = None,
+    stopped: Signal | None = None,
 ) -> Outcome:
     """Run what is missing of `spec` into `spec.out`. Raises UsageError before anything runs.
 
     retry: whether cells that failed before are tried again. only: the keys of the cells to run.
-    imported: whether results that somebody handed in count as done.
+    imported: whether results that somebody handed in count as done. results: takes what is brought
+    in the place of the folder's store, and says what is done. stopped: says when the run is to
+    stop; no signal is handled then.
     SIGINT and SIGTERM stop it: what is finished is kept, and `Outcome.signal` says so. A second
     one ends the process at once, or raises KeyboardInterrupt where it is not the command line's
     own_process.
     """
     _require(spec.plugins_dir)
-    with stop_signals(own_process) as stopped:
-        driver = _Driver(spec, observer or Observer(), stopped, retry, imported)
+    with stop_signals(own_process) if stopped is None else nullcontext(stopped) as stopped:
+        driver = _Driver(spec, observer or Observer(), stopped, retry, imported, results)
         try:
             driver.run(only)
         except Stopped:
@@ -189,15 +198,19 @@ class _Driver:
         stopped: Signal,
         retry: bool = True,
         imported: bool = False,
+        results: Results | None = None,
     ) -> None:
         self.spec = spec
         self.observer = observer
         self.retry, self.imported = retry, imported
         self.stopped = stopped
+        self.results = results
         self.pool = Pool(spec, self, stopped)
-        self.store: Store | None = None
+        self.store: Keeper | None = None
         self.cells: dict[str, PlannedCell] = {}
         self.ended: set[str] = set()  # cells that have a record of this run
+        self.taken: list[Taken] = []  # of these, what is not in the store yet
+        self.size = 0  # of their scores, in bytes
         self.broken: list[str] = []  # see Plan
         self.outcome = Outcome(0, 0, 0, 0)
 
@@ -228,7 +241,7 @@ class _Driver:
         cells are others now, as files were changed.
         """
         plan = kept_plans.find(self.spec)
-        planned = plan and _judged(plan, self.spec, self.retry, self.imported)
+        planned = plan and self._judged(plan)
         if not plan or not planned or planned.of("todo"):
             # A worker that is to run cells plans them itself.
             plan = _made(planners, self.spec)
@@ -238,7 +251,7 @@ class _Driver:
                     raise error
                 if {cell.key for cell in plan.cells} == {*self.cells}:
                     plan = planners.apart(joint=plan)
-            planned = _judged(plan, self.spec, self.retry, self.imported)
+            planned = self._judged(plan)
         self.cells = {cell.key: cell for cell in planned.cells}
         self.outcome = replace(
             self.outcome,
@@ -252,8 +265,10 @@ class _Driver:
         if only is not None:
             chosen = [cell for cell in planned.cells if cell.key in only]
             planned = planned.model_copy(update={"cells": chosen})
-        self.store = self.store or Store(self.spec.out)
-        self.spec.save()
+        if self.store is None:
+            self.store = self.results or Store(self.spec.out)
+        if self.results is None:
+            self.spec.save()
         self.store.save_plan(planned.cells)
         groups = []
         for group in planned.groups():
@@ -275,6 +290,8 @@ class _Driver:
                 provenance = {**record.provenance, **predicted}
                 record = record.model_copy(update={"provenance": provenance})
             self._keep(record, event.predictions, event.parameters)
+            if not event.left or self.size > MOST_TAKEN:
+                self.settle()
         elif isinstance(event, Note):
             self.observer.note(event.text)
 
@@ -315,20 +332,38 @@ class _Driver:
     def _keep(
         self, record: Record, predictions: Predictions | None, parameters: bytes | None = None
     ) -> None:
-        assert self.store is not None
-        self.store.add(record, predictions, parameters)
+        self.taken.append((record, predictions, parameters))
+        self.size += predictions.scores.nbytes if predictions is not None else 0
         self.ended.add(record.key)
-        done, failed = (1, 0) if record.ok else (0, 1)
-        self.outcome = replace(
-            self.outcome, done=self.outcome.done + done, failed=self.outcome.failed + failed
-        )
-        self.observer.cell_done(self.cells[record.key], record)
+
+    def settle(self) -> None:
+        """See Sink."""
+        taken, self.taken, self.size = self.taken, [], 0
+        if not taken:
+            return
+        assert self.store is not None
+        parameters = {record.key: found for record, _, found in taken if found is not None}
+        self.store.add_many([(record, predictions) for record, predictions, _ in taken], parameters)
+        for record, _, _ in taken:
+            done, failed = (1, 0) if record.ok else (0, 1)
+            self.outcome = replace(
+                self.outcome, done=self.outcome.done + done, failed=self.outcome.failed + failed
+            )
+            self.observer.cell_done(self.cells[record.key], record)
+
+    def _judged(self, plan: Plan) -> Plan:
+        if self.results is None:
+            return _judged(plan, self.spec, self.retry, self.imported)
+        return plan.model_copy(update={"cells": [self.results.judge(c) for c in plan.cells]})
 
     def close(self) -> None:
-        """End the workers, close the store."""
+        """End the workers, keep what they had sent, close the store."""
         self.pool.close()
-        if self.store is not None:
-            self.store.close()
+        try:
+            self.settle()
+        finally:
+            if self.store is not None:
+                self.store.close()
 
 
 def _made(planners: Planners, spec: RunSpec) -> Plan:

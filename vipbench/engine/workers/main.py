@@ -34,6 +34,9 @@ def _read(stream: BinaryIO, requests: Requests) -> None:
 
 def main() -> None:
     """Serve commands until standard input ends."""
+    # A batch system signals every process of a job, and the driver decides what ends.
+    for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
     offline.obey()
     # Its driver asks so where it hangs.
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=False)

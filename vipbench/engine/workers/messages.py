@@ -267,12 +267,13 @@ class Tick(_Message):
 
 class Done(_Message):
     """A finished or failed cell. parameters: what was learned, as a safetensors file, where that is
-    small."""
+    small. left: how many of the cells that were trained with it follow at once."""
 
     event: Literal["done"] = "done"
     record: AnyRecord
     predictions: AnyPredictions | None = None
     parameters: Blob | None = None
+    left: int = 0
 
 
 class GroupDone(_Message):

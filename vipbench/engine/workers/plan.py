@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from vipbench.engine.workers.messages import Plan
-from vipbench.results import Record
+from vipbench.results import Predictions, Record
 from vipbench.results.records.plan import PlannedCell, Slot
 from vipbench.results.store.store import FILE, Store
 from vipbench.results.store.submissions import OWN, submitter
@@ -48,6 +48,30 @@ class Observer:
 
     def note(self, text: str) -> None:
         """One line worth reading."""
+
+
+class Keeper(Protocol):
+    """Takes what a run brings, as a Store does."""
+
+    def save_plan(self, cells: Iterable[PlannedCell]) -> None:
+        """Keep what the run asks for."""
+
+    def add_many(
+        self,
+        pairs: Iterable[tuple[Record, Predictions | None]],
+        parameters: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Keep all of these results, on the disk on return."""
+
+    def close(self) -> None:
+        """No more is to come."""
+
+
+class Results(Keeper, Protocol):
+    """A Keeper in the place of the store of the run's folder."""
+
+    def judge(self, cell: PlannedCell) -> PlannedCell:
+        """The cell with the state that it has here."""
 
 
 NOT_AGAIN = "failed before, not tried again"

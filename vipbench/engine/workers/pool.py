@@ -90,6 +90,9 @@ class Sink(Protocol):
     def progress(self, key: str, share: float) -> None:
         """How far the group of this cell is."""
 
+    def settle(self) -> None:
+        """Nothing more arrives at once: what was taken belongs on the disk."""
+
 
 @dataclass
 class Slot:
@@ -120,7 +123,7 @@ def too_large(used: list[Used]) -> list[Used]:
     process of its own choice, which might be the driver.
 
     Who takes more than `VIPBENCH_WORKER_GB`; without that, where all together take more than a
-    share of the machine's memory, the largest of those that wait, else of all.
+    share of the machine's or job's memory, the largest of those that wait, else of all.
     """
     if os.environ.get(MEMORY_VARIABLE):
         return [found for found in used if found[0] > most_memory()]
@@ -338,6 +341,8 @@ class Pool:
         readable = [worker for worker in owners if worker in found or worker.gone()]
         if self._stop():
             raise Stopped
+        if not readable:
+            self._sink.settle()
         # Before the events: while they are dealt with, no worker's time is counted.
         for slot in self._slots:
             if slot.group is not None and slot.worker not in readable:
@@ -460,6 +465,7 @@ class Pool:
     def _write_off(self, group: Group, keys: Sequence[str], kind: str, message: str) -> None:
         for key in self._sink.missing(keys):
             self._sink.write_off(group.bases[key], kind, message)
+        self._sink.settle()
 
     # Limits.
 

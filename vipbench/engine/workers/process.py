@@ -21,6 +21,7 @@ from typing import Self, TypeVar
 
 import vipbench
 from vipbench import trust
+from vipbench.engine import memory
 from vipbench.engine.workers.messages import (
     Command,
     Event,
@@ -59,7 +60,7 @@ WORK = 4 << 20
 # What `faulthandler` writes.
 STACK = re.compile(r"\(most recent call first\):\n((?:  File .*\n)+)")
 MEMORY_VARIABLE = "VIPBENCH_WORKER_GB"
-# The share of the machine's memory that all workers together may take.
+# The share of the machine's or job's memory that all workers together may take.
 MEMORY_SHARE = 0.9
 # What is read of one worker at a time: the others wait meanwhile.
 CHUNK, CHUNKS = 1 << 16, 64
@@ -92,7 +93,7 @@ def most_memory() -> float:
     own = os.environ.get(MEMORY_VARIABLE)
     if own:
         return float(own) * 1e9
-    return MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return MEMORY_SHARE * memory.whole()
 
 
 def over_memory(taken: int) -> str:

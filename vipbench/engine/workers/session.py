@@ -232,13 +232,15 @@ class Session:
         cells = [self.cells[key] for key in keys]
         runner = self.runners[cells[0].place]
         self.send(Begun(records=tuple(base_record(cell) for cell in cells)))
-        for finished in runner.run(cells):
-            done = Done(
-                record=finished.record,
-                predictions=finished.predictions,
-                parameters=finished.parameters,
-            )
-            self.send(done)
+        for stack in runner.run(cells):
+            for left, finished in zip(reversed(range(len(stack))), stack, strict=True):
+                done = Done(
+                    record=finished.record,
+                    predictions=finished.predictions,
+                    parameters=finished.parameters,
+                    left=left,
+                )
+                self.send(done)
         evict()
         texts = runner.shelf.encoded_texts if runner.shelf else 0
         self.send(

@@ -185,14 +185,20 @@ def _ratio(part: Any, whole: Any) -> float | None:
 
 def log_odds(s: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,C) log(p / (1 - p)): the same order as p, but two confident images, whose p would both
-    round to 1, stay apart."""
-    columns = []
-    for i in range(s.shape[1]):
-        # Sorted, so that images whose scores differ in their order alone tie to the bit.
-        others = np.sort(np.delete(s, i, axis=1), axis=1)
-        top = others[:, -1]
-        columns.append(s[:, i] - top - np.log(np.exp(others - top[:, None]).sum(1)))
-    return np.stack(columns, 1)
+    round to 1, stay apart. Takes time in proportion to N C log C."""
+    # In the order of the scores, so that images whose scores differ in their order alone tie to the
+    # bit; in rows one after another, since a sum's rounding depends on how they lie in memory.
+    order = np.argsort(s, axis=1)
+    ranked = np.ascontiguousarray(np.take_along_axis(s, order, axis=1))
+    top, second = ranked[:, -1:], ranked[:, -2:-1]
+    terms = np.exp(ranked - top)
+    with np.errstate(divide="ignore"):  # what the highest class gives is replaced
+        odds = ranked - top - np.log(terms.sum(1, keepdims=True) - terms)
+    # Taking the largest term from the sum would leave little but rounding.
+    highest = top - second - np.log(np.exp(ranked[:, :-1] - second).sum(1, keepdims=True))
+    result = np.empty_like(ranked)
+    np.put_along_axis(result, order, np.where(ranked == top, highest, odds), axis=1)
+    return result
 
 
 def _ranking(
