@@ -27,21 +27,26 @@ if TYPE_CHECKING:
 
     from pandas import DataFrame
 
+    from vipbench.engine.explain.model import Model, load_model
     from vipbench.engine.run import plan, run
     from vipbench.results.results import Results
 
 __version__ = "0.1.0"
-# Imported at their first use: they need pandas.
+# Imported at their first use: they need pandas, and models torch.
 _LATER = {
+    "Model": "vipbench.engine.explain.model",
     "Results": "vipbench.results.results",
+    "load_model": "vipbench.engine.explain.model",
     "plan": "vipbench.engine.run",
     "run": "vipbench.engine.run",
 }
 __all__ = [
+    "Model",
     "Results",
     "UsageError",
     "__version__",
     "hookimpl",
+    "load_model",
     "load_results",
     "plan",
     "run",

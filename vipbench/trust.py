@@ -118,6 +118,15 @@ def require(what: str, asked: str | Path, files: Digests) -> None:
     raise UntrustedCodeError(what, _key(asked), files)
 
 
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """In the block code that may not run raises UsageError, as scripts expect of a call."""
+    try:
+        yield
+    except UntrustedCodeError as error:
+        raise UsageError(str(error)) from None
+
+
 def grants() -> dict[str, Any]:
     """What this process may run, as JSON values for `obey`."""
     return {

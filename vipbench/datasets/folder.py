@@ -21,7 +21,7 @@ import vipbench
 from vipbench.api.dataset import DataError, Dataset, Split
 from vipbench.datasets.reading.card import Card, find_card
 from vipbench.datasets.reading.draw_split import draw_split
-from vipbench.datasets.reading.image_files import IMAGE_SUFFIXES, PassedOver
+from vipbench.datasets.reading.image_files import PassedOver
 from vipbench.datasets.reading.paths import (
     find_source,
     images_below,
@@ -34,7 +34,7 @@ from vipbench.datasets.reading.paths import (
 from vipbench.datasets.reading.spelling import clean, shown_apart, skeleton, split_of
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
-from vipbench.images import digest_image
+from vipbench.images import IMAGE_SUFFIXES, digest_image
 
 _Listing = tuple[Sequence[Path], Sequence[int]]  # images and their labels
 _LAYOUT = "expected <class>/<images>, or train/<class>/<images> and test/<class>/<images>"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -103,7 +101,8 @@ def run(
     damaged results folder, OSError where `out` cannot be written. An interrupt saves the finished
     cells and raises KeyboardInterrupt.
     """
-    with _ready():
+    offline.obey()
+    with trust.refusals():
         grid: dict[str, Any] = {"methods": methods, "datasets": datasets, "backbones": backbones}
         given = {**grid, "shots": shots, "seeds": seeds, "out": out, **fields}
         spec = spec_of(given)
@@ -147,7 +146,8 @@ def plan(
     """
     import pandas as pd
 
-    with _ready(), tempfile.TemporaryDirectory(prefix="vipbench-plan-") as folder:
+    offline.obey()
+    with trust.refusals(), tempfile.TemporaryDirectory(prefix="vipbench-plan-") as folder:
         grid: dict[str, Any] = {"methods": methods, "datasets": datasets, "backbones": backbones}
         given = {**grid, "shots": shots, "seeds": seeds, "out": out, **fields}
         found = driver.plan(spec_of(given, Path(folder)), retry, use_imported)
@@ -157,16 +157,6 @@ def plan(
         for c in found.cells
     ]
     return pd.DataFrame(rows, columns=list(PLAN_COLUMNS))
-
-
-@contextmanager
-def _ready() -> Iterator[None]:
-    """What the command line's own process does around a command."""
-    offline.obey()
-    try:
-        yield
-    except trust.UntrustedCodeError as error:
-        raise UsageError(str(error)) from None
 
 
 def _refuse_nothing(plan: Plan) -> None:

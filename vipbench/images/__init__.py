@@ -16,11 +16,20 @@ from vipbench.images.reading import (
 # Part of a cell's key and of the feature cache's keys: raise it when a file gives other pixels.
 READER_REVISION = 2
 
+# What is read, as the endings of files tell.
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".apng .bmp .dib .gif .j2c .j2k .jfif .jif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .pbm "
+        ".pfm .pgm .png .pnm .ppm .tif .tiff .webp"
+    ).split()
+)
+
 # The entry of an image's `info` that marks a training view: cut out, in the tower's size.
 VIEW_MARK = "vipbench-view"
 
 __all__ = [
     "FORMATS",
+    "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "READER_REVISION",
     "VIEW_MARK",

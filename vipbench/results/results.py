@@ -6,10 +6,13 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from vipbench.errors import UsageError, unknown
 from vipbench.results.compare.claims import Claim, Claims, compare
@@ -32,6 +35,22 @@ if TYPE_CHECKING:
 Names = str | Sequence[str]
 Shots = int | str | Sequence[int | str]
 Seeds = int | str | Sequence[int]
+
+
+class TrainedModel(Protocol):
+    """What `Results.model` returns: a `vipbench.Model`, which documents it."""
+
+    name: str
+    class_names: tuple[str, ...]
+
+    def predict(self, images: Any) -> NDArray[np.str_]:
+        """N images -> N class names."""
+
+    def scores(self, images: Any) -> pd.DataFrame:
+        """N images -> N rows, a column per class."""
+
+    def explain(self, image: Any) -> pd.DataFrame:
+        """One image -> a row per symptom."""
 
 
 class Results:
@@ -152,6 +171,26 @@ class Results:
         """Write the folder's leaderboard to the file `path` (NAME.html), or to index.html in the
         folder `path`; returns the file. Raises UsageError, StoreError, OSError."""
         return save_leaderboard([self.folder], Path(path), title).path
+
+    def model(
+        self,
+        method: str | None = None,
+        dataset: str | None = None,
+        backbone: str | None = None,
+        shots: int | str | None = None,
+        seed: int | None = None,
+    ) -> TrainedModel:
+        """The trained model of one finished cell, to classify other images with. Only what is not
+        the same in all finished cells has to be given. Plugins of the run are imported into this
+        process, and torch. Raises UsageError, which names the choices, where not exactly one cell
+        fits, StoreError."""
+        given: dict[str, Any] = {"method": method, "dataset": dataset, "backbone": backbone}
+        given |= {"shots": shots, "seed": seed}
+        record = _only(self._records(), given)
+        # By name, since results are read without the engine and torch.
+        module = import_module("vipbench.engine.explain.model")
+        model: TrainedModel = module.open_model(self.folder, record)
+        return model
 
     def _records(self) -> list[Record]:
         with opened(self.folder) as store:
@@ -292,6 +331,32 @@ class Comparison:
     def to_frame(self) -> pd.DataFrame:
         """One row per comparison, the columns of `vipbench compare --format csv`."""
         return pd.read_csv(io.StringIO(write_claims(self.family, "csv")))
+
+
+def _only(records: Sequence[Record], given: Mapping[str, Any]) -> Record:
+    """The finished record that has the values `given`, where not None. Raises UsageError."""
+    fitting = [record for record in records if record.ok]
+    if not fitting:
+        raise UsageError("there is no finished cell, and so no model")
+    for name, value in given.items():
+        if value is None:
+            continue
+        known = dict.fromkeys(str(getattr(record.cell, name)) for record in fitting)
+        if str(value) not in known:
+            raise unknown(name, str(value), known)
+        fitting = [r for r in fitting if str(getattr(r.cell, name)) == str(value)]
+    if len(fitting) == 1:
+        return fitting[0]
+    choices = {
+        name: list(dict.fromkeys(getattr(record.cell, name) for record in fitting))
+        for name in given
+    }
+    words = [
+        f"{name} ({', '.join(map(repr, values))})"
+        for name, values in choices.items()
+        if len(values) > 1
+    ]
+    raise UsageError(f"{len(fitting)} models fit; give one value of {' and of '.join(words)}")
 
 
 def folder_table(

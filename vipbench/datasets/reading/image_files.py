@@ -8,14 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# What vipbench.images reads, as the endings tell.
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".apng .bmp .dib .gif .j2c .j2k .jfif .jif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .pbm "
-        ".pfm .pgm .png .pnm .ppm .tif .tiff .webp"
-    ).split()
-)
-
 # What file managers and network storage leave behind: thumbnails, settings, bins.
 _LITTER = re.compile(
     r"__macosx|(eh)?thumbs(_vista)?\.db|desktop\.ini|picasa\.ini|zbthumbnail\.info|icon\r"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vipbench.api.dataset import DataError
-from vipbench.datasets.reading.image_files import IMAGE_SUFFIXES
 from vipbench.datasets.reading.paths import listed
+from vipbench.images import IMAGE_SUFFIXES
 
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path, PurePosixPath
 
 from vipbench.api.dataset import SPLITS, DataError
-from vipbench.datasets.reading.image_files import IMAGE_SUFFIXES, is_litter
+from vipbench.datasets.reading.image_files import is_litter
+from vipbench.images import IMAGE_SUFFIXES
 
 
 def find_source(argument: str, root: Path | None, what: str) -> Path:

@@ -119,7 +119,7 @@ def explain(
             f"cell {cell.key[:12]} gives other scores here than its record holds; another device "
             "or other library versions? `vipbench show` names those of the record"
         )
-    cosines = _cosines(x, features, weights)
+    cosines = cosines_of(x, features, weights)
     made = Explanation(cell, weights.cpu().double().numpy(), cosines.mean(0), n_test=len(test))
     labels = test.labels
     shown_ids: Sequence[str] = test.ids
@@ -131,7 +131,7 @@ def explain(
     if paths:
         own = trained.inputs(paths)
         found_scores = trained.score(own).cpu().double().numpy()
-        found_cosines = _cosines(own, features, weights)
+        found_cosines = cosines_of(own, features, weights)
         for n, path in enumerate(paths):
             shown = path.name if include_paths else f"image {n + 1}"
             image = trained.open(path)
@@ -150,7 +150,7 @@ def explain(
     return made
 
 
-def _cosines(x: torch.Tensor, features: torch.Tensor, weights: torch.Tensor) -> Array:
+def cosines_of(x: torch.Tensor, features: torch.Tensor, weights: torch.Tensor) -> Array:
     """(N,D), (C,K,D) -> (N,C,K), NaN where a class was padded."""
     found = torch.einsum("nd,ckd->nck", F.normalize(x, dim=-1), F.normalize(features, dim=-1))
     found = found.masked_fill(weights == 0, torch.nan)

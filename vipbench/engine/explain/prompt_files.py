@@ -10,9 +10,11 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -20,11 +22,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from vipbench import __version__, files
-from vipbench.api import CellInfo, Method, Task, open_image
+from vipbench.api import CellInfo, ImageLike, Method, Split, Task, open_image
 from vipbench.engine.evaluation.learned import fill
 from vipbench.engine.evaluation.rebind import cannot_transfer
 from vipbench.engine.evaluation.runner import GroupRunner
-from vipbench.engine.features.features import Features
+from vipbench.engine.features.features import ENCODE_BATCH, Features
 from vipbench.engine.planning.cells import LoadedCell, impossible_pair
 from vipbench.engine.planning.hparams import make_hparams
 from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, load_backbone
@@ -38,6 +40,7 @@ from vipbench.results.records.record import PATH
 from vipbench.results.sharing.privacy import needs_weights, public_backbone, scrub, withheld
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import SUITE_NAME, RunSpec
+from vipbench.runspec.values import FeaturePrecision
 
 FORMAT = "vipbench-prompt"
 VERSION = 2
@@ -47,6 +50,7 @@ VERSION = 2
 class Trained:
     """A method with what it learned, for the images of its backbone. tensors: what a prompt file
     holds of it. pixels: what values of more than 8 bits meant in the dataset it was trained on.
+    precision: of image features.
     """
 
     method: Method
@@ -55,29 +59,43 @@ class Trained:
     card: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     pixels: PixelRange | None = None
+    precision: FeaturePrecision = "fp32"
 
     def open(self, path: Path) -> Image.Image:
         """An image file as those of its dataset are read. Raises ImageError."""
         return open_image(path, str(path), self.pixels)
 
-    @torch.no_grad()
-    def score(self, x: Tensor) -> Tensor:
-        """Features or images (N,·), as the method takes them -> scores (N,C)."""
+    def require_single_images(self) -> None:
+        """Raise UsageError where the method scores no single image."""
         if "test_images" in self.method.needs:
             raise UsageError(f"'{self.method.name}' scores whole test sets alone, no single image")
         if "test_views" in self.method.needs:
             raise UsageError(
-                f"'{self.method.name}' scores several views of an image; a prompt file gives it one"
+                f"'{self.method.name}' scores several views of an image; here it would get one"
             )
-        return self.method.predict(x).float().cpu()
 
     @torch.no_grad()
-    def inputs(self, paths: Sequence[Path]) -> Tensor:
-        """Image files as the method takes them."""
+    def score(self, x: Tensor) -> Tensor:
+        """Features or images (N,·), as the method takes them -> scores (N,C)."""
+        self.require_single_images()
+        return self.method.predict(x).float().cpu()
+
+    def inputs(self, images: Sequence[ImageLike], first: int = 0) -> Tensor:
+        """Images as the method takes them, read and encoded as in a run. first: the number by which
+        errors call the first of them, where it has no path. Raises ImageError."""
+        names = tuple(
+            str(image) if isinstance(image, str | PathLike) else f"number {place}"
+            for place, image in enumerate(images, first)
+        )
+        split = Split(images, np.zeros(len(names), np.int64), names, pixels=self.pixels)
         towers = self.backbone.backbone
-        pixels = torch.stack([towers.preprocess(self.open(path)) for path in paths])
-        pixels = pixels.to(towers.device)
-        return pixels if self.method.inputs == "images" else towers.encode_image(pixels)
+        features = Features(towers, {"test": split}, "", precision=self.precision)
+        rows = [(place, 0) for place in range(len(names))]
+        if self.method.inputs == "images":
+            return features.images("test", rows, None)
+        starts = range(0, len(rows), ENCODE_BATCH)
+        batches = [rows[start : start + ENCODE_BATCH] for start in starts]
+        return torch.cat([features.encode("test", batch, None) for batch in batches])
 
 
 def open_run(folder: Path, images: Sequence[str] = ()) -> Session:
@@ -107,7 +125,9 @@ def restore(session: Session, cell: LoadedCell, parameters: bytes | None) -> Tra
     fill(method, {} if parameters is None else load(parameters))
     data = cell.data
     pixels = data.splits["train"].pixels
-    return Trained(method, cell.backbone, data.dataset.class_names, {}, pixels=pixels)
+    precision = cell.protocol.feature_precision
+    names = data.dataset.class_names
+    return Trained(method, cell.backbone, names, {}, pixels=pixels, precision=precision)
 
 
 def pack(
