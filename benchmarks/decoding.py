@@ -18,7 +18,6 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -30,8 +29,8 @@ import torch
 from PIL import Image
 
 from vipbench.api import ImageBackbone, Split
-from vipbench.engine.features.features import ENCODE_BATCH, Features
-from vipbench.engine.features.images import ImageReader
+from vipbench.engine.features.features import ENCODE_BATCH, Encoding, Features
+from vipbench.engine.features.images import ImageReader, Wish
 from vipbench.engine.machine import threads
 from vipbench.engine.planning.loading import load_backbone
 from vipbench.plugins.registry import load_registry
@@ -52,11 +51,11 @@ def photographs(folder: Path, count: int, side: int) -> list[Path]:
 def alone(backbone: ImageBackbone, split: Split) -> tuple[float, float, torch.Tensor]:
     """Seconds until every batch is decoded, seconds from the first batch on, and the last batch."""
     mine = ImageReader(backbone, {"test": split})
-    items = [(i, 0) for i in range(len(split))]
-    parts = [items[i : i + ENCODE_BATCH] for i in range(0, len(items), ENCODE_BATCH)]
+    wishes = [Wish("test", None, i, 0) for i in range(len(split))]
+    parts = [wishes[i : i + ENCODE_BATCH] for i in range(0, len(wishes), ENCODE_BATCH)]
     begin, first = time.perf_counter(), 0.0
-    with mine.decoding(len(items)) as ahead:
-        begun = map(partial(mine.begin, "test", views=None), parts)
+    with mine.decoding(len(wishes)) as ahead:
+        begun = map(mine.begin, parts)
         ready = deque(islice(begun, ahead))
         while ready:
             pixels = ready.popleft()()
@@ -71,9 +70,8 @@ def beside(backbone: ImageBackbone, split: Split) -> tuple[float, float, torch.T
     first: list[float] = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["VIPBENCH_CACHE"] = cache
-        mine = Features(
-            backbone, {"test": split}, "beside", lambda share: first.append(time.perf_counter())
-        )
+        encoding = Encoding(lambda done, total: first.append(time.perf_counter()))
+        mine = Features(backbone, {"test": split}, "beside", encoding=encoding)
         begin = time.perf_counter()
         features = mine.plain("test", range(len(split)))
         end = time.perf_counter()

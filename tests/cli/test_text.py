@@ -68,9 +68,31 @@ def test_log_lines_become_rarer(capsys: pytest.CaptureFixture[str]) -> None:
         log.update(i, 0.5, 2, "vip")
     lines = capsys.readouterr().out.splitlines()
     assert 10 < len(lines) < 40
-    assert "10 of 4,000 cells done, 2 failed, 10 s gone, now vip" in lines[0]
+    assert "1 of 4,000 cells done, 2 failed, " in lines[0]
+    assert "now vip" in lines[0]
     assert "about " in lines[-1]
     assert all(line.isprintable() for line in lines)
+
+
+def test_encoding_is_shown_with_its_own_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    log = progress.Log(clock=lambda: now[0])
+    log.start(10)
+    for done in range(0, 4001, 32):
+        log.encoding(done, 4000, 3)
+        now[0] += 8
+    lines = capsys.readouterr().out.splitlines()
+    assert "encoding 32/4,000 images, 16 min 32 s left, then 3 cells" in lines[0]
+    assert "note:" not in "".join(lines)
+    # Cells are timed from where the encoding ended.
+    for share in (0.001, 0.002, 0.01):
+        now[0] += 10
+        log.update(0, share, 0, "vip")
+    [note] = [line for line in capsys.readouterr().out.splitlines() if "note:" in line]
+    assert "vip" in note
+    assert "--estimate" in note
+    for fact in ("h", "min"):
+        assert fact in note
 
 
 def test_no_guess_before_there_is_anything_to_go_by() -> None:

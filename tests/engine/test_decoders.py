@@ -24,7 +24,7 @@ from tests.engine.light import Light, OwnWay, Shrink
 from tests.reliability import grid
 from vipbench import api
 from vipbench.engine.features import decode_pool as decoders
-from vipbench.engine.features.features import Features
+from vipbench.engine.features.features import Encoding, Features
 from vipbench.engine.planning.loading import load_backbone
 from vipbench.engine.planning.pixels import examine
 from vipbench.errors import UsageError
@@ -78,7 +78,8 @@ def encoded(
     monkeypatch.setenv("VIPBENCH_DECODERS", str(count))
     notes: list[str] = []
     given = images if isinstance(images, dict) else splits(images)
-    mine = Features(backbone or Light(), given, "some", lambda share: meanwhile(), notes.append)
+    encoding = Encoding(lambda done, total: meanwhile())
+    mine = Features(backbone or Light(), given, "some", note=notes.append, encoding=encoding)
     every = range(len(given["test"]))
     plain = mine.plain("test", every)
     views, every_view = api.Views(), [plain]
@@ -227,7 +228,7 @@ def test_one_killed_while_it_writes_keeps_nobody_waiting(tmp_path: Path) -> None
     Image.new("RGB", (9, 9)).save(image)
     # Far more than a pipe holds: it stands in the midst of its answer until it is read.
     keys = tuple(() for _ in range(50_000))
-    job, small = (decoders.Job(str(image), 8, None, k) for k in (keys, keys[:1]))
+    job, small = (decoders.Job(str(image), 8, ((None, k),)) for k in (keys, keys[:1]))
     with decoders.Decoders(decoders.portable(Light()), 1) as some:
         assert len(some.threads.submit(some.run, small, lambda: [Shrink()(Image.open(image))])
                    .result()) == 1  # fmt: skip
@@ -359,18 +360,19 @@ from pathlib import Path
 import numpy as np
 from tests.engine.light import Light
 from vipbench import api
-from vipbench.engine.features.features import Features
+from vipbench.engine.features.features import Encoding, Features
 
 images = sorted(Path(sys.argv[1]).iterdir()) * 50
 ids = tuple(map(str, range(len(images))))
 split = api.Split(images, np.zeros(len(images), dtype=np.int64), ids)
 
-def slowly(share):
-    print(share, flush=True)
+def slowly(done, total):
+    print(done, flush=True)
     time.sleep(0.3)
 
 if __name__ == "__main__":
-    Features(Light(), {"test": split}, "some", slowly).plain("test", range(len(ids)))
+    encoding = Encoding(slowly)
+    Features(Light(), {"test": split}, "some", encoding=encoding).plain("test", range(len(ids)))
 """
 
 

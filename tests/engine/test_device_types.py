@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from vipbench import api, testing
 from vipbench.engine import doctor, machine, other_device, precision
 from vipbench.engine.evaluation import estimate, records
-from vipbench.engine.features.images import ImageReader
+from vipbench.engine.features.images import ImageReader, Wish
 from vipbench.engine.guard import GlobalRandomError, own_randomness
 from vipbench.engine.training import batches, cuda_graphs, optim
 from vipbench.errors import UsageError
@@ -116,7 +116,7 @@ def test_images_go_to_a_gpu_from_pinned_memory(
     splits: Any = {"train": SimpleNamespace(images=["an image"])}
     value: Any = Moved()
     monkeypatch.setattr(torch, "stack", lambda images: value)
-    Ready(backbone, splits).begin("train", [(0, 0)], None)()
+    Ready(backbone, splits).begin([Wish("train", None, 0, 0)])()
     assert value.calls == (["pinned", (GPU, True)] if device is GPU else [(CPU, False)])
 
 

@@ -179,17 +179,18 @@ def test_decoded_images_are_kept_up_to_a_limit(
     images.threads.clear()
     monkeypatch.setattr(pictures, "KEEP_BYTES", 4 * 20 * 30 * 3)
     mine = pictures.ImageReader(features.backbone, {"train": split})
-    items, views = [(i, 0) for i in range(10)], (api.Views(), 1)
-    first = mine.get("train", items, views)
+    views = (api.Views(), 1)
+    wishes = [pictures.Wish("train", views, i, 0) for i in range(10)]
+    first = mine.begin(wishes)()
     assert len(images.threads) == 10
     assert set(images.threads) == {"MainThread"}
-    assert torch.equal(mine.get("train", items, views), first)
+    assert torch.equal(mine.begin(wishes)(), first)
     assert len(images.threads) == 16
     # The evaluation view, seen once, takes no room.
     fresh = pictures.ImageReader(features.backbone, {"train": split})
-    fresh.get("train", items, None)
+    fresh.begin([pictures.Wish("train", None, i, 0) for i in range(10)])()
     assert not fresh._kept
-    assert torch.equal(fresh.get("train", items, views), first)
+    assert torch.equal(fresh.begin(wishes)(), first)
 
 
 def test_an_image_that_cannot_be_read_is_named(
@@ -202,7 +203,7 @@ def test_an_image_that_cannot_be_read_is_named(
     split = api.Split([good, bad], np.zeros(2, dtype=np.int64), ("good.png", "bad.png"))
     mine = pictures.ImageReader(features.backbone, {"test": split})
     with pytest.raises(api.ImageError, match=r"bad\.png"):
-        mine.get("test", [(0, 0), (1, 0)], None)
+        mine.begin([pictures.Wish("test", None, i, 0) for i in range(2)])()
 
 
 def test_the_next_batch_is_decoded_while_one_is_encoded(
@@ -237,7 +238,7 @@ def test_threads_that_decode_start_no_teams_of_their_own(
     torch.set_num_threads(2)  # what a new thread would take, too
     try:
         mine = pictures.ImageReader(features.backbone, features.splits)
-        mine.get("test", [(0, 0), (1, 0)], None)
+        mine.begin([pictures.Wish("test", None, i, 0) for i in range(2)])()
         assert mine._threads is not None
         assert mine._threads.submit(torch.get_num_threads).result() == 1
         assert torch.get_num_threads() == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -11,10 +12,12 @@ from typing import Any, Protocol, TextIO
 
 from vipbench import trust
 from vipbench.errors import printable
-from vipbench.text import duration
+from vipbench.text import duration, plural
 
-# A log gets its first line after this time, in seconds, and then ever fewer.
-FIRST_LINE, RAREST_LINE = 10.0, 300.0
+# A log gets its second line after this time, in seconds, and then ever fewer.
+SECOND_LINE, RAREST_LINE = 10.0, 300.0
+# A run that takes longer is announced once it has run for so long, in seconds.
+LONG_RUN, ANNOUNCED_AFTER = 3600.0, 15.0
 
 
 class Reporter(Protocol):
@@ -26,6 +29,9 @@ class Reporter(Protocol):
     def update(self, done: int, begun: float, failed: int, now: str) -> None:
         """`done` cells have ended, of which `failed` failed; what is done of the cells in work
         comes to `begun` whole ones; `now` is their row."""
+
+    def encoding(self, done: int, total: int, cells: int) -> None:
+        """`done` of `total` images are encoded for `cells` cells that then begin."""
 
     def line(self, text: str) -> None:
         """A line of its own."""
@@ -56,36 +62,111 @@ def remaining(elapsed: float, completed: float, total: int) -> float | None:
     return elapsed * (total - completed) / completed
 
 
+class Pace:
+    """Time left in a run: the encoding of images is timed apart from the cells."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.begun = clock()
+        self._encoding: tuple[float, int, int] | None = None
+        self._spent = 0.0
+        self._announced = False
+
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return self.clock() - self.begun
+
+    def encoding(self, done: int, total: int) -> float | None:
+        """Seconds of encoding left; None before two reports."""
+        now = self.clock()
+        if self._encoding is None or self._encoding[2] != total or self._encoding[1] > done:
+            self._encoding = now, done, total
+            return None
+        since, first, _ = self._encoding
+        return (now - since) * (total - done) / max(done - first, 1)
+
+    def cells(self, completed: float, total: int) -> float | None:
+        """Seconds left for the cells at the pace so far; None where too little is done."""
+        if self._encoding is not None:
+            self._spent += self.clock() - self._encoding[0]
+            self._encoding = None
+        return remaining(self.elapsed() - self._spent, completed, total)
+
+    def announcement(self, completed: float, total: int, what: str) -> str | None:
+        """Once, that the run will take long, and with what; judged by the share `completed` of
+        `total` pieces of the work at hand, however small."""
+        spent = self.clock() - self._encoding[0] if self._encoding else self.elapsed() - self._spent
+        if self._announced or spent < ANNOUNCED_AFTER or completed <= 0:
+            return None
+        left = spent * (total - completed) / completed
+        if left < LONG_RUN:
+            return None
+        self._announced = True
+        return (
+            f"note: at the present pace, {what} takes about {duration(left)} more; "
+            "`--dry-run --estimate` lists the time of each row"
+        )
+
+
+def encoding_text(done: int, total: int, left: float | None, cells: int) -> str:
+    """What is shown while images are encoded."""
+    parts = [f"encoding {done:,}/{total:,} images"]
+    parts += [f"{duration(left)} left"] if left is not None else []
+    return ", ".join([*parts, f"then {plural(cells, 'cell')}"])
+
+
 class Log:
-    """Lines without control characters, the first after some seconds, then ever fewer."""
+    """Lines without control characters, the first at once, then ever fewer."""
 
     def __init__(
         self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stream = stream
-        self._clock = clock
-        self._begun = self._last = clock()
+        self._pace = Pace(clock)
+        self._last = -math.inf
         self._total = 0
 
     def start(self, total: int) -> None:
         """See Reporter."""
         self._total = total
-        self._begun = self._last = self._clock()
+        self._pace = Pace(self._pace.clock)
+
+    def encoding(self, done: int, total: int, cells: int) -> None:
+        """See Reporter."""
+        left = self._pace.encoding(done, total)
+        if left is None:
+            return
+        if self._due():
+            self._stamped(encoding_text(done, total, left, cells))
+        self._announce(done, total, "encoding images")
 
     def update(self, done: int, begun: float, failed: int, now: str) -> None:
         """See Reporter."""
-        moment = self._clock()
-        elapsed = moment - self._begun
-        if moment - self._last < min(max(FIRST_LINE, elapsed / 4), RAREST_LINE):
+        left = self._pace.cells(done + begun, self._total)
+        self._announce(done + begun, self._total, f"the run ({now})")
+        if not self._due():
             return
-        self._last = moment
-        left = remaining(elapsed, done + begun, self._total)
+        elapsed = self._pace.elapsed()
         parts = [f"{done:,} of {self._total:,} cells done"]
         parts += [f"{failed:,} failed"] if failed else []
         parts += [f"{duration(elapsed)} gone"]
         parts += [f"about {duration(left)} left"] if left is not None else []
         parts += [f"now {now}"] if now else []
-        self.line(f"[{time.strftime('%H:%M:%S')}] {', '.join(parts)}")
+        self._stamped(", ".join(parts))
+
+    def _announce(self, completed: float, total: int, what: str) -> None:
+        if announcement := self._pace.announcement(completed, total, what):
+            self.line(announcement)
+
+    def _due(self) -> bool:
+        elapsed = self._pace.elapsed()
+        if elapsed - self._last < min(max(SECOND_LINE, elapsed / 4), RAREST_LINE):
+            return False
+        self._last = elapsed
+        return True
+
+    def _stamped(self, text: str) -> None:
+        self.line(f"[{time.strftime('%H:%M:%S')}] {text}")
 
     def line(self, text: str) -> None:
         """See Reporter."""
@@ -102,6 +183,9 @@ class Quiet:
         """See Reporter."""
 
     def update(self, done: int, begun: float, failed: int, now: str) -> None:
+        """See Reporter."""
+
+    def encoding(self, done: int, total: int, cells: int) -> None:
         """See Reporter."""
 
     def line(self, text: str) -> None:
@@ -124,13 +208,20 @@ class Notebook(Log):
         super().start(total)
         self._show(f"<progress max='{total}'></progress> 0/{total:,}")
 
+    def encoding(self, done: int, total: int, cells: int) -> None:
+        """See Reporter."""
+        text = encoding_text(done, total, self._pace.encoding(done, total), cells)
+        self._show(f"<progress value='{done}' max='{total}'></progress> {text}")
+        self._announce(done, total, "encoding images")
+
     def update(self, done: int, begun: float, failed: int, now: str) -> None:
         """See Reporter."""
-        moment = self._clock()
+        left = self._pace.cells(done + begun, self._total)
+        self._announce(done + begun, self._total, f"the run ({now})")
+        moment = self._pace.clock()
         if moment - self._drawn < 0.2 and done < self._total:
             return
         self._drawn = moment
-        left = remaining(moment - self._begun, done + begun, self._total)
         parts = [f"{done:,}/{self._total:,}"]
         parts += [f"{failed:,} failed"] if failed else []
         parts += [f"{duration(left)} left"] if left is not None else []
@@ -177,19 +268,26 @@ class Bar:
         self._console.show_cursor(True)
         self._task = self._progress.add_task("", total=None, count="", left="")
         self._total = 0
-        self._begun = 0.0
+        self._pace = Pace(time.monotonic)
 
     def start(self, total: int) -> None:
         """See Reporter."""
         self._status.stop()
-        self._total, self._begun = total, time.monotonic()
+        self._total, self._pace = total, Pace(time.monotonic)
         self._progress.update(self._task, total=total, count=f"0/{total:,}")
         self._progress.start()
         self._console.show_cursor(True)
 
+    def encoding(self, done: int, total: int, cells: int) -> None:
+        """See Reporter."""
+        text = encoding_text(done, total, self._pace.encoding(done, total), cells)
+        self._progress.update(self._task, description=text, left="")
+        self._announce(done, total, "encoding images")
+
     def update(self, done: int, begun: float, failed: int, now: str) -> None:
         """See Reporter."""
-        left = remaining(time.monotonic() - self._begun, done + begun, self._total)
+        left = self._pace.cells(done + begun, self._total)
+        self._announce(done + begun, self._total, f"the run ({now})")
         wrong = f" ({failed:,} failed)" if failed else ""
         self._progress.update(
             self._task,
@@ -198,6 +296,10 @@ class Bar:
             count=f"{done:,}/{self._total:,}{wrong}",
             left="" if left is None else f"{duration(left)} left",
         )
+
+    def _announce(self, completed: float, total: int, what: str) -> None:
+        if announcement := self._pace.announcement(completed, total, what):
+            self.line(announcement)
 
     def line(self, text: str) -> None:
         """See Reporter."""

@@ -67,6 +67,13 @@ class Screen(Observer):
         self._shares[cell.group] = (cell.method, share)
         self._show()
 
+    def encoding(self, cell: PlannedCell, done: int, total: int) -> None:
+        """Before cells of this backbone and dataset."""
+        pair = cell.backbone, cell.dataset
+        todo = {key for waiting in self._waiting.values() for key in waiting}
+        then = sum(c.key in todo and (c.backbone, c.dataset) == pair for c in self.plan.cells)
+        self.shown.encoding(done, total, then)
+
     def _show(self) -> None:
         begun = sum(
             share * len(self._waiting.get(group, ())) for group, (_, share) in self._shares.items()

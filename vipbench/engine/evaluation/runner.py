@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
@@ -31,11 +32,15 @@ from vipbench.engine.evaluation.support import (
     encode_views,
     image_batches,
     make_support,
+    may_read_plain,
+    reads,
     test_inputs,
     test_order,
     test_views,
 )
+from vipbench.engine.features.cache import Item
 from vipbench.engine.features.features import Features
+from vipbench.engine.features.images import Drawn
 from vipbench.engine.features.side_by_side import SideBySide
 from vipbench.engine.features.texts import text_shelf
 from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError, own_randomness
@@ -50,6 +55,14 @@ from vipbench.engine.training.stacking import TrainCell, partition
 from vipbench.engine.training.trainer import train
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+@dataclass
+class Clock:
+    """Seconds of a piece of work."""
+
+    encode: float = 0.0
+    other: float = 0.0
 
 
 class GroupRunner:
@@ -80,13 +93,22 @@ class GroupRunner:
         self._running = "a plugin"
         # Of a cell's key what it took to fit it into the memory; its record tells.
         self._short: dict[str, str] = {}
+        # Of a cell's key its share of the seconds in which images were encoded for several cells.
+        self._encoded: dict[str, float] = {}
+        # Of a row and the data it trains on: the training images of all its cells.
+        self._together: dict[tuple[str, str], dict[int, None]] = {}
 
-    def run(self, cells: Sequence[LoadedCell]) -> Iterator[list[Finished]]:
+    def run(
+        self, cells: Sequence[LoadedCell], ahead: Sequence[LoadedCell] = ()
+    ) -> Iterator[list[Finished]]:
         """All cells of one group (same row, dataset and backbone), those together that were trained
-        together; a failure is a record."""
+        together; a failure is a record. ahead: cells that are run later; what both read is encoded
+        first, in full batches."""
         left = {cell.key: cell for cell in cells}
         self.set_up(cells[0])
+        self._running = _who(cells[0])
         try:
+            self._encode([*cells, *ahead])
             every = trainings(cells)
             most = most_stacked()
             for start in range(0, len(every), most):
@@ -102,6 +124,32 @@ class GroupRunner:
         """One cell by itself; whatever it raises comes through."""
         self.set_up(cell)
         return self._execute([cell])[0]
+
+    def _encode(self, cells: Sequence[LoadedCell]) -> None:
+        """Encode what the cells are sure to read. What fails here fails again, and is reported,
+        where the cells are run."""
+        started = time.perf_counter()
+        wanted: dict[int, tuple[Features, dict[tuple[str, Drawn], dict[Item, None]]]] = {}
+        for cell in cells:
+            together = self._together.setdefault((cell.row.label, home(cell.data)), {})
+            together.update(dict.fromkeys(may_read_plain(cell)))
+            with suppress(Exception):  # of a plugin's recipe
+                for dataset, split, items, views in reads(cell):
+                    for tower in (None, *cell.further):
+                        own = self.features_of(dataset)
+                        own = own if tower is None else self.beside(tower, dataset)
+                        _, kinds = wanted.setdefault(id(own), (own, {}))
+                        kinds.setdefault((split, views), {}).update(dict.fromkeys(items))
+        for features, kinds in wanted.values():
+            try:
+                features.fetch(kinds)
+            except SpoiltError:
+                raise
+            except Exception:
+                continue
+        share = (time.perf_counter() - started) / len(cells)
+        for cell in cells:
+            self._encoded[cell.key] = self._encoded.get(cell.key, 0.0) + share
 
     def set_up(self, cell: LoadedCell) -> None:
         """Once, before cells like this one are trained."""
@@ -242,12 +290,13 @@ class GroupRunner:
         """Cells of one group, built and trained: as one where they can be. recipe: what becomes of
         the method's; whatever the cells' code raises comes through."""
         ready = self.prepared(cells, recipe)
-        started = time.perf_counter()
-        self.train(ready)
-        self._finish(ready)
-        self._check_models(ready)
+        with self._clock() as clock:
+            self.train(ready)
+            self._finish(ready)
+            self._check_models(ready)
         for item in ready:
-            item.train = (time.perf_counter() - started) / len(ready)
+            item.train = clock.other / len(ready)
+            item.encode += clock.encode / len(ready)
         return ready
 
     def prepared(
@@ -256,15 +305,18 @@ class GroupRunner:
         """`trained` before the training."""
         self._running, self.models = _who(cells[0]), Models()
         recipes: list[Recipe | None] = []
-        for cell in cells:
-            own = cell.hparams.recipe(cell.info)
-            recipes.append(None if own is None else recipe(own))
-            encode_views(self._inputs(cell, cell.data), cell, recipes[-1])
-        started = time.perf_counter()
-        ready = [self._prepare(cell, own) for cell, own in zip(cells, recipes, strict=True)]
-        self._check_models(ready)
+        with self._clock() as encoding:
+            for cell in cells:
+                own = cell.hparams.recipe(cell.info)
+                recipes.append(None if own is None else recipe(own))
+                encode_views(self._inputs(cell, cell.data), cell, recipes[-1])
+        with self._clock() as clock:
+            ready = [self._prepare(cell, own) for cell, own in zip(cells, recipes, strict=True)]
+            self._check_models(ready)
         for item in ready:
-            item.prepare = (time.perf_counter() - started) / len(ready)
+            item.prepare = clock.other / len(ready)
+            item.encode = self._encoded.pop(item.cell.key, 0.0)
+            item.encode += (encoding.encode + clock.encode) / len(ready)
         return ready
 
     def score(
@@ -304,7 +356,15 @@ class GroupRunner:
             alike.setdefault((test_views(test.cell), sources), []).append(test)
         for some in alike.values():
             features, views = self._inputs(some[0].cell, data), test_views(some[0].cell)
-            for x in test_inputs(features, method, rows, views):
+            inputs = test_inputs(features, method, rows, views)
+            while True:
+                with self._clock() as clock:
+                    x = next(inputs, None)
+                for test in some:
+                    test.encode += clock.encode / len(some)
+                    test.seconds += clock.other / len(some)
+                if x is None:
+                    break
                 for test in some:
                     begin = time.perf_counter()
                     test.scores.append(self._score(test, x))
@@ -329,6 +389,7 @@ class GroupRunner:
                 own.dataset_key,
                 own.progress,
                 own.note,
+                encoding=own.encoding,
                 plugins=own.plugins | users(tower),
                 folder=own.folder,
                 precision=own.precision,
@@ -340,6 +401,15 @@ class GroupRunner:
         """How many images and views were not in the cache."""
         every = (self.features, *self._beside.values())
         return sum(features.encoded_images for features in every)
+
+    @contextmanager
+    def _clock(self) -> Iterator[Clock]:
+        """Tells, after the block, the seconds that it took: for encoding, and for other work."""
+        encoding = self.features.encoding
+        clock, started, before = Clock(), time.perf_counter(), encoding.seconds
+        yield clock
+        clock.encode = encoding.seconds - before
+        clock.other = max(0.0, time.perf_counter() - started - clock.encode)
 
     def _task(self, cell: LoadedCell, data: LoadedDataset, trial: bool = False) -> Task:
         """trial: for a method whose changes are undone; what it makes of texts is not kept."""
@@ -371,7 +441,8 @@ class GroupRunner:
         with self._randomness(cell, task.generator, draws=True):
             method = self._construct(cell, task)
             built = versions(method)
-            support = make_support(self._inputs(cell, cell.data), cell, recipe)
+            also = self._together.get((cell.row.label, home(cell.data)), ())
+            support = make_support(self._inputs(cell, cell.data), cell, recipe, also)
             if support is not None:
                 method.prepare(support)
         return Ready(cell, method, recipe, support, task.generator, [], built)

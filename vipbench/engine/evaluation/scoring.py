@@ -49,7 +49,8 @@ class Ready:
     history: list[dict[str, float]]
     built: Versions
     stacked: int = 1
-    # Seconds to prepare and to train it.
+    # Seconds to encode its images, to prepare and to train it.
+    encode: float = 0.0
     prepare: float = 0.0
     train: float = 0.0
 
@@ -68,6 +69,8 @@ class Test:
     item: Ready
     method: Method
     scores: list[Tensor] = field(default_factory=list)
+    # Seconds to encode its test images, and to score them.
+    encode: float = 0.0
     seconds: float = 0.0
 
 
@@ -95,7 +98,12 @@ def finished(test: Test, shared: int, short: str | None = None) -> Finished:
         scores=scores.numpy(),
     )
     names = cell.tested.dataset.class_names
-    timing = {"prepare": item.prepare, "train": item.train, "score": test.seconds}
+    timing = {
+        "encode": item.encode + test.encode,
+        "prepare": item.prepare,
+        "train": item.train,
+        "score": test.seconds,
+    }
     record = base_record(cell) | {
         "status": "ok",
         "metrics": compute_metrics(images.labels, scores.numpy(), list(names)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from vipbench.api import Labelled, Method, Recipe, Split, Support, Views
 from vipbench.engine.features.cache import Item
 from vipbench.engine.features.features import Features
+from vipbench.engine.features.images import Drawn
 from vipbench.engine.planning.cells import LoadedCell
 from vipbench.engine.planning.protocols import home, test_rows, test_split
 from vipbench.engine.planning.sampling import seeded_order
@@ -45,8 +46,9 @@ def encode_views(features: Features, cell: LoadedCell, recipe: Recipe | None) ->
         features.prepare_views("train", rows, recipe.views, cell.seed, count)
 
 
-def reads(cell: LoadedCell) -> Iterator[tuple[str, str, list[Item], tuple[Views, int] | None]]:
-    """The features that a cell reads: dataset, split, items, and the views that they are of."""
+def reads(cell: LoadedCell) -> Iterator[tuple[str, str, list[Item], Drawn]]:
+    """The features that a cell is sure to read: dataset, split, items, and the views that they are
+    of."""
     if cell.row.method.inputs != "features":
         return
     tested = test_rows(cell.tested)
@@ -57,17 +59,33 @@ def reads(cell: LoadedCell) -> Iterator[tuple[str, str, list[Item], tuple[Views,
     if cell.support is None:
         return
     name, train, val = home(cell.data), cell.support.train.tolist(), cell.support.val
-    yield name, "train", [(row, 0) for row in train], None
     if val is not None:
         yield name, "val", [(row, 0) for row in val.tolist()], None
     recipe = cell.hparams.recipe(cell.info)
     if recipe is not None and (count := count_views(cell, recipe)):
         items = [(row, view) for row in train for view in range(count)]
         yield name, "train", items, (recipe.views, cell.seed)
+    else:
+        yield name, "train", [(row, 0) for row in train], None
 
 
-def make_support(features: Features, cell: LoadedCell, recipe: Recipe | None) -> Support | None:
-    """The support set that a cell's method sees; None for zero-shot cells."""
+def may_read_plain(cell: LoadedCell) -> list[int]:
+    """The support images whose evaluation view a cell may read beside the training views that it
+    trains on; whether it does, only its method knows."""
+    method = cell.row.method
+    if cell.support is None or method.inputs != "features":
+        return []
+    own = any(
+        getattr(method, name) is not getattr(Method, name) for name in ("prepare", "fit", "finish")
+    )
+    return cell.support.train.tolist() if own else []
+
+
+def make_support(
+    features: Features, cell: LoadedCell, recipe: Recipe | None, also: Collection[int] = ()
+) -> Support | None:
+    """The support set that a cell's method sees; None for zero-shot cells. also: training images
+    whose evaluation view other cells will read if this one does."""
     if cell.support is None:
         return None
     train_split, rows = cell.data.splits["train"], cell.support.train.tolist()
@@ -92,7 +110,7 @@ def make_support(features: Features, cell: LoadedCell, recipe: Recipe | None) ->
         )
     groups = train_split.groups
     return _LaterSupport(
-        lambda: _inputs(features, "train", rows, images),
+        lambda: _inputs(features, "train", rows, images, also),
         labels=_labels(train_split, rows).to(device),
         n_classes=cell.info.n_classes,
         shots=cell.shots,
@@ -137,10 +155,12 @@ def image_batches(
     return take
 
 
-def _inputs(features: Features, split: str, rows: Sequence[int], images: bool) -> Tensor:
+def _inputs(
+    features: Features, split: str, rows: Sequence[int], images: bool, also: Collection[int] = ()
+) -> Tensor:
     if images:
         return features.images(split, [(i, 0) for i in rows], None)
-    return features.plain(split, rows)
+    return features.plain(split, rows, also)
 
 
 def test_inputs(

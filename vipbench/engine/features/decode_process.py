@@ -24,23 +24,23 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class Job:
-    """What a decoder makes of one image. image: absolute path, or uint8 array. size: H. views: None
-    for the evaluation view, once for each of `keys`; else training views drawn by them. scale,
-    sha256: as `open_image` takes them."""
+    """What a decoder makes of one image. image: absolute path, or uint8 array. size: H. cuts: of
+    each kind of views what draws them; None is the evaluation view, once for each of its keys.
+    scale, sha256: as `open_image` takes them."""
 
     image: str | npt.NDArray[np.uint8]
     size: int
-    views: Views | None
-    keys: tuple[tuple[object, ...], ...]
+    cuts: tuple[tuple[Views | None, tuple[tuple[object, ...], ...]], ...]
     scale: PixelRange | None = None
     sha256: str | None = None
 
     def pixels(self, image: Image.Image, preprocess: Transform) -> list[Tensor]:
         """The preprocessed views (3,H,H) of the opened `image`."""
-        if self.views is None:
-            return [preprocess(image) for _ in self.keys]
-        cut = (training_view(image, self.size, self.views, key) for key in self.keys)
-        return [preprocess(view) for view in cut]
+        return [
+            preprocess(image if views is None else training_view(image, self.size, views, key))
+            for views, keys in self.cuts
+            for key in keys
+        ]
 
 
 def serve(link: Connection) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from vipbench.api import ImageBackbone, Split, Views
 from vipbench.engine.features.cache import Item, Shelf, open_shelf
-from vipbench.engine.features.images import ImageReader
+from vipbench.engine.features.images import Drawn, ImageReader, Wish
 from vipbench.engine.features.views import VIEW_REVISION
 from vipbench.engine.precision import feature_precision
 from vipbench.images import READER_REVISION
@@ -38,6 +40,16 @@ def library_versions() -> dict[str, str]:
     """Versions of the libraries that decode, resize and encode."""
     names = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "pillow")
     return {name: version(name) for name in names}
+
+
+@dataclass
+class Encoding:
+    """The encoding of images in one process. show: called after each batch with the number of
+    images and views that are encoded and of all. seconds: spent so far, waiting for other processes
+    included."""
+
+    show: Callable[[int, int], None] = lambda done, total: None
+    seconds: float = 0.0
 
 
 @dataclass
@@ -72,6 +84,8 @@ class Features:
     progress: Callable[[float], None] = lambda share: None
     note: Callable[[str], None] = lambda text: None
     encoded_images: int = 0
+    # What is encoded, how far it is, and the time that it took; several may share one.
+    encoding: Encoding = field(default_factory=Encoding)
     # Asked before features enter the cache: those of a tower that was changed must not.
     before_keeping: Callable[[], None] = lambda: None
     # The users' plugins that backbone and dataset come from.
@@ -86,13 +100,15 @@ class Features:
     def __post_init__(self) -> None:
         self._reader = ImageReader(self.backbone, self.splits, self.note)
 
-    def plain(self, split: str, indices: Sequence[int]) -> Tensor:
-        """Features (N,D) of the evaluation view."""
+    def plain(self, split: str, indices: Sequence[int], also: Iterable[int] = ()) -> Tensor:
+        """Features (N,D) of the evaluation view. also: indices that later calls will ask for; they
+        are encoded together with what is missing now."""
         store = self._plain.setdefault(split, {})
         wanted = [int(i) for i in indices]
         missing = [(i, 0) for i in dict.fromkeys(wanted) if i not in store]
-        for part, features in self._obtain(split, missing, None):
-            store.update(zip([i for i, _ in part], features, strict=True))
+        if missing:
+            found = self._obtain(split, missing, None, [(i, 0) for i in also])
+            store.update({index: features for (index, _), features in found.items()})
         return torch.stack([store[i] for i in wanted])
 
     def prepare_views(
@@ -104,9 +120,10 @@ class Features:
         table.reserve(wanted, count, self.backbone.dim, self.backbone.device)
         assert table.table is not None
         missing = [(i, v) for i in wanted for v in range(table.counts.get(i, 0), count)]
-        for part, features in self._obtain(split, missing, (views, seed)):
-            slots = [table.slots[i] for i, _ in part]
-            table.table[slots, [v for _, v in part]] = features
+        if missing:
+            found = self._obtain(split, missing, (views, seed))
+            slots = [table.slots[i] for i, _ in found]
+            table.table[slots, [v for _, v in found]] = torch.stack([*found.values()])
         for i in wanted:
             table.counts[i] = max(count, table.counts.get(i, 0))
 
@@ -117,97 +134,120 @@ class Features:
         slots = [table.slots[int(i)] for i in indices]
         return table.table[slots, v]
 
-    def images(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
+    def images(self, split: str, items: Sequence[Item], views: Drawn) -> Tensor:
         """Preprocessed images (N,3,H,H) of `items` (index, view): the evaluation view where
         `views` is None, else training views of (views, seed)."""
-        return self._reader.get(split, items, views)
+        return self._reader.begin([Wish(split, views, *item) for item in items])()
 
-    def cached(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> int:
+    def cached(self, split: str, items: Sequence[Item], views: Drawn) -> int:
         """How many of `items` need not be encoded."""
-        shelves = (self._shelf(split, views, codes) for codes in self._codes())
-        return len({item for shelf in shelves for item in shelf.get(items)})
+        return len(self._found(split, items, views))
 
-    def unshared(
-        self, split: str, items: Sequence[Item], views: tuple[Views, int] | None
-    ) -> list[Item]:
+    def unshared(self, split: str, items: Sequence[Item], views: Drawn) -> list[Item]:
         """Those of `items` that no process without other plugins has encoded yet."""
         found = self._shelf(split, views, _codes(self.plugins)).get(items)
         return [item for item in items if item not in found]
 
-    def fetch(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> None:
-        """Encode those of `items` that are not in the cache."""
-        for _ in self._obtain(split, items, views):
-            pass
+    def fetch(self, wanted: Mapping[tuple[str, Drawn], Iterable[Item]]) -> None:
+        """Encode what is not in the cache: of splits and kinds of views the items (index, view).
+        All kinds share full batches, and each image is opened once."""
+        started = time.perf_counter()
+        try:
+            self._fetch(wanted)
+        finally:
+            self.encoding.seconds += time.perf_counter() - started
+
+    def _fetch(self, wanted: Mapping[tuple[str, Drawn], Iterable[Item]]) -> None:
+        missing: dict[tuple[str, Drawn], list[Item]] = {}
+        for (split, views), items in wanted.items():
+            every = list(dict.fromkeys(items))
+            found = self._found(split, every, views)
+            if rest := [item for item in every if item not in found]:
+                missing[split, views] = rest
+        shelves = {kind: self._shelf(*kind, self._codes()[-1]) for kind in missing}
+        with ExitStack() as held:
+            # Another worker may be encoding them just now. Always in the same order, so that no two
+            # workers wait for each other.
+            for shelf in sorted(shelves.values(), key=lambda shelf: shelf.folder):
+                held.enter_context(shelf.filling(lambda: self.progress(0.0)))
+            wishes = []
+            for (split, views), rest in missing.items():
+                found = shelves[split, views].get(rest)
+                wishes += [Wish(split, views, *item) for item in rest if item not in found]
+            # Views of one image behind one another.
+            order = {split: number for number, split in enumerate(self.splits)}
+            wishes.sort(key=lambda wish: (order[wish.split], wish.index))
+            if wishes:
+                with self._reader.decoding(len(wishes)) as ahead:
+                    self._fill(shelves, wishes, ahead)
+        for shelf in shelves.values():
+            self._tell(shelf)
 
     def _table(self, split: str, views: Views, seed: int) -> _ViewTable:
         return self._views.setdefault((split, views.scale, views.flip, seed), _ViewTable())
 
     def _obtain(
-        self, split: str, items: Sequence[Item], views: tuple[Views, int] | None
-    ) -> Iterator[tuple[Sequence[Item], Tensor]]:
-        """Features (n,D) of `items`, n at a time: from the cache, else encoded and kept there."""
-        rest, shared = list(items), _codes(self.plugins)
-        for codes in self._codes() if rest else ():
+        self, split: str, items: Sequence[Item], views: Drawn, also: Sequence[Item] = ()
+    ) -> dict[Item, Tensor]:
+        """Features (D,) of `items`, on the backbone's device: from the cache, else encoded and kept
+        there, together with `also`."""
+        found = self._found(split, items, views)
+        if len(found) < len(items):
+            self.fetch({(split, views): [*items, *also]})
+            rest = [item for item in items if item not in found]
+            found |= self._found(split, rest, views)
+        rows = torch.stack([found[item] for item in items]).to(self.backbone.device)
+        return dict(zip(items, rows, strict=True))
+
+    def _found(self, split: str, items: Sequence[Item], views: Drawn) -> dict[Item, Tensor]:
+        """Those of `items` that are in the cache."""
+        found: dict[Item, Tensor] = {}
+        every, shared = self._codes(), _codes(self.plugins)
+        rest = list(items)
+        for codes in every if rest else ():
             shelf = self._shelf(split, views, codes)
-            if codes == shared and len(self._codes()) > 1:
+            if codes == shared and len(every) > 1:
                 shelf.refresh()  # another process may have encoded them for this one
-            found = shelf.get(rest)
-            if found:
-                yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
+            found |= shelf.get(rest)
             rest = [item for item in rest if item not in found]
             self._tell(shelf)
-        if rest:
-            # Another worker may be encoding them just now.
-            with shelf.filling(lambda: self.progress(0.0)):
-                yield from self._add(shelf, split, rest, views)
-            self._tell(shelf)
+        return found
 
     def _tell(self, shelf: Shelf) -> None:
         for problem in shelf.problems:
             self.note(problem)
         shelf.problems.clear()
 
-    def _add(
-        self, shelf: Shelf, split: str, items: Sequence[Item], views: tuple[Views, int] | None
-    ) -> Iterator[tuple[Sequence[Item], Tensor]]:
-        """Features (n,D) of `items`, n at a time: from others' blocks, else encoded and kept."""
-        found = shelf.get(items)
-        if found:
-            yield list(found), torch.stack(list(found.values())).to(self.backbone.device)
-        rest = [item for item in items if item not in found]
-        if rest:
-            with self._reader.decoding(len(rest)) as ahead:
-                yield from self._fill(shelf, split, rest, views, ahead)
-
     def _fill(
-        self,
-        shelf: Shelf,
-        split: str,
-        rest: Sequence[Item],
-        views: tuple[Views, int] | None,
-        ahead: int,
-    ) -> Iterator[tuple[Sequence[Item], Tensor]]:
-        """Encode `rest` and keep it: features (n,D) of n items at a time."""
-        kept: list[tuple[Sequence[Item], Tensor]] = []
-        starts = range(0, len(rest), ENCODE_BATCH)
-        parts = [rest[i : i + ENCODE_BATCH] for i in starts]
+        self, shelves: Mapping[tuple[str, Drawn], Shelf], wishes: Sequence[Wish], ahead: int
+    ) -> None:
+        """Encode all `wishes` and keep their features, each on the shelf of its kind."""
+        kept: dict[tuple[str, Drawn], list[tuple[Item, Tensor]]] = {}
+        starts = range(0, len(wishes), ENCODE_BATCH)
+        parts = [wishes[i : i + ENCODE_BATCH] for i in starts]
         # While a batch is encoded, the next ones are decoded.
-        begun = map(partial(self._reader.begin, split, views=views), parts)
+        begun = map(self._reader.begin, parts)
         ready = deque(islice(begun, ahead))
         for start, part in zip(starts, parts, strict=True):
             pixels = ready.popleft()()
             ready.extend(islice(begun, 1))
-            features = self._encode(pixels)
-            kept.append((part, features))
-            if len(kept) == BLOCK_BATCHES or start + ENCODE_BATCH >= len(rest):
+            for wish, row in zip(part, self._encode(pixels), strict=True):
+                own = kept.setdefault((wish.split, wish.views), [])
+                own.append(((wish.index, wish.view), row))
+            last = start + ENCODE_BATCH >= len(wishes)
+            block = 1 if last else BLOCK_BATCHES * ENCODE_BATCH
+            full = [kind for kind, own in kept.items() if len(own) >= block]
+            if full:
                 self.before_keeping()
-                shelf.put([i for p, _ in kept for i in p], torch.cat([f for _, f in kept]))
-                kept.clear()
-            self.progress(start / len(rest))
-            shelf.alive()
-            yield part, features
+            for kind in full:
+                own = kept.pop(kind)
+                shelves[kind].put([item for item, _ in own], torch.stack([row for _, row in own]))
+            done = start + len(part)
+            self.encoding.show(done, len(wishes))
+            for shelf in shelves.values():
+                shelf.alive()
 
-    def encode(self, split: str, part: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
+    def encode(self, split: str, part: Sequence[Item], views: Drawn) -> Tensor:
         """Features (n,D) of at most ENCODE_BATCH items, as the tower gives them now."""
         return self._encode(self.images(split, part, views))
 
@@ -238,7 +278,7 @@ class Features:
         encoded here serves nobody who has not loaded it."""
         return list(dict.fromkeys([_codes(self.plugins), _codes(loaded_plugins())]))
 
-    def _shelf(self, split: str, views: tuple[Views, int] | None, codes: tuple[str, ...]) -> Shelf:
+    def _shelf(self, split: str, views: Drawn, codes: tuple[str, ...]) -> Shelf:
         kind: object = "evaluation"
         revisions = {"revision": FEATURE_REVISION, "reader": READER_REVISION}
         if views is not None:

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,6 @@ from torch import Tensor
 
 from vipbench.api import ImageBackbone, ImageLike, Split, Views
 from vipbench.engine.features import decode_pool as decoders
-from vipbench.engine.features.cache import Item
 from vipbench.engine.features.decode_pool import Decoders, NotPortableError
 from vipbench.engine.features.decode_process import Job
 
@@ -35,14 +35,18 @@ AHEAD, AHEAD_OF_DECODERS = 1, 2
 _noted: set[str] = set()
 
 
-@dataclass(frozen=True)
-class _Work:
-    """An image and the numbers of the views that are wanted of it: not opened yet, or kept."""
+# Training views and the seed that they are drawn by; None: the evaluation view.
+Drawn: TypeAlias = tuple[Views, int] | None
 
+
+@dataclass(frozen=True)
+class Wish:
+    """One view of the image at `index` of a split. view: its number, 0 for the evaluation view."""
+
+    split: str
+    views: Drawn
     index: int
-    views: list[int]
-    given: ImageLike | None
-    kept: Image.Image | None
+    view: int
 
 
 @dataclass
@@ -64,11 +68,6 @@ class ImageReader:
 
     def __post_init__(self) -> None:
         decoders.asked()
-
-    def get(self, split: str, items: Sequence[Item], views: tuple[Views, int] | None) -> Tensor:
-        """Images (N,3,H,H) of `items` (index, view) on the backbone's device: the evaluation view
-        where `views` is None, else training views of (views, seed)."""
-        return self.begin(split, items, views)()
 
     @contextmanager
     def decoding(self, count: int) -> Iterator[int]:
@@ -92,16 +91,13 @@ class ImageReader:
                 if not found.problems:
                     self._portable()  # tells why
 
-    def begin(
-        self, split: str, items: Sequence[Item], views: tuple[Views, int] | None
-    ) -> Callable[[], Tensor]:
-        """Begin to decode what `get` gives, beside what else is done; the result waits for it."""
+    def begin(self, wishes: Sequence[Wish]) -> Callable[[], Tensor]:
+        """Begin to decode `wishes` beside what else is done. The result waits for the images
+        (N,3,H,H) and gives them on the backbone's device. Wishes for one image that follow one
+        another are cut from one decoding."""
         made = []
-        for index, some in groupby(items, key=lambda item: item[0]):
-            # A dataset is asked for one item at a time; only what follows runs beside it.
-            kept = self._kept.get((split, index)) if views is not None else None
-            given = self.splits[split].images[index] if kept is None else None
-            made.append(self._start(split, views, _Work(index, [v for _, v in some], given, kept)))
+        for (split, index), some in groupby(wishes, key=lambda wish: (wish.split, wish.index)):
+            made.append(self._start(split, index, list(some)))
 
         def result() -> Tensor:
             images = torch.stack([view for part in made for view in part.result()])
@@ -112,27 +108,29 @@ class ImageReader:
 
         return result
 
-    def _start(
-        self, split: str, views: tuple[Views, int] | None, work: _Work
-    ) -> Future[list[Tensor]]:
+    def _start(self, split: str, index: int, wishes: Sequence[Wish]) -> Future[list[Tensor]]:
         source = self.splits[split]
-        keys: list[tuple[object, ...]] = [() for _ in work.views]
-        if views is not None:
-            digest = source.digests[work.index]
-            keys = [(digest, views[1], v) for v in work.views]
-        sent = None if self._decoders is None else _sendable(work.given)
-        size = self.backbone.image_size
+        drawn = any(wish.views is not None for wish in wishes)
+        kept = self._kept.get((split, index)) if drawn else None
+        # A dataset is asked for one item at a time; only what follows runs beside it.
+        given = source.images[index] if kept is None else None
+        cuts = []
+        for views, some in groupby(wishes, key=lambda wish: wish.views):
+            keys: list[tuple[object, ...]] = [() for _ in some]
+            if views is not None:
+                digest = source.digests[index]
+                keys = [(digest, views[1], wish.view) for wish in wishes if wish.views == views]
+            cuts.append((None if views is None else views[0], tuple(keys)))
+        sent = None if self._decoders is None else _sendable(given)
         job = Job(
             "" if sent is None else sent,
-            size,
-            views and views[0],
-            tuple(keys),
+            self.backbone.image_size,
+            tuple(cuts),
             source.pixels,
-            source.expected(work.index),
+            source.expected(index),
         )
-        # An image that a decoder opens is not kept here; it cuts all views that a batch has of it
-        # from one decoding.
-        alone = partial(self._run, split, work, job, views is not None and sent is None)
+        # An image that a decoder opens is not kept here.
+        alone = partial(self._run, split, index, given, kept, job, drawn and sent is None)
         if self._decoders is not None and sent is not None:
             return self._decoders.threads.submit(self._decoders.run, job, alone)
         if self._threads is None:
@@ -144,14 +142,22 @@ class ImageReader:
             )
         return self._threads.submit(alone)
 
-    def _run(self, split: str, work: _Work, job: Job, keep: bool) -> list[Tensor]:
+    def _run(
+        self,
+        split: str,
+        index: int,
+        given: ImageLike | None,
+        kept: Image.Image | None,
+        job: Job,
+        keep: bool,
+    ) -> list[Tensor]:
         """The preprocessed views of one image, made in this process."""
-        image = work.kept
+        image = kept
         if image is None:
-            assert work.given is not None
-            image = self.splits[split].open_given(work.index, work.given)
+            assert given is not None
+            image = self.splits[split].open_given(index, given)
         if keep:
-            self._keep((split, work.index), image)
+            self._keep((split, index), image)
         return job.pixels(image, self.backbone.preprocess)
 
     def _portable(self) -> bytes | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,13 +18,18 @@ class SideBySide(Features):
     def __init__(self, parts: Sequence[Features]) -> None:
         first = parts[0]
         super().__init__(
-            first.backbone, first.splits, first.dataset_key, first.progress, first.note
+            first.backbone,
+            first.splits,
+            first.dataset_key,
+            first.progress,
+            first.note,
+            encoding=first.encoding,
         )
         self.parts = tuple(parts)
 
-    def plain(self, split: str, indices: Sequence[int]) -> Tensor:
+    def plain(self, split: str, indices: Sequence[int], also: Iterable[int] = ()) -> Tensor:
         """See Features."""
-        return torch.cat([part.plain(split, indices) for part in self.parts], dim=-1)
+        return torch.cat([part.plain(split, indices, also) for part in self.parts], dim=-1)
 
     def prepare_views(
         self, split: str, indices: Sequence[int], views: Views, seed: int, count: int

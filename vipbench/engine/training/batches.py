@@ -88,8 +88,10 @@ class Batches:
         self.offsets = [0]
         for support in supports:
             self.offsets.append(self.offsets[-1] + len(support.labels))
-        self.x = torch.cat([support.plain for support in supports]) if self.take is None else None
-        self.view = [-1] * len(cells)
+        # The evaluation view is not read, and so not encoded, where training views are.
+        self.view = [plan.view[start] for plan in plans]
+        firsts = zip(supports, self.view, strict=True)
+        self.x = torch.cat([s.view(v) for s, v in firsts]) if self.take is None else None
         self.steps = steps = min(len(plan.lr) for plan in plans) - start
         width = max(plan.rows.shape[1] for plan in plans)
         labels = torch.cat([support.labels for support in supports])

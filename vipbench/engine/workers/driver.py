@@ -329,6 +329,10 @@ class _Driver:
         """See Sink."""
         self.observer.progress(self.cells[key], share)
 
+    def encoding(self, key: str, done: int, total: int) -> None:
+        """See Sink."""
+        self.observer.encoding(self.cells[key], done, total)
+
     def _keep(
         self, record: Record, predictions: Predictions | None, parameters: bytes | None = None
     ) -> None:

@@ -162,10 +162,12 @@ class MakePlan(_Message):
 
 
 class RunCells(_Message):
-    """Run one group: cells of the same row, dataset and backbone."""
+    """Run one group: cells of the same row, dataset and backbone. ahead: cells of this backbone and
+    dataset that come later; their images are encoded now, in the same batches."""
 
     do: Literal["run_cells"] = "run_cells"
     keys: tuple[str, ...]
+    ahead: tuple[str, ...] = ()
 
 
 class FindWants(_Message):
@@ -259,10 +261,12 @@ class Begun(_Message):
 
 
 class Tick(_Message):
-    """A sign of life. share: in [0,1], of the work at hand."""
+    """A sign of life. share: in [0,1], of the training at hand. encoded: while images are encoded,
+    how many images and views are done, and of how many."""
 
     event: Literal["tick"] = "tick"
-    share: float
+    share: float = 0.0
+    encoded: tuple[int, int] | None = None
 
 
 class Done(_Message):

@@ -46,6 +46,10 @@ class Observer:
         """How far the group of this cell is: share in [0,1] of its cells that have no record yet.
         Several groups may be in work."""
 
+    def encoding(self, cell: PlannedCell, done: int, total: int) -> None:
+        """Before cells of this backbone and dataset: how many of the images and views that they
+        read are encoded, and of how many."""
+
     def note(self, text: str) -> None:
         """One line worth reading."""
 

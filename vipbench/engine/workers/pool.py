@@ -16,6 +16,7 @@ import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 from vipbench.engine.workers.messages import (
@@ -93,6 +94,9 @@ class Sink(Protocol):
     def settle(self) -> None:
         """Nothing more arrives at once: what was taken belongs on the disk."""
 
+    def encoding(self, key: str, done: int, total: int) -> None:
+        """Images and views encoded so far, and their total, for this cell and others."""
+
 
 @dataclass
 class Slot:
@@ -107,6 +111,8 @@ class Slot:
     keys: list[str] = field(default_factory=list)
     pair: tuple[str, str] | None = None
     spoilt: bool = False
+    # Groups of the queue for which images are encoded together with those for `group`.
+    others: list[Group] = field(default_factory=list)
 
     def drop(self) -> None:
         """End the worker; the spare takes its place."""
@@ -230,15 +236,30 @@ class Pool:
         slot.keys = keys[:1] if group.alone else keys
         try:
             if group.wants:
-                slot.worker.send(Encode(encodings=group.wants[0].encodings))
+                own = group.company
+                slot.others = [one for one in self._queue if one.wants and one.company == own]
+                wants = [one.wants[0] for one in (group, *slot.others)]
+                encodings = tuple(chain(*(want.encodings for want in wants)))
+                slot.worker.send(Encode(encodings=encodings))
             else:
-                slot.worker.send(RunCells(keys=tuple(slot.keys)))
+                slot.worker.send(RunCells(keys=tuple(slot.keys), ahead=self._ahead(slot, group)))
         except WorkerDiedError as error:
             self._died(slot, slot.worker, error)
             return
-        own = sum(other.company == group.company for other in self._queue)
-        if self._queue and own < FEW:
+        alike = sum(other.company == group.company for other in self._queue)
+        if self._queue and alike < FEW:
             self._prepare(slot)
+
+    def _ahead(self, slot: Slot, group: Group) -> tuple[str, ...]:
+        """Cells whose images the slot's worker is to encode with those of `group`: all of this pair
+        that it may be given later. Each worker hears them once."""
+        assert slot.worker is not None
+        # What encodes them may be what ended a worker before.
+        if group.alone or group.unbegun or group.pair in slot.worker.encoded:
+            return ()
+        slot.worker.encoded.add(group.pair)
+        later = [g for g in self._queue if g.pair == group.pair and g.plugins == group.plugins]
+        return tuple(key for one in later for key in self._sink.missing(one.keys))
 
     def _choice(self, slot: Slot) -> Group | None:
         """Which group of the queue: one that this worker may have, else its spare; of these one
@@ -394,6 +415,8 @@ class Pool:
             if slot.spare is not None and not self._needed(slot.spare.company):
                 slot.spare.close()
                 slot.spare = None
+        elif isinstance(event, Tick) and event.encoded is not None:
+            self._sink.encoding(slot.keys[0], *event.encoded)
         elif isinstance(event, Tick):
             left = len(self._sink.missing(slot.group.keys)) if slot.group.alone else 1
             self._sink.progress(slot.keys[0], event.share / max(left, 1))
@@ -407,8 +430,15 @@ class Pool:
     def _turn_ended(self, slot: Slot) -> None:
         group, slot.group = slot.group, None
         assert group is not None
+        assert slot.worker is not None
         if group.wants:
             group.wants = group.wants[1:]
+            # Those that no other worker has taken meanwhile.
+            queued = {id(one) for one in self._queue}
+            for one in slot.others:
+                if id(one) in queued and one.company == slot.worker.company:
+                    one.wants = one.wants[1:]
+            slot.others = []
             self._queue.insert(0, group)
             return
         if slot.spoilt:

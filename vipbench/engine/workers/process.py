@@ -120,7 +120,8 @@ class Worker:
     whether it waits for a command. last: when it gave its last sign of life, by `time.monotonic`.
     planned: whether it knows the run's cells; its owner's to set. importing: the source of the
     plugin that it is importing, or "". most: seconds that it may work without an event when it
-    plans, if more than SILENCE. over: why this process ended it, or "".
+    plans, if more than SILENCE. over: why this process ended it, or "". encoded: pairs of backbone
+    and dataset whose images it was given to encode for the whole run; its owner's to set.
     """
 
     def __init__(self, company: frozenset[str] = frozenset(), most: float = 3600.0) -> None:
@@ -134,6 +135,7 @@ class Worker:
         self._buffer = bytearray()
         self._ended = False
         self.importing = ""
+        self.encoded: set[tuple[str, str]] = set()
         self._command: Command | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         root = str(Path(vipbench.__file__).parents[1])

@@ -25,7 +25,9 @@ from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.evaluation.scoring import Finished
 from vipbench.engine.evaluation.support import reads
 from vipbench.engine.features.cache import Item, evict
+from vipbench.engine.features.features import Encoding as Encoded
 from vipbench.engine.features.features import Features
+from vipbench.engine.features.images import Drawn
 from vipbench.engine.machine import Share, share
 from vipbench.engine.planning.cells import (
     TEXTS,
@@ -98,6 +100,7 @@ class Session:
         self.device: torch.device | None = None
         self.replays: Replays | None = None
         self.reads = Reads()
+        self.encoding = Encoded()
 
     def handle(self, command: Command) -> None:
         """One command; a UsageError becomes an event."""
@@ -108,7 +111,7 @@ class Session:
                 case MakePlan():
                     self.plan(command.spec, command.number, command.plugins)
                 case RunCells():
-                    self.run(command.keys)
+                    self.run(command.keys, command.ahead)
                 case FindWants():
                     self.find_wants(command.keys)
                 case Encode():
@@ -227,12 +230,12 @@ class Session:
             ),
         )
 
-    def run(self, keys: Sequence[str]) -> None:
-        """Run one group: cells of the same row, dataset and backbone."""
+    def run(self, keys: Sequence[str], ahead: Sequence[str] = ()) -> None:
+        """Run one group: cells of the same row, dataset and backbone. ahead: see `RunCells`."""
         cells = [self.cells[key] for key in keys]
         runner = self.runners[cells[0].place]
         self.send(Begun(records=tuple(base_record(cell) for cell in cells)))
-        for stack in runner.run(cells):
+        for stack in runner.run(cells, [self.cells[key] for key in ahead]):
             for left, finished in zip(reversed(range(len(stack))), stack, strict=True):
                 done = Done(
                     record=finished.record,
@@ -286,12 +289,15 @@ class Session:
 
     def encode(self, encodings: Sequence[Encoding]) -> None:
         """Encode images for cells that other processes run; see `find_wants`."""
+        wanted: dict[tuple[str, str], dict[tuple[str, Drawn], dict[Item, None]]] = {}
         for one in encodings:
             views = None if one.views is None else (Views(**_tuples(one.views[0])), one.views[1])
+            kinds = wanted.setdefault((one.backbone, one.dataset), {})
+            kinds.setdefault((one.split, views), {}).update(dict.fromkeys(one.items))
+        for place, kinds in wanted.items():
             # What fails here fails again, and is reported, where the cells are run.
             with suppress(Exception):
-                features = self.runners[one.backbone, one.dataset].features
-                features.fetch(one.split, [*one.items], views)
+                self.runners[place].features.fetch(kinds)
         evict()
 
     def estimate(self, keys: Sequence[str]) -> None:
@@ -318,12 +324,14 @@ class Session:
         assert self.spec is not None
         precision = self.spec.feature_precision
         ticker = _Ticker(self.send)
+        self.encoding.show = ticker.encoding
         features = Features(
             backbone.backbone,
             data.splits,
             data.fingerprint,
             ticker,
             self.note,
+            encoding=self.encoding,
             plugins=users(backbone, data),
             precision=precision,
         )
@@ -348,6 +356,13 @@ class _Ticker:
         if now - self._last > 0.5:
             self._last = now
             self._send(Tick(share=share))
+
+    def encoding(self, done: int, total: int) -> None:
+        """Report that `done` of `total` images and views are encoded."""
+        now = time.monotonic()
+        if now - self._last > 0.5 or done == total:
+            self._last = now
+            self._send(Tick(encoded=(done, total)))
 
 
 def _cannot_build(runners: Runners, cells: list[LoadedCell]) -> dict[str, str]:
