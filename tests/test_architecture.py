@@ -17,7 +17,18 @@ PACKAGE = REPO / "vipbench"
 
 # Rooms of one layer may import each other as long as no circle comes of it; nobody imports up.
 LAYERS = (
-    {"alive", "errors", "files", "fetching", "images", "runspec", "results", "text", "trust"},
+    {
+        "alive",
+        "errors",
+        "files",
+        "fetching",
+        "images",
+        "results",
+        "revisions",
+        "runspec",
+        "text",
+        "trust",
+    },
     {"vipbench", "api", "hookspecs"},  # "vipbench" is __init__.py: the hook marker and version
     {"backbones", "methods", "datasets", "symptoms"},
     {"plugins"},

@@ -14,7 +14,7 @@ import pytest
 from vipbench import methods
 from vipbench.errors import UsageError
 from vipbench.plugins import files
-from vipbench.plugins.registry import load_registry
+from vipbench.plugins.registry import Kind, load_registry
 
 METHOD = '''
 """A method that always says the same."""
@@ -171,6 +171,33 @@ def test_unknown_names_name_close_matches() -> None:
 
 def code_of(folder: Path) -> str:
     return load_registry(folder).methods["same"].plugin.code_sha256
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "meant"),
+    [
+        ("backbone", "ViT-B/16", "openclip:ViT-B-16/openai"),
+        ("backbone", "vit_b_32", "openclip:ViT-B-32/openai"),
+        ("backbone", "resnet50", "timm:resnet50"),
+        ("dataset", "images", "folder:images"),
+        ("dataset", "rows.CSV", "csv:rows.CSV"),
+    ],
+)
+def test_what_is_no_source_is_answered_with_the_source(
+    kind: Kind, given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "rows.CSV").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"{re.escape(given)}.*{re.escape(repr(meant))}"):
+        load_registry().get(kind, given)
+
+
+def test_a_long_list_of_names_is_not_printed() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_registry().backbone("timm:resnot50")
+    assert "'resnet50'" in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_the_digest_of_a_plugins_code_covers_its_local_imports(tmp_path: Path) -> None:

@@ -10,16 +10,12 @@ import pytest
 from benchmarks.published_runs import BLOCK, BLOCKS, PAGES, RUNS, is_kept, keep, kept, written
 from tests.conftest import Cli
 from vipbench.datasets.npz import NpzDataset
-from vipbench.engine.features.features import FEATURE_REVISION, TEXT_REVISION
-from vipbench.engine.features.views import VIEW_REVISION
-from vipbench.engine.planning import sampling
-from vipbench.engine.planning.cells import ENGINE_REVISION, TEST_ORDER_REVISION
 from vipbench.engine.workers.messages import Event, Plan
 from vipbench.engine.workers.session import Session
-from vipbench.images import READER_REVISION
 from vipbench.plugins.registry import load_registry
 from vipbench.results.records.code import code
 from vipbench.results.records.metrics import compute_metrics
+from vipbench.revisions import PRESENT
 from vipbench.runspec.run import RunSpec
 
 REPO = Path(__file__).resolve().parents[1]
@@ -52,23 +48,13 @@ def test_accuracies_of_a_kept_run_follow_from_its_predictions(name: str) -> None
 @pytest.mark.parametrize("name", [name for name in RUNS if is_kept(name)])
 def test_a_kept_run_is_of_the_revisions_of_today(name: str) -> None:
     """A raised revision says that numbers moved: the published ones are then made anew."""
-    now = {
-        "reader.revision": READER_REVISION,
-        "features.revision": FEATURE_REVISION,
-        "text.revision": TEXT_REVISION,
-        "views.revision": VIEW_REVISION,
-        "sampler.revision": sampling.REVISION,
-        "engine.revision": ENGINE_REVISION,
-        "test_order.revision": TEST_ORDER_REVISION,
-    }
     registry = load_registry()
     backbone = registry.backbone("tiny-clip")[0].fingerprint
     loaders = {"synthderm": registry.dataset("synthderm")[0].revision}
     for record in kept(name).cells.records.values():
         parts = code(record)
-        assert {k: parts[k] for k in parts.keys() & now.keys()} == {
-            k: now[k] for k in parts.keys() & now.keys()
-        }, record.cell
+        known = parts.keys() & PRESENT.keys()
+        assert {k: parts[k] for k in known} == {k: PRESENT[k] for k in known}, record.cell
         assert parts["method.revision"] == (
             registry.methods[record.cell.method_name].target.revision
         )

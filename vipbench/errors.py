@@ -29,10 +29,30 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def unknown(kind: str, given: str, known: Iterable[str], hint: str = "") -> UsageError:
-    """An unknown name, with close matches and what there is."""
+# More names than these are counted in a message, not listed.
+MOST_LISTED = 120
+
+
+def nearest(given: str, names: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """At most three of `names` that `given` may mean: those that begin with it, are spelled
+    alike, or contain it."""
+    asked = given.casefold()
+    by_fold = {name.casefold(): name for name in names}
+    longer = sorted((name for name in by_fold if asked and asked in name), key=len)
+    found = [name for name in longer if name.startswith(asked)]
+    found += get_close_matches(asked, by_fold, n=3, cutoff=cutoff)
+    return [by_fold[name] for name in dict.fromkeys([*found, *longer])][:3]
+
+
+def unknown(
+    kind: str, given: str, known: Iterable[str], hint: str = "", meant: Iterable[str] = ()
+) -> UsageError:
+    """An unknown name, with what it may mean (`meant`, else close matches) and what there is."""
     names = sorted(known)
-    close = get_close_matches(given, names, n=3, cutoff=0.5)
-    meant = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
-    tail = f" {hint}" if hint else ""
-    return UsageError(f"unknown {kind} '{given}'{meant} Known: {', '.join(names)}.{tail}")
+    close = list(meant) or nearest(given, names)
+    asked = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
+    listed = f"Known: {', '.join(names)}."
+    if len(names) > MOST_LISTED:
+        some = "" if close else f", such as {', '.join(nearest(given, names, 0.0))}"
+        listed = f"{len(names):,} are known{some}."
+    return UsageError(" ".join(filter(None, [f"unknown {kind} '{given}'{asked}", listed, hint])))

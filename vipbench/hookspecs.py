@@ -40,7 +40,8 @@ class RegisterBackbone(Protocol):
 
     files: what `vipbench fetch name:ARG` brings, and `vipbench doctor` looks for, one after
     another; the next is asked for once the one before is there. known: sources (`name` or
-    `name:ARG`) that `vipbench doctor` looks for unasked."""
+    `name:ARG`) that `vipbench doctor` looks for unasked. suggest: the sources that an unknown
+    word may mean, for the error message."""
 
     def __call__(
         self,
@@ -49,6 +50,7 @@ class RegisterBackbone(Protocol):
         help: str = "",
         files: Callable[[str | None], Iterable[Needed]] | None = None,
         known: Sequence[str] = (),
+        suggest: Callable[[str], Iterable[str]] | None = None,
     ) -> None:
         """Register `factory` as `name`."""
 

@@ -61,6 +61,8 @@ def test_every_option_is_a_field_of_the_suite(cli: Cli) -> None:
     [
         (["--foo"], "No such option: --foo"),
         (["runn"], "No such command 'runn'"),
+        (["symptoms", "compare", "a", "b"], "`diff`"),
+        (["run", "--epochs", "3"], "METHOD[epochs=VALUE]"),
         (["run", "--mehtods", "vip"], "No such option: --mehtods"),
         (["run", "vip"], "suite 'vip' does not exist"),
         (["run", "--methods"], "requires an argument"),

@@ -59,7 +59,7 @@ def test_a_run_tells_what_it_does(ran: tuple[Path, str, str, int], toy: Path) ->
     assert status == 1
     settings = dict(line.split(None, 1) for line in out.splitlines() if line.startswith("  "))
     assert settings["methods"] == "zero-shot, boom, symptoms-mean"
-    assert settings["shots"] == "1, 2 (images of each class)"
+    assert settings["shots"] == "1, 2 (images per class)"
     assert settings["seeds"] == "1, 2"
     assert settings["validation"] == "min(k,4)"
     assert settings["output"] == "vipbench-results"

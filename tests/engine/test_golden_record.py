@@ -22,13 +22,13 @@ import pytest
 
 from tests.golden_util import DEVICE
 from vipbench.engine.evaluation import runner
-from vipbench.engine.features.views import VIEW_REVISION, draw_view
+from vipbench.engine.features.views import draw_view
 from vipbench.engine.planning import sampling
-from vipbench.engine.planning.cells import ENGINE_REVISION
 from vipbench.engine.training.batches import schedule
 from vipbench.engine.workers.messages import Done, Event
 from vipbench.engine.workers.session import Session
 from vipbench.results.records.metrics import METRICS
+from vipbench.revisions import ENGINE_REVISION, VIEW_REVISION
 from vipbench.runspec.run import RunSpec
 
 FILE = Path(__file__).with_name("golden_record.json")

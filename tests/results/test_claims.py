@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,7 @@ def test_one_seed_is_compared_given_its_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("missing", "has 2 of its 3 planned runs: finish them with the same `vipbench run`"),
+        ("missing", "has 2 of its 3 planned runs"),
         ("unequal", "unequal seeds (vip: 1, 2, 3; coop: 1, 2), so that"),
         ("sampler", "drawn differently (sampler: nested | coop): run them with the same --sampler"),
         ("unscored", "has no scores of its test images beside it"),
@@ -177,6 +179,11 @@ def test_names(one: Path) -> None:
     cells, load = opened(one)
     with pytest.raises(UsageError, match="unknown method 'vop'; did you mean 'vip'"):
         compare(cells, load, "vop", ["coop"])
+    variant = replace(
+        cells, planned=tuple(c.model_copy(update={"method": "vip[M=8]"}) for c in cells.planned)
+    )
+    with pytest.raises(UsageError, match=re.escape("'vip[M=8]'")):
+        select(variant, methods=["vip"])
     with pytest.raises(UsageError, match="unknown population 'all'"):
         compare(cells, load, "vip", ["coop"], population="all")
     with pytest.raises(UsageError, match="with other methods only"):

@@ -14,6 +14,7 @@ from vipbench.results.records.code import superseded
 from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.record import Record
 from vipbench.results.tables import comparison
+from vipbench.revisions import PRESENT
 
 PARTS = {
     "engine.revision": 5,
@@ -81,6 +82,18 @@ def test_rows_of_older_revisions_are_marked_once_with_their_commands() -> None:
     assert told.count("vipbench run") == 1
     drawn = "Support sets on toyderm were drawn differently, revision of the support sampler"
     assert f"{drawn}: 2 (vip); 1 (coop, probe)" in table.caption
+
+
+def test_a_table_says_that_this_version_of_vipbench_computes_other_numbers() -> None:
+    rows = ("vip", "probe")
+    old = [of_code(name, 1, PRESENT | {"engine.revision": 1}) for name in rows]
+    (note,) = [n for n in comparison(old, planned(old)).notes if "engine.revision 1" in n]
+    assert f"engine.revision 1, here {PRESENT['engine.revision']}" in note
+    assert "vip" in note
+    assert "probe" in note
+    assert "vipbench run" in note
+    now = [of_code(name, 1, PRESENT) for name in rows]
+    assert not any("revision" in note for note in comparison(now, planned(now)).notes)
 
 
 def test_a_table_says_that_texts_and_support_sets_differ() -> None:

@@ -166,7 +166,7 @@ def test_rows_of_matrices_lie_evenly_above_a_last_row_with_empty_places(seven: P
 def test_refusals(seven: Path, tmp_path: Path) -> None:
     cells, load = opened(seven)
     few = select(cells, datasets=["set 0", "set 1"])
-    with pytest.raises(StatsError, match="ranks over 2 datasets: at least 6 are needed"):
+    with pytest.raises(StatsError, match=r"at least 6 datasets.* 2"):
         draw("cd", few, load)
     with pytest.raises(UsageError, match="unknown kind 'curve'"):
         draw("curve", few, load)

@@ -31,6 +31,7 @@ def register_backbones(register: RegisterBackbone) -> None:
         help=f"CLIP models of open_clip: {FORMS}",
         files=openclip_files,
         known=[f"openclip:{name}/openai" for name in ("ViT-B-16", "ViT-L-14-336", "RN50x64")],
+        suggest=suggest,
     )
 
 
@@ -69,6 +70,18 @@ def openclip(argument: str | None) -> Backbone:
     from vipbench.backbones.loading.openclip import load_openclip
 
     return load_openclip(argument)
+
+
+def suggest(word: str) -> Iterable[str]:
+    """`openclip:ARCH/TAG` for the name of an architecture, as others spell it."""
+    import open_clip
+
+    asked = word.casefold().replace("/", "-").replace("_", "-")
+    archs = [arch for arch in open_clip.list_models() if asked.startswith(arch.casefold())]
+    for arch in sorted(archs, key=len)[-1:]:
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        chosen = [tag for tag in tags if tag in ("openai", word.partition("/")[2])] or tags
+        yield from (f"openclip:{arch}/{tag}" for tag in chosen[:1])
 
 
 def openclip_files(argument: str | None) -> Iterable[Needed]:

@@ -28,6 +28,7 @@ def register_backbones(register: RegisterBackbone) -> None:
         timm,
         help=f"image towers of timm, without a text side: {FORMS}",
         files=timm_files,
+        suggest=suggest,
     )
 
 
@@ -41,6 +42,13 @@ def timm(argument: str | None) -> ImageBackbone:
     from vipbench.backbones.loading.timm import load_timm
 
     return load_timm(argument)
+
+
+def suggest(word: str) -> Iterable[str]:
+    """`timm:NAME` for the name of a model."""
+    import timm
+
+    return [f"timm:{word}"] if timm.is_model(word.partition(".")[0]) else []
 
 
 def timm_files(argument: str | None) -> Iterable[Needed]:

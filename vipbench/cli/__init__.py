@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -65,10 +66,35 @@ def _refuse(message: str) -> int:
 
 
 def _parser_complaint(error: Any) -> str:
-    text = error.format_message()
+    text = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
-    hint = f"; see `{context.command_path} --help`" if context is not None else ""
-    return " ".join(text.split()).rstrip(".") + hint
+    if context is None:
+        return text
+    text += "" if text.endswith("?") else "."
+    hint = _hint(error, context.command)
+    return " ".join([text, *([hint] if hint else []), f"See `{context.command_path} --help`."])
+
+
+def _hint(error: Any, command: Any) -> str:
+    """What somebody meant who named an option or a subcommand that does not exist."""
+    from difflib import get_close_matches
+
+    flag = getattr(error, "option_name", None)
+    options = [name for param in command.params for name in param.opts]
+    if flag and "--set" in options and not get_close_matches(flag, options, cutoff=0.75):
+        name = flag.lstrip("-").replace("-", "_")
+        return (
+            f"A hyperparameter is set for a method: --methods 'METHOD[{name}=VALUE]' or "
+            f"--set METHOD.{name}=VALUE."
+        )
+    given = re.search("No such command '(.+?)'[.]?$", error.format_message())
+    meant = [
+        f"`{name}` ({about.rstrip('.')})"
+        for name, one in getattr(command, "commands", {}).items()
+        if given and not one.hidden
+        if given[1].casefold() in (about := one.get_short_help_str(99)).casefold()
+    ]
+    return f"Similar: {', '.join(meant)}." if meant else ""
 
 
 def _is_file_error(error: Exception) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from vipbench import __version__
 from vipbench.engine.progress import Reporter
@@ -116,22 +117,27 @@ def settings_lines(spec: RunSpec, plan: Plan) -> list[str]:
     if spec.data_root is not None:
         rows.append(("data root", spec.data_root))
     if spec.symptoms:
-        rows.append(("symptoms", listed(f"{k}={v}" for k, v in spec.symptoms.items())))
+        rows.append(("symptoms", _files(spec.symptoms)))
     if spec.descriptions:
-        rows.append(("named texts", listed(f"{k}={v}" for k, v in spec.descriptions.items())))
+        rows.append(("descriptions", _files(spec.descriptions)))
     if spec.score_on != "test":
         rows.append(("scored on", f"{spec.score_on}, not the test split"))
     if spec.plugins_dir is not None:
         rows.append(("plugins", spec.plugins_dir))
     rows.append(("cells", counts(plan)))
     head = [f"vipbench {__version__}", *([spec.title] if spec.title else [])]
-    return [*head, *(f"  {name:<11} {clean(str(value))}" for name, value in rows)]
+    return [*head, *(f"  {name:<12} {clean(str(value))}" for name, value in rows)]
+
+
+def _files(paths: Mapping[str, Path]) -> str:
+    """Files by dataset; "*" is every dataset."""
+    return listed(f"{file} for {'all datasets' if k == '*' else k}" for k, file in paths.items())
 
 
 def _unit(spec: RunSpec) -> str:
     if spec.protocol.name == "imbalanced":
         return "images per class on average"
-    return f"{spec.shots_unit}s of each class"
+    return f"{spec.shots_unit}s per class"
 
 
 def counts(plan: Plan) -> str:

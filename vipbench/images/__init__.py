@@ -13,9 +13,6 @@ from vipbench.images.reading import (
     to_rgb,
 )
 
-# Part of a cell's key and of the feature cache's keys: raise it when a file gives other pixels.
-READER_REVISION = 2
-
 # What is read, as the endings of files tell.
 IMAGE_SUFFIXES = frozenset(
     (
@@ -31,7 +28,6 @@ __all__ = [
     "FORMATS",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
-    "READER_REVISION",
     "VIEW_MARK",
     "ImageChangedError",
     "ImageError",

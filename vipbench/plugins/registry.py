@@ -44,8 +44,8 @@ LOADING: list[Callable[[str], None]] = []
 
 @dataclass(frozen=True)
 class Registered:
-    """A registered thing: a Method class, or a factory of backbones or datasets; files, known: see
-    hookspecs.RegisterBackbone."""
+    """A registered thing: a Method class, or a factory of backbones or datasets; files, known,
+    suggest: see hookspecs.RegisterBackbone."""
 
     kind: Kind
     name: str
@@ -54,6 +54,11 @@ class Registered:
     help: str = ""
     files: Callable[[str | None], Iterable[Needed]] | None = None
     known: tuple[str, ...] = ()
+    suggest: Callable[[str], Iterable[str]] | None = None
+
+
+# The dataset that reads a file, by its ending.
+READERS = {".csv": "csv", ".tsv": "csv", ".npz": "npz", ".json": "split"}
 
 
 @dataclass
@@ -72,9 +77,14 @@ class Registry:
     def get(self, kind: Kind, name: str) -> Registered:
         """The registered `name`; raises UsageError with close matches."""
         table = self.of(kind)
-        if name not in table:
-            raise unknown(kind, name, table, f"`vipbench list {kind}s` shows what there is.")
-        return table[name]
+        if name in table:
+            return table[name]
+        meant = [source for one in table.values() if one.suggest for source in one.suggest(name)]
+        path = Path(name)
+        reader = "folder" if path.is_dir() else READERS.get(path.suffix.lower())
+        if kind == "dataset" and reader and path.exists():
+            meant = [f"{reader}:{name}"]
+        raise unknown(kind, name, table, f"`vipbench list {kind}s` lists them.", meant)
 
     def check_source(self, source: str) -> None:
         """Raise UsageError, with close matches, where nothing is registered under the name of a
@@ -261,10 +271,11 @@ def _register_factory(
     help: str = "",
     files: Callable[[str | None], Iterable[Needed]] | None = None,
     known: Sequence[str] = (),
+    suggest: Callable[[str], Iterable[str]] | None = None,
 ) -> None:
     if not callable(factory):
         raise UsageError(f"{plugin}: hook register_{kind}s: the factory of '{name}' is no callable")
-    _store(registry, Registered(kind, name, plugin, factory, help, files, tuple(known)))
+    _store(registry, Registered(kind, name, plugin, factory, help, files, tuple(known), suggest))
 
 
 def _store(registry: Registry, new: Registered) -> None:

@@ -99,7 +99,7 @@ def names(value: Any) -> tuple[str, ...]:
 
 
 def shots(value: Any) -> tuple[Any, ...]:
-    """Images a class: whole numbers from 1, or "full"."""
+    """Images per class: whole numbers from 1, or "full"."""
     expected = "numbers of images per class such as 1,2,4 or the word full"
     found: list[int | str] = []
     for item in items(value, expected):

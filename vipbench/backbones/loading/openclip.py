@@ -379,7 +379,7 @@ def _from_path(argument: str) -> _Source:
 def _arch_config(arch: str) -> dict[str, Any]:
     config = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
     if config is None:
-        raise unknown("open_clip architecture", arch, open_clip.list_models())
+        raise unknown("open_clip architecture", arch, open_clip.list_models(), f"Give {FORMS}")
     return dict(config)
 
 
@@ -387,7 +387,7 @@ def _tag_facts(arch: str, tag: str) -> dict[str, Any]:
     facts = open_clip.get_pretrained_cfg(arch, tag)
     if not facts:
         tags = open_clip.list_pretrained_tags_by_model(arch)
-        raise unknown(f"weights of '{arch}'", tag, tags)
+        raise unknown(f"tag of open_clip's {arch}", tag, tags)
     return dict(facts)
 
 

@@ -145,10 +145,10 @@ def _weights(named: str, config: Mapping[str, Any]) -> HubFile:
 
 def _check_name(arch: str, tag: str) -> None:
     if not timm.is_model(arch):
-        raise unknown("timm model", arch, timm.list_models())
+        raise unknown("timm model", arch, timm.list_models(), "`timm.list_models()` lists them.")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{arch}.*")]
     if tag and tag not in tags:
-        raise unknown(f"weights of '{arch}'", tag, tags)
+        raise unknown(f"tag of timm's {arch}", tag, tags)
 
 
 def _load(model: Any, weights: dict[str, Tensor], config: Mapping[str, Any], source: str) -> None:

@@ -52,18 +52,20 @@ def split_command(
         print(f"note: {clean(note)}")
     groups = "" if written.groups is None else f", {plural(written.groups, 'group')}"
     with_images = "" if given is None else f" --images {shlex.quote(str(given))}"
-    print(f"Wrote {written.path}{groups}; use it as csv:{written.path}{with_images}")
+    card = "" if written.card is None else f", and its card {written.card}"
+    print(f"Wrote {written.path}{groups}{card}; use it as csv:{written.path}{with_images}")
     return OK
 
 
 @dataclass(frozen=True)
 class WrittenSplit:
-    """The manifest that was written, the images of each class in train, val and test, and what was
-    done with odd input."""
+    """The manifest and the card that were written, the images of each class in train, val and test,
+    and what was done with odd input."""
 
     path: Path
     counts: dict[str, list[int]]
     groups: int | None
+    card: Path | None = None
     notes: Sequence[str] = ()
 
 
@@ -116,7 +118,7 @@ def write_split(
     copied = target.with_suffix(".yaml")
     for file in (target, copied):
         if file.exists():
-            raise UsageError(f"'{file}' is there already; remove it, or name another output file")
+            raise UsageError(f"'{file}' exists; remove it, or name another file with --out")
     classes = classes_of(entries)
     card.display_names(classes)
     labels = [classes.index(entry.label) for entry in entries]
@@ -127,15 +129,14 @@ def write_split(
     drawn = draw_rows(rows, classes, files, ratios, seed)
     named = [replace(entries[i], split=name) for name in SPLITS for i in drawn[name]]
     _write(target, named)
-    if card.path.suffix in (".yaml", ".yml"):
-        _copy_card(card, copied)
+    has_card = card.path.suffix in (".yaml", ".yml") and _copy_card(card, copied)
     places = {int(i): s for s, name in enumerate(SPLITS) for i in drawn[name]}
     counts = {name: [0, 0, 0] for name in classes}
     for i, label in enumerate(labels):
         counts[classes[label]][places[i]] += 1
     grouped = any(entry.group is not None for entry in entries)
     groups = len({entry.group or entry.path for entry in entries}) if grouped else None
-    return WrittenSplit(target, counts, groups, notes)
+    return WrittenSplit(target, counts, groups, copied if has_card else None, notes)
 
 
 # The card, the rows, the file of each row's path, and notes.
@@ -188,8 +189,10 @@ def _write(path: Path, entries: Sequence[Entry]) -> None:
         raise DataError(f"'{path}' cannot be written: {error.strerror}") from error
 
 
-def _copy_card(card: Card, target: Path) -> None:
-    """The card without `columns`: the new manifest's columns have their own names."""
+def _copy_card(card: Card, target: Path) -> bool:
+    """The card without `columns`: the new manifest's columns have their own names. False where
+    nothing is left of it."""
     card_keys = {k: v for k, v in read_yaml(card.path, "card").value.items() if k != "columns"}
     if card_keys:
         write(target, dump_yaml(card_keys))
+    return bool(card_keys)

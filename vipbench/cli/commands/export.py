@@ -171,8 +171,8 @@ def export_command(
     with_scores: bool,
     superseded: bool = False,
 ) -> int:
-    """Write a folder's records into one file; superseded: also those whose place another took.
-    Raises UsageError, StoreError, OSError."""
+    """Write a folder's records into one file; superseded: also the superseded ones. Raises
+    UsageError, StoreError, OSError."""
     form = format_of(out, form)
     with Store(folder, readonly=True) as store:
         left = frozenset() if superseded else store.superseded()
@@ -181,8 +181,9 @@ def export_command(
         write_rows(out, export_rows(store, names, with_scores, superseded), form)
     if left:
         print(
-            f"note: {plural(len(left), 'record')} whose place another took "
-            f"{'is' if len(left) == 1 else 'are'} left out; --superseded puts them in"
+            f"note: {plural(len(left), 'superseded record')} "
+            f"{'is' if len(left) == 1 else 'are'} left out; --superseded includes "
+            f"{'it' if len(left) == 1 else 'them'}"
         )
     print(f"{out}: {plural(count, 'record')}, {out.stat().st_size / 1e6:.1f} MB")
     if include_paths:

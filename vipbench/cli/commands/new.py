@@ -22,7 +22,7 @@ def new_command(kind: str, name: str, folder: Path) -> int:
     class_name = "".join(part.capitalize() for part in name.split("-"))
     file = folder / f"{name.replace('-', '_')}.py"
     if file.exists():
-        raise UsageError(f"'{file}' is there already; give another name")
+        raise UsageError(f"'{file}' exists; give another NAME, or a folder with --plugins-dir")
     folder.mkdir(parents=True, exist_ok=True)
     files.write(file, text.replace("CLASS_NAME", class_name).replace("WORD", name))
     print(f"Wrote {file}; `vipbench check {file}` runs the conformance suite on it")

@@ -41,7 +41,7 @@ def table_command(
 
 
 def superseded_command(folder: Path) -> int:
-    """List the records whose place another took, with what it has that they have not. Raises
+    """List the superseded records, with what differs from the records that tables show. Raises
     StoreError."""
     with opened(folder) as store:
         records, gone, planned = store.records(history=False), store.superseded(), store.plan()
@@ -71,8 +71,8 @@ def superseded_command(folder: Path) -> int:
             named = (record.key[:12], c.method, c.dataset, c.backbone, c.shots, c.seed)
             lines.append([*map(str, named), number, record.created, why])
     if len(lines) == 1:
-        print(f"{folder} has no record whose place another took.")
+        print(f"{folder} has no superseded records.")
         return OK
     print("\n".join(columns(lines)))
-    print(f"\n`vipbench show KEY {shlex.quote(str(folder))}` prints one of them whole.")
+    print(f"\n`vipbench show KEY {shlex.quote(str(folder))}` shows one of them in full.")
     return OK

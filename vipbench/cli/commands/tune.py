@@ -53,7 +53,7 @@ def images_of(spec: RunSpec) -> str:
     count = str(spec.validation)
     if isinstance(k, int):
         count = str(k if spec.validation == "k" else min(k, 4))
-    return f"{count} validation image{'' if count == '1' else 's'} a class"
+    return f"{count} validation image{'' if count == '1' else 's'} per class"
 
 
 def save_trials(out: Path, tuned: Sequence[Tuned], asked: Asked) -> None:

@@ -19,16 +19,11 @@ from torch import Tensor
 from vipbench.api import ImageBackbone, Split, Views
 from vipbench.engine.features.cache import Item, Shelf, open_shelf
 from vipbench.engine.features.images import Drawn, ImageReader, Wish
-from vipbench.engine.features.views import VIEW_REVISION
 from vipbench.engine.precision import feature_precision
-from vipbench.images import READER_REVISION
 from vipbench.plugins.files import Plugin, loaded_plugins
+from vipbench.revisions import FEATURE_REVISION, READER_REVISION, TEXT_REVISION, VIEW_REVISION
 from vipbench.runspec.values import FeaturePrecision
 
-# Part of the cache's keys and of a cell's: raise it when the same pixels give other features.
-FEATURE_REVISION = 3
-# The same of texts.
-TEXT_REVISION = 1
 # Batches are padded to this size, so that a feature does not depend on its batch mates.
 ENCODE_BATCH = 32
 # So many batches make a block of the cache.

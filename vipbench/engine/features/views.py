@@ -15,9 +15,6 @@ from vipbench.api import Views
 from vipbench.engine.seeding import seed_of
 from vipbench.images import VIEW_MARK
 
-# Part of a cell's key and of the feature cache's keys: raise it when a view is drawn otherwise.
-VIEW_REVISION = 2
-
 
 def training_view(
     image: Image.Image, size: int, views: Views, key: tuple[object, ...]

@@ -14,8 +14,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vipbench import alive
 from vipbench.api import Backbone, CellInfo, HParams, ImageBackbone, Method
-from vipbench.engine.features.features import FEATURE_REVISION, TEXT_REVISION
-from vipbench.engine.features.views import VIEW_REVISION
 from vipbench.engine.planning import sampling
 from vipbench.engine.planning.hparams import make_hparams
 from vipbench.engine.planning.loading import Beside, LoadedBackbone, LoadedDataset, sha, users
@@ -28,19 +26,20 @@ from vipbench.engine.planning.sampling import (
     Validation,
 )
 from vipbench.errors import UsageError
-from vipbench.images import READER_REVISION
 from vipbench.plugins.registry import Plugin, Registry
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.records.record import CellId
+from vipbench.revisions import (
+    ENGINE_REVISION,
+    FEATURE_REVISION,
+    READER_REVISION,
+    TEST_ORDER_REVISION,
+    TEXT_REVISION,
+    VIEW_REVISION,
+)
 from vipbench.runspec.run import MethodSpec, RunSpec
 from vipbench.runspec.values import FeaturePrecision
 
-# Part of every key: raise it when the engine's own numbers change (initial values, batch
-# orders, training, scoring).
-ENGINE_REVISION = 2
-
-# The same of the order in which transductive methods see the test images; part of their keys alone.
-TEST_ORDER_REVISION = 1
 # Needs of methods whose scores depend on the seed, support set or none.
 SEEDED = frozenset({"test_images", "test_views"})
 # Needs that a text tower meets.

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vipbench.revisions import SAMPLER_REVISION
+
 if TYPE_CHECKING:
     from vipbench.api.dataset import Split
 
@@ -29,8 +31,7 @@ Validation: TypeAlias = Literal["none", "k", "min(k,4)", "full"]
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 
-# Part of a cell's key: raise it when the same arguments draw other images.
-REVISION = 2
+REVISION = SAMPLER_REVISION
 
 
 class SamplingError(ValueError):

@@ -13,9 +13,8 @@ import numpy as np
 
 from vipbench.errors import UsageError, unknown
 from vipbench.results import stats
-from vipbench.results.records.cells import Cells
+from vipbench.results.records.cells import Cells, check_classes
 from vipbench.results.records.comparable import TableError, protocol, spread, versions
-from vipbench.results.records.metrics import find_metric
 from vipbench.results.stats import LEVEL, Interval, StatsError
 from vipbench.results.stats.pairing import Joint, Load, Pairing, Where, select
 from vipbench.results.tables.differences import (
@@ -103,8 +102,7 @@ def compare(
         raise unknown("population", population, POPULATIONS)
     if not 0.5 <= level < 1:
         raise UsageError(f"a confidence level of {level} is none; give one such as 0.95")
-    for metric in metrics:
-        find_metric(metric)
+    check_classes(cells, metrics)
     known = list(dict.fromkeys(cell.method for cell in cells.planned))
     for name in (a, *others):
         if name not in known:
@@ -119,12 +117,13 @@ def compare(
         maker.compare(a, b, metric)
     if not maker.claims:
         reasons = "; ".join(dict.fromkeys(maker.refused)) or "the methods meet nowhere"
-        raise StatsError(f"nothing can be compared: {reasons}")
+        raise StatsError(f"nothing can be compared: {reasons}", "; ".join(maker.todo))
     corrected = stats.holm([claim.p for claim in maker.claims])
     claims = [
         replace(claim, p_corrected=p) for claim, p in zip(maker.claims, corrected, strict=True)
     ]
     notes = _notes(select(cells, methods=[a, *others]))
+    notes += [f"To compare the rest, {todo}." for todo in maker.todo]
     return Claims(tuple(claims), tuple(dict.fromkeys(maker.refused)), tuple(notes), level)
 
 
@@ -133,6 +132,7 @@ class _Maker:
         self.pairing, self.population, self.level = pairing, population, level
         self.claims: list[Claim] = []
         self.refused: list[str] = []
+        self.todo: dict[str, None] = {}
         self.family = 1
 
     def groups(self, a: str, b: str) -> list[list[Where]]:
@@ -161,7 +161,10 @@ class _Maker:
             joints = [self.pairing.joint([a, b], place, metric) for place in places]
             self.claims.append(self._claim(a, b, metric, places, joints))
         except (StatsError, TableError) as error:
-            self.refused.append(f"{a} against {b}, {where}: {error}")
+            reason = error.reason if isinstance(error, StatsError) else str(error)
+            self.refused.append(f"{a} against {b}, {where}: {reason}")
+            if todo := getattr(error, "todo", ""):
+                self.todo[todo] = None
 
     def _claim(
         self, a: str, b: str, metric: str, places: Sequence[Where], joints: Sequence[Joint]

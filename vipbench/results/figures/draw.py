@@ -18,7 +18,7 @@ from vipbench.results.figures.curves import curves
 from vipbench.results.figures.matrices import MOST_PANELS, Panel, confusion, reliability
 from vipbench.results.figures.ranks import critical_difference
 from vipbench.results.figures.style import RC
-from vipbench.results.records.cells import Cells, check_comparable
+from vipbench.results.records.cells import Cells, check_classes, check_comparable
 from vipbench.results.records.comparable import TableError
 from vipbench.results.records.metrics import ECE_BINS, find_metric, metric_value
 from vipbench.results.stats.pairing import Load, Pairing, Where, select, shot_words
@@ -58,7 +58,8 @@ def draw(
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
-    find_metric(metric)
+    if kind not in ("confusion", "reliability"):
+        check_classes(cells, (metric,))
     spreads = (aggregate,) if aggregate else AGGREGATES.get(kind, ("ci-seeds",))
     with mpl.rc_context(RC):
         if kind == "fewshot":

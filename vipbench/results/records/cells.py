@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from vipbench.errors import unknown
 from vipbench.results.records import code as versions
 from vipbench.results.records.comparable import (
     TableError,
@@ -16,6 +17,7 @@ from vipbench.results.records.comparable import (
     revisions,
     settings,
 )
+from vipbench.results.records.metrics import find_metric
 from vipbench.results.records.plan import PlannedCell, planned_cell
 from vipbench.results.records.record import Record
 
@@ -91,6 +93,16 @@ def cells_of(
     left_out = tuple(record for record in records if record.key not in keys)
     older = versions.older(list(shown.values()), cells)
     return Cells(tuple(slots.values()), shown, left_out, outdated, older, folder)
+
+
+def check_classes(cells: Cells, metrics: Sequence[str]) -> None:
+    """Raise UsageError for an unknown metric, or one of a class that no dataset has."""
+    classes = {name for _, record in cells.done() for name in record.data.class_names}
+    for metric in metrics:
+        find_metric(metric)
+        of_class = metric.partition(":")[2]
+        if of_class and classes and of_class not in classes:
+            raise unknown(f"class in '{metric}':", of_class, classes)
 
 
 def check_comparable(cells: Cells, metrics: Sequence[str]) -> None:

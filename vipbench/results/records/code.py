@@ -50,8 +50,8 @@ def outdated(records: Sequence[Record], cells: Iterable[PlannedCell]) -> dict[st
 
 
 def superseded(records: Sequence[Record], cells: Iterable[PlannedCell]) -> frozenset[str]:
-    """The keys of records whose place another took: the plan asks for the same cell under other
-    settings, or the row is of other code by now."""
+    """The keys of records that no table shows any more: the plan asks for the same cell under
+    other settings, or the row is of other code by now."""
     cells = list(cells)
     planned = {cell.slot: cell.key for cell in cells} or {r.slot: r.key for r in records}
     earlier = {r.key for r in records if planned.get(r.slot, r.key) != r.key}

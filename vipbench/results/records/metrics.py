@@ -154,7 +154,7 @@ def _checked(
     if c < 2:
         raise ValueError(f"{c} class names; metrics need at least two classes")
     if s.ndim != 2 or s.shape[1] != c:
-        raise ValueError(f"scores have shape {s.shape}; expected (N, {c}), one column a class")
+        raise ValueError(f"scores have shape {s.shape}; expected (N, {c}), one column per class")
     if y.shape != (s.shape[0],) or len(y) == 0:
         raise ValueError(
             f"labels have shape {y.shape}; expected ({s.shape[0]},), at least one image"

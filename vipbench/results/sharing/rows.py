@@ -50,7 +50,7 @@ def export_rows(
 ) -> Iterator[Row]:
     """One row a record, every submission of a disputed key among them.
 
-    superseded: also records whose place another took (`Store.superseded`).
+    superseded: also the superseded ones (`Store.superseded`).
     pseudonyms: None leaves image ids, groups, paths and error messages as they are. The ids,
     groups and labels of a test set are given once, in the first row that refers to it.
     """

@@ -143,8 +143,8 @@ def average_ranks(
         )
     if d < MIN_BLOCKS:
         raise StatsError(
-            f"ranks over {d} dataset{'s' * (d != 1)}: at least {MIN_BLOCKS} are needed, below "
-            f"which Wilcoxon's test of two methods could not go below 5 % either"
+            f"average ranks need at least {MIN_BLOCKS} datasets, and here is {d}: with fewer, even "
+            f"Wilcoxon's signed-rank test of two methods cannot reach p < 0.05"
         )
     each = stats.rankdata(-values if higher_better else values, axis=1)
     q = float(stats.studentized_range.ppf(level, k, np.inf)) / math.sqrt(2)

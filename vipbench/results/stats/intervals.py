@@ -32,7 +32,12 @@ POPULATIONS: dict[str, str] = {
 
 
 class StatsError(UsageError):
-    """A statistic that its n cannot carry; the message says what would be needed."""
+    """A statistic that its n cannot carry; the message says what would be needed. `reason`: the
+    message without `todo`, which several errors may share."""
+
+    def __init__(self, reason: str, todo: str = "") -> None:
+        super().__init__(f"{reason}; {todo}" if todo else reason)
+        self.reason, self.todo = reason, todo
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from vipbench.results.records.cells import Cells, check_comparable
 from vipbench.results.records.comparable import draw, spread
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
+from vipbench.results.records.rerun_command import again_commands
 from vipbench.results.stats.bootstrap import DRAWS, TestSet, replicates
 from vipbench.results.stats.intervals import StatsError
 
@@ -143,11 +144,19 @@ class Pairing:
             older = sum(c.key in self.cells.outdated for c in own)
             raise StatsError(
                 f"{method} on {place.words()} has {len(found)} of its {len(own)} planned runs"
-                + (f" ({older} made by older code count as not yet run)" if older else "")
-                + ": finish them with the same `vipbench run`, or name the finished ones with "
-                + "--seeds"
+                + (f" ({older} made by older code count as not yet run)" if older else ""),
+                self._again(method)
+                if older
+                else "run the same `vipbench run` again, or select the finished ones with --seeds",
             )
         return found
+
+    def _again(self, method: str) -> str:
+        """How to make a row's outdated records again."""
+        asked = {c.key for c in self.cells.possible() if c.method == method}
+        records = [r for key, r in self.cells.outdated.items() if key in asked]
+        commands = again_commands(records, self.cells.folder)
+        return f"run {' and '.join(f'`{command}`' for command in commands)}"
 
     def joint(self, methods: Sequence[str], place: Where, metric: str) -> Joint:
         """The methods' numbers on the seeds and test images that they share."""

@@ -189,8 +189,7 @@ class Store:
         return [self._current(row, kept.get(row.id, "")) for row in rows]
 
     def superseded(self) -> frozenset[str]:
-        """The keys of records that tables leave out since another took their place; see
-        `code.superseded`."""
+        """The keys of records that tables leave out; see `code.superseded`."""
         several = [record for found in self.submissions().values() for _, record in found]
         return superseded([*self.records(history=False), *several], self.plan())
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vipbench.results.records.cells import Cells, Place, cells_of, check_comparable
+from vipbench.results.records.cells import Cells, Place, cells_of, check_classes, check_comparable
 from vipbench.results.records.comparable import TableError
-from vipbench.results.records.metrics import find_metric, majority_metrics, metric_value
+from vipbench.results.records.metrics import majority_metrics, metric_value
 from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.record import Record
 from vipbench.results.tables import caption
@@ -49,8 +49,7 @@ def comparison(
 def plain_table(cells: Cells, metrics: Sequence[str], decimals: int = 1) -> Table:
     """The comparison without ranks, caption and notes: methods down, shots within metrics within
     backbones within datasets across. Raises as `comparison`."""
-    for name in metrics:
-        find_metric(name)
+    check_classes(cells, metrics)
     if not metrics or len(set(metrics)) != len(metrics):
         raise TableError(f"metrics {list(metrics)}: give one or more, each once")
     if not 0 <= decimals <= 6:

@@ -10,6 +10,7 @@ from vipbench.results.records.protocol_names import SETTINGS
 from vipbench.results.records.record import Record
 from vipbench.results.records.rerun_command import again_commands
 from vipbench.results.stats.pairing import shot_words
+from vipbench.revisions import PRESENT
 
 if TYPE_CHECKING:
     from vipbench.results.records.cells import Cells
@@ -35,7 +36,8 @@ def older_words(cells: Cells, mark: str = f"{OLDER}: ") -> list[str]:
 
 
 def outdated_words(cells: Cells) -> list[str]:
-    """A sentence, without its full stop, for each row of which some records are of older code."""
+    """A sentence, without its full stop, for each row of which some records are of older code, and
+    for what this vipbench computes otherwise than when records were made."""
     asked = {cell.key: cell.method for cell in cells.possible()}
     found: dict[str, list[Record]] = {}
     for key, record in cells.outdated.items():
@@ -46,6 +48,20 @@ def outdated_words(cells: Cells) -> list[str]:
         f"{_made_by(records[0])} count{'s' * (len(records) == 1)} as not yet run; "
         f"{_again(records, cells.folder)}"
         for label, records in found.items()
+    ] + _earlier_words(cells)
+
+
+def _earlier_words(cells: Cells) -> list[str]:
+    found: dict[str, list[Record]] = {}
+    for cell, record in cells.done():
+        own = record.part("key_parts")
+        changes = [f"{k} {own[k]}, here {v}" for k, v in PRESENT.items() if own.get(k, v) != v]
+        if changes and cell.method not in cells.older:
+            found.setdefault("; ".join(changes), []).append(record)
+    return [
+        f"{and_(list(dict.fromkeys(r.cell.method for r in records)))}: made by another version of "
+        f"vipbench ({changes}); {_again(records, cells.folder)}"
+        for changes, records in found.items()
     ]
 
 

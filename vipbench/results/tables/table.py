@@ -277,7 +277,8 @@ def ranked(table: Table) -> Table:
     """The table with ranks: among finished methods of the same column (the same place but for the
     method), on the numbers as shown.
 
-    Ties share a rank and the next value has the next one. A single method is not ranked.
+    Ties share a rank, and the next value's rank counts them (1, 1, 3). A single method is not
+    ranked.
     """
     entries = [list(row) for row in table.entries]
     for group in rank_groups(table):
@@ -289,7 +290,7 @@ def ranked(table: Table) -> Table:
             assert mean is not None
             shown[i, j] = float(table.number(mean, i, j))
         metric = find_metric(table.place(*group[0]).metric)
-        order = sorted(set(shown.values()), reverse=metric.higher_better)
+        order = sorted(shown.values(), reverse=metric.higher_better)
         for (i, j), value in shown.items():
             entries[i][j] = replace(entries[i][j], rank=order.index(value) + 1)
     return replace(table, entries=tuple(map(tuple, entries)))
