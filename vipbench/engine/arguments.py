@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, TypeVar
 
 from vipbench import trust
+from vipbench.engine.method_classes import named_methods
 from vipbench.errors import UsageError, unknown
 from vipbench.runspec import values as words
 from vipbench.runspec.run import MethodSpec, RunSpec, demo_suite
 
 T = TypeVar("T")
 Several: TypeAlias = T | Iterable[T]
-Methods: TypeAlias = Several[str | Mapping[str, Any]]
+Methods: TypeAlias = Several[str | type | Mapping[str, Any]]
 Datasets: TypeAlias = Several[str]
 Backbones: TypeAlias = Several[str]
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -67,14 +68,18 @@ def spec_of(given: Mapping[str, Any], folder: Path | None = None) -> RunSpec:
         known = {name: getattr(demo, name) for name in demo.model_fields_set} | known
     if "plugins_dir" not in known and os.environ.get(PLUGINS_VARIABLE):
         known["plugins_dir"] = os.environ[PLUGINS_VARIABLE]
-    place = folder or Path(known.get("out", RunSpec.model_fields["out"].default))
+    place = folder or words.path(known.get("out")) or Path(RunSpec.model_fields["out"].default)
+    # What the user's own code names may run, as what a flag names.
+    if (plugins_dir := words.path(known.get("plugins_dir"))) is not None:
+        trust.name(plugins_dir)
+    if "methods" in known:
+        known["methods"], known["plugins_dir"] = named_methods(
+            known["methods"], place / "plugins", plugins_dir
+        )
     for name, read in READERS.items():
         if name in known:
             known[name] = read(known[name], place)
     spec = RunSpec.parse(known)
-    # What the user's own code names may run, as what a flag names.
-    if spec.plugins_dir is not None:
-        trust.name(spec.plugins_dir)
     for backbone in spec.backbones:
         trust.name(backbone)
     return spec
@@ -90,7 +95,11 @@ def _method(value: Any, folder: Path) -> Any:
         return value
     if isinstance(value, Mapping):
         return dict(value)
-    raise unfit("methods", value, "a name, or a mapping such as {'name': 'vip', 'label': 'ours'}")
+    raise unfit(
+        "methods",
+        value,
+        "a name, a Method class, or a mapping such as {'name': 'vip', 'label': 'ours'}",
+    )
 
 
 def datasets(value: Any, folder: Path) -> Any:

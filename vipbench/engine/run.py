@@ -88,7 +88,8 @@ def run(
     """Run a grid, as `vipbench run` does; cells that are done in `out` are not run again.
 
     methods, datasets, backbones: a name as on the command line, or a list of such; a method is also
-        `{"name": ..., "label": ..., HPARAM: VALUE}`. Where none of the three is given the bundled
+        `{"name": ..., "label": ..., HPARAM: VALUE}`, and its name a Method class, see
+        docs/python.md. Where none of the three is given the bundled
         demo runs. shots: images per class (N) or "full". seeds: of support sets and training.
     out: the results folder, "vipbench-results" by default. Relative paths start at the working
         directory.

@@ -397,7 +397,7 @@ def _files_of(file: Path, parts: list[str], level: int) -> Iterator[Path]:
             yield beside
             continue
         source = None if level else _source(parts[:depth])
-        if source is not None and _is_local(source):
+        if source is not None and is_local(source):
             yield source
 
 
@@ -423,7 +423,8 @@ def _module_file(path: Path) -> Path | None:
     return None
 
 
-def _is_local(file: Path) -> bool:
+def is_local(file: Path) -> bool:
+    """Whether it is a module of the user's own, see `code_digest`."""
     return file.suffix == ".py" and not any(file.is_relative_to(f) for f in _library_folders())
 
 

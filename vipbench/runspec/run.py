@@ -200,6 +200,10 @@ class RunSpec(BaseModel):
         folder.mkdir(parents=True, exist_ok=True)
         given = [key for key in ("data_root", "plugins_dir") if getattr(self, key) is not None]
         update: dict[str, Any] = {key: getattr(self, key).absolute() for key in given}
+        # What was written into the folder moves with it.
+        for key, path in update.items():
+            if path.is_relative_to(folder.absolute()):
+                update[key] = path.relative_to(folder.absolute())
         for key in PATHS_BY_DATASET:
             update[key] = {name: file.absolute() for name, file in getattr(self, key).items()}
         same = folder.absolute() == self.out.absolute()

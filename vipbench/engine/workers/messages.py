@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -142,11 +143,13 @@ class Estimate:
 
 
 class ListPlugins(_Message):
-    """Say what is registered. count: with trainable parameters."""
+    """Say what is registered. count: with trainable parameters. closures: of these methods' plugin
+    files, and these alone, also what the class consists of, see `vipbench.plugins.closure`."""
 
     do: Literal["list_plugins"] = "list_plugins"
     plugins_dir: str | None = None
     count: bool = False
+    closures: Mapping[str, str] = {}
 
 
 class MakePlan(_Message):

@@ -78,6 +78,7 @@ from vipbench.engine.workers.messages import (
     Wants,
 )
 from vipbench.errors import UsageError
+from vipbench.plugins.closure import closure
 from vipbench.plugins.files import Plugin, loaded_plugins
 from vipbench.plugins.registry import KINDS, Kind, Registry, load_registry, provenance
 from vipbench.results.records.plan import PlannedCell
@@ -107,7 +108,7 @@ class Session:
         try:
             match command:
                 case ListPlugins():
-                    self.list_plugins(command.plugins_dir, command.count)
+                    self.list_plugins(command)
                 case MakePlan():
                     self.plan(command.spec, command.number, command.plugins)
                 case RunCells():
@@ -121,12 +122,16 @@ class Session:
         except UsageError as error:
             self.send(Refused(message=str(error)))
 
-    def list_plugins(self, plugins_dir: str | None, count: bool = False) -> None:
+    def list_plugins(self, asked: ListPlugins) -> None:
         """What is registered."""
-        folder = None if plugins_dir is None else Path(plugins_dir)
-        registry = load_registry(folder, importing=self._importing)
+        folder = None if asked.plugins_dir is None else Path(asked.plugins_dir)
+        only = set(asked.closures.values()) or None
+        registry = load_registry(folder, only=only, importing=self._importing)
         entries = [*_describe_methods(registry)]
-        if count:
+        for entry in entries:
+            if entry.name in asked.closures:
+                entry.detail["closure"] = closure(registry.methods[entry.name].target)
+        if asked.count:
             numbers = trainable_counts(registry)
             for entry in entries:
                 entry.detail["trainable"] = numbers[entry.name]
