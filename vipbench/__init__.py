@@ -53,13 +53,16 @@ __all__ = [
 ]
 
 
-def load_results(folder: str | PathLike[str], superseded: bool = False) -> DataFrame:
+def load_results(
+    folder: str | PathLike[str], superseded: bool = False, folds: bool = False
+) -> DataFrame:
     """The records of a results folder as a pandas DataFrame, one row each; docs/results.md names
     the columns. superseded: also superseded records, marked by a boolean column of that
-    name. Metrics are fractions. Imports no torch. Raises StoreError."""
+    name. folds: one row per fold of a dataset, not one for all. Metrics are fractions. Imports no
+    torch. Raises StoreError."""
     from vipbench.results.sharing.frame import load_results as load
 
-    return load(folder, superseded)
+    return load(folder, superseded, folds)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vipbench.api import SPLITS, DataError
-from vipbench.datasets.reading.draw_split import draw_split
+from vipbench.api.draw_split import draw_split
 
 NAMES = ("a", "b")
 sizes = st.integers(2, 60)

@@ -102,6 +102,7 @@ class Dataset(ABC):
         `image_root` is then the folder that the user named for them (`--images`), or None.
     pixels: which values of images of more than 8 bits become black and white, where the user says
         so; None where the images have to tell.
+    fold: of data in folds the one that is tested, where it alone was asked for.
     revision: raise it when the loader's output changes.
     """
 
@@ -118,11 +119,13 @@ class Dataset(ABC):
     takes_images: ClassVar[bool] = False
     image_root: Path | None = None
     pixels: PixelRange | None = None
+    fold: str | None = None
     revision: ClassVar[int] = 1
 
     @abstractmethod
     def load(self, root: Path | None) -> Mapping[str, Split]:
-        """Read the splits: a mapping with the keys "train", "val" and "test".
+        """Read the splits: a mapping with the keys "train", "val" and "test"; of data in folds with
+        "fold-1", "fold-2", …
 
         root: the user's data folder (`--data-root`), or None.
         Raises DataError naming file, row and what to do.
@@ -172,7 +175,7 @@ def fingerprint_splits(
     put("vipbench-dataset", revision, *class_names)
     if pixels is not None:
         put("pixels", pixels.source, float(pixels.low), float(pixels.high))
-    for name in SPLITS:
+    for name in SPLITS if "train" in splits else splits:
         split = splits[name]
         put(name, len(split))
         for i, content in enumerate(split.digests):

@@ -43,7 +43,7 @@ def audit(
     spec = RunSpec().merge({**given, "images": images})
     data = load_dataset(load_registry(plugins_dir), spec, dataset)
     names = data.dataset.class_names
-    found = auditing.audit(data.dataset.name, data.fingerprint, data.splits, names, data.symptoms)
+    found = auditing.audit(data.dataset.name, data.fingerprint, data.parts(), names, data.symptoms)
     auditing.keep(found)
     if format == "json":
         print(json.dumps({**asdict(found), "clean": found.clean}, indent=2))

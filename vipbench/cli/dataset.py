@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import DataRoot, ImageRoots, option, out
+from vipbench.cli.options import DataRoot, ImageRoots, option, out, text
 
 dataset_app = typer.Typer(help="Prepare data.", add_completion=False, rich_markup_mode=None)
 
@@ -26,14 +26,17 @@ def split(
         str | None, option("--group", "COLUMN", "Column of patients or lesions; no group is split.")
     ] = None,
     ratios: Annotated[
-        str, option("--ratios", "T/V/T", "Ratios of train, validation and test.")
-    ] = "6/1/3",
+        str | None, text("--ratios", "T/V/T", "Ratios of train, validation and test. [6/1/3]")
+    ] = None,
+    folds: Annotated[
+        int | None, text("--folds", "N", "Write N folds, each to be tested once, instead.")
+    ] = None,
     seed: Annotated[int, option("--seed", "N", "Seed of the draw.")] = 1,
     out: Annotated[Path | None, out("FILE", "The manifest to write.")] = None,
     data_root: DataRoot = None,
     images: ImageRoots = None,
 ) -> int:
-    """Draw a stratified split of data that have none, and write it as a manifest."""
+    """Draw a stratified split, or folds, of data that have none, and write it as a manifest."""
     from vipbench.cli.commands.dataset import split_command
 
-    return split_command(source, data_root, group, ratios, seed, out, images or ())
+    return split_command(source, data_root, group, ratios, seed, out, images or (), folds)

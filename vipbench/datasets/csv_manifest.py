@@ -1,17 +1,19 @@
-"""`csv:PATH`: a table with the columns path, label[, split][, group][, sha256].
+"""`csv:PATH`: a table with the columns path, label[, split | fold][, group][, sha256].
 
 Images are looked for below the folder that the user named (`--images`, or `images: DIR` in the
 card), then below the table's own. A card beside the table (`STEM.yaml`) may also say what the
 columns are called, what classes are shown as, and templates, symptoms, licence, … Classes are in
 natural order of their names; spellings of one label or patient that differ in what nobody sees, or
-in how a number is written, are one.
+in how a number is written, are one. Without a split, images of a table with folds are trained and
+tested by fold; `csv:PATH@fold-2` is the training that is tested on fold 2 alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import vipbench
@@ -19,12 +21,15 @@ from vipbench.api.dataset import SPLITS, DataError, Dataset, Split
 from vipbench.datasets.reading.card import COLUMNS, Card, find_card
 from vipbench.datasets.reading.image_folders import ImageFolders
 from vipbench.datasets.reading.manifest import Entry, classes_of, patient_column, read_manifest
-from vipbench.datasets.reading.paths import find_source
+from vipbench.datasets.reading.paths import find_source, natural_key
 from vipbench.datasets.reading.rows import Row, locate, make_splits, take_val
-from vipbench.datasets.reading.spelling import split_of
+from vipbench.datasets.reading.spelling import clean, number, split_of
 from vipbench.datasets.reading.table import read_table
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
+
+_ONE_FOLD = re.compile(r"(.+)@(fold-\d+)")
+_FOLD = re.compile(r"fold[ _-]?(\d+)")
 
 
 class CsvDataset(Dataset):
@@ -38,6 +43,9 @@ class CsvDataset(Dataset):
     def __init__(self, argument: str | None) -> None:
         if not argument:
             raise UsageError("dataset 'csv' needs a manifest: csv:PATH")
+        one = _ONE_FOLD.fullmatch(argument)
+        if one is not None and not Path(argument).expanduser().exists():
+            argument, self.fold = one.groups()
         self.argument = argument
         self.name = Path(argument).stem
 
@@ -51,7 +59,12 @@ class CsvDataset(Dataset):
         card = card_of(path)
         manifest = read_manifest(path, card)
         entries = manifest.entries
-        if not manifest.has_split:
+        if self.fold is not None and not manifest.has_folds:
+            raise DataError(
+                f"manifest '{path}' has no folds; expected a column fold (and none called split) "
+                f"for '@{self.fold}'"
+            )
+        if not (manifest.has_split or manifest.has_folds):
             grouped = any(entry.group is not None for entry in entries)
             _, header = next(read_table(path, COLUMNS))
             column = card.columns.get("group", "group") if grouped else patient_column(header)
@@ -59,17 +72,20 @@ class CsvDataset(Dataset):
             raise UsageError(no_split(f"csv:{self.argument}", column, beside))
         found = classes_of(entries)
         self.class_names = card.display_names(found)
-        rows: dict[str, list[Row]] = {name: [] for name in SPLITS}
+        place_of = _fold_of if manifest.has_folds else _split_of
+        names = _folds(entries) if manifest.has_folds else SPLITS
+        rows: dict[str, list[Row]] = {name: [] for name in names}
         for entry in entries:
-            rows[_split_of(entry)].append(
+            rows[place_of(entry)].append(
                 Row(entry.path, found.index(entry.label), entry.where, entry.group)
             )
-        for name in ("train", "test"):
+        for name in names if manifest.has_folds else ("train", "test"):
             if not rows[name]:
                 raise DataError(f"manifest '{path}' has no row with split '{name}'")
         rows, files = locate(image_folders(path, card, self.image_root), rows)
-        _check_digests(entries, {row.where: files[row.path] for n in SPLITS for row in rows[n]})
-        if not rows["val"]:
+        where = {row.where: files[row.path] for name in names for row in rows[name]}
+        _check_digests(entries, where, place_of)
+        if not manifest.has_folds and not rows["val"]:
             rows, self.caption = take_val(rows, found, files)
         self.notes = manifest.notes
         card.apply(self)
@@ -115,9 +131,31 @@ def _split_of(entry: Entry) -> str:
     return found
 
 
-def _check_digests(entries: Sequence[Entry], files: Mapping[str, Path]) -> None:
-    """Each file is the one that the manifest means, and no image is in two splits. files: those of
-    the rows, by their place."""
+def _fold_of(entry: Entry) -> str:
+    found = _FOLD.fullmatch(clean(entry.fold or "").casefold())
+    plain = number(entry.fold or "") if found is None else found[1]
+    if plain is None or not plain.isdigit():
+        raise DataError(
+            f"{entry.where}: fold is '{entry.fold or ''}'; expected a whole number such as 1"
+        )
+    return f"fold-{int(plain)}"
+
+
+def _folds(entries: Sequence[Entry]) -> list[str]:
+    """The folds in the order of their numbers."""
+    names = sorted({_fold_of(entry) for entry in entries}, key=natural_key)
+    if len(names) < 2:
+        raise DataError(
+            f"{entries[0].where}: all rows are of {names[0]}; expected two folds or more"
+        )
+    return names
+
+
+def _check_digests(
+    entries: Sequence[Entry], files: Mapping[str, Path], place_of: Callable[[Entry], str]
+) -> None:
+    """Each file is the one that the manifest means, and no image is in two splits or folds. files:
+    those of the rows, by their place. place_of: a row's split or fold."""
     seen: dict[str, Entry] = {}
     for entry in entries:
         if entry.sha256 is None:
@@ -132,14 +170,15 @@ def _check_digests(entries: Sequence[Entry], files: Mapping[str, Path]) -> None:
                 "the file has changed, or the row is of another one"
             )
         other = seen.setdefault(digest, entry)
-        if _split_of(other) != _split_of(entry):
+        if place_of(other) != place_of(entry):
             raise DataError(
-                f"'{other.path}' ({other.where}, {other.split}) and '{entry.path}' "
-                f"({entry.where}, {entry.split}) are the same image in two splits; keep one"
+                f"'{other.path}' ({other.where}, {place_of(other)}) and '{entry.path}' "
+                f"({entry.where}, {place_of(entry)}) are the same image in two splits; keep one"
             )
 
 
 @vipbench.hookimpl
 def register_datasets(register: RegisterDataset) -> None:
     """Register `csv:PATH`."""
-    register("csv", CsvDataset, help="csv:PATH, a table of path, label[, split][, group][, sha256]")
+    columns = "path, label[, split | fold][, group][, sha256]"
+    register("csv", CsvDataset, help=f"csv:PATH, a table of {columns}")

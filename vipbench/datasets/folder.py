@@ -19,8 +19,8 @@ import numpy as np
 
 import vipbench
 from vipbench.api.dataset import DataError, Dataset, Split
+from vipbench.api.draw_split import draw_split
 from vipbench.datasets.reading.card import Card, find_card
-from vipbench.datasets.reading.draw_split import draw_split
 from vipbench.datasets.reading.image_files import PassedOver
 from vipbench.datasets.reading.paths import (
     find_source,

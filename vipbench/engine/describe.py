@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,15 @@ def describe(spec: RunSpec, names: Pseudonyms | None) -> Description:
     registry = load_registry(spec.plugins_dir)
     rows = make_rows(registry, spec.methods)
     loaded = {source: load_dataset(registry, spec, source) for source in spec.datasets}
-    trained = {home(scene.data): scene.data for scene in arrange(spec, loaded)}
+    trained: dict[str, list[LoadedDataset]] = {}
+    for scene in arrange(spec, loaded):
+        trained.setdefault(home(scene.data), []).append(scene.data)
     protocols = {str(p): p for row in rows for p in [Protocol.of(spec, row.method)]}
     plugins = [row.plugin for row in rows] + [data.plugin for data in loaded.values()]
     plugins += [registry.get("backbone", b.partition(":")[0]).plugin for b in spec.backbones]
     return Description(
         {
-            d.dataset.name: _splits(spec, d, trained.get(d.dataset.name), protocols, names)
+            d.dataset.name: _splits(spec, d, trained.get(d.dataset.name, []), protocols, names)
             for d in loaded.values()
         },
         {d.dataset.name: _prompts(d) for d in loaded.values()},
@@ -64,18 +66,20 @@ def describe(spec: RunSpec, names: Pseudonyms | None) -> Description:
 def _splits(
     spec: RunSpec,
     data: LoadedDataset,
-    trained: LoadedDataset | None,
+    trained: Sequence[LoadedDataset],
     protocols: Mapping[str, Protocol],
     names: Pseudonyms | None,
 ) -> dict[str, Any]:
-    """trained: what of `data` is trained on; None where it is only tested."""
-    supports = []
-    for protocol in protocols.values() if trained is not None else ():
-        for shots in spec.shots:
-            for seed in spec.seeds:
-                assert trained is not None
-                supports.append(_support(spec, trained, protocol, shots, seed))
-    splits = {name: _split(data, split, names) for name, split in data.splits.items()}
+    """trained: what of `data` is trained on: nothing where it is only tested, several folds."""
+    supports = [
+        _support(spec, part, protocol, shots, seed)
+        | ({} if part.fold is None else {"fold": part.fold.name})
+        for part in trained
+        for protocol in protocols.values()
+        for shots in spec.shots
+        for seed in spec.seeds
+    ]
+    splits = {name: _split(data, split, names) for name, split in data.parts().items()}
     return {"fingerprint": data.fingerprint, **splits, "supports": supports}
 
 
@@ -90,7 +94,7 @@ def _split(data: LoadedDataset, split: Split, names: Pseudonyms | None) -> dict[
 def _support(
     spec: RunSpec, data: LoadedDataset, protocol: Protocol, shots: int | str, seed: int
 ) -> dict[str, Any]:
-    """Places of the drawn images within the splits `train` and `val`."""
+    """Places of the drawn images within the splits `train` and `val`, or within all folds."""
     support: dict[str, Any] = {
         "shots": shots,
         "seed": seed,

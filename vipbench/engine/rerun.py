@@ -19,7 +19,7 @@ from vipbench.engine.workers.plan import Observer
 from vipbench.errors import UsageError
 from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
-from vipbench.results.records.protocol_names import place_of
+from vipbench.results.records.protocol_names import place_of, split_fold
 from vipbench.results.records.record import Record
 from vipbench.results.records.rerun_command import is_quick, knowledge, own_label, scalars
 from vipbench.results.sharing.privacy import public_source
@@ -205,8 +205,9 @@ def spec_of(record: Record, suite: RunSpec, out: Path) -> RunSpec:
     }
     if c.shots != 0:
         values |= {k: getattr(p, k) for k in ("views", "sampler", "validation", "selection")}
+    named = ("*", split_fold(c.dataset)[0], *datasets)
     paths = {
-        key: {k: v for k, v in getattr(suite, key).items() if k in ("*", c.dataset, *datasets)}
+        key: {k: v for k, v in getattr(suite, key).items() if k in named}
         for key in PATHS_BY_DATASET
     }
     kept: dict[str, Any] = {

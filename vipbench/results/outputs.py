@@ -37,11 +37,11 @@ def _folder_table(store: Store, title: str | None) -> Table:
     """All that the folder was asked for; where that mixes what cannot stand in one table, what
     the last run asked for."""
     # The files may be moved with their folder: they name it, and no path to it.
-    records, name = store.records(), store.out_dir.name
+    name = store.out_dir.name
     try:
-        return _default_table(cells_of(records, store.plan(), name), title)
+        return _default_table(cells_of(*store.pooled(), name), title)
     except TableError:
-        return _default_table(cells_of(records, store.plan(latest=True), name), title)
+        return _default_table(cells_of(*store.pooled(planned=store.plan(latest=True)), name), title)
 
 
 def _default_table(cells: Cells, title: str | None) -> Table:

@@ -75,15 +75,11 @@ class Results:
         done = plural(len(records) - failed, "finished cell")
         return f"Results({str(self.folder)!r}): {done}" + (f", {failed} failed" if failed else "")
 
-    def frame(self, superseded: bool = False) -> pd.DataFrame:
+    def frame(self, superseded: bool = False, folds: bool = False) -> pd.DataFrame:
         """One row per record, as `vipbench.load_results` gives them; docs/results.md names the
         columns. Metrics are fractions. superseded: also superseded records of the folder, marked
-        by a boolean column of that name."""
-        if self._cells is None:
-            return load_results(self.folder, superseded)
-        found = load_results(self.folder, superseded)
-        keys = {cell.key for cell in self._cells}
-        return found[found["key"].isin(keys)].reset_index(drop=True)
+        by a boolean column of that name. folds: one row per fold, not one for all."""
+        return load_results(self.folder, superseded, folds, self._cells)
 
     @property
     def failed(self) -> list[FailedCell]:

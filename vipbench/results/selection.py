@@ -66,19 +66,15 @@ class Selection:
         commands in captions call it, by default as it was given. Raises UsageError."""
         folder = str(store.out_dir) if folder is None else folder
         try:
-            records = store.records(history=False)
-            if planned is None:
-                planned = store.plan()
-            else:  # what other runs left is not meant, rather than left out
-                keys = {cell.key for cell in planned}
-                records = [record for record in records if record.key in keys]
-            every = cells_of(records, planned, folder)
+            # What other runs left is not meant, where cells are given, rather than left out.
+            found = store.pooled(self.datasets or (), planned, others=planned is None)
+            every = cells_of(*found, folder)
         except TableError as error:
             raise UsageError(f"{store.out_dir}: {error}") from None
-        found = select(every, **vars(self))
-        if not found.planned:
+        chosen = select(every, **vars(self))
+        if not chosen.planned:
             raise UsageError(f"{store.out_dir}: no cell has all of what was asked for")
-        return found
+        return chosen
 
 
 def labels(given: str | Sequence[str]) -> tuple[str, ...]:

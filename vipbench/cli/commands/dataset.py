@@ -16,7 +16,7 @@ from vipbench.datasets.reading.card import Card, find_card
 from vipbench.datasets.reading.image_files import PassedOver
 from vipbench.datasets.reading.manifest import Entry, classes_of, read_manifest
 from vipbench.datasets.reading.paths import find_source, visible_folders
-from vipbench.datasets.reading.rows import Row, draw_rows, locate
+from vipbench.datasets.reading.rows import Row, draw_row_folds, draw_rows, locate
 from vipbench.errors import UsageError
 from vipbench.files import replacing, write
 from vipbench.runspec.values import path_flags
@@ -28,10 +28,11 @@ def split_command(
     source: str,
     root: Path | None,
     group: str | None,
-    ratios: str,
+    ratios: str | None,
     seed: int,
     out: Path | None,
     images: Sequence[str] = (),
+    folds: int | None = None,
 ) -> int:
     """Write the split and say how many images it has. Raises UsageError."""
     from vipbench.api import DataError
@@ -39,13 +40,16 @@ def split_command(
     folders = list(path_flags(images, [source], "--images").values())
     if len(folders) > 1:
         raise UsageError("--images is given twice; a table has one folder beside its own")
+    if folds is not None and ratios is not None:
+        raise UsageError(f"--folds {folds} gives folds of equal size; leave out --ratios {ratios}")
     given = folders[0] if folders else None
+    parts = parse_ratios(ratios or "6/1/3")
     try:
-        written = write_split(source, root, group, parse_ratios(ratios), seed, out, given)
+        written = write_split(source, root, group, parts, seed, out, given, folds)
     except DataError as error:
         raise UsageError(str(error)) from None
     for line in columns(
-        [["class", "train", "val", "test"], *([name, *n] for name, n in written.counts.items())]
+        [["class", *written.parts], *([name, *n] for name, n in written.counts.items())]
     ):
         print(line)
     for note in written.notes:
@@ -59,10 +63,11 @@ def split_command(
 
 @dataclass(frozen=True)
 class WrittenSplit:
-    """The manifest and the card that were written, the images of each class in train, val and test,
-    and what was done with odd input."""
+    """The manifest and the card that were written, the splits or folds of the manifest, the images
+    of each class in these, and what was done with odd input."""
 
     path: Path
+    parts: tuple[str, ...]
     counts: dict[str, list[int]]
     groups: int | None
     card: Path | None = None
@@ -91,25 +96,27 @@ def write_split(
     seed: int = 1,
     out: Path | None = None,
     images: Path | None = None,
+    folds: int | None = None,
 ) -> WrittenSplit:
-    """Draw a stratified split of `csv:PATH` or `folder:PATH` by its images' content, and write it
-    beside the data.
+    """Draw a stratified split of `csv:PATH` or `folder:PATH` by its images' content, or so many
+    `folds`, and write it beside the data.
 
     group: the column with patient or lesion ids; no group is in two splits. out: the manifest
-    to write, in the folder of the data; by default `STEM-split.csv`, or `split.csv` in the
-    folder. images: the folder that a table's images are below, where they are not beside it. The
-    card is copied beside it. Raises UsageError or DataError for what a run would refuse;
-    overwrites nothing.
+    to write, in the folder of the data; by default `STEM-split.csv` or `STEM-folds.csv`, without
+    `STEM-` in the folder. images: the folder that a table's images are below, where they are not
+    beside it. The card is copied beside it. Raises UsageError or DataError for what a run would
+    refuse; overwrites nothing.
     """
     kind, _, argument = source.partition(":")
+    word = "split" if folds is None else "folds"
     if kind == "csv" and argument:
         path = find_source(argument, root, "manifest")
         card, entries, files, notes = _from_manifest(path, group, images)
-        base, default = path.parent, path.with_name(f"{path.stem}-split.csv")
+        base, default = path.parent, path.with_name(f"{path.stem}-{word}.csv")
     elif kind == "folder" and argument:
         base = find_source(argument, root, "folder")
         card, entries, files, notes = _from_folder(base, group, images)
-        default = base / "split.csv"
+        default = base / f"{word}.csv"
     else:
         raise UsageError(f"'{source}' cannot be split; expected csv:PATH or folder:PATH")
     target = out or default
@@ -126,17 +133,26 @@ def write_split(
         Row(entry.path, label, entry.where, entry.group)
         for entry, label in zip(entries, labels, strict=True)
     ]
-    drawn = draw_rows(rows, classes, files, ratios, seed)
-    named = [replace(entries[i], split=name) for name in SPLITS for i in drawn[name]]
+    if folds is None:
+        drawn = draw_rows(rows, classes, files, ratios, seed)
+        named = [replace(entries[i], split=name) for name in SPLITS for i in drawn[name]]
+    else:
+        drawn = draw_row_folds(rows, classes, files, folds, seed)
+        named = [
+            replace(entries[i], fold=name.removeprefix("fold-"))
+            for name in drawn
+            for i in drawn[name]
+        ]
     _write(target, named)
     has_card = card.path.suffix in (".yaml", ".yml") and _copy_card(card, copied)
-    places = {int(i): s for s, name in enumerate(SPLITS) for i in drawn[name]}
-    counts = {name: [0, 0, 0] for name in classes}
+    places = {int(i): s for s, name in enumerate(drawn) for i in drawn[name]}
+    counts = {name: [0] * len(drawn) for name in classes}
     for i, label in enumerate(labels):
         counts[classes[label]][places[i]] += 1
     grouped = any(entry.group is not None for entry in entries)
     groups = len({entry.group or entry.path for entry in entries}) if grouped else None
-    return WrittenSplit(target, counts, groups, copied if has_card else None, notes)
+    card_there = copied if has_card else None
+    return WrittenSplit(target, tuple(drawn), counts, groups, card_there, notes)
 
 
 # The card, the rows, the file of each row's path, and notes.
@@ -146,8 +162,9 @@ _Found = tuple[Card, list[Entry], dict[str, Path], Sequence[str]]
 def _from_manifest(path: Path, group: str | None, images: Path | None) -> _Found:
     card = card_of(path)
     manifest = read_manifest(path, card, group)
-    if manifest.has_split:
-        raise UsageError(f"manifest '{path}' has a split already; take the column out to draw anew")
+    if manifest.has_split or manifest.has_folds:
+        there = "a split" if manifest.has_split else "folds"
+        raise UsageError(f"manifest '{path}' has {there} already; take the column out to draw anew")
     rows = [Row(entry.path, 0, entry.where) for entry in manifest.entries]
     found, named = locate(image_folders(path, card, images), {"train": rows, "val": [], "test": []})
     files = {row.path: named[place.path] for row, place in zip(rows, found["train"], strict=True)}
@@ -178,8 +195,12 @@ def _from_folder(path: Path, group: str | None, images: Path | None) -> _Found:
 
 
 def _write(path: Path, entries: Sequence[Entry]) -> None:
-    columns = ["path", "label", "split"]
-    columns += [c for c in ("group", "sha256") if any(getattr(e, c) is not None for e in entries)]
+    columns = ["path", "label"]
+    columns += [
+        c
+        for c in ("split", "fold", "group", "sha256")
+        if any(getattr(e, c) is not None for e in entries)
+    ]
     try:
         with replacing(path) as file:
             writer = csv.writer(file, lineterminator="\n")

@@ -10,7 +10,7 @@ from vipbench.cli.commands.predict import CAUTION
 from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.prompt_files import Trained, rebound, split_inputs, unpack
 from vipbench.engine.features.features import Features
-from vipbench.engine.planning.loading import load_dataset, users
+from vipbench.engine.planning.loading import load_whole, users
 from vipbench.plugins.registry import load_registry
 from vipbench.results.records.metrics import METRICS, compute_metrics
 from vipbench.runspec.run import RunSpec
@@ -34,7 +34,7 @@ def evaluate_command(
     given = {"datasets": (dataset,), "data_root": root, "symptoms": symptoms or None}
     given["images"] = images or None
     spec = RunSpec().merge(given)
-    data = load_dataset(registry, spec, dataset)
+    data = load_whole(registry, spec, dataset, "`evaluate`")
     order = _same_classes(trained, data.dataset.class_names)
     if order is None:
         trained = rebound(trained, data)

@@ -10,7 +10,12 @@ from typing import Any
 
 from vipbench import files
 from vipbench.cli.exit_codes import FAILED, OK
-from vipbench.engine.planning.loading import LoadedDataset, load_backbone, load_dataset
+from vipbench.engine.planning.loading import (
+    LoadedDataset,
+    load_backbone,
+    load_dataset,
+    load_whole,
+)
 from vipbench.engine.planning.sampling import SamplingError, draw_support, nested_order
 from vipbench.errors import UsageError, unknown
 from vipbench.plugins.registry import Registry, load_registry
@@ -30,11 +35,14 @@ from vipbench.text import clean, columns, plural
 
 
 def loaded(
-    source: str, root: Path | None, file: Path | None = None
+    source: str, root: Path | None, file: Path | None = None, images: bool = False
 ) -> tuple[Registry, LoadedDataset]:
-    """A dataset with its symptoms, or those of `file`."""
+    """A dataset with its symptoms, or those of `file`. images: whether its training images are
+    used, of one fold where it has folds."""
     registry = load_registry()
     spec = RunSpec(datasets=(source,), data_root=root, symptoms={"*": file} if file else {})
+    if images:
+        return registry, load_whole(registry, spec, source, "a choice of training images")
     return registry, load_dataset(registry, spec, source)
 
 
@@ -113,7 +121,7 @@ def rank_command(dataset: str, backbone: str, file: Path | None, root: Path | No
     """Print the ranking."""
     from vipbench.engine.explain.symptom_ranks import rank_symptoms
 
-    registry, data = loaded(dataset, root, file)
+    registry, data = loaded(dataset, root, file, images=True)
     rows = [("class", "symptom", "AUROC alone", "class loses without it")]
     for one in rank_symptoms(data, load_backbone(registry, backbone)):
         loss = "-" if math.isnan(one.loss) else f"{one.loss:+.3f}"
@@ -155,7 +163,7 @@ def generate_command(
         raise UsageError("descriptions are written from class names alone; drop --send-images")
     if images != "train" and not send_images:
         raise UsageError(f"--images {images} goes with --send-images: without it none is shown")
-    registry, data = loaded(dataset, data_root)
+    registry, data = loaded(dataset, data_root, images=send_images)
     names = data.dataset.class_names
     asked: dict[str, Any] = {
         "dataset": data.dataset.name,

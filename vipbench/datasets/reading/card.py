@@ -32,7 +32,7 @@ from vipbench.images.depth import CARD_BITS, CARD_WINDOW, PixelRange
 from vipbench.runspec.yaml import read_yaml
 from vipbench.symptoms import load_symptoms, parse_symptoms
 
-COLUMNS = ("path", "label", "split", "group", "sha256")
+COLUMNS = ("path", "label", "split", "fold", "group", "sha256")
 _TEXTS = ("modality", "licence", "citation", "caption", "images")
 _KEYS = ("class_names", "columns", "templates", "symptoms", "sharing", "bits", "window", *_TEXTS)
 

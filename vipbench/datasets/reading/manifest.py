@@ -41,16 +41,19 @@ class Entry:
     split: str | None
     group: str | None
     sha256: str | None
+    fold: str | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
     """entries: the rows, with one spelling for each label and group. notes: what was taken as one,
-    a sentence each. has_split: whether there is such a column."""
+    a sentence each. has_split, has_folds: whether there is such a column; folds are read where
+    there is no split."""
 
     entries: list[Entry]
     notes: tuple[str, ...]
     has_split: bool
+    has_folds: bool
 
 
 def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
@@ -119,11 +122,18 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
                 value(row, "split"),
                 None if missing(group) else group,
                 value(row, "sha256") or None,
+                value(row, "fold"),
             )
         )
     unread = [name if i not in places.values() else "" for i, name in enumerate(names)]
-    manifest = _one_spelling(entries, named, columns, places["split"] is not None)
-    notes = list(manifest.notes)
+    entries, spelled_as_one = _one_spelling(entries, named, columns)
+    notes = list(spelled_as_one)
+    has_split, has_folds = (places[column] is not None for column in ("split", "fold"))
+    if has_split and has_folds:
+        notes.append(
+            f"the column '{columns.get('fold', 'fold')}' is not read, since the column "
+            f"'{columns.get('split', 'split')}' gives each image its split"
+        )
     if (flags := one_hot(unread, [row for _, row in cells])) is not None:
         notes.append(flags.beside(columns.get("label", "label")))
     patients = patient_column(unread)
@@ -133,13 +143,14 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
             f"splits; where it holds ids of patients or lesions, say so in the card: "
             f"`columns: {{group: {patients}}}`"
         )
-    return replace(manifest, notes=tuple(notes))
+    return Manifest(entries, tuple(notes), has_split, has_folds and not has_split)
 
 
 def _one_spelling(
-    entries: Sequence[Entry], named: set[str], columns: Mapping[str, str], has_split: bool
-) -> Manifest:
-    """named: labels that the card names; of two that it names apart each stays as it is."""
+    entries: Sequence[Entry], named: set[str], columns: Mapping[str, str]
+) -> tuple[list[Entry], list[str]]:
+    """The rows with one spelling for each label and group, and a sentence on each that was taken as
+    one. named: labels that the card names; of two that it names apart each stays as it is."""
     lists = label_lists({entry.label for entry in entries if clean(entry.label) not in named})
     if lists:
         first = next(entry for entry in entries if entry.label in lists)
@@ -178,18 +189,15 @@ def _one_spelling(
             f"{lacking} row{'s have' if lacking > 1 else ' has'} nothing in the column '{column}'; "
             "each such image is taken as a group of its own"
         )
-    return Manifest(
-        [
-            replace(
-                entry,
-                label=labels.of[entry.label],
-                group=None if entry.group is None else groups.of[entry.group],
-            )
-            for entry in entries
-        ],
-        tuple(notes),
-        has_split,
-    )
+    spelled = [
+        replace(
+            entry,
+            label=labels.of[entry.label],
+            group=None if entry.group is None else groups.of[entry.group],
+        )
+        for entry in entries
+    ]
+    return spelled, notes
 
 
 @dataclass(frozen=True)

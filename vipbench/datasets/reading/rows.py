@@ -10,7 +10,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vipbench.api.dataset import SPLITS, DataError, Split
-from vipbench.datasets.reading.draw_split import Indices, draw_split
+from vipbench.api.draw_split import (
+    Indices,
+    draw_folds,
+    draw_split,
+    groups_by_content,
+)
 from vipbench.datasets.reading.image_folders import ImageFolders
 from vipbench.datasets.reading.paths import listed
 from vipbench.images import digest_image
@@ -36,10 +41,10 @@ def locate(folders: ImageFolders, rows: Rows) -> tuple[dict[str, list[Row]], dic
     Raises DataError for an image that is listed twice, lies outside of the folders, is missing, or
     is there under a name of other case.
     """
-    named: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    named: dict[str, list[Row]] = {name: [] for name in rows}
     files: dict[str, Path] = {}
     lost: list[Row] = []
-    for split in SPLITS:
+    for split in rows:
         for row in rows[split]:
             place = folders.find(row.path, row.where)
             if place is None:
@@ -61,8 +66,8 @@ def locate(folders: ImageFolders, rows: Rows) -> tuple[dict[str, list[Row]], dic
 def make_splits(rows: Rows, files: Mapping[str, Path]) -> dict[str, Split]:
     """Splits of the rows that `locate` gave, in their order. Where some have a group, an image
     without one is a group of its own."""
-    grouped = any(row.group is not None for name in SPLITS for row in rows[name])
-    return {name: _split(rows[name], files, grouped) for name in SPLITS}
+    grouped = any(row.group is not None for name in rows for row in rows[name])
+    return {name: _split(rows[name], files, grouped) for name in rows}
 
 
 def take_val(
@@ -87,16 +92,32 @@ def draw_rows(
 ) -> dict[str, Indices]:
     """`draw_split` of rows by their images' content, as support sets are drawn: an image is known
     by its digest, a group by the smallest of its images'. Names and order have no say."""
-    digests = [digest_image(files[row.path]) for row in rows]
-    groups: list[str] | None = None
-    if any(row.group is not None for row in rows):
-        named = [row.group or row.path for row in rows]
-        smallest: dict[str, str] = {}
-        for group, digest in zip(named, digests, strict=True):
-            smallest[group] = min(digest, smallest.get(group, digest))
-        groups = [smallest[group] for group in named]
+    digests, groups = _by_content(rows, files)
     labels = [row.label for row in rows]
     return draw_split(labels, digests, class_names, ratios, seed, groups)
+
+
+def draw_row_folds(
+    rows: Sequence[Row],
+    class_names: Sequence[str],
+    files: Mapping[str, Path],
+    count: int,
+    seed: int,
+) -> dict[str, Indices]:
+    """The same of `draw_folds`; images of equal content are in one fold."""
+    digests, groups = _by_content(rows, files)
+    labels = [row.label for row in rows]
+    return draw_folds(labels, groups or digests, class_names, count, seed)
+
+
+def _by_content(
+    rows: Sequence[Row], files: Mapping[str, Path]
+) -> tuple[list[str], list[str] | None]:
+    """The digest of each image, and of its group the smallest; no groups where no row has one."""
+    digests = [digest_image(files[row.path]) for row in rows]
+    if all(row.group is None for row in rows):
+        return digests, None
+    return digests, groups_by_content([row.group or row.path for row in rows], digests)
 
 
 def with_groups(rows: Rows, groups: Mapping[str, str]) -> dict[str, list[Row]]:
@@ -114,7 +135,7 @@ def ordered(rows: Rows) -> dict[str, list[Row]]:
 
 def _check_once(rows: Rows) -> None:
     seen: dict[str, tuple[str, Row]] = {}
-    for name in SPLITS:
+    for name in rows:
         for row in rows[name]:
             if row.path not in seen:
                 seen[row.path] = name, row

@@ -18,7 +18,7 @@ from vipbench import __version__
 from vipbench.api import ImageError
 from vipbench.engine.machine import kind_name
 from vipbench.engine.planning.cells import LoadedCell, metric_revisions
-from vipbench.engine.planning.loading import LoadedBackbone
+from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset
 from vipbench.plugins.registry import provenance
 from vipbench.results import Record
 
@@ -57,6 +57,7 @@ def base_record(cell: LoadedCell) -> dict[str, Any]:
             "licence": data.dataset.licence,
             "caption": data.dataset.caption,
             "notes": list(data.notes),
+            **_fold(data),
             "symptoms_sha256": data.symptoms_sha256,
             "knowledge": data.knowledge,
             "symptom_images_seen": data.texts_saw(row.method.needs),
@@ -91,6 +92,11 @@ def base_record(cell: LoadedCell) -> dict[str, Any]:
         "notes": list(cell.notes),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _fold(data: LoadedDataset) -> dict[str, Any]:
+    """Which fold was tested, of how many."""
+    return {} if data.fold is None else {"fold": data.fold.name, "folds": data.fold.count}
 
 
 def _support_counts(cell: LoadedCell) -> dict[str, Any]:

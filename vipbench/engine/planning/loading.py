@@ -15,13 +15,16 @@ import torch
 
 from vipbench.api import SPLITS, Dataset, ImageBackbone, ImageError
 from vipbench.api.dataset import DataError, Split
+from vipbench.engine.planning.folds import Fold, divide, in_folds, join
+from vipbench.engine.planning.folds import caption as fold_caption
 from vipbench.engine.planning.leaks import equal_images, group_overlap, kept_summary
 from vipbench.engine.planning.pixels import examine
 from vipbench.engine.planning.sampling import nested_order
-from vipbench.errors import UsageError
+from vipbench.errors import UsageError, unknown
 from vipbench.images import ImageLike
 from vipbench.plugins.files import remember
 from vipbench.plugins.registry import Plugin, Registry
+from vipbench.results.records.protocol_names import fold_name
 from vipbench.results.records.record import json_sha256
 from vipbench.results.sharing.privacy import public_source
 from vipbench.runspec.run import RunSpec
@@ -150,6 +153,7 @@ class LoadedDataset:
     texts ("symptoms" or "descriptions") -> how many labelled training images of a class, at most,
     they were written from; what is not in it was written from none. from_files: kinds of texts
     that the user's own files gave. notes: what its records keep of odd input, see Dataset.notes.
+    folds: of data in folds, where each of its splits is all images. fold: which one this is.
     """
 
     dataset: Dataset
@@ -165,6 +169,14 @@ class LoadedDataset:
     images_seen: Mapping[str, int] = field(default_factory=dict)
     from_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    fold: Fold | None = None
+
+    def parts(self) -> dict[str, Split]:
+        """What images are apart in: splits or folds."""
+        if not self.folds:
+            return dict(self.splits)
+        return {f.name: subset(self.splits["test"], f.rows["test"]) for f in self.folds}
 
     def with_knowledge(self, knowledge: str) -> LoadedDataset:
         """This with other texts in the symptoms' place; see vipbench.symptoms.knowledge."""
@@ -266,11 +278,18 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
     unread = _name_images(dataset, spec, source)
     try:
         splits = dict(dataset.load(spec.data_root))
-        missing = [name for name in SPLITS if name not in splits]
+        asked = dataset.name
+        folded = in_folds(splits)
+        missing = [name for name in SPLITS if name not in splits and not folded]
         if missing:
             raise DataError(f"the splits {', '.join(missing)} are missing")
         _check_splits(dataset, splits)
         overlap = group_overlap(splits)
+        if overlap and folded:
+            raise DataError(
+                f"groups cross folds: {overlap}; expected each group in one fold, as `vipbench "
+                "dataset split --folds N --group COLUMN` writes them"
+            )
         if overlap and not spec.allow_group_overlap:
             raise DataError(
                 f"groups cross splits: {overlap}; a model would be tested on patients that it has "
@@ -279,13 +298,37 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
             )
         # A run that is scored on validation images reads no test image.
         tested = spec.score_on == "test"
-        read = splits if tested else {name: splits[name] for name in ("train", "val")}
+        read = splits if tested or folded else {name: splits[name] for name in ("train", "val")}
         read, seen = examine(read, dataset.pixels)
         splits |= read
         equal = equal_images(read, dataset.class_names)
+        folds: tuple[Fold, ...] = ()
+        fold: Fold | None = None
+        if folded:
+            fingerprint = dataset.fingerprint(splits)
+            joined = join(splits)
+            folds = tuple(divide(splits, joined, dataset.class_names))
+            splits = dict.fromkeys(SPLITS, joined)
+            dataset.caption = (
+                f"{dataset.caption} {fold_caption(len(folds), joined.groups is not None)}".strip()
+            )
+            if dataset.fold is not None:
+                fold = _find_fold(folds, dataset.fold, dataset.name)
+                splits = {name: subset(joined, fold.rows[name]) for name in SPLITS}
+            elif not tested:
+                raise UsageError(
+                    f"dataset '{source}' is in {len(folds)} folds with validation images of their "
+                    f"own, and the run is scored on these; name one fold: {source}@{folds[0].name}"
+                )
         if not tested:
             splits = on_validation(splits, spec, dataset.name, dataset.class_names)
-        fingerprint = dataset.fingerprint(splits)
+        if not folded:
+            fingerprint = dataset.fingerprint(splits)
+        if fold is not None:
+            fingerprint = of_fold(fingerprint, fold)
+            own = {name: range(len(split)) for name, split in splits.items()}
+            folds, fold = (), dataclasses.replace(fold, rows=own)
+            dataset.name = fold_name(dataset.name, fold.name)
     except (DataError, ImageError) as error:
         raise UsageError(f"dataset '{source}': {error}") from error
     except UsageError:
@@ -304,7 +347,7 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
     if leaks:
         notices.append(f"{dataset.name}: `vipbench audit` found {leaks}")
     names = dataset.class_names
-    texts = own_texts(spec, source, dataset.name, names, dataset.symptoms, dataset.descriptions)
+    texts = own_texts(spec, source, asked, names, dataset.symptoms, dataset.descriptions)
     bound = _bind(texts.symptoms, names)
     return LoadedDataset(
         dataset,
@@ -319,7 +362,32 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         images_seen=texts.images_seen,
         from_files=texts.from_files,
         notes=tuple(notes),
+        folds=folds,
+        fold=fold,
     )
+
+
+def load_whole(registry: Registry, spec: RunSpec, source: str, what: str) -> LoadedDataset:
+    """`load_dataset` for `what`, which reads one training and one test split. Raises UsageError."""
+    data = load_dataset(registry, spec, source)
+    if data.folds:
+        raise UsageError(
+            f"dataset '{source}' is in {len(data.folds)} folds, and {what} takes one; name it: "
+            f"{source}@{data.folds[0].name}"
+        )
+    return data
+
+
+def of_fold(fingerprint: str, fold: Fold) -> str:
+    """The fingerprint of a fold of the data with this fingerprint."""
+    return sha([fingerprint, fold.name])
+
+
+def _find_fold(folds: Sequence[Fold], name: str, dataset: str) -> Fold:
+    for fold in folds:
+        if fold.name == name:
+            return fold
+    raise unknown(f"fold of '{dataset}'", name, [fold.name for fold in folds])
 
 
 def _name_images(dataset: Dataset, spec: RunSpec, source: str) -> list[str]:
@@ -364,7 +432,7 @@ def _check_splits(dataset: Dataset, splits: Mapping[str, Split]) -> None:
     names = dataset.class_names
     if len(set(names)) != len(names) or len(names) < 2:
         raise DataError(f"class names must be two or more, each once; got {list(names)}")
-    for name in SPLITS:
+    for name in splits:
         labels = splits[name].labels
         bad = [int(i) for i in ((labels < 0) | (labels >= len(names))).nonzero()[0][:1]]
         if bad:
@@ -373,7 +441,7 @@ def _check_splits(dataset: Dataset, splits: Mapping[str, Split]) -> None:
                 f"image '{image}' of split '{name}' has the label {labels[bad[0]]}; "
                 f"expected 0 to {len(names) - 1} ({len(names)} classes)"
             )
-    for name in ("train", "test"):
+    for name in ("train", "test") if "train" in splits else ():
         for label, count in enumerate(splits[name].counts(len(names))):
             if count == 0:
                 raise DataError(f"class '{names[label]}' has no image in split '{name}'")

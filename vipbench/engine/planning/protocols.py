@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vipbench.api import Dataset, Split
-from vipbench.engine.planning.loading import Bound, LoadedDataset, sha, subset
+from vipbench.engine.planning.loading import Bound, LoadedDataset, of_fold, sha, subset
 from vipbench.engine.planning.sampling import (
     Indices,
     Sampler,
@@ -26,7 +26,13 @@ from vipbench.engine.planning.sampling import (
     draw_support,
 )
 from vipbench.errors import UsageError, unknown
-from vipbench.results.records.protocol_names import BASE, NEW, part_name, target_name
+from vipbench.results.records.protocol_names import (
+    BASE,
+    NEW,
+    fold_name,
+    part_name,
+    target_name,
+)
 from vipbench.runspec.protocol import find
 from vipbench.runspec.run import RunSpec
 
@@ -38,8 +44,9 @@ _NAMES = ("source", "source_given", "target")
 
 @dataclass(frozen=True)
 class View(LoadedDataset):
-    """Classes `first`, `first + 1`, … of a dataset as one of their own, or a dataset under another
-    name. home: the name of the dataset that has the images; its splits are whole."""
+    """Classes `first`, `first + 1`, … of a dataset as one of their own, a dataset under another
+    name, or the images of a fold. home: the name of the dataset that has the images; its splits are
+    whole."""
 
     home: str = ""
     first: int = 0
@@ -47,7 +54,10 @@ class View(LoadedDataset):
     def counts(self, split: str) -> list[int]:
         """Images of each class in a split."""
         last = self.first + len(self.dataset.class_names)
-        return self.splits[split].counts(last)[self.first : last]
+        whole = self.splits[split]
+        if self.fold is not None:
+            whole = subset(whole, self.fold.rows[split])
+        return whole.counts(last)[self.first : last]
 
 
 class _Named(Dataset):
@@ -121,7 +131,11 @@ def test_rows(data: LoadedDataset) -> list[int]:
     if not isinstance(data, View):
         return list(range(len(test)))
     last = data.first + len(data.dataset.class_names)
-    return np.flatnonzero((test.labels >= data.first) & (test.labels < last)).tolist()
+    rows = np.flatnonzero((test.labels >= data.first) & (test.labels < last)).tolist()
+    if data.fold is None:
+        return rows
+    tested = set(data.fold.rows["test"])
+    return [row for row in rows if row in tested]
 
 
 def test_split(data: LoadedDataset) -> Split:
@@ -141,14 +155,41 @@ def arrange(spec: RunSpec, datasets: Mapping[str, LoadedDataset]) -> list[Scene]
     """What is trained and tested, in the order of the run's datasets. datasets: by source, all of
     the run's or some. Raises UsageError where the classes of a domain shift do not map."""
     name = spec.protocol.name
-    if name == "base-to-new":
-        return [_base_to_new(data) for data in datasets.values()]
     if spec.protocol.transfers:
         return _transfer(spec, datasets)
+    every = [part for data in datasets.values() for part in _folds(data)]
+    if name == "base-to-new":
+        return [_base_to_new(data) for data in every]
     if name in ("imbalanced", "validation-free"):
-        views = [_view(data, part_name(data.dataset.name, name)) for data in datasets.values()]
+        views = [_view(data, part_name(data.dataset.name, name)) for data in every]
         return [Scene(view, protocol_fields={"name": name}) for view in views]
-    return [Scene(data) for data in datasets.values()]
+    return [Scene(data) for data in every]
+
+
+def _folds(data: LoadedDataset) -> list[LoadedDataset]:
+    """Each fold of data in folds; else the data."""
+    if not data.folds:
+        return [data]
+    name, fields = data.dataset.name, _fields(data)
+    return [
+        View(
+            **fields
+            | {
+                "dataset": _Named(
+                    data.dataset, fold_name(name, fold.name), data.dataset.class_names
+                ),
+                "fingerprint": of_fold(data.fingerprint, fold),
+                "home": name,
+                "folds": (),
+                "fold": fold,
+            }
+        )
+        for fold in data.folds
+    ]
+
+
+def _fields(data: LoadedDataset) -> dict[str, Any]:
+    return {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
 
 
 def _view(data: LoadedDataset, name: str, first: int = 0, last: int | None = None) -> View:
@@ -158,7 +199,7 @@ def _view(data: LoadedDataset, name: str, first: int = 0, last: int | None = Non
     def some(texts: Bound | None) -> Bound | None:
         return None if texts is None else texts[first:last]
 
-    fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    fields = _fields(data)
     symptoms = some(data.symptoms)
     fields |= {"dataset": _Named(data.dataset, name, names), "home": home(data), "first": first}
     fields |= {"symptoms": symptoms, "descriptions": some(data.descriptions)}
@@ -188,6 +229,12 @@ def _transfer(spec: RunSpec, datasets: Mapping[str, LoadedDataset]) -> list[Scen
     trained = spec.protocol.trained_on(spec.datasets)
     if trained not in by_source:
         return []
+    for given, data in by_source.items():
+        if data.folds:
+            raise UsageError(
+                f"protocol: '{spec.protocol.name}' takes no folds, and '{given}' has "
+                f"{len(data.folds)}; name one: {given}@{data.folds[0].name}"
+            )
     source, shift = by_source.pop(trained), spec.protocol.name == "domain-shift"
     classes = {find(name, spec.datasets): of for name, of in spec.protocol.classes.items()}
     parts: list[Part | None] = [None]
@@ -264,6 +311,11 @@ def draw(
 ) -> SupportIndices:
     """The support set and validation images, as places in the whole splits. protocol: the run's.
     Raises SamplingError."""
+    if isinstance(data, View) and (fold := data.fold) is not None:
+        splits = {name: subset(split, fold.rows[name]) for name, split in data.splits.items()}
+        own = dataclasses.replace(data, splits=splits, fold=None)
+        found = draw(protocol, own, shots, seed, sampler, validation, unit)
+        return _each(found, lambda split, rows: np.array(fold.rows[split], dtype=np.int64)[rows])
     train, val, names = data.splits["train"], data.splits["val"], data.dataset.class_names
     if protocol == "imbalanced":
         return draw_prevalent(train, val, names, shots, seed, validation)

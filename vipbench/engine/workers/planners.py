@@ -22,6 +22,7 @@ from vipbench.engine.workers.process import Answer, Worker, WorkerDiedError
 from vipbench.errors import UsageError
 from vipbench.plugins.files import every_source
 from vipbench.results.records.plan import PlannedCell
+from vipbench.results.records.protocol_names import split_fold
 from vipbench.runspec.run import RunSpec
 from vipbench.trust import REMOTE
 
@@ -163,7 +164,7 @@ class Planners:
         used = {group[0] for group in groups}
         names += [f"backbone '{name}'" for name in self._spec.backbones if name not in used]
         names = [name for name in names if not any(name in line for line in broken)]
-        datasets = {group[1] for group in groups}
+        datasets = {split_fold(group[1])[0] for group in groups}
         few = len(datasets) < len(self._spec.datasets) and not self._spec.protocol.transfers
         if cells and few and not (names or broken):  # the driver does not know their names
             names = [f"some of the datasets {', '.join(self._spec.datasets)}"]

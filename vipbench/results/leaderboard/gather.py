@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from vipbench.results.records import code
+from vipbench.results.records.folds import pool
 from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
@@ -80,13 +81,15 @@ class Folders:
         def predictions(key: str) -> Predictions | None:
             return home[key].predictions(key) if key in home else None
 
+        single = [records[0] for records in found.values() if len(records) == 1]
+        pooled = pool(single, plan.values(), predictions)
         return Gathered(
-            [records[0] for records in found.values() if len(records) == 1],
+            pooled.records,
             {key: records for key, records in found.items() if len(records) > 1},
-            list(plan.values()),
+            pooled.planned,
             # Another folder may hold the same record where its row is still of that code.
             [record for key, record in outdated.items() if key not in found],
-            predictions,
+            pooled.predictions(predictions),
         )
 
 

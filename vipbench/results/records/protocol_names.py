@@ -2,10 +2,12 @@
 
 `synthderm [base]` is a part of a dataset, or a dataset under another protocol than few-shot;
 `a->b` is b, tested with what was trained on a; `a->b [shift]` the same with a's classes.
+`study@fold-2` is what was tested on fold 2 of a dataset and trained on the others.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,6 +38,20 @@ def target_name(source: str, target: str, shift: bool = False) -> str:
     """`source->target`, or `source->target [shift]`."""
     name = f"{source}{ARROW}{target}"
     return part_name(name, SHIFT) if shift else name
+
+
+def fold_name(dataset: str, fold: str) -> str:
+    """`dataset@fold-2`."""
+    return f"{dataset}@{fold}"
+
+
+_FOLD = re.compile(r"(.+)@fold-(\d+)( \[[^\]]*\])?")
+
+
+def split_fold(name: str) -> tuple[str, int | None]:
+    """`study@fold-2 [base]` -> `study [base]`, 2; without a fold it is None."""
+    found = _FOLD.fullmatch(name)
+    return (name, None) if found is None else (f"{found[1]}{found[3] or ''}", int(found[2]))
 
 
 def split_part(name: str) -> tuple[str, str]:

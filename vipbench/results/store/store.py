@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,6 +14,8 @@ from typing import Any, Literal, Self
 from vipbench.results.records import csv as export
 from vipbench.results.records import recompute as rescoring
 from vipbench.results.records.code import superseded
+from vipbench.results.records.folds import join as join_folds
+from vipbench.results.records.folds import pool
 from vipbench.results.records.plan import PlannedCell, merge, planned_cell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record, RecordError, sha256
@@ -57,6 +59,7 @@ class Store:
         # key -> number of the row that stands for it (submissions.standing), of those seen so far
         self._ids: dict[str, int] = {}
         self._counted = NOTHING
+        self._folds: dict[str, Sequence[str]] = {}
         try:
             if not readonly:
                 self._lock = take_lock(self.out_dir, LOCK)
@@ -212,9 +215,30 @@ class Store:
             raise damaged(self.path, what) from None
         return [c for c in cells if c.run == kept["runs"]] if latest else cells
 
+    def pooled(
+        self,
+        keep: Sequence[str] = (),
+        planned: Sequence[PlannedCell] | None = None,
+        others: bool = True,
+    ) -> tuple[list[Record], list[PlannedCell]]:
+        """Records, without history, and plan as tables take them, with the folds of a dataset taken
+        together; see `folds.pool`. `predictions` gives their scores, too. planned: the cells that
+        are meant, by default all that the folder was asked for. others: whether records of other
+        cells are there, too. Raises TableError."""
+        records = self.records(history=False)
+        planned = self.plan() if planned is None else planned
+        if not others:
+            keys = {cell.key for cell in planned}
+            records = [record for record in records if record.key in keys]
+        found = pool(records, planned, self.predictions, keep)
+        self._folds.update(found.folds)
+        return found.records, found.planned
+
     def predictions(self, key: str, number: int | None = None) -> Predictions | None:
         """The cell's scores for every test image; None where the store has none of it. number: of
         one submission of several; without it StoreError is raised for a disputed key."""
+        if key in self._folds:
+            return join_folds(self._folds[key], self.predictions)
         return self._unpack(self._number(key) if number is None else number, key)
 
     def parameters(self, key: str, number: int | None = None) -> bytes | None:

@@ -46,6 +46,42 @@ def draw_split(
     return {name: np.flatnonzero(place == s) for s, name in enumerate(SPLITS)}
 
 
+def draw_folds(
+    labels: Sequence[int],
+    groups: Sequence[str],
+    class_names: Sequence[str],
+    count: int,
+    seed: int = 1,
+) -> dict[str, Indices]:
+    """`count` folds of nearly equal size, stratified by class and disjoint in `groups`, of which an
+    image alone may be one.
+
+    Returns "fold-1", "fold-2", … -> positions, ascending. Raises DataError for a class that cannot
+    be in two folds, so that one has no image of it to train on, and for too few groups.
+    """
+    n = len(set(groups))
+    if not 2 <= count <= n:
+        raise DataError(f"{count} folds were asked for; expected 2 to {n}, the number of groups")
+    label = np.asarray(labels, dtype=np.int64)
+    share = np.full(count, 1 / count)
+    place = _by_group(label, groups, class_names, share, seed)
+    for c, name in enumerate(class_names):
+        if len(set(place[label == c].tolist())) < 2:
+            raise DataError(
+                f"class '{name}' has too few groups (patients, or images that differ) to be in two "
+                "folds; bring more"
+            )
+    return {f"fold-{k + 1}": np.flatnonzero(place == k) for k in range(count)}
+
+
+def groups_by_content(groups: Sequence[str], digests: Sequence[str]) -> list[str]:
+    """Of each image the smallest digest of its group, by which the group is known."""
+    smallest: dict[str, str] = {}
+    for group, digest in zip(groups, digests, strict=True):
+        smallest[group] = min(digest, smallest.get(group, digest))
+    return [smallest[group] for group in groups]
+
+
 def _by_image(
     labels: Indices,
     ids: Sequence[str],
