@@ -44,7 +44,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
         {"planning"},
         {"evaluation"},
         {"workers"},
-        {"explain"},
+        {"explain", "cluster"},
     ),
     "results": (
         {"records"},

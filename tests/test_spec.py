@@ -138,7 +138,9 @@ def test_any_value_of_a_key_is_taken_or_a_usage_error(key: str, value: object) -
     except UsageError as error:
         message = str(error)
     if spec is None:
-        assert f"--{key.replace('_', '-')}" in message or message.startswith(f"{key}: a file")
+        assert f"--{key.replace('_', '-')}" in message or message.startswith(
+            (f"{key}: a file", f"{key}: a folder")
+        )
     else:
         assert RunSpec.from_yaml_text(spec.to_yaml()) == spec
 

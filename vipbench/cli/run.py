@@ -9,12 +9,14 @@ import typer
 from vipbench.cli import grid
 from vipbench.cli.options import (
     CELLS,
+    CLUSTER,
     MACHINE,
     AllowCode,
     DataRoot,
     ImageRoots,
     Offline,
     PluginsDir,
+    text,
 )
 from vipbench.errors import UsageError
 from vipbench.fetching import offline as connections
@@ -96,6 +98,29 @@ def run(
             rich_help_panel=MACHINE,
         ),
     ] = False,
+    executor: Annotated[
+        str | None,
+        text("--executor", "slurm|ray|MODULE:FUNCTION", "Run the parts there.", panel=CLUSTER),
+    ] = None,
+    jobs: Annotated[
+        int | None, text("--jobs", "N", "Cut the run into N parts.", panel=CLUSTER)
+    ] = None,
+    slurm: Annotated[
+        str | None,
+        text("--slurm", "KEY=VALUE,...", "What each job asks for.", panel=CLUSTER),
+    ] = None,
+    submit_only: Annotated[
+        bool,
+        typer.Option("--submit-only", help="Submit and return.", rich_help_panel=CLUSTER),
+    ] = False,
+    print_script: Annotated[
+        bool,
+        typer.Option(
+            "--print-script",
+            help="Print the batch script; submit nothing.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = False,
     offline: Offline = False,
     allow_code: AllowCode = False,
 ) -> int:
@@ -120,6 +145,13 @@ def run(
     from vipbench.cli.commands.suites import spec_of_flags
 
     spec = spec_of_flags(context)
+    if (spec.executor is None and (submit_only or print_script)) or (submit_only and print_script):
+        raise UsageError("--submit-only or --print-script goes with --executor")
+    if print_script:
+        from vipbench.engine.cluster.run import print_script as script_of
+
+        print(script_of(spec), end="")
+        return 0
     if debug:
         from vipbench.cli.commands.debug import debug_command
 
@@ -127,4 +159,11 @@ def run(
     # Imported after the flags are checked, so that a misspelled key is answered at once.
     from vipbench.cli.commands.run import run_command
 
-    return run_command(spec, dry_run, retry=not no_retry, estimate=estimate, imported=use_imported)
+    return run_command(
+        spec,
+        dry_run,
+        retry=not no_retry,
+        estimate=estimate,
+        imported=use_imported,
+        submit_only=submit_only,
+    )

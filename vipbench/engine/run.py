@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from vipbench import trust
 from vipbench.engine.arguments import Backbones, Datasets, Fields, Methods, Several, spec_of
+from vipbench.engine.cluster.run import run_parts
 from vipbench.engine.progress import Quiet, Reporter, reporter_here
 from vipbench.engine.screen import WORDS, Screen, broken_lines
 from vipbench.engine.workers import driver
@@ -55,12 +56,16 @@ def perform(
     retry: bool = True,
     imported: bool = False,
     own_process: bool = True,
+    submit_only: bool = False,
 ) -> Finished:
-    """Run what is missing of `spec`, and write its tables and figures; see `driver.run`. Raises
-    UsageError, StoreError, OSError."""
-    outcome = driver.run(spec, screen, retry, imported=imported, own_process=own_process)
+    """Run what is missing of `spec`, and write its tables and figures; see `driver.run`, and
+    `run_parts` where it names an executor. Raises UsageError, StoreError, OSError."""
+    if spec.executor is None:
+        outcome = driver.run(spec, screen, retry, imported=imported, own_process=own_process)
+    else:
+        outcome, screen.plan = run_parts(spec, screen.shown, retry, submit_only, own_process)
     screen.shown.stop()
-    if outcome.signal is not None:
+    if outcome.signal is not None or submit_only:
         return Finished(spec.out, outcome, screen.plan)
     try:
         table = save_tables(spec.out, spec.title)

@@ -17,6 +17,7 @@ from vipbench.files import write
 from vipbench.runspec import values as specmachine
 from vipbench.runspec import values as words
 from vipbench.runspec.errors import usage_error
+from vipbench.runspec.executor import ExecutorSpec, executor_of
 from vipbench.runspec.methods import MethodSpec as MethodSpec
 from vipbench.runspec.methods import methods_of, with_settings
 from vipbench.runspec.outputs import FigureOutput, TableOutput, figure_outputs, table_outputs
@@ -65,7 +66,8 @@ class RunSpec(BaseModel):
         paper's own validation and selection, or cheap settings. shots_unit: whether shots count
         images or groups (patients, lesions). allow_group_overlap: run although splits share
         groups. cell_timeout: seconds a cell may take. tables, figures: what else the run leaves in
-        its folder: presets of `vipbench table`, kinds of `vipbench plot`.
+        its folder: presets of `vipbench table`, kinds of `vipbench plot`. executor: who computes
+        its parts where that is not this machine; see `ExecutorSpec`.
     Paths of a suite file are relative to its folder.
     """
 
@@ -108,6 +110,7 @@ class RunSpec(BaseModel):
     title: Annotated[str | None, BeforeValidator(words.title)] = None
     tables: Annotated[tuple[TableOutput, ...], BeforeValidator(table_outputs)] = ()
     figures: Annotated[tuple[FigureOutput, ...], BeforeValidator(figure_outputs)] = ()
+    executor: Annotated[ExecutorSpec | None, BeforeValidator(executor_of)] = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -181,6 +184,7 @@ class RunSpec(BaseModel):
         for key in ("methods", "tables", "figures"):
             values[key] = [one.as_yaml() for one in values[key]]
         values["protocol"] = self.protocol.as_yaml()
+        values["executor"] = None if self.executor is None else self.executor.as_yaml()
         for key in PATHS_BY_DATASET:
             values[key] = {name: str(file) for name, file in values[key].items()}
         for key, value in values.items():

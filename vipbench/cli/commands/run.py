@@ -48,11 +48,13 @@ def run_command(
     retry: bool = True,
     estimate: bool = False,
     imported: bool = False,
+    submit_only: bool = False,
 ) -> int:
     """Run `spec`, or list its cells; returns the exit status. Raises UsageError, StoreError.
 
     retry: whether cells that failed before are tried again. estimate: with `dry_run`, what the
-    run will take. imported: whether results that somebody handed in count as done.
+    run will take. imported: whether results that somebody handed in count as done. submit_only:
+    whether to return once the parts are handed to the executor.
     """
     if estimate and not dry_run:
         raise UsageError("--estimate goes with --dry-run")
@@ -68,9 +70,11 @@ def run_command(
             for line in [] if estimates is None else estimate_lines(estimates):
                 shown.line(line)
             return FAILED if planned.broken else OK
-        finished = perform(spec, Screen(spec, shown), retry, imported)
+        finished = perform(spec, Screen(spec, shown), retry, imported, submit_only=submit_only)
     finally:
         shown.stop()
+    if submit_only:
+        return OK
     return _finish(finished)
 
 

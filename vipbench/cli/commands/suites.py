@@ -8,6 +8,7 @@ from typing import Any
 
 from vipbench import trust
 from vipbench.errors import UsageError
+from vipbench.runspec.executor import with_flags
 from vipbench.runspec.run import MethodSpec, RunSpec, demo_suite
 from vipbench.runspec.values import split
 
@@ -58,7 +59,11 @@ def spec_of_flags(context: Any) -> RunSpec:
     source = context.get_parameter_source("plugins_dir")
     from_environment = source is not None and source.name == "ENVIRONMENT"
     flags = {name: value for name, value in given.items() if name in RunSpec.model_fields}
+    executor = flags.pop("executor", None)
     spec = make_spec(suite or file, flags, given["settings"] or (), from_environment)
+    if "executor" in given:
+        chosen = with_flags(spec.executor, executor, given["jobs"], given["slurm"])
+        spec = spec.model_copy(update={"executor": chosen})
     for backbone in spec.backbones if flags["backbones"] else ():
         trust.name(backbone)
     return spec

@@ -1,0 +1,200 @@
+"""A run that is cut into parts: the cut, the parts' files, an executor of the standard library."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO, Cli
+from tests.reliability import grid
+from vipbench.engine.cluster import sealed
+from vipbench.engine.cluster.cut import count, cut
+from vipbench.engine.cluster.folder import Legs, Parts
+from vipbench.engine.cluster.slurm import ranges
+from vipbench.errors import UsageError
+from vipbench.results.store.store import Store
+from vipbench.runspec.executor import executor_of, with_flags
+from vipbench.runspec.run import RunSpec
+
+
+def cells(spec: RunSpec) -> set[tuple[object, ...]]:
+    return {
+        (b, d, m.label, k, s)
+        for b in spec.backbones
+        for d in spec.datasets
+        for m in spec.methods
+        for k in spec.shots
+        for s in spec.seeds
+    }
+
+
+WHOLE = RunSpec.parse(
+    {
+        "backbones": "tiny-clip,openclip:RN50/openai",
+        "datasets": "synthderm,npz:toy.npz,folder:other",
+        "methods": "zero-shot,ncm,coop",
+        "shots": "1,2",
+        "seeds": "0-6",
+        "symptoms": {"npz:toy.npz": "s.json"},
+    }
+)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3, 6, 7, 18, 20, 60, 1000])
+def test_pieces_are_the_whole(jobs: int) -> None:
+    pieces = cut(WHOLE, jobs)
+    assert len(pieces) <= jobs
+    assert len(pieces) == min(jobs, 2 * 3 * 3 * 7)
+    every = [cell for piece in pieces for cell in cells(piece.spec)]
+    assert len(every) == len(set(every)) == count(WHOLE) == 252
+    assert set(every) == cells(WHOLE)
+    for piece in pieces:
+        assert piece.spec.shots == WHOLE.shots
+        assert set(piece.spec.symptoms) == {"npz:toy.npz"} & set(piece.spec.datasets)
+    # Cells without a support set go once: with seed 0, which is the one that they name.
+    taken = [(p.spec.backbones, p.spec.datasets, p.spec.methods, p.without_support) for p in pieces]
+    rows = [(b, d, m.label) for b, d, methods, _ in taken for m in methods]
+    own = [(b, d, m.label) for b, d, methods, without in taken for m in methods if without]
+    assert len(own) == len(set(own))
+    assert set(own) == set(rows)
+    assert all(0 in p.spec.seeds for p in pieces if p.without_support)
+
+
+def test_what_is_tested_on_other_data_is_not_cut_apart() -> None:
+    transfer = WHOLE.model_copy(
+        update={
+            "protocol": RunSpec.parse({"datasets": "a,b", "protocol": "cross-dataset"}).protocol
+        }
+    )
+    pieces = cut(transfer, 12)
+    assert {piece.spec.datasets for piece in pieces} == {WHOLE.datasets}
+    assert len(pieces) == 12
+
+
+def test_executors_are_read_as_flags_and_suites_give_them() -> None:
+    suite = executor_of({"name": "slurm", "jobs": 32, "time": "4h", "gpus": 1, "setup": ["a b"]})
+    assert (suite.time, suite.setup) == ("240", ("a b",))
+    spec = RunSpec.parse({"executor": suite.as_yaml()})
+    assert RunSpec.from_yaml_text(spec.to_yaml()).executor == suite
+    more = with_flags(suite, None, 8, "partition=gpu,time=1-00:00:00,mem=24g,at_once=2")
+    assert more is not None
+    assert (more.jobs, more.gpus, more.partition, more.mem) == (8, 1, "gpu", "24G")
+    assert with_flags(suite, "ray", None, None) == executor_of("ray")
+    for wrong, named in (
+        ({"name": "slrum"}, "slurm"),
+        ({"name": "slurm", "partitoin": "x"}, "partition"),
+        ({"name": "slurm", "time": "soon"}, "soon"),
+        ({"name": "slurm", "jobs": 0}, "0"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            executor_of(wrong)
+    with pytest.raises(UsageError, match="--executor"):
+        with_flags(None, None, 3, None)
+
+
+def test_ranges_are_written_as_an_array_takes_them() -> None:
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+
+
+def test_a_stack_is_halved_after_two_legs_without_a_cell() -> None:
+    def leg(stack: int, batches: int) -> dict[str, object]:
+        return {"stack": stack, "batches": batches, "most": 12}
+
+    assert Legs(()).stack(64) == 64
+    assert Legs((leg(64, 0),)).stack(64) == 12
+    assert Legs((leg(64, 0), leg(12, 0))).stack(64) == 6
+    assert Legs((leg(64, 0), leg(12, 0), leg(6, 1), leg(6, 0))).stack(64) == 6
+    legs = [leg(12, 0), leg(12, 0), leg(6, 0), leg(6, 0), leg(3, 0), leg(3, 0), leg(1, 0)]
+    assert Legs(tuple(legs)).stack(64) == 1
+    assert Legs((*legs, leg(1, 0))).stack(64) == 0
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:70], lambda d: d[:90] + b"!"])
+def test_damaged_files_are_known(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "x.done"
+    sealed.write(file, b"body" * 100, {"key": "ok"}, sync=True)
+    assert sealed.read(file) == ({"key": "ok"}, b"body" * 100)
+    assert sealed.read_head(file) == {"key": "ok"}
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(sealed.DamagedError, match=r"x\.done"):
+        sealed.read(file)
+
+
+ROWS = "zero-shot,ncm,steady[seconds=0.4]"
+
+
+def command(data: Path, out: Path, *more: str, seeds: str = "1-4") -> subprocess.Popen[str]:
+    env = {"PYTHONPATH": f"{REPO}:{Path(__file__).parent}", "VIPBENCH_CLUSTER_PACE": "0.05"}
+    return grid.start(data, out, ROWS, *more, seeds=seeds, env=env)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, and `whole`, the results of one local run."""
+    data = grid.write_data(tmp_path_factory.mktemp("parts"))
+    status, _, err = grid.finish(command(data, data / "whole"))
+    assert status == 0, err
+    return data
+
+
+def test_an_executor_of_the_standard_library(alone: Path, cli: Cli) -> None:
+    out = alone / "pool"
+    pool = ("--executor", "pools:two_threads", "--jobs", "4")
+    process = command(alone, out, *pool)
+    # The parts' files arrive; their driver is killed, and one of the files is spoilt.
+    until = time.monotonic() + 100
+    while not (found := sorted(out.glob("parts/*/*.done"))) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert found
+    content = bytearray(found[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / "results.sqlite").unlink(missing_ok=True)  # the collector may have been quicker
+    found[0].write_bytes(content)
+    status, told, err = grid.finish(command(alone, out, *pool))
+    assert status == 0, told + err
+    assert found[0].name in told
+    assert grid.bits(out) == grid.bits(alone / "whole")
+    assert grid.tables(out) == grid.tables(alone / "whole")
+    with Store(out, readonly=True) as mine, Store(alone / "whole", readonly=True) as theirs:
+        assert [c.slot for c in mine.plan()] == [c.slot for c in theirs.plan()]
+    # Methods without a support set were asked for once, and nothing was done twice.
+    shown = cli("status", out, "--json")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert sum(part["done"] for part in json.loads(shown.stdout)["parts"]) == 9
+    parts = Parts(out)
+    assert not [file for number in parts.parts() for file in parts.batches(number)]
+
+
+def test_a_part_is_refused_where_it_must_not_run(alone: Path, cli: Cli) -> None:
+    out = alone / "refused"
+    pool = ("--executor", "pools:two_threads", "--jobs", "2")
+    process = command(alone, out, *pool)
+    while not (out / "parts" / "run.json").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    file = out / "parts" / "run.json"
+    run = json.loads(file.read_text())
+    file.write_text(json.dumps({**run, "executor": {**run["executor"], "gpus": 1}}))
+    told = cli("work", out, "--part", "0", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert told.returncode == 3
+    assert "CUDA_VISIBLE_DEVICES" in told.stdout
+    file.write_text(json.dumps({**run, "package": "0" * 64}))
+    told = cli("work", out, "--part", "0")
+    assert told.returncode == 3
+    assert "vipbench" in told.stdout
+    assert cli("work", out, "--part", "7").returncode == 2
+    assert cli("cancel", out).returncode == 0
+    file.write_text(json.dumps(run))
+    assert cli("work", out, "--part", "0").returncode == 3
+    shown = cli("status", out)
+    assert shown.returncode == 1
+    assert "cancelled" in shown.stdout

@@ -1,0 +1,225 @@
+"""The folder OUT/parts of a run that is cut: what lies there, and who writes it.
+
+run.json          the run: its id, the whole RunSpec's digest, each part's numbers; the submitter's
+NNN.yaml          a part: a suite that can be run by itself; written once
+NNN.legs          a line of JSON for the beginning, each batch and the end of each of its legs, that
+                  is, starts of its job; the job's
+NNN.plan          the cells that it was planned to have; the job's
+NNN.log           what its jobs printed
+NNN/*.done        what it brought, a file for each batch; the job's, removed by the collector
+done              the keys of the cells that have a result in the store; the collector's
+submissions       a line of JSON for each submission; the submitter's
+cancelled         there while the run is cancelled
+submit.sh         the script that Slurm got
+code/             the plugins that the run names, as they were when it was submitted
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vipbench.engine.cluster import sealed
+from vipbench.errors import UsageError
+from vipbench.results.records.plan import PlannedCell, planned_cell
+from vipbench.runspec.run import RunSpec
+
+FOLDER = "parts"
+SCHEMA = 1
+BATCH = ".done"
+# How often things are looked at, in seconds, times this; tests have no minutes.
+PACE_VARIABLE = "VIPBENCH_CLUSTER_PACE"
+
+
+def paced(seconds: float) -> float:
+    """`seconds`, or less in a test."""
+    return seconds * float(os.environ.get(PACE_VARIABLE) or 1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part. order: its place in the grid. cells: at most so many. without_support: whether
+    cells without a support set belong to it."""
+
+    number: int
+    order: int
+    cells: int
+    without_support: bool
+
+
+@dataclass(frozen=True)
+class Legs:
+    """The legs of a part so far. begun: of each what it wrote at its beginning, with `last`, the
+    time of its last line, and `end`, what it wrote there, or None."""
+
+    begun: tuple[dict[str, Any], ...] = ()
+
+    def stack(self, most: int) -> int:
+        """How many cells the next leg is to train together, at most `most`: half as many after each
+        two legs in a row that brought no new cell; 0 where that was one cell already."""
+        fruitless = 0
+        for leg in self.begun:
+            most = min(most, leg["stack"], leg.get("most") or most)
+            fruitless = 0 if leg["batches"] else fruitless + 1
+            if fruitless == 2:
+                most, fruitless = most // 2, 0
+        return most
+
+    @property
+    def last(self) -> dict[str, Any] | None:
+        """The last one."""
+        return self.begun[-1] if self.begun else None
+
+    @property
+    def end(self) -> str | None:
+        """How the last one ended; None where it is at work or was killed."""
+        return None if self.last is None or self.last["end"] is None else self.last["end"]["status"]
+
+
+class Parts:
+    """OUT/parts."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out.absolute()
+        self.folder = self.out / FOLDER
+
+    @property
+    def there(self) -> bool:
+        """Whether the run in this folder was cut."""
+        return (self.folder / "run.json").exists()
+
+    def run(self) -> dict[str, Any]:
+        """What run.json holds. Raises UsageError."""
+        path = self.folder / "run.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(
+                f"{self.out} holds no parts; `vipbench run --executor ... --out {self.out}` makes "
+                "them"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be read: {error}") from None
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise UsageError(f"{path} was written by another version of vipbench")
+        return found
+
+    def parts(self) -> dict[int, Part]:
+        """Those of the run, by number."""
+        return {one["number"]: Part(**one) for one in self.run()["parts"]}
+
+    def part(self, number: int) -> Part:
+        """One of them. Raises UsageError."""
+        known = self.parts()
+        if number not in known:
+            raise UsageError(
+                f"there is no part {number} in {self.folder}; there are {min(known)} to "
+                f"{max(known)}"
+            )
+        return known[number]
+
+    def file(self, number: int, ending: str) -> Path:
+        """NNN and an ending."""
+        return self.folder / f"{number:03d}{ending}"
+
+    def spec(self, number: int) -> RunSpec:
+        """The RunSpec of a part. Raises UsageError."""
+        return RunSpec.from_yaml(self.file(number, ".yaml"))
+
+    # Legs.
+
+    def note(self, number: int, what: str, **fields: Any) -> None:
+        """Add a line to a part's legs. Raises OSError."""
+        line = {"what": what, "at": round(time.time(), 1), **fields}
+        _append(self.file(number, ".legs"), line)
+
+    def legs(self, number: int) -> Legs:
+        """What the part's jobs wrote."""
+        begun: list[dict[str, Any]] = []
+        for line in _lines(self.file(number, ".legs")):
+            what = line.pop("what", "")
+            if what == "begin":
+                begun.append({**line, "last": line["at"], "batches": 0, "end": None})
+            elif begun:
+                begun[-1]["last"] = line["at"]
+                if what == "batch":
+                    begun[-1]["batches"] += 1
+                elif what == "plan":
+                    begun[-1]["most"] = line["most"]
+                elif what == "end":
+                    begun[-1]["end"] = line
+        return Legs(tuple(begun))
+
+    # Submissions.
+
+    def note_submission(self, **fields: Any) -> None:
+        """Add a line. Raises OSError."""
+        _append(self.folder / "submissions", {"at": round(time.time(), 1), **fields}, sync=True)
+
+    def submissions(self) -> list[dict[str, Any]]:
+        """All of this run."""
+        run = self.run()["id"]
+        return [line for line in _lines(self.folder / "submissions") if line.get("run") == run]
+
+    # Cells.
+
+    def plan(self, number: int) -> list[PlannedCell] | None:
+        """The cells of a part; None where it was not planned yet, or its plan is damaged."""
+        try:
+            found = sealed.read_json(self.file(number, ".plan"))
+        except sealed.DamagedError:
+            return None
+        return None if found is None else [planned_cell(cell) for cell in found]
+
+    def batches(self, number: int) -> list[Path]:
+        """The files of a part, in the order in which they came."""
+        try:
+            names = os.listdir(self.file(number, ""))  # noqa: PTH208 - its files are sorted anyway
+        except FileNotFoundError:
+            return []
+        return [self.file(number, "") / name for name in sorted(names) if name.endswith(BATCH)]
+
+    def done(self) -> dict[str, str]:
+        """key -> status of the cells that had a result in the store, when that was last noted."""
+        try:
+            found = sealed.read_json(self.folder / "done", {})
+        except sealed.DamagedError:
+            return {}
+        return dict(found)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run is cancelled."""
+        return (self.folder / "cancelled").exists()
+
+
+def _append(path: Path, line: dict[str, Any], sync: bool = False) -> None:
+    """One write of one line, so that lines of several jobs never mix."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    try:
+        # Whoever was killed while it wrote may have left a line without its end.
+        os.write(handle, ("\n" + json.dumps(line, separators=(",", ":")) + "\n").encode())
+        if sync:
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file; one that a killed process or a full disk cut short is left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found

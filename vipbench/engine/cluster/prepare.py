@@ -1,0 +1,180 @@
+"""OUT/parts, written once before anything is handed in."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vipbench import trust
+from vipbench.engine.cluster.cut import LEAST_SECONDS, SECONDS, Piece, count, cut, fitting
+from vipbench.engine.cluster.folder import SCHEMA, Part, Parts
+from vipbench.engine.cluster.slurm import LEAD
+from vipbench.engine.cluster.work import code_digest
+from vipbench.engine.kept import CACHE_VARIABLE
+from vipbench.errors import UsageError
+from vipbench.files import write
+from vipbench.plugins.files import plugin_files, require_code
+from vipbench.results.store.store import Store
+from vipbench.runspec.executor import ExecutorSpec
+from vipbench.runspec.run import PATHS_BY_DATASET, RunSpec
+from vipbench.text import duration, plural
+
+# Each node has its own.
+LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def prepare(
+    parts: Parts, spec: RunSpec, store: Store, most: int | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What run.json holds of this run: as it was cut before, with the code of now, or cut now.
+    most: how many parts there may be. say: receives lines. Raises UsageError, OSError."""
+    executor = spec.executor
+    assert executor is not None
+    whole = _absolute(spec)
+    if executor.name in ("slurm", "ray"):
+        _refuse_local(whole)
+    digest = hashlib.sha256(whole.model_copy(update={"executor": None}).to_yaml().encode())
+    known: dict[str, Any] | None = parts.run() if parts.there else None
+    if known is not None and known["digest"] == digest.hexdigest():
+        run = known
+        if executor.jobs not in (None, len(run["parts"])):
+            say(f"note: this run was cut into {plural(len(run['parts']), 'part')} before")
+    else:
+        parts.folder.mkdir(parents=True, exist_ok=True)
+        run = {"id": secrets.token_hex(4), "digest": digest.hexdigest()}
+        first = 0 if known is None else known["next"]
+        run |= _cut(parts, whole, first, store, most, say)
+    cache = os.environ.get(CACHE_VARIABLE) or str(parts.out / "cache")
+    run |= {
+        "schema": SCHEMA,
+        "executor": {k: v for k, v in executor.model_dump(mode="json").items() if v},
+        "package": code_digest(),
+        "plugins_dir": _copied(parts, spec.plugins_dir),
+        "grants": trust.grants(),
+        "cwd": os.getcwd(),  # noqa: PTH109 - relative names of data and models start here
+        "environment": {CACHE_VARIABLE: str(Path(cache).absolute()), "HF_HUB_OFFLINE": "1"},
+        "lead": LEAD,
+    }
+    write(parts.folder / "run.json", json.dumps(run, indent=1))
+    return run
+
+
+def _cut(
+    parts: Parts,
+    whole: RunSpec,
+    first: int,
+    store: Store,
+    most: int | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    executor = whole.executor
+    assert executor is not None
+    seconds, how = _measured(store)
+    jobs = executor.jobs or fitting(whole, seconds)
+    if most is not None and jobs > most:
+        say(f"note: cut into {most:,} parts: the cluster takes no more jobs at once")
+        jobs = most
+    pieces = cut(whole, jobs)
+    if most is not None and first + len(pieces) > most:
+        raise UsageError(
+            f"{parts.folder} holds {first} parts of earlier runs, and Slurm numbers at most "
+            f"{most}; give another output folder"
+        )
+    made: list[Part] = []
+    # Those with most cells begin first; the sort keeps the order of the grid among equals.
+    for order, piece in sorted(enumerate(pieces), key=lambda found: -found[1].cells):
+        number = first + len(made)
+        write(parts.file(number, ".yaml"), _suite(piece, executor, parts.out).to_yaml())
+        made.append(Part(number, order, piece.cells, piece.without_support))
+    longest = max(piece.cells for piece in pieces)
+    at_once = min(executor.at_once or len(pieces), len(pieces))
+    total = count(whole) * seconds / at_once
+    say(
+        f"cut into {plural(len(pieces), 'part')} of at most {plural(longest, 'cell')}; at {how} a "
+        f"cell about {duration(max(longest * seconds, total))} with {at_once} at once"
+    )
+    if not executor.jobs and longest * seconds < LEAST_SECONDS / 2:
+        say("note: the parts are short; a job takes some seconds to start")
+    return {"parts": [dataclasses.asdict(part) for part in made], "next": first + len(made)}
+
+
+def _suite(piece: Piece, executor: ExecutorSpec, out: Path) -> RunSpec:
+    workers = piece.spec.workers
+    if executor.per_gpu:
+        workers = executor.per_gpu * (executor.gpus or 1)
+    return piece.spec.model_copy(update={"out": out, "executor": None, "workers": workers})
+
+
+def _measured(store: Store) -> tuple[float, str]:
+    """Seconds that a cell takes, by earlier results in the folder, and how that is known."""
+    timings = [record.timing for record in store.records(history=False) if record.ok]
+    taken = [sum(float(v) for v in one.values() if isinstance(v, int | float)) for one in timings]
+    if not taken:
+        return SECONDS, f"{SECONDS:.0f} s (assumed)"
+    mean = max(sum(taken) / len(taken), 0.01)
+    return mean, f"{mean:.1f} s (the mean of {plural(len(taken), 'earlier result')})"
+
+
+def _absolute(spec: RunSpec) -> RunSpec:
+    update: dict[str, Any] = {"out": spec.out.absolute()}
+    for key in ("data_root", "plugins_dir"):
+        if getattr(spec, key) is not None:
+            update[key] = getattr(spec, key).absolute()
+    for key in PATHS_BY_DATASET:
+        update[key] = {name: file.absolute() for name, file in getattr(spec, key).items()}
+    return spec.model_copy(update=update)
+
+
+def _refuse_local(spec: RunSpec) -> None:
+    """Raises UsageError for data of this machine alone."""
+    local = [Path(folder) for folder in {*LOCAL_FOLDERS, tempfile.gettempdir()}]
+    for what, path in _paths(spec):
+        inside = next((folder for folder in local if path.is_relative_to(folder)), None)
+        if inside is not None:
+            raise UsageError(
+                f"{what} {path} lies in {inside}, which each node of a cluster has for itself; put "
+                "it on a disk that all nodes share"
+            )
+
+
+def _paths(spec: RunSpec) -> Iterator[tuple[str, Path]]:
+    if spec.data_root is not None:
+        yield "data_root", spec.data_root
+    for key in PATHS_BY_DATASET:
+        for path in getattr(spec, key).values():
+            yield key, path
+    for what, sources in (("the dataset", spec.datasets), ("the backbone", spec.backbones)):
+        for source in sources:
+            for text in (source.partition(":")[2], source.partition("@")[2]):
+                path = Path(text.removeprefix("local-dir:")).expanduser()
+                if text and path.exists():
+                    yield what, path.absolute()
+
+
+def _copied(parts: Parts, folder: Path | None) -> str | None:
+    """A copy of the plugins, so that an edit while jobs wait mixes nothing. Raises UsageError where
+    they may not run."""
+    if folder is None:
+        return None
+    require_code(plugin_files(folder), folder)
+    digest = hashlib.sha256()
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and "__pycache__" not in f.parts]
+    for file in files:
+        digest.update(f"{file.relative_to(folder)}\0{trust.sha256(file.read_bytes())}\n".encode())
+    copy = parts.folder / "code" / digest.hexdigest()[:16]
+    if not copy.is_dir():
+        copy.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=copy.parent) as temporary:
+            new = Path(temporary) / "copy"
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(folder, new, ignore=ignored)
+            new.replace(copy)
+    return str(copy)

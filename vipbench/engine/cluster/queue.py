@@ -1,0 +1,38 @@
+"""What an executor says of the jobs of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Job:
+    """The last job of a part. state: as the executor calls it. alive: whether it will run, runs, or
+    will be started again by itself. reason: why it waits."""
+
+    state: str
+    alive: bool
+    node: str = ""
+    reason: str = ""
+    job: str = ""
+
+
+class Executor(Protocol):
+    """Who runs parts. resubmits: whether its jobs outlive this process, so that who comes next
+    finds them."""
+
+    resubmits: bool
+
+    def submit(self, numbers: Sequence[int], memory: int = 1) -> str:
+        """Hand in parts; returns the job's id. Raises UsageError."""
+
+    def jobs(self) -> dict[int, Job] | None:
+        """Of each part its last job; None where that is not known now."""
+
+    def cancel(self) -> None:
+        """End all jobs of the run. Raises UsageError."""
+
+    def close(self) -> None:
+        """No more is handed in."""

@@ -1,0 +1,106 @@
+"""The results of a part on their way to the store: a file for each batch, that is, for what was
+trained together. So nobody needs a lock or a database on the shared disk, and a job that is started
+again knows what is done by the files that are there."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from vipbench.engine.cluster import sealed
+from vipbench.engine.cluster.folder import BATCH, Part, Parts
+from vipbench.engine.workers.messages import Done, MessageError, read_event, to_line
+from vipbench.results import Predictions, Record
+from vipbench.results.records.plan import PlannedCell
+
+# Of a batch whose file is not what was written; its cells are run again.
+DAMAGED = ".damaged"
+
+
+class PartResults:
+    """Takes what a part brings (see `workers.plan.Results`). note: receives lines for a person.
+    kept: called after each batch with the seconds since the one before."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        part: Part,
+        note: Callable[[str], None],
+        kept: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self._parts, self._part, self._kept = parts, part, kept
+        self._folder = parts.file(part.number, "")
+        self._folder.mkdir(exist_ok=True)
+        self._done = parts.done()
+        self._last = time.monotonic()
+        for file in parts.batches(part.number):
+            try:
+                self._done.update(sealed.read(file)[0])
+            except FileNotFoundError:  # the collector has it
+                continue
+            except sealed.DamagedError as error:
+                note(f"{error}; its cells are run again")
+                set_aside(file)
+
+    def judge(self, cell: PlannedCell) -> PlannedCell:
+        """Done where it has a result, or where its result is for another part to bring."""
+        if cell.status == "todo" and (cell.key in self._done or self._is_anothers(cell)):
+            return cell.model_copy(update={"status": "done"})
+        return cell
+
+    def _is_anothers(self, cell: PlannedCell) -> bool:
+        return cell.shots == 0 and cell.seed == 0 and not self._part.without_support
+
+    def save_plan(self, cells: Iterable[PlannedCell]) -> None:
+        """Keep what the part is asked for. Raises OSError."""
+        cells = [cell for cell in cells if not self._is_anothers(cell)]
+        groups: dict[str, int] = {}
+        for cell in cells:
+            groups[cell.group] = groups.get(cell.group, 0) + (cell.status == "todo")
+        sealed.write_json(self._parts.file(self._part.number, ".plan"), [c.stored() for c in cells])
+        self._parts.note(self._part.number, "plan", most=max([1, *groups.values()]))
+        self._last = time.monotonic()
+
+    def add_many(
+        self,
+        pairs: Iterable[tuple[Record, Predictions | None]],
+        parameters: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Write one file; it is on the disk on return. Raises OSError."""
+        learned = parameters or {}
+        done = [
+            Done(record=record, predictions=predictions, parameters=learned.get(record.key))
+            for record, predictions in pairs
+        ]
+        statuses = {one.record.key: one.record.status for one in done}
+        # By the time, so that batches are collected in the order in which they came.
+        name = f"{time.time_ns():020d}-{secrets.token_hex(4)}{BATCH}"
+        sealed.write(self._folder / name, b"".join(map(to_line, done)), statuses, sync=True)
+        self._done.update(statuses)
+        failed = sum(status != "ok" for status in statuses.values())
+        self._parts.note(self._part.number, "batch", cells=len(done), failed=failed)
+        now = time.monotonic()
+        self._kept(now - self._last)
+        self._last = now
+
+    def close(self) -> None:
+        """See `workers.plan.Results`."""
+
+
+def set_aside(file: Path) -> None:
+    """Take a damaged file out of the way; it stays to be looked at."""
+    file.replace(file.with_suffix(DAMAGED))
+
+
+def read_batch(file: Path) -> Iterator[Done]:
+    """What one file brings. Raises DamagedError, FileNotFoundError, OSError."""
+    _, body = sealed.read(file)
+    for line in body.splitlines():
+        try:
+            event = read_event(line)
+        except MessageError as error:
+            raise sealed.DamagedError(f"{file} is not what vipbench writes: {error}") from None
+        if isinstance(event, Done):
+            yield event

@@ -1,0 +1,206 @@
+"""A whole run on an executor: cut, handed in, followed, collected."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vipbench.engine.cluster import executors, slurm
+from vipbench.engine.cluster.collect import Collector
+from vipbench.engine.cluster.folder import Parts, paced
+from vipbench.engine.cluster.follow import Follower
+from vipbench.engine.cluster.prepare import prepare
+from vipbench.engine.progress import Reporter
+from vipbench.engine.workers.driver import Outcome, Plan, Signal, stop_signals
+from vipbench.engine.workers.plan import NOT_AGAIN
+from vipbench.errors import UsageError
+from vipbench.files import write
+from vipbench.results.records.plan import PlannedCell
+from vipbench.results.records.record import Record
+from vipbench.results.store.lock import StoreError
+from vipbench.results.store.store import FILE, Store
+from vipbench.runspec.executor import ExecutorSpec
+from vipbench.runspec.run import RunSpec
+from vipbench.text import clean, plural
+
+
+def run_parts(
+    spec: RunSpec,
+    shown: Reporter,
+    retry: bool = True,
+    submit_only: bool = False,
+    own_process: bool = True,
+) -> tuple[Outcome, Plan]:
+    """Run `spec` on its executor and collect until all parts are done; returns what it came to and
+    the cells. submit_only: return once all parts are handed in, with an empty plan. Raises
+    UsageError, StoreError, OSError."""
+    assert spec.executor is not None
+    parts = Parts(spec.out)
+    say = shown.line
+    with Store(spec.out) as store:
+        before = store.status()
+        run = prepare(parts, spec, store, _most(spec.executor), say)
+        if spec.executor.name == "slurm":
+            _write_script(parts, spec.executor, run)
+        spec.save()
+        retried = [key for key, status in before.items() if status == "error"] if retry else []
+        executor = executors.make(parts, spec.executor, run["id"])
+        if submit_only and not executor.resubmits:
+            raise UsageError(f"--submit-only: jobs of '{spec.executor.name}' end with this command")
+        progress = _Progress(shown)
+        collector = Collector(parts, store, lambda text: say(f"note: {clean(text)}"), progress.take)
+        follower = Follower(parts, executor, collector, say, retried)
+        progress.follower = follower
+        (parts.folder / "cancelled").unlink(missing_ok=True)
+        try:
+            with stop_signals(own_process) as stopped:
+                left = follower.start()
+                job = next((o.job.job for o in follower.watched.values() if o.job), "")
+                if submit_only:
+                    say(f"handed in as job {job}; `vipbench status {spec.out}` shows its state")
+                    say("the same command without --submit-only collects, and so does")
+                    say(f"  vipbench collect {spec.out} --follow")
+                    return Outcome(0, 0, 0, 0), Plan()
+                if left:
+                    progress.start()
+                while follower.waiting() and not stopped():
+                    follower.step()
+                    time.sleep(paced(0.5))
+                if follower.waiting():
+                    ends = f"Jobs continue. `vipbench cancel {spec.out}` ends them."
+                    say(ends if executor.resubmits else "Parts at work end with this command.")
+                elif left:
+                    follower.step()
+                cells = collector.save_plan(spec)
+        finally:
+            executor.close()
+        return _ended(follower, collector, before, cells, retry, stopped, say)
+
+
+def _ended(
+    follower: Follower,
+    collector: Collector,
+    before: dict[str, str],
+    cells: list[PlannedCell],
+    retry: bool,
+    stopped: Signal,
+    say: Callable[[str], None],
+) -> tuple[Outcome, Plan]:
+    statuses, new = collector.statuses, collector.new
+    judged = []
+    for cell in cells:
+        status, reason = cell.status, cell.reason
+        if status != "impossible":
+            kept = statuses.get(cell.key)
+            status = "done" if kept is not None and cell.key not in new else "todo"
+            reason = NOT_AGAIN if status == "done" and kept == "error" else None
+        judged.append(cell.model_copy(update={"status": status, "reason": reason}))
+    broken = follower.unfinished() if not stopped() else []
+    if collector.twice:
+        count = plural(len(collector.twice), "cell")
+        say(f"note: {count} computed twice with different scores; the first result stays")
+    failed = sum(statuses[key] != "ok" for key in new)
+    plan = Plan(cells=judged, broken=[f"{line}; see `vipbench status`" for line in broken])
+    outcome = Outcome(
+        done=len(new) - failed,
+        failed=failed,
+        skipped=len(plan.of("done")),
+        impossible=len(plan.of("impossible")),
+        signal=stopped.number if follower.waiting() else None,
+        broken=bool(broken),
+    )
+    return outcome, plan
+
+
+class _Progress:
+    """How many cells have a result."""
+
+    def __init__(self, shown: Reporter) -> None:
+        self._shown = shown
+        self.follower: Follower | None = None
+        self._failed = 0
+
+    def start(self) -> None:
+        """The parts are handed in."""
+        assert self.follower is not None
+        self._shown.start(sum(part.cells for part in self.follower.parts.parts().values()))
+        self._show()
+
+    def take(self, record: Record) -> None:
+        """A new result is in the store."""
+        if record.error is not None:
+            self._failed += 1
+            c = record.cell
+            where = f"{c.method} on {c.dataset} with {c.backbone}, {c.shots} shots, seed {c.seed}"
+            why = f"{record.error.type}: {record.error.message}"
+            self._shown.line(clean(f"failed: {where}: {why}"))
+        self._show()
+
+    def _show(self) -> None:
+        if self.follower is not None:
+            states = [one.state for one in self.follower.watched.values()]
+            now = f"{states.count('running')} of {plural(len(states), 'part')} at work"
+            self._shown.update(len(self.follower.collector.statuses), 0.0, self._failed, now)
+
+
+def _most(spec: ExecutorSpec) -> int | None:
+    if spec.name != "slurm":
+        return None
+    try:
+        return slurm.most_parts()
+    except slurm.SlurmError as error:
+        raise UsageError(f"--executor slurm: {error}") from None
+
+
+def _write_script(parts: Parts, spec: ExecutorSpec, run: dict[str, Any]) -> str:
+    numbers = [one["number"] for one in run["parts"]]
+    text = slurm.script(parts, f"vipbench-{run['id']}", spec, numbers, run["cwd"])
+    write(parts.folder / slurm.SCRIPT, text)
+    return text
+
+
+def print_script(spec: RunSpec) -> str:
+    """The batch script of a run; the parts are cut, and nothing is handed in. Raises UsageError."""
+    assert spec.executor is not None
+    if spec.executor.name != "slurm":
+        raise UsageError("--print-script goes with --executor slurm")
+    parts = Parts(spec.out)
+    with Store(spec.out) as store:
+        run = prepare(parts, spec, store, None, lambda line: None)
+        return _write_script(parts, spec.executor, run)
+
+
+def cancel(out: Path) -> int:
+    """End all jobs of a run, and keep them ended; returns how many parts it has. Raises
+    UsageError."""
+    parts = Parts(out)
+    run = parts.run()
+    write(parts.folder / "cancelled", "")
+    if run["executor"]["name"] == "slurm":
+        spec = ExecutorSpec.model_validate(run["executor"])
+        slurm.Slurm(parts, spec, f"vipbench-{run['id']}").cancel()
+    return len(run["parts"])
+
+
+def collect(out: Path, say: Callable[[str], None]) -> tuple[Collector, RunSpec]:
+    """Take what has arrived into the store. Raises UsageError, StoreError where another process
+    has it."""
+    parts = Parts(out)
+    parts.run()
+    with Store(out) as store:
+        collector = Collector(parts, store, say)
+        collector.collect(parts.parts())
+        spec = RunSpec.from_yaml(parts.out / "suite.yaml")
+        collector.save_plan(spec)
+        return collector, spec
+
+
+def collect_if_free(out: Path) -> None:
+    """`collect` where there are parts and no process has the store."""
+    parts = Parts(out)
+    if parts.there and (out / FILE).exists():
+        with suppress(StoreError, UsageError, OSError):
+            collect(out, lambda text: None)

@@ -1,0 +1,208 @@
+"""Slurm, through its own commands: one array of jobs, a part for each task."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from vipbench.engine.cluster.folder import Parts, paced
+from vipbench.engine.cluster.queue import Job
+from vipbench.errors import UsageError
+from vipbench.runspec.executor import PLAIN, ExecutorSpec
+
+SCRIPT = "submit.sh"
+# So many seconds before its end a job gets SIGUSR2.
+LEAD = 120
+# A command that has not answered after so many seconds has failed.
+PATIENCE = 60.0
+# The queue is asked at most so often, in seconds.
+ASK_EVERY = 30.0
+QUESTION = ("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N|%r")
+# States of a job that will run, runs, or is about to do so again.
+ALIVE = frozenset(
+    "PENDING RUNNING SUSPENDED COMPLETING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESIZING "
+    "SIGNALING STAGE_OUT STOPPED SPECIAL_EXIT RESV_DEL_HOLD".split()
+)
+# What of the environment a job needs; values stay out of the script, which others can read.
+_NAMES = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "SHELL", "LD_LIBRARY_PATH"),
+    *("PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "OMP_NUM_THREADS", "SLURM_CONF"),
+)
+_PREFIXES = ("VIPBENCH_", "HF_")
+_OWN = ("SLURM_", "SBATCH_", "SRUN_")
+
+
+class SlurmError(RuntimeError):
+    """A command of Slurm that failed; the message says which, and what it answered."""
+
+
+def _call(*command: str) -> str:
+    """What a command prints. Raises SlurmError."""
+    # A driver may itself be a job, whose settings are not for those that it submits.
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(_OWN) or k == "SLURM_CONF"
+    }
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise SlurmError(f"there is no command {command[0]} on this machine") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} gave no answer in {PATIENCE:.0f} s") from None
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip()
+        raise SlurmError(f"{command[0]} failed (exit status {done.returncode}): {said}")
+    return done.stdout
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers as --array takes them: 0-3,7."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+
+
+def script(parts: Parts, name: str, spec: ExecutorSpec, numbers: Sequence[int], cwd: str) -> str:
+    """The batch script, for a person to read."""
+    array = ranges(numbers) + (f"%{spec.at_once}" if spec.at_once else "")
+    wanted: dict[str, object] = {key: getattr(spec, key) for key in PLAIN}
+    wanted |= {"time": spec.time, "mem": spec.mem, "cpus-per-task": spec.cpus}
+    wanted |= {"gpus-per-node": spec.gpus, "nodes": 1 if spec.gpus else None, "ntasks": 1}
+    names = [k for k in os.environ if k in _NAMES or k.startswith(_PREFIXES)]
+    options = {
+        "job-name": name,
+        "array": array,
+        **{key: value for key, value in wanted.items() if value},
+        "output": f"{parts.folder}/%3a.log",
+        "open-mode": "append",
+        "chdir": cwd,
+        "signal": f"B:USR2@{LEAD}",
+        "export": ",".join(sorted(names)) or "NONE",
+    }
+    python = shlex.quote(spec.python or sys.executable)
+    inside = f"apptainer exec --nv {shlex.quote(spec.container)} " if spec.container else ""
+    out = shlex.quote(str(parts.out))
+    lines = [
+        "#!/bin/bash",
+        "# A run of vipbench that was cut into parts: each task of this array does one of them.",
+        *(f"#SBATCH --{key}={value}" for key, value in options.items()),
+        "#SBATCH --requeue",
+        "",
+        *spec.setup,
+        f"exec {inside}{python} -P -m vipbench work {out} --part $SLURM_ARRAY_TASK_ID",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def most_parts() -> int | None:
+    """How many parts one array may have; None where Slurm sets no limit. Raises SlurmError."""
+    limits = []
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.M)
+    if found:
+        limits.append(int(found[1]) - 1)
+    if shutil.which("sacctmgr"):
+        user = os.environ.get("USER", "")
+        question = ("show", "assoc", f"user={user}", "format=MaxSubmitJobs")
+        try:
+            answer = _call("sacctmgr", "-n", "-P", *question)
+        except SlurmError:
+            answer = ""  # no accounting
+        limits += [int(word) for word in answer.split() if word.isdigit()]
+    return min(limits, default=None)
+
+
+def requeue_this_job() -> None:
+    """Ask Slurm to start this job again, and wait for it to be ended."""
+    job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"{job}_{task}" if job and task else os.environ["SLURM_JOB_ID"]
+    try:
+        _call("scontrol", "requeue", name)
+    except SlurmError as error:
+        print(f"note: {error}; the next `vipbench run` submits this part again", file=sys.stderr)
+        return
+    time.sleep(60)
+
+
+class Slurm:
+    """The jobs of one run. name: of the jobs, by which they are found again."""
+
+    resubmits = True
+
+    def __init__(self, parts: Parts, spec: ExecutorSpec, name: str) -> None:
+        self._parts, self._spec, self.name = parts, spec, name
+        self._asked = float("-inf")
+        self._answer: dict[int, Job] | None = None
+
+    def submit(self, numbers: Sequence[int], memory: int = 1) -> str:
+        """Hand in these parts. memory: how many times as much as the script asks for. Returns the
+        job's id. Raises UsageError."""
+        array = ranges(numbers) + (f"%{self._spec.at_once}" if self._spec.at_once else "")
+        more = [f"--mem={_times(self._spec.mem, memory)}"] if memory > 1 and self._spec.mem else []
+        try:
+            answer = _call(
+                *("sbatch", "--parsable", f"--array={array}", *more),
+                str(self._parts.folder / SCRIPT),
+            )
+        except SlurmError as error:
+            raise UsageError(
+                f"{error}; nothing was submitted. `--print-script` shows the script"
+            ) from None
+        self._asked = float("-inf")
+        return answer.strip().partition(";")[0]
+
+    def jobs(self) -> dict[int, Job] | None:
+        """Of each part its last job, by the queue; None where the queue cannot be asked now."""
+        now = time.monotonic()
+        if now - self._asked >= paced(ASK_EVERY):
+            self._asked = now
+            try:
+                self._answer = _read(_call(*QUESTION, f"--name={self.name}"))
+            except SlurmError:
+                self._answer = None
+        return self._answer
+
+    def cancel(self) -> None:
+        """End all jobs of the run. Raises UsageError."""
+        try:
+            _call("scancel", f"--name={self.name}")
+        except SlurmError as error:
+            raise UsageError(str(error)) from None
+
+    def close(self) -> None:
+        """Jobs need nobody."""
+
+
+def _read(answer: str) -> dict[int, Job]:
+    latest: dict[int, tuple[int, Job]] = {}
+    for line in answer.splitlines():
+        name, state, node, reason, *_ = [*line.strip().split("|"), "", "", ""]
+        job, _, task = name.partition("_")
+        if not (job.isdigit() and task.isdigit()):
+            continue
+        found = Job(state, state in ALIVE, node, "" if reason == "None" else reason, job)
+        if int(task) not in latest or latest[int(task)][0] <= int(job):
+            latest[int(task)] = int(job), found
+    return {task: found for task, (_, found) in latest.items()}
+
+
+def _times(memory: str, times: int) -> str:
+    found = re.fullmatch(r"(\d+)([KMGT]?)", memory)
+    assert found is not None
+    return f"{int(found[1]) * times}{found[2]}"

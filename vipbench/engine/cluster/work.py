@@ -1,0 +1,230 @@
+"""One part of a run, done on the machine where this is called: all that a job ever runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import vipbench
+from vipbench import trust
+from vipbench.engine.cluster.folder import Part, Parts
+from vipbench.engine.cluster.results import PartResults
+from vipbench.engine.evaluation.stack_size import MOST_STACKED
+from vipbench.engine.evaluation.stack_size import VARIABLE as STACK_VARIABLE
+from vipbench.engine.workers import driver
+from vipbench.engine.workers.driver import Observer, Outcome, Plan, Signal
+from vipbench.errors import UsageError
+from vipbench.fetching import offline
+
+# Exit statuses: of a part that is not to be started again as it is, and of one that is.
+REFUSED, AGAIN = 3, 75
+# How often a job looks whether its run was cancelled, in seconds.
+LOOK = 5.0
+# Before the end of its time a job has so many seconds to leave in order.
+LEAVING = 30.0
+GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+
+class _Leave(Signal):
+    """When a part is to stop: a signal came, its time is nearly over, or the run was cancelled."""
+
+    def __init__(self, parts: Parts, lead: float) -> None:
+        super().__init__()
+        self.why = ""
+        self._parts, self._lead = parts, lead
+        self._looked = time.monotonic()
+        self._until: float | None = None
+        self._longest = 0.0
+        end = os.environ.get("SLURM_JOB_END_TIME", "")
+        self._end = float(end) if end.isdigit() and int(end) else None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The batch system says that the time is nearly over; SIGINT: a person wants the end."""
+        if number == signal.SIGINT:
+            self.why, self.number = "interrupted", number
+        elif self._until is None:
+            # What is trained now may still come to its end.
+            self._until = time.monotonic() + max(0.0, self._lead - LEAVING)
+
+    def kept(self, seconds: float) -> None:
+        """A batch came after so many seconds: the moment to leave, where the next one would not
+        end in time."""
+        self._longest = max(self._longest, seconds)
+        late = self._end is not None and time.time() + self._longest + LEAVING > self._end
+        if self._until is not None or late:
+            self._leave("time")
+
+    def _leave(self, why: str) -> None:
+        if not self.why:
+            self.why, self.number = why, signal.SIGUSR2
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if self._until is not None and now >= self._until:
+            self._leave("time")
+        if now - self._looked > LOOK:
+            self._looked = now
+            if self._parts.cancelled:
+                self._leave("cancelled")
+        return self.number is not None
+
+
+@contextmanager
+def _signals(leave: _Leave) -> Iterator[None]:
+    """A batch system warns with SIGTERM before it preempts or cancels: results are on the disk
+    already, and a job that ends by itself then is not started again. SIGUSR2 comes before the end
+    of its time."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers: dict[int, Any] = {
+        signal.SIGTERM: signal.SIG_IGN,
+        signal.SIGHUP: signal.SIG_IGN,
+        signal.SIGUSR1: signal.SIG_IGN,
+        signal.SIGUSR2: leave.handle,
+        signal.SIGINT: leave.handle,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Checked(Observer):
+    """Hands on what a run reports; raises UsageError where the part would compute without the GPU
+    that it asked for."""
+
+    def __init__(self, shown: Observer, gpus: int, device: str) -> None:
+        self._shown, self._gpus, self._device = shown, gpus, device
+        self.cell_done = shown.cell_done  # type: ignore[method-assign]
+        self.progress = shown.progress  # type: ignore[method-assign]
+        self.note = shown.note  # type: ignore[method-assign]
+
+    def planned(self, plan: Plan) -> None:
+        """See Observer."""
+        found = plan.info.get("device", "")
+        if self._gpus and self._device == "auto" and found == "cpu":
+            raise UsageError(
+                f"this part asked for a GPU ({GPU_VARIABLE}="
+                f"{os.environ.get(GPU_VARIABLE, '')}), and PyTorch finds none that it can use; "
+                "nothing was run. Give the nodes' driver a fitting PyTorch, or --device cpu"
+            )
+        self._shown.planned(plan)
+
+
+def code_digest() -> str:
+    """A digest of the package's files."""
+    root = Path(vipbench.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def work(
+    out: Path, number: int, shown: Callable[[Any], Observer], say: Callable[[str], None]
+) -> int:
+    """Do part `number` of the run that was cut in `out`, or what is left of it; returns the exit
+    status. shown: makes of the part's RunSpec who is told of its cells. say: receives lines.
+    Raises UsageError where there is no such part."""
+    parts = Parts(out)
+    run, part = parts.run(), parts.part(number)
+    legs = parts.legs(number)
+    leg = len(legs.begun) + 1
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+    gpu = os.environ.get(GPU_VARIABLE)
+    visible = "" if gpu is None else f", {GPU_VARIABLE}={gpu}"
+    say(f"part {number} of {parts.out}, leg {leg} on {node}{visible}")
+    stack = legs.stack(MOST_STACKED)
+    about = {"leg": leg, "node": node, "job": job, "gpu": gpu, "stack": stack}
+    parts.note(number, "begin", **about)
+
+    def end(status: str, message: str, code: int) -> int:
+        parts.note(number, "end", status=status, message=message)
+        if message:
+            say(f"part {number}: {message}")
+        return code
+
+    if parts.cancelled:
+        return end("cancelled", "the run is cancelled; the same `vipbench run` resumes it", REFUSED)
+    if not stack:
+        fruitless = "no leg of this part was long enough for a single cell"
+        return end("given up", f"given up: {fruitless}; give the jobs more time", REFUSED)
+    try:
+        wrong = _wrong(run, gpu)
+        if wrong:
+            return end("refused", wrong, REFUSED)
+        return _run(parts, part, run, stack, shown, end)
+    except UsageError as error:
+        return end("refused", str(error), 2)
+    except trust.UntrustedCodeError as error:
+        return end("refused", str(error), REFUSED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return end("failed", f"{where}{error.strerror or error}; finished cells are kept", 1)
+
+
+def _wrong(run: dict[str, Any], gpu: str | None) -> str:
+    """Why nothing may be run here, or ""."""
+    if run["package"] != code_digest():
+        return (
+            "vipbench is not the one that submitted this run: its files differ "
+            f"({Path(vipbench.__file__).parent}); submit again, or run the same version"
+        )
+    wanted = (run["executor"] or {}).get("gpus") or 0
+    if wanted and (gpu is None or gpu.strip() in ("", "-1", "NoDevFiles")):
+        return f"a GPU was asked for, and none is visible: {GPU_VARIABLE} is {gpu!r}"
+    return ""
+
+
+def _run(
+    parts: Parts,
+    part: Part,
+    run: dict[str, Any],
+    stack: int,
+    shown: Callable[[Any], Observer],
+    end: Callable[[str, str, int], int],
+) -> int:
+    for name, value in run["environment"].items():
+        os.environ.setdefault(name, value)
+    offline.obey()
+    if stack < MOST_STACKED:
+        os.environ[STACK_VARIABLE] = str(stack)
+    os.chdir(run["cwd"])
+    trust.obey(run["grants"])
+    spec = parts.spec(part.number)
+    executor = run["executor"] or {}
+    observer = _Checked(shown(spec), executor.get("gpus") or 0, spec.device)
+    leave = _Leave(parts, run["lead"])
+    results = PartResults(parts, part, observer.note, leave.kept)
+    with _signals(leave):
+        outcome = driver.run(spec, observer, results=results, stopped=leave)
+        return _ended(outcome, leave, end)
+
+
+def _ended(outcome: Outcome, leave: _Leave, end: Callable[[str, str, int], int]) -> int:
+    if not outcome.interrupted:
+        failed = outcome.failed or outcome.broken
+        return end("done", "", 1 if failed else 0)
+    if leave.why == "cancelled":
+        return end("cancelled", "cancelled; the same `vipbench run` resumes it", REFUSED)
+    if leave.why == "interrupted":
+        return end("interrupted", "interrupted; finished cells are kept", 130)
+    status = end("interrupted", "the time is over; the next leg continues", AGAIN)
+    if os.environ.get("SLURM_JOB_ID"):
+        from vipbench.engine.cluster import slurm
+
+        slurm.requeue_this_job()
+    return status
