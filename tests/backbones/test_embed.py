@@ -108,7 +108,7 @@ def test_words_to_start_a_context_from() -> None:
     assert torch.equal(words, BACKBONE._model.token_embedding.weight[ids])
     words.zero_()
     assert BACKBONE.embed_words("a photo of a").abs().sum() > 0
-    with pytest.raises(TextError, match="the words '  ' hold no token"):
+    with pytest.raises(TextError, match="'  '"):
         BACKBONE.embed_words("  ")
 
 

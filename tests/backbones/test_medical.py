@@ -74,5 +74,5 @@ def test_monet_from_a_folder(tmp_path: Path) -> None:
 
 def test_remote_code_is_for_models_that_have_some(tmp_path: Path) -> None:
     save("bert-mean", tmp_path)
-    with pytest.raises(UsageError, match=r"runs no code of its own; leave \+remote-code out"):
+    with pytest.raises(UsageError, match=r"\+remote-code"):
         load_registry().backbone(f"dermlip:{tmp_path}+remote-code")

@@ -170,14 +170,14 @@ def test_the_activation_must_be_known(tmp_path: Path, model: Any, expected: Back
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("{arch}+gelu@{quick}", r"contradictory \(\+gelu: GELU, the file: QuickGELU\)"),
-        ("{arch}-quickgelu+gelu@{quick}", "contradictory"),
+        ("{arch}+gelu@{quick}", r"\(\+gelu: GELU, the file: QuickGELU\)"),
+        ("{arch}-quickgelu+gelu@{quick}", "the file: QuickGELU"),
         ("{arch}+silu@{quick}", r"unknown activation 'silu'.*gelu, quickgelu"),
-        ("{arch}+gelu@", "names no file"),
-        ("{arch}+gelu@{folder}", "is a folder; give a .safetensors or .pt file"),
-        ("{arch}@{folder}/none.pt", r"none\.pt does not exist"),
-        ("ViT-B-61+gelu@{quick}", r"unknown open_clip architecture 'ViT-B-61'; did you mean"),
-        ("ViT-B-16/opnai@{quick}", r"unknown weights of 'ViT-B-16' 'opnai'; did you mean 'openai'"),
+        ("{arch}+gelu@", "'@'"),
+        ("{arch}+gelu@{folder}", r"folder.*\.safetensors or \.pt"),
+        ("{arch}@{folder}/none.pt", r"none\.pt"),
+        ("ViT-B-61+gelu@{quick}", r"'ViT-B-61'.*'ViT-B-16'"),
+        ("ViT-B-16/opnai@{quick}", r"ViT-B-16 'opnai'.*'openai'"),
         ("ViT-B-16/openai@{quick}", r"do not fit the architecture.*are missing \(.*, …\)"),
     ],
 )
@@ -194,15 +194,15 @@ def test_local_arguments_that_are_refused(
     [
         (None, "which model: openclip:ARCH/TAG"),
         ("", "which model"),
-        ("ViT-B-61/openai", r"unknown open_clip architecture 'ViT-B-61'; did you mean 'ViT-B-16'"),
+        ("ViT-B-61/openai", r"'ViT-B-61'.*'ViT-B-16'"),
         ("vit-b-16", "unknown open_clip architecture"),
-        ("ViT-B-16", r"does not say which weights; its tags are openai, laion400m_e31"),
+        ("ViT-B-16", r"openai, laion400m_e31"),
         ("ViT-B-16/", "does not say which weights"),
-        ("ViT-B-16/opena", r"unknown weights of 'ViT-B-16' 'opena'; did you mean 'openai'"),
+        ("ViT-B-16/opena", r"ViT-B-16 'opena'.*'openai'"),
         ("hf-hub:", "expected openclip:hf-hub:ORG/NAME"),
         ("hf-hub:name", "expected openclip:hf-hub:ORG/NAME"),
         ("hf-hub:a b/c d", "not a name of the Hugging Face Hub"),
-        ("local-dir:/nowhere", "the folder /nowhere does not exist; expected open_clip_config"),
+        ("local-dir:/nowhere", "/nowhere .*open_clip_config"),
     ],
 )
 def test_names_that_are_refused_before_any_weights(argument: str | None, message: str) -> None:
@@ -211,7 +211,7 @@ def test_names_that_are_refused_before_any_weights(argument: str | None, message
 
 
 def test_tiny_clip_takes_no_argument() -> None:
-    with pytest.raises(UsageError, match="'tiny-clip' takes no argument, but got ':x'"):
+    with pytest.raises(UsageError, match=r"'tiny-clip'.*':x'"):
         tiny_clip("x")
 
 
@@ -229,14 +229,14 @@ def changed(model: Any, **values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ln_final__weight": None}, r"1 weights are missing \(ln_final.weight\)"),
-        ({"head__weight": torch.zeros(2)}, r"1 are not in the architecture \(head.weight\)"),
+        ({"ln_final__weight": None}, r"missing \(ln_final.weight\)"),
+        ({"head__weight": torch.zeros(2)}, r"\(head.weight\)"),
         (
             {"positional_embedding": torch.zeros(16, 32)},
             r"positional_embedding \(16, 32\) instead of \(77, 32\)",
         ),
         ({"text_projection": torch.full((32, 24), torch.nan)}, r"NaN or infinity \(text_proj"),
-        ({"ln_final__weight": "ones"}, "holds a str under 'ln_final.weight'"),
+        ({"ln_final__weight": "ones"}, "str .*'ln_final.weight'"),
     ],
 )
 def test_weights_that_do_not_fit(
@@ -292,6 +292,7 @@ def test_a_payload_is_refused_and_nothing_runs(form: str, tmp_path: Path) -> Non
     assert mark.exists()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
 def test_torchscript_is_refused_and_converts_as_told(
     tmp_path: Path, model: Any, expected: Backbone
 ) -> None:
@@ -465,7 +466,7 @@ def test_a_tokenizer_of_the_hub(tmp_path: Path) -> None:
     assert pieces.gaps is not None
     assert pieces.gaps.tolist() == [[1], [1]]
     shutil.rmtree(tmp_path / "tokenizer")
-    with pytest.raises(UsageError, match=r"tokenizer .* cannot be had"):
+    with pytest.raises(UsageError, match=r"the tokenizer .*hub-words"):
         openclip(f"hub-words+quickgelu@{path}")
 
 

@@ -165,7 +165,8 @@ def test_any_images_equal_open_clips(case: Case) -> None:
     assert torch.equal(pixels, torch.stack([transform(image) for image in pictures()]))
     features = case.model.visual(pixels)
     theirs = features[0] if isinstance(features, tuple) else features
-    close(case.backbone.encode_image(pixels), theirs)
+    # The pass of its own is exact to the last bits of fp32 alone: 1.34e-5 with torch 2.10 (siglip).
+    close(case.backbone.encode_image(pixels), theirs, atol=2e-5)
 
 
 def test_context_of_words_gives_the_text_of_these_words(case: Case) -> None:
@@ -238,7 +239,7 @@ def test_files_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "bert" / "config.json").unlink()
     refused(r"config\.json of 'bert' is not in the .* cache.*`hf download bert config\.json`")
     (tmp_path / "open_clip_model.safetensors").unlink()
-    refused(r"holds neither open_clip_model\.safetensors nor")
+    refused(r"neither open_clip_model\.safetensors nor")
 
 
 def test_what_else_a_folder_may_hold_is_refused(tmp_path: Path) -> None:

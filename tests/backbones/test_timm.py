@@ -129,10 +129,10 @@ def test_trainable_copies(tmp_path: Path) -> None:
     ("argument", "message"),
     [
         ("", "which model: timm:NAME or timm:NAME.TAG"),
-        ("resnet5", "unknown timm model 'resnet5'; did you mean"),
-        ("resnet50.a1_in2k", r"unknown weights of 'resnet50' 'a1_in2k'; did you mean 'a1_in1k'"),
-        ("test_vit@", "names no file behind '@'"),
-        ("test_vit+random@x.pt", "asks for random weights and for those of a file"),
+        ("resnet5", "'resnet5'.*'resnet50'"),
+        ("resnet50.a1_in2k", r"resnet50 'a1_in2k'.*'a1_in1k'"),
+        ("test_vit@", "'@'"),
+        ("test_vit+random@x.pt", "random weights .*file"),
         ("test_vit@nowhere.safetensors", "does not exist"),
         ("resnet50.a1_in1k", r"model\.safetensors of 'timm/resnet50\.a1_in1k' is not in .*"
                              r"`hf download timm/resnet50\.a1_in1k model\.safetensors`.*\+random"),

@@ -286,7 +286,7 @@ def test_a_prompt_file_says_what_it_is_and_scores_alike(
     bad.write_bytes(b"no")
     done = say("predict", bad, tmp_path / "own.png")
     assert done.status == 2
-    assert "is no prompt file" in done.err
+    assert "prompt file (" in done.err
 
 
 def test_a_prompt_file_on_other_classes(

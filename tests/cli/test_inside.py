@@ -59,7 +59,7 @@ def test_a_record_is_shown_whole(cli: Cli, toy: Path, tmp_path: Path) -> None:
     assert "in prepare" in failed
 
     for key, said in (
-        ("zz", "is no key"),
+        ("zz", "is not a key"),
         ("f" * 20, "no record whose key begins"),
         ("", "no key"),
     ):

@@ -45,7 +45,7 @@ def test_the_choice_is_saved_resumes_runs_and_does_not_know_the_test_split(
     more = cli(*TUNE, "--trials", "3", cwd=mine)
     assert more.returncode == 0, more.stderr
     assert "cells       12: 4 to do, 8 done" in more.stdout
-    assert "zero-shot: nothing to tune, settings as given" in more.stdout
+    assert "zero-shot: nothing to tune" in more.stdout
     assert "scored on   val:min(k,4), not the test split" in more.stdout
     with (mine / "vipbench-tuning" / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -67,13 +67,17 @@ def test_the_choice_is_saved_resumes_runs_and_does_not_know_the_test_split(
     spec = RunSpec.from_yaml(mine / "tuned.yaml")
     assert suite.startswith("# Chosen by `vipbench tune`: 3 trials a method")
     assert (spec.validation, spec.score_on, spec.selection) == ("none", "test", "last")
-    assert spec.title == "Settings tuned by 3 trials a method on 2 validation images a class alone"
+    assert (
+        spec.title == "Settings tuned by 3 trials a method on 2 validation images per class alone"
+    )
     labels = [method.label for method in spec.methods]
     assert labels == ["ss-text (tuned)", "clip-adapter[epochs=2] (tuned)", "zero-shot"]
     assert spec.methods[1].hparams["epochs"] == 2
     done = cli("run", "tuned.yaml", cwd=mine)
     assert done.returncode == 0, done.stderr
-    assert "Settings tuned by 3 trials a method on 2 validation images a class alone" in done.stdout
+    assert (
+        "Settings tuned by 3 trials a method on 2 validation images per class alone" in done.stdout
+    )
     assert (
         "ss-text (tuned) and clip-adapter[epochs=2] (tuned): settings tuned: 3 trials, validation "
         "alone (accuracy on 2 validation images a class)"
@@ -85,12 +89,12 @@ def test_the_choice_is_saved_resumes_runs_and_does_not_know_the_test_split(
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--trials", "1"], "the first trial is the settings as given; 2 or more"),
-        (["--validation", "none"], "leaves nothing to choose by"),
-        (["--profile", "published"], "tuned settings are not the papers'"),
-        (["--knowledge", "symptoms,useless"], "tune takes one kind at a time"),
-        (["--metric", "ece"], "the highest value cannot be chosen by it"),
-        (["-o", "mine.yaml"], "exists and was not written by tune"),
+        (["--trials", "1"], "--trials 1"),
+        (["--validation", "none"], "min(k,4), k or full"),
+        (["--profile", "published"], "--profile published"),
+        (["--knowledge", "symptoms,useless"], "knowledge: symptoms, "),
+        (["--metric", "ece"], "--metric ece"),
+        (["-o", "mine.yaml"], "--output"),
     ],
 )
 def test_what_cannot_be_tuned_is_said_at_once(

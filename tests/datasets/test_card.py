@@ -9,12 +9,12 @@ from vipbench.datasets.reading.card import find_card, read_card
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("class_name: [a, b]", r"unknown key in line 1 of card .*did you mean 'class_names'"),
-        ("\nlicense: x", r"unknown key in line 2 .*did you mean 'licence'"),
-        ("- a", "is no mapping"),
+        ("class_name: [a, b]", r"line 1 .*'class_names'"),
+        ("\nlicense: x", r"line 2 .*'licence'"),
+        ("- a", "`class_names: "),
         ("class_names: [a, A]", "expected names that differ"),
         ("class_names: [a, off]", "expected a list of texts"),
-        ("class_names: {1: a}", "put numbers in quotes"),
+        ("class_names: {1: a}", "in quotes"),
         ("class_names: []", "expected a list of texts"),
         (
             "templates: [no gap]",
@@ -22,14 +22,14 @@ from vipbench.datasets.reading.card import find_card, read_card
         ),
         ("templates: ['{} {}']", "hold {} once"),
         ("templates: ['{0}']", "hold {} once"),
-        ("templates: ['{}']\nmodality: x", "templates or modality, not both"),
+        ("templates: ['{}']\nmodality: x", "templates or modality"),
         ("sharing: all", "expected 'local' or 'allowed'"),
-        ("licence: 4", "licence is 4; expected a text"),
-        ("columns: [a]", "columns is .* expected a mapping of path, label"),
-        ("columns: {paths: a}", "unknown column .*did you mean 'path'"),
+        ("licence: 4", "licence is 4"),
+        ("columns: [a]", "columns is .*path, label"),
+        ("columns: {paths: a}", "unknown column .*'path'"),
         ("symptoms: [a]", "expected a file beside the card"),
-        ("symptoms: ../x.json", r"symptoms: path '\.\./x\.json' is absolute or leaves the folder"),
-        ("symptoms: /etc/passwd", "is absolute or leaves"),
+        ("symptoms: ../x.json", r"symptoms: path '\.\./x\.json'"),
+        ("symptoms: /etc/passwd", "'/etc/passwd'"),
         ("a: [", "card"),
     ],
 )
@@ -44,6 +44,6 @@ def test_bad_cards(tmp_path, text, message):
 def test_two_cards(tmp_path):
     (tmp_path / "card.yaml").touch()
     (tmp_path / "card.yml").touch()
-    with pytest.raises(DataError, match="there are two cards"):
+    with pytest.raises(DataError, match=r"card\.yaml.*card\.yml"):
         find_card(tmp_path / "card.yaml", tmp_path / "card.yml")
     assert find_card(tmp_path / "no.yaml") is None

@@ -96,7 +96,7 @@ def test_no_split_column_names_the_command(folder):
         load(folder, text)
     command = "vipbench dataset split csv:skin.csv --group group --ratios 6/1/3 --seed 1"
     assert command in str(caught.value)
-    with pytest.raises(UsageError, match=r"--group COLUMN .*leave it out"):
+    with pytest.raises(UsageError, match=r"--group COLUMN"):
         load(folder, "path,label\na/1.png,NV\na/2.png,mel\n")
     with pytest.raises(UsageError, match=r"--group patient_id --ratios 6/1/3"):
         load(folder, "path,label,patient_id\na/1.png,NV,p\na/2.png,mel,q\n")
@@ -106,30 +106,30 @@ def test_no_split_column_names_the_command(folder):
     ("text", "message"),
     [
         ("", "is empty"),
-        (HEADER, "has a header and no rows"),
+        (HEADER, "no rows"),
         (
             "file,label,split\na,b,train\n",
-            r"row 1: no column 'path' for the path; .*'file', 'label'",
+            r"row 1: .*'path'.*'file', 'label'",
         ),
         ("path,class,split\n", r"no column 'label'.*`columns: \{label: NAME\}`"),
-        ("path,label,split,label\n", "row 1: the column 'label' is there 2 times"),
-        (HEADER + "a/1.png,NV\n", "row 2 has 2 cells; the header has 3"),
+        ("path,label,split,label\n", "row 1: .*'label' .*2 times"),
+        (HEADER + "a/1.png,NV\n", "row 2 has 2 .* 3"),
         (HEADER + ",NV,train\n", "row 2 has no path"),
         (HEADER + "a/1.png, ,train\n", "row 2 has no label"),
-        (HEADER + "a/1.png,NV,holdout\n", "row 2: split is 'holdout'; expected train, val or test"),
+        (HEADER + "a/1.png,NV,holdout\n", "row 2: split is 'holdout'"),
         (HEADER + "a/1.png,NV,\n", "row 2: split is ''"),
-        (HEADER + "a/1.png,NV,train\na/2.png,mel,train\n", "no row with split 'test'"),
-        (HEADER + ROWS + "a/1.png,NV,train\n", r"'a/1\.png' is listed twice: .*row 2 and .*row 7"),
-        (HEADER + ROWS + "a/1.png,mel,train\n", r"listed with two classes: .*row 2 and .*row 7"),
+        (HEADER + "a/1.png,NV,train\na/2.png,mel,train\n", "split 'test'"),
+        (HEADER + ROWS + "a/1.png,NV,train\n", r"'a/1\.png' .*row 2 and .*row 7"),
+        (HEADER + ROWS + "a/1.png,mel,train\n", r"classes: .*row 2 and .*row 7"),
         (
             HEADER + ROWS + "a/1.png,NV,test\n",
-            r"in two splits, train \(.*row 2\) and test \(.*row 7",
+            r"train \(.*row 2\) and test \(.*row 7",
         ),
         (HEADER + ROWS + "a/99.png,NV,test\n", r"row 7: image '.*99\.png' is missing"),
-        (HEADER + ROWS + "A/6.png,NV,test\n", r"row 7: .* is there as 'a/6\.png'"),
+        (HEADER + ROWS + "A/6.png,NV,test\n", r"row 7: .*'a/6\.png'"),
         (HEADER + ROWS + "/a/6.png,NV,test\n", "row 7: path '/a/6.png' is absolute"),
         (HEADER + ROWS + 'a/6.png,"NV,test\n', "row 7: "),
-        (HEADER + ROWS + "a/6.png,nv,test\n", "'NV' and 'nv' would both be shown as"),
+        (HEADER + ROWS + "a/6.png,nv,test\n", "'NV' and 'nv'"),
     ],
 )
 def test_bad_manifests(folder, text, message):
@@ -138,9 +138,9 @@ def test_bad_manifests(folder, text, message):
 
 
 def test_a_column_of_the_card_that_is_not_there(folder):
-    with pytest.raises(DataError, match="no column 'patient' for the group"):
+    with pytest.raises(DataError, match=r"'patient' .*group"):
         load(folder, HEADER + ROWS, "columns: {group: patient}")
-    with pytest.raises(DataError, match="class_names names 'melanoma', which the data do not hold"):
+    with pytest.raises(DataError, match=r"class_names .*'melanoma'"):
         load(folder, HEADER + ROWS, "class_names: {melanoma: x}")
 
 
@@ -161,9 +161,7 @@ def test_digests_are_checked(folder):
     rest = "a/4.png,NV,test,\na/5.png,mel,test,\n"
     _, splits = load(folder, head + good + rest)
     assert len(splits["train"]) + len(splits["val"]) == 2
-    with pytest.raises(
-        DataError, match=r"row 6: '.*6\.png' has the SHA-256 .*the file has changed"
-    ):
+    with pytest.raises(DataError, match=r"row 6: '.*6\.png' has the SHA-256 "):
         load(folder, head + good + rest + f"a/6.png,NV,test,{digest('a/7.png')}\n")
     (folder / "a/6.png").write_bytes((folder / "a/1.png").read_bytes())
     with pytest.raises(DataError, match=r"'a/1\.png' .*row 2, train\) and 'a/6\.png' .*same image"):

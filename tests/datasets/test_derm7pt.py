@@ -162,7 +162,7 @@ def test_what_was_looked_for(tmp_path):
         tmp_path, r"meta/meta\.csv .*split_skin\.json .*derm7pt'.*derm\.cs\.sfu\.ca.*registr"
     )
     bad_release(tmp_path, r"looked for release_v0/meta/meta\.csv", "5-way")
-    with pytest.raises(UsageError, match="unknown task of derm7pt '7-way'; did you mean '5-way'"):
+    with pytest.raises(UsageError, match=r"'7-way'.*'5-way'"):
         Derm7ptDataset("7-way")
 
 
@@ -173,7 +173,7 @@ def test_folders_that_do_not_fit(tmp_path, make_images):
     make_images(base, ["test/melanoma/2.jpg"])
     bad_release(tmp_path, r"folder '.*test' has no class folder 'nevus'")
     make_images(base, ["test/naevus/2.jpg"])
-    bad_release(tmp_path, r"folder '.*naevus' is none of the expected 'melanoma', 'nevus'")
+    bad_release(tmp_path, r"folder '.*naevus' is .*'melanoma', 'nevus'")
 
 
 def test_a_split_file_with_other_classes(tmp_path):

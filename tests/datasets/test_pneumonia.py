@@ -141,11 +141,11 @@ def test_what_is_wrong_is_named(tmp_path, make_images):
         DataError, match=r"split_pneumonia\.json .*train/ and test/.*mendeley.*CC BY"
     ):
         load(tmp_path)
-    with pytest.raises(UsageError, match="takes no argument; got 'pneumonia:x'"):
+    with pytest.raises(UsageError, match="'pneumonia:x'"):
         PneumoniaDataset("x")
     make_images(tmp_path / "chest_xray", ["train/NORMAL/a.jpeg", "test/NORMAL/b.jpeg"])
-    with pytest.raises(DataError, match=r"train' has no class folder 'pneumonia'"):
+    with pytest.raises(DataError, match=r"train' .*'pneumonia'"):
         load(tmp_path)
     make_images(tmp_path / "chest_xray", ["train/COVID/a.jpeg"])
-    with pytest.raises(DataError, match=r"COVID' is none of the expected 'normal', 'normal lung'"):
+    with pytest.raises(DataError, match=r"COVID' .*'normal', 'normal lung'"):
         load(tmp_path)

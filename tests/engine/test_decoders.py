@@ -245,7 +245,7 @@ def test_one_killed_while_it_writes_keeps_nobody_waiting(tmp_path: Path) -> None
     [
         (Light(lambda image: Shrink()(image)), "lambda"),
         (OwnWay(), "has no `preprocess_alone` beside it"),
-        (Light(torch.nn.Linear(200, 200)), "bytes, weights with it"),
+        (Light(torch.nn.Linear(200, 200)), "bytes, .*weights"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_sent_is_left_to_threads_and_told_once(
@@ -333,14 +333,14 @@ def test_pixels_that_a_later_image_overwrites_break_a_rule() -> None:
 @pytest.mark.parametrize("given", ["two", "-1", "1.5", "65", "²"])
 def test_what_is_no_number_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIPBENCH_DECODERS", given)
-    with pytest.raises(UsageError, match=f"VIPBENCH_DECODERS is '{given}'; expected a whole"):
+    with pytest.raises(UsageError, match=f"VIPBENCH_DECODERS is '{given}'"):
         Features(Light(), {}, "some")
 
 
 def test_the_command_line_refuses_it_in_one_line(cli: Cli) -> None:
     done = cli("run", "--methods", "zero-shot", "--out", "r", env={"VIPBENCH_DECODERS": "many"})
     assert done.returncode == 2
-    assert "VIPBENCH_DECODERS is 'many'; expected a whole number from 0" in done.stderr
+    assert "VIPBENCH_DECODERS is 'many'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -76,7 +76,7 @@ def test_what_cannot_be_drawn_is_said() -> None:
     assert whole.val is None
     with pytest.raises(SamplingError, match=r"4 shots of 2 classes are 8 images.*at most 3"):
         draw_prevalent(train, None, names, 4, 1, "none")
-    with pytest.raises(SamplingError, match="class 'c' has no training images"):
+    with pytest.raises(SamplingError, match="class 'c'"):
         draw_prevalent(train, None, ("a", "b", "c"), 1, 1, "none")
-    with pytest.raises(SamplingError, match="class 'b' has no validation images"):
+    with pytest.raises(SamplingError, match="class 'b'"):
         draw_prevalent(train, make_split([0]), names, 1, 1, "k")

@@ -118,7 +118,7 @@ def test_few_shot_draws_as_before() -> None:
     assert found.train.tolist() == before.train.tolist()
     assert scenes("few-shot", data) == [Scene(data)]
     assert scenes("full", data) == [Scene(data)]
-    with pytest.raises(SamplingError, match="5 shots were asked for"):
+    with pytest.raises(SamplingError, match="5 shots"):
         draw("base-to-new", data, 5, 7, "nested", "k", "image")
 
 
@@ -159,10 +159,10 @@ def test_shifted_classes_are_mapped_by_name_or_as_said() -> None:
 @pytest.mark.parametrize(
     ("classes", "told"),
     [
-        ({}, "no class of 'a' (x, y) stands for 'z' of 'b'; give protocol.classes: {b: {z: x}}"),
-        ({"z": "w"}, "unknown class of 'a' 'w'"),
-        ({"zz": "x"}, "unknown class of 'b' 'zz'; did you mean 'z'"),
-        ({"z": "x"}, "'x' of 'a' stands for two classes of 'b'"),
+        ({}, "protocol.classes: {b: {z: x}}"),
+        ({"z": "w"}, "'a' 'w'"),
+        ({"zz": "x"}, "'b' 'zz'; did you mean 'z'"),
+        ({"z": "x"}, "'x' of 'a'"),
     ],
 )
 def test_what_does_not_map_is_refused(classes: dict[str, str], told: str) -> None:

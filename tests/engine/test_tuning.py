@@ -99,7 +99,7 @@ class Wrong(api.Method):
 
 
 def test_a_wrong_range_is_named() -> None:
-    with pytest.raises(UsageError, match="unknown hyperparameter of 'wrong' 'beta'"):
+    with pytest.raises(UsageError, match="'wrong' 'beta'"):
         search_space(Wrong)
     with pytest.raises(ValueError, match="from low to a higher high"):
         api.Range("lr", 2.0, 1.0)
@@ -115,7 +115,7 @@ def test_a_wrong_range_is_named() -> None:
         ("coop.position=end|middle", {"values": ["end", "middle"]}),
         ("coop.lr=1..0.5", "the second number must be the higher one"),
         ("coop.lr=a..b", "expected two numbers"),
-        ("coop.lr=1", "one value is nothing to choose from"),
+        ("coop.lr=1", "--set"),
         ("coop.lrr=1..2", "did you mean 'lr'"),
         ("cop.lr=1..2", "did you mean 'coop'"),
         ("lr=1..2", "--range takes METHOD.HPARAM"),
@@ -185,7 +185,7 @@ def test_validation_images_stand_in_the_test_splits_place(
 def test_scoring_on_validation_needs_images_and_one_number_of_shots() -> None:
     spec = RunSpec.parse({"shots": [2], "score_on": "val:k"})
     splits = _splits([0, 1], [0, 1])
-    with pytest.raises(DataError, match="class 'c' has no validation images"):
+    with pytest.raises(DataError, match="class 'c'"):
         on_validation(splits, spec, "toy", ("a", "b", "c"))
     with pytest.raises(UsageError, match="goes with one number of shots"):
         RunSpec.parse({"shots": [1, 2], "score_on": "val:k"})

@@ -72,7 +72,7 @@ def test_whatever_was_left_the_file_comes_whole(
 def test_a_wrong_file_is_not_kept_and_a_damaged_one_is_replaced(site: Site, tmp_path: Path) -> None:
     file = wanted(site, tmp_path)
     site.files["/x.bin"] = b"<html>not found</html>"
-    with pytest.raises(FetchError, match=r"is not the expected file: its MD5 is .*, not .*By hand"):
+    with pytest.raises(FetchError, match=r"MD5 .*By hand"):
         file.fetch()
     assert list(file.path.parent.iterdir()) == []
     site.files["/x.bin"] = CONTENT
@@ -87,13 +87,13 @@ def test_a_wrong_file_is_not_kept_and_a_damaged_one_is_replaced(site: Site, tmp_
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (404, r"x\.bin is not there \(404\): it has moved"),
-        (403, r"is refused \(403\): it needs a login, or terms"),
-        (408, r"answers 408 Request Timeout; try again later"),
-        (425, r"answers 425 Too Early; try again later"),
-        (429, r"answers 429 Too Many Requests; try again later"),
-        (500, r"answers 500 Internal Server Error; try again later"),
-        (503, r"answers 503 Service Unavailable; try again later"),
+        (404, r"x\.bin .*404"),
+        (403, r"403"),
+        (408, r"408"),
+        (425, r"425"),
+        (429, r"429"),
+        (500, r"500"),
+        (503, r"503"),
     ],
 )
 def test_what_a_server_says(site: Site, tmp_path: Path, status: int, said: str) -> None:
@@ -106,7 +106,7 @@ def test_what_a_server_says(site: Site, tmp_path: Path, status: int, said: str) 
 
 def test_no_connection_and_no_disk(site: Site, tmp_path: Path) -> None:
     nowhere = WebFile("http://127.0.0.1:9/x", tmp_path / "x", md5(CONTENT), hint="By hand.")
-    with pytest.raises(FetchError, match=r"no connection to 127\.0\.0\.1:9: .*refused.*By hand"):
+    with pytest.raises(FetchError, match=r"127\.0\.0\.1:9: .*By hand"):
         nowhere.fetch()
     (tmp_path / "data").write_text("a file")
     with pytest.raises(FetchError, match=r"data' cannot be written: (File exists|Not a directory)"):

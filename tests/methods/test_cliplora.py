@@ -143,9 +143,9 @@ def test_iterations_follow_the_shots() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"params": "qx"}, "params is 'qx'; expected letters of q, k, v and o"),
-        ({"dropout": 1.0}, "dropout is 1.0; expected a number from 0, below 1"),
-        ({"rank": 0}, "rank is 0; expected a whole number from 1"),
+        ({"params": "qx"}, "params is 'qx'"),
+        ({"dropout": 1.0}, "dropout is 1.0; .*below 1"),
+        ({"rank": 0}, "rank is 0"),
     ],
 )
 def test_settings_are_checked(wrong: dict[str, Any], message: str) -> None:

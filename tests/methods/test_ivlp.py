@@ -54,7 +54,7 @@ def test_without_vision_prompts_image_features_are_the_frozen_ones() -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(UsageError, match="depth_text is 0; expected a whole number from 1"):
+    with pytest.raises(UsageError, match="depth_text is 0"):
         make_hparams(IVLP, {"depth_text": 0})
-    with pytest.raises(UsageError, match="depth_vision is -1; expected a whole number from 0"):
+    with pytest.raises(UsageError, match="depth_vision is -1"):
         make_hparams(IVLP, {"depth_vision": -1})

@@ -113,9 +113,7 @@ def test_biomedcoop_loses_no_word_with_several_tokens() -> None:
         plain = method.task.text_features([f"{words} red spot.", f"{words} mole."])
         with torch.no_grad():
             close(method._classes(), torch.nn.functional.normalize(plain, dim=-1), 1e-5)
-    with pytest.raises(
-        api.UnsupportedError, match=f"2 context vectors end within a word of '{words}"
-    ):
+    with pytest.raises(api.UnsupportedError, match=f"2 context vectors .*'{words}"):
         words_of(BiomedCoOp, "{}", texts, n_ctx=2, context_init=words, n_prompts=1)
     many = words_of(
         BiomedCoOp, "{}", texts, n_ctx=1, context_init=words, n_prompts=1, class_specific=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -73,9 +74,9 @@ def test_it_comes_back(tmp_path: Path) -> None:
 def test_other_names_are_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "b.zip"
     path.write_bytes(zipped({**FILES, name: b"evil"}))
-    with pytest.raises(UsageError, match=r"which no bundle holds|another size|damaged"):
+    with pytest.raises(UsageError, match=f"{re.escape(repr(name))}|damaged"):
         read_bundle(path)
-    with pytest.raises(UsageError, match="cannot stand in a bundle"):
+    with pytest.raises(UsageError, match=re.escape(name)):
         write_bundle(path, {name: b""}, {})
     assert [p.name for p in tmp_path.iterdir()] == ["b.zip"]
 
@@ -98,9 +99,9 @@ def unlisted(archive: zipfile.ZipFile) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (link, "which no bundle holds"),
+        (link, r"'plugins/link\.py'"),
         (twice, "twice"),
-        (unlisted, "not what the manifest says"),
+        (unlisted, r"'plugins/other\.py'"),
     ],
 )
 def test_links_and_stowaways_are_refused(
@@ -135,7 +136,7 @@ def test_what_is_no_bundle_is_told(data: bytes, says: str, tmp_path: Path) -> No
         ("{", "is not what vipbench writes"),
         ('{"bundle_schema": "1", "files": {}}', "is not what vipbench writes"),
         ('{"bundle_schema": 2, "files": {}}', "upgrade vipbench"),
-        ('{"bundle_schema": 1, "files": {"gone.py": "00"}}', "not what the manifest says"),
+        ('{"bundle_schema": 1, "files": {"gone.py": "00"}}', r"'suite\.yaml'"),
     ],
 )
 def test_a_wrong_manifest_is_told(manifest: str, says: str, tmp_path: Path) -> None:

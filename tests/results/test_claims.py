@@ -126,10 +126,10 @@ def test_one_seed_is_compared_given_its_models(tmp_path: Path) -> None:
     ("change", "says"),
     [
         ("missing", "has 2 of its 3 planned runs"),
-        ("unequal", "unequal seeds (vip: 1, 2, 3; coop: 1, 2), so that"),
-        ("sampler", "drawn differently (sampler: nested | coop): run them with the same --sampler"),
-        ("unscored", "has no scores of its test images beside it"),
-        ("settings", "records with different settings cannot share a table: hparams.lr"),
+        ("unequal", "(vip: 1, 2, 3; coop: 1, 2)"),
+        ("sampler", "(sampler: nested | coop)"),
+        ("unscored", "has no scores"),
+        ("settings", "hparams.lr"),
     ],
 )
 def test_what_cannot_be_paired_is_refused(one: Path, change: str, says: str) -> None:
@@ -171,13 +171,13 @@ def test_mixed_settings_are_told(one: Path) -> None:
         records[record.key] = Record.of(value)
     found = compare(Cells(cells.planned, records), load, "vip", ["coop"])
     told = write_claims(found)
-    assert "Note: The methods differ in validation: min(k,4) (coop); full (vip)." in told
-    assert "Note: Records differ in torch: 2.12.0 and 2.13.0." in told
+    assert "validation: min(k,4) (coop); full (vip)" in told
+    assert "torch: 2.12.0 and 2.13.0" in told
 
 
 def test_names(one: Path) -> None:
     cells, load = opened(one)
-    with pytest.raises(UsageError, match="unknown method 'vop'; did you mean 'vip'"):
+    with pytest.raises(UsageError, match="'vop'; did you mean 'vip'"):
         compare(cells, load, "vop", ["coop"])
     variant = replace(
         cells, planned=tuple(c.model_copy(update={"method": "vip[M=8]"}) for c in cells.planned)
@@ -190,7 +190,7 @@ def test_names(one: Path) -> None:
         compare(cells, load, "vip", ["vip"])
     with pytest.raises(UsageError, match="unknown dataset 'x'"):
         select(cells, datasets=["x"])
-    with pytest.raises(UsageError, match="a confidence level of 95"):
+    with pytest.raises(UsageError, match="95"):
         compare(cells, load, "vip", ["coop"], level=95)
 
 
@@ -231,4 +231,4 @@ def test_the_command(cli: Cli, one: Path) -> None:
     assert value["claims"][0]["sentence"].startswith("On toyderm with toy-clip at 4 shots")
     refused = cli("compare", "vip", "coop", one, "--population", "datasets", "--shots", "4")
     assert refused.returncode == 2
-    assert "at least 6 datasets are needed" in refused.stderr
+    assert "6 datasets" in refused.stderr

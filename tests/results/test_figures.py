@@ -170,11 +170,11 @@ def test_refusals(seven: Path, tmp_path: Path) -> None:
         draw("cd", few, load)
     with pytest.raises(UsageError, match="unknown kind 'curve'"):
         draw("curve", few, load)
-    with pytest.raises(TableError, match=r"28 panels are too many.*--methods"):
+    with pytest.raises(TableError, match=r"28 panels .*--methods"):
         draw("confusion", cells, load)
-    with pytest.raises(TableError, match="no entry has all its seeds yet"):
+    with pytest.raises(TableError, match="no curves"):
         draw("fewshot", Cells(few.planned, {}), load, aggregate="none")
-    with pytest.raises(TableError, match="no method has all its seeds"):
+    with pytest.raises(TableError, match="no method"):
         draw("reliability", Cells(few.planned, {}), load)
     figure, _ = draw("cd", cells, load)
     with pytest.raises(UsageError, match=r"ends in \.pdf, \.svg, \.png"):

@@ -195,22 +195,22 @@ def test_preset_knowledge_of_a_trained_method(two: Path) -> None:
 def test_presets_take_other_flags(two: Path) -> None:
     table = made(two, "comparison", metrics=("auroc",))
     assert [c.metric for c in table.columns] == ["auroc", "auroc"]
-    with pytest.raises(UsageError, match="unknown preset 'compare'; did you mean 'comparison'"):
+    with pytest.raises(UsageError, match="'compare'; did you mean 'comparison'"):
         preset("compare", opened(two)[0], Layout(), ())
 
 
 @pytest.mark.parametrize(
     ("rows", "cols", "says"),
     [
-        (("method",), ("shots", "metric"), "toyderm, chest_x&ray would share an entry"),
-        (("method",), ("dataset", "metric"), "add shots to --rows or --cols, or choose one with"),
-        (("method",), ("dataset", "shots"), "accuracy, macro_f1 would share an entry"),
+        (("method",), ("shots", "metric"), "toyderm, chest_x&ray"),
+        (("method",), ("dataset", "metric"), "add shots to --rows or --cols"),
+        (("method",), ("dataset", "shots"), "accuracy, macro_f1"),
     ],
 )
 def test_nothing_is_averaged_to_fit(
     two: Path, rows: tuple[str, ...], cols: tuple[str, ...], says: str
 ) -> None:
-    with pytest.raises(TableError, match="never an average") as caught:
+    with pytest.raises(TableError, match="--rows or --cols") as caught:
         lay_out(opened(two)[0], Layout(rows=rows, cols=cols))
     assert says in str(caught.value)
 
@@ -275,9 +275,9 @@ def test_what_has_no_interval_says_why(tmp_path: Path) -> None:
     cells, load = opened(folder(tmp_path, seeds=(1, 2), shots=(4,), n=60))
     table = lay_out(cells, Layout(aggregate="ci-both"), load)
     assert any(n.startswith("No interval for 6 entries") for n in table.notes)
-    assert "at least 3 seeds are needed" in " ".join(table.notes)
+    assert "3 seeds" in " ".join(table.notes)
     one = select(cells, methods=["vip"], seeds=[1])
-    with pytest.raises(TableError, match=r"--aggregate ci-seeds: 1 seed cannot tell"):
+    with pytest.raises(TableError, match=r"--aggregate ci-seeds: 1 seed "):
         lay_out(one, Layout(aggregate="ci-seeds"), load)
 
 

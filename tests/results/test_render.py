@@ -138,7 +138,7 @@ def _check_latex(told: str, columns: int) -> None:
     assert told.isascii()
     # What we write ourselves taken off, and every escape: no special character is left.
     bare = re.sub(r"\\[^a-zA-Z]", "", told)
-    bare = re.sub(r"\$(?:\\[a-z]+|o|\^\\circ)\$", "", bare)
+    bare = re.sub(r"\$(?:\\[a-z]+|o|-|\^\\circ)\$", "", bare)
     bare = re.sub(r"\\[a-zA-Z]+", "", bare)
     assert not set('%#_^~<>|"`$\\') & set(bare)
     depth = 0

@@ -227,10 +227,10 @@ def test_wilcoxon_of_ties_and_zeros_counts_all_signs() -> None:
 @pytest.mark.parametrize(
     ("n", "family", "says"),
     [
-        (1, 1, "over 1 dataset with a difference cannot go below p = 1: at least 6 datasets"),
-        (3, 1, "cannot go below p = 0.25: at least 6 datasets"),
-        (4, 1, "cannot go below p = 0.125"),
-        (5, 1, "cannot go below p = 0.0625"),
+        (1, 1, "p = 1: at least 6 "),
+        (3, 1, "p = 0.25: at least 6 "),
+        (4, 1, "p = 0.125"),
+        (5, 1, "p = 0.0625"),
         (6, 2, "corrected over 2 tests: at least 7 datasets"),
         (8, 10, "at least 9 datasets"),
     ],
@@ -245,19 +245,19 @@ def test_wilcoxon_refuses_what_its_n_cannot_carry(n: int, family: int, says: str
 
 def test_other_refusals() -> None:
     values, reps = np.array([0.7, 0.72]), np.full((10, 2), 0.7)
-    with pytest.raises(StatsError, match="1 seed cannot tell"):
+    with pytest.raises(StatsError, match="1 seed "):
         stats.seeds_interval(values[:1])
-    with pytest.raises(StatsError, match=r"2 seeds cannot tell.*at least 3"):
+    with pytest.raises(StatsError, match=r"2 seeds .*at least 3"):
         stats.both_interval(values, reps, 100)
-    with pytest.raises(StatsError, match="9 independent test units"):
+    with pytest.raises(StatsError, match=r"^9 "):
         stats.images_interval(values, reps, 9)
     with pytest.raises(StatsError, match="every resample"):
         stats.images_interval(values, reps, 100)
     with pytest.raises(StatsError, match="undefined on some resamples"):
         stats.images_interval(values, reps * np.nan, 100)
-    with pytest.raises(StatsError, match="7 datasets cannot speak for others"):
+    with pytest.raises(StatsError, match="7 datasets "):
         stats.datasets_bootstrap(np.arange(7.0))
-    with pytest.raises(StatsError, match="3 or more"):
+    with pytest.raises(StatsError, match="at least 3 methods, got 2"):
         stats.average_ranks(["a", "b"], np.zeros((8, 2)))
     with pytest.raises(StatsError, match="at least 6"):
         stats.average_ranks(["a", "b", "c"], np.zeros((3, 3)))

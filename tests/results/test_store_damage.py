@@ -27,11 +27,11 @@ WRITER = Path(__file__).with_name("writer.py")
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (lambda p: p.write_bytes(b""), "is empty: it was cut short"),
+        (lambda p: p.write_bytes(b""), "is empty"),
         (lambda p: p.write_text("key,status\n" * 99), "is not a results file"),
         (lambda p: os.truncate(p, p.stat().st_size - 5000), "was cut short: [0-9]+ bytes of"),
         (lambda p: os.truncate(p, 8000), "cut short"),
-        (lambda p: _sql(p, "PRAGMA application_id = 0"), "no results file"),
+        (lambda p: _sql(p, "PRAGMA application_id = 0"), "results file"),
         (lambda p: _sql(p, "PRAGMA user_version = 99"), "layout 99.*upgrade vipbench"),
         (lambda p: _sql(p, "UPDATE records SET json = replace(json, '0.5', '0.9')"), "altered"),
         (lambda p: _sql(p, "UPDATE records SET status = 'ok'"), "altered"),
@@ -210,6 +210,6 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     first.wait()
     first.stdin.close()
     first.stdout.close()
-    with Store(tmp_path) as store, pytest.raises(StoreError, match="in this very process"):
+    with Store(tmp_path) as store, pytest.raises(StoreError, match="is already open"):
         Store(store.out_dir)
     Store(tmp_path).close()

@@ -105,7 +105,7 @@ def _sizes(n: int, share: npt.NDArray[np.float64], name: str) -> Indices:
     if n < needed:
         raise DataError(
             f"class '{name}' has {n} image{'' if n == 1 else 's'}; "
-            f"{needed} are the least that can be split"
+            f"{needed} or more are needed to split it"
         )
     ends = np.floor(np.cumsum(share) * n + 0.5).astype(np.int64)
     sizes = np.diff(np.concatenate([[0], ends]))

@@ -81,7 +81,7 @@ class CsvDataset(Dataset):
             )
         for name in names if manifest.has_folds else ("train", "test"):
             if not rows[name]:
-                raise DataError(f"manifest '{path}' has no row with split '{name}'")
+                raise DataError(f"manifest '{path}' has no row of split '{name}'")
         rows, files = locate(image_folders(path, card, self.image_root), rows)
         where = {row.where: files[row.path] for name in names for row in rows[name]}
         _check_digests(entries, where, place_of)

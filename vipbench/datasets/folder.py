@@ -225,8 +225,7 @@ def class_folders(
         twice = next(name for name in names if names.count(name) > 1)
         same = [folder.name for folder in folders if clean(folder.name) == twice]
         raise DataError(
-            f"the class folders {shown_apart(same)} of '{parent}' differ in what nobody sees; make "
-            "them one"
+            f"the class folders {shown_apart(same)} of '{parent}' look alike; merge them into one"
         )
     loose = loose_images(parent, path, trusted)
     note = f"{len(loose)} image files in '{parent.name}' lie in no class folder and are left out"

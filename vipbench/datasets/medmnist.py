@@ -52,7 +52,7 @@ class MedMnistDataset(NpzDataset):
         if problem := file.damage():
             raise DataError(
                 f"'{path}' is not the published file: {problem}. `vipbench fetch {self.source}` "
-                f"brings it again from {_medmnist.HOME}; or read it as it is: npz:{path}"
+                f"downloads it again from {_medmnist.HOME}; or read it as it is: npz:{path}"
             )
         return self.read(path)
 
@@ -86,7 +86,7 @@ class MedMnistDataset(NpzDataset):
         if path is None:
             raise DataError(
                 f"'{self.argument}' is not there; looked for {listed(file.places())}. "
-                f"`vipbench fetch {self.source}` brings it, or download it from {_medmnist.HOME} "
+                f"`vipbench fetch {self.source}` downloads it, or get it from {_medmnist.HOME} "
                 f"({self.fact.licence}); --data-root names the folder of your data"
             )
         return path

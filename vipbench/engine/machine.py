@@ -44,8 +44,8 @@ class Share:
         if device in UNTESTED_DEVICES:
             if device not in untested:
                 raise UsageError(
-                    f"--device {device}: PyTorch {torch.__version__} finds no such device on this "
-                    "machine; use --device cpu or auto"
+                    f"--device {device}: PyTorch {torch.__version__} finds no such device; use "
+                    f"--device cpu or auto"
                 )
             return cls(workers or 1, kind=device)
         named = cuda_numbers(device)

@@ -156,7 +156,7 @@ def _range(flag: str, value: str, kind: str) -> dict[str, Any]:
     if not dots:
         values = [scalar(part, flag) for part in split(value, "|")]
         if len(values) < 2:
-            raise UsageError(f"--range {flag}: one value is nothing to choose from; use --set")
+            raise UsageError(f"--range {flag}: expected two or more values; --set sets one")
         return {"values": values}
     try:
         ends = float(low), float(high)

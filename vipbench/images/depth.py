@@ -224,7 +224,7 @@ def check_range(values: Values, pixels: PixelRange, what: str) -> None:
     """Raises ImageError for a value outside of the range that is not cut off."""
     least, most = values.min(), values.max()
     if not (np.isfinite(least) and np.isfinite(most)):
-        raise ImageError(f"{what} has pixels that are no finite numbers")
+        raise ImageError(f"{what} has pixels that are not finite")
     if (least < pixels.low and not pixels.clips_low) or (
         most > pixels.high and not pixels.clips_high
     ):
@@ -246,11 +246,11 @@ def range_alone(values: Values, stored: StoredAs, what: str) -> PixelRange:
     if not stored.floats and stored.bits == 16 and least >= 0 and (uses_16 or most == 0):
         return PixelRange()
     if not (np.isfinite(least) and np.isfinite(most)):
-        raise ImageError(f"{what} has pixels that are no finite numbers")
+        raise ImageError(f"{what} has pixels that are not finite")
     raise ImageError(
         f"{what} has {'floating-point' if stored.floats else 'integer'} pixels from {least:g} to "
-        f"{most:g}, and nothing says which value is white; scale it to 8 bits first, or say it in "
-        f"the card of a dataset: {card_lines(least, most, stored.floats)}"
+        f"{most:g}, and does not say which value is white; scale it to 8 bits, or state the range "
+        f"in the dataset's card: {card_lines(least, most, stored.floats)}"
     )
 
 
@@ -345,7 +345,8 @@ def _tiff(image: Any, what: str) -> dict[str, Any]:
     if bits > 8 and tags.get(284, 1) == 2 and len(image.getbands()) > 1:
         # Pillow would take both bytes of a value for two pixels.
         raise ImageError(
-            f"{what} keeps {bits}-bit colours in separate planes, which is not read; save it with "
+            f"{what} keeps {bits}-bit colours in separate planes, which is not supported; save it "
+            f"with "
             "planar configuration 1 (contiguous)"
         )
     facts: dict[str, Any] = {"bits": bits, "floats": form == 3, "unsigned": form == 1}

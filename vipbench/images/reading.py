@@ -180,7 +180,7 @@ def _check_digest(found: str, expected: str, what: str) -> None:
     if found != expected:
         raise ImageChangedError(
             f"{what} changed during the run: its SHA-256 was {expected[:12]} when the run was "
-            f"planned and is {found[:12]} now; leave the data alone and run again"
+            f"planned and is {found[:12]} now; do not change data during a run; run again"
         )
 
 
@@ -204,8 +204,8 @@ def _opened(data: bytes, what: str) -> Iterator[Image.Image]:
             if size:
                 why = f"is not an image ({size} bytes), or of a kind that Pillow does not read"
             raise ImageError(
-                f"{what} {why}; expected one of {', '.join(FORMATS)}; replace it or take it out "
-                "of the split"
+                f"{what} {why}; expected one of {', '.join(FORMATS)}; replace it or remove it "
+                f"from the split"
             ) from None
         except ImageError:
             raise
@@ -288,7 +288,7 @@ def _to_rgb(
         image = _deep_to_eight(image, what, stored, pixels, data)
     elif pixels is not None and pixels.is_window:
         raise ImageError(
-            f"{what} has 8 bits; {pixels.source} is for images of more, and means nothing in it"
+            f"{what} has 8 bits; {pixels.source} applies only to images with more bits"
         )
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -402,8 +402,8 @@ def _as_path(image: Any, name: str) -> Path:
 
 def _damaged(what: str, error: Exception) -> ImageError:
     return ImageError(
-        f"{what} is damaged ({error or type(error).__name__}); replace it or take it out of the "
-        "split"
+        f"{what} is damaged ({error or type(error).__name__}); replace it or remove it from the "
+        f"split"
     )
 
 

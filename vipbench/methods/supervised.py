@@ -52,7 +52,9 @@ class Supervised(api.Method):
 
         def __post_init__(self) -> None:
             if self.train == "head" and not self.pretrained:
-                raise ValueError("a head on a tower of random weights learns nothing: train=all")
+                raise ValueError(
+                    "train=head needs pretrained weights; give train=all or pretrained=on"
+                )
 
         def for_cell(self, info: api.CellInfo) -> Supervised.HParams:
             """The rate."""

@@ -231,7 +231,7 @@ def _source_spec(
     if not isinstance(found.loader, SourceFileLoader):
         if trust.named(asked):
             return found
-        raise ImportError(f"{file} is compiled; of a plugins' folder only *.py files are imported")
+        raise ImportError(f"{file} is compiled; only *.py files of a plugins folder are imported")
     if file not in code:
         data = file.read_bytes()
         if not trust.named(asked):
@@ -304,7 +304,7 @@ def _import_failed(name: str, where: str, error: BaseException) -> NoReturn:
         raise error
     raise UsageError(
         f"plugin '{name}' ({where}) cannot be imported: {type(error).__name__}: {error}; "
-        "mend it or take it away"
+        "fix or remove it"
     ) from error
 
 

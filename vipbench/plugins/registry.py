@@ -228,7 +228,7 @@ def _add(
             continue
         if not hasattr(function, "vipbench_impl"):
             raise UsageError(
-                f"{plugin}: {hook} lacks the decorator; write @vipbench.hookimpl above it"
+                f"{plugin}: {hook} has no decorator; write @vipbench.hookimpl above it"
             )
         try:
             function(register)
@@ -274,7 +274,9 @@ def _register_factory(
     suggest: Callable[[str], Iterable[str]] | None = None,
 ) -> None:
     if not callable(factory):
-        raise UsageError(f"{plugin}: hook register_{kind}s: the factory of '{name}' is no callable")
+        raise UsageError(
+            f"{plugin}: hook register_{kind}s: the factory of '{name}' is not callable"
+        )
     _store(registry, Registered(kind, name, plugin, factory, help, files, tuple(known), suggest))
 
 

@@ -201,7 +201,7 @@ def _parse(text: str, what: str) -> dict[str, Any]:
     except SymptomError:
         raise
     except ValueError:  # Python's limit on the digits of an integer
-        raise SymptomError(f"{what} holds a number of thousands of digits") from None
+        raise SymptomError(f"{what} contains a number with thousands of digits") from None
     if not isinstance(document, dict):
         raise SymptomError(
             f"{what} holds a {type(document).__name__}; "
@@ -226,7 +226,7 @@ def _bind(document: Mapping[str, Any], class_names: Sequence[str], what: str) ->
     wanted = {normal(name): name for name in class_names}
     if len(wanted) < len(class_names):
         raise SymptomError(
-            f"{what} cannot be bound: the dataset's classes differ only in case or underscores: "
+            f"{what} cannot be matched: the dataset's classes differ only in case or underscores: "
             + ", ".join(f"'{name}'" for name in class_names)
         )
     missing = [name for key, name in wanted.items() if key not in given]
@@ -269,7 +269,7 @@ def _check_class(name: str, given: Any, what: str) -> tuple[str, ...]:
             raise SymptomError(f"{where}: symptom {number} is {value!r}; expected a text")
         symptom = " ".join(value.split())
         if not symptom:
-            raise SymptomError(f"{where}: symptom {number} is blank; write it or take it out")
+            raise SymptomError(f"{where}: symptom {number} is blank; fill it in or remove it")
         if len(symptom) > MAX_CHARACTERS:
             raise SymptomError(
                 f"{where}: symptom {number} has {len(symptom)} characters, the limit is "

@@ -319,7 +319,7 @@ def _from_folder(argument: str) -> _Source:
         )
     weights = next((folder / n for n in _HUB_WEIGHTS if (folder / n).is_file()), None)
     if weights is None:
-        raise UsageError(f"the folder {folder} holds neither {' nor '.join(_HUB_WEIGHTS)}")
+        raise UsageError(f"the folder {folder} has neither {' nor '.join(_HUB_WEIGHTS)}")
     return _Source(
         name="openclip:local",
         config={**config, "quick_gelu": bool(config.get("quick_gelu", False))},
@@ -339,7 +339,7 @@ def _from_path(argument: str) -> _Source:
     facts = _tag_facts(arch, tag) if tag else {}
     path = Path(given).expanduser()
     if not given:
-        raise UsageError(f"openclip:{argument} names no file behind '@'")
+        raise UsageError(f"openclip:{argument} has no file after '@'")
     stated_by: dict[str, bool] = {}
     if plus:
         stated_by[f"+{activation}"] = _ACTIVATIONS[activation]
@@ -367,7 +367,9 @@ def _from_path(argument: str) -> _Source:
         )
     if len(set(stated_by.values())) > 1:
         views = ", ".join(f"{who}: {'QuickGELU' if q else 'GELU'}" for who, q in stated_by.items())
-        raise UsageError(f"openclip:{argument}: the activation is contradictory ({views})")
+        raise UsageError(
+            f"openclip:{argument}: the activation is given twice, differently ({views})"
+        )
     return _Source(
         name=f"openclip:{arch}",
         config={**config, "quick_gelu": next(iter(stated_by.values()))},

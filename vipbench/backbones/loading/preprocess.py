@@ -114,7 +114,7 @@ def _check_squares(transform: ProcessorTransform, size: int) -> None:
             )
         if not found.isfinite().all():
             std = transform.facts.get("image_std")
-            raise UnsupportedError(f"it makes values that are no finite numbers (image_std {std})")
+            raise UnsupportedError(f"it makes values that are not finite (image_std {std})")
         return found
 
     rng = np.random.default_rng(0)

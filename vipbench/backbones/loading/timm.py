@@ -91,9 +91,9 @@ def load_timm(argument: str) -> TimmBackbone:
     arch, _, tag = named.partition(".")
     _check_name(arch, tag)
     if at and not given:
-        raise UsageError(f"timm:{argument} names no file behind '@'")
+        raise UsageError(f"timm:{argument} has no file after '@'")
     if at and random:
-        raise UsageError(f"timm:{argument} asks for random weights and for those of a file")
+        raise UsageError(f"timm:{argument} asks both for random weights and for a file; give one")
     fresh = partial(timm.create_model, named, pretrained=False, num_classes=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -48,7 +48,7 @@ def openclip_wordpieces(
         tokenizer = open_clip.tokenizer.HFTokenizer(str(place), trust_remote_code=False, **options)
     except Exception as error:  # transformers raises many kinds
         raise UsageError(
-            f"the tokenizer '{hub_name}' of {name} cannot be had: "
+            f"the tokenizer '{hub_name}' of {name} cannot be loaded: "
             f"{(str(error).splitlines() or [''])[0]} {bring}"
         ) from error
     strip = bool(options.get("strip_sep_token"))
@@ -94,7 +94,7 @@ def framed_wordpieces(
     one whose vocabulary cannot tell texts apart.
     """
     if tokenizer.padding_side != "right" or tokenizer.pad_token_id is None:
-        raise UnsupportedError("its tokenizer does not pad on the right")
+        raise UnsupportedError("its tokenizer pads on the left; expected padding on the right")
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(clean(text), add_special_tokens=False).input_ids)
@@ -104,7 +104,9 @@ def framed_wordpieces(
     bare, framed = encode("a"), list(tokenizer(clean("a")).input_ids)
     at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
     if at is None:
-        raise UnsupportedError("its tokenizer changes a text when it frames it")
+        raise UnsupportedError(
+            "its tokenizer changes the tokens of a text when it adds start and end tokens"
+        )
     end = framed[at + len(bare) :]
     if strip_separator:
         end = [0 if token == tokenizer.sep_token_id else token for token in end]

@@ -126,8 +126,8 @@ def _own_code(model: Any, tokens: int | None) -> tuple[Any, TextSide, int]:
     ]
     if absent:
         raise UnsupportedError(
-            f"its code builds a {type(model).__name__} without {', '.join(absent)}, which is not "
-            "known how to take apart; bring it as a plugin (docs/plugins.md)"
+            f"its code builds a {type(model).__name__} without {', '.join(absent)}, which "
+            f"vipbench cannot take apart; bring it as a plugin (docs/plugins.md)"
         )
     size = model.visual.patch_embed.img_size[0]
     tower = nn.Sequential(model.visual, model.visual_head)
@@ -333,7 +333,7 @@ def transformers_files(argument: str) -> Iterator[Needed]:
     org, slash, name = repo.partition("/")
     if not (org and slash and name) or "/" in name:
         raise UsageError(
-            f"transformers:{repo}: no such folder, and not of the form ORG/NAME either"
+            f"transformers:{repo}: no such folder, and not a name of the form ORG/NAME"
         )
     hint = _hub.bring(
         f"transformers:{argument}", repo, "or give the folder itself: transformers:FOLDER"

@@ -78,7 +78,7 @@ def _unwrapped(loaded: Any, path: Path) -> Any:
     if len(held) > 1:
         raise UsageError(
             f"the checkpoint {path} holds weights under {' and '.join(map(repr, held))}, and only "
-            "one can be meant; save it alone, such as torch.save(torch.load("
+            f"one can be used; save it alone, such as torch.save(torch.load("
             f"'{path.name}', weights_only=True)['{held[0]}'], 'weights.pt')"
         )
     return _unwrapped(loaded[held[0]], path) if held else loaded

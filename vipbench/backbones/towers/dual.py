@@ -112,7 +112,7 @@ class DualBackbone(Backbone):
         """Token embeddings (n, W) of `words`. Raises TextError where there are none."""
         ids = self._wordpieces.encode(words)
         if not ids:
-            raise TextError(f"the words '{words}' hold no token to start a context from")
+            raise TextError(f"the words '{words}' contain no token to start a context from")
         return self._texts.words.weight[torch.tensor(ids, device=self.device)].clone()
 
     def unknown_words(self, text: str) -> tuple[str, ...]:

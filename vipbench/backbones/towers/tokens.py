@@ -57,8 +57,8 @@ def embed_texts(texts: Texts, wordpieces: Wordpieces, context_length: int) -> Pr
             pieces.add(1 if isinstance(text, str) else len(text))
     if len(pieces) > 1:
         raise TextError(
-            f"the texts have {_either(sorted(pieces))} pieces; all texts of one call need equally "
-            "many, so that the context enters each of them at as many places"
+            f"the texts have {_either(sorted(pieces))} pieces; all texts of one call need the "
+            f"same number, so that each has the same number of places for a context"
         )
     # A place that a ragged class leaves empty repeats a real text, so that its features are
     # finite; the first text of a class is always there.

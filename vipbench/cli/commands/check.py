@@ -25,7 +25,7 @@ def check_command(what: str, plugins_dir: Path | None, data_root: Path | None) -
     file = Path(what)
     if file.suffix == ".py":
         if not file.is_file():
-            raise UsageError(f"'{what}' is no file; give a plugin's file or a registered name")
+            raise UsageError(f"'{what}' is neither a file nor a registered name; give one of them")
         trust.name(file)
         registry = load_registry(file=file)
         mine = [
@@ -35,7 +35,7 @@ def check_command(what: str, plugins_dir: Path | None, data_root: Path | None) -
             if found.plugin.file.resolve() == file.resolve()
         ]
         if not mine:
-            raise UsageError(f"'{what}' registers nothing; docs/plugins.md has the hooks")
+            raise UsageError(f"'{what}' registers nothing; docs/plugins.md describes the hooks")
         return _check_all(mine, registry, data_root)
     trust.name(what)
     registry = load_registry(plugins_dir)

@@ -23,6 +23,6 @@ def cite_command(folder: Path) -> int:
         records = store.records(history=False)
         records += [r for several in store.submissions().values() for _, r in several]
     if not records:
-        raise UsageError(f"{folder} has no records; `vipbench run --out {folder}` makes some")
+        raise UsageError(f"{folder} has no records; `vipbench run --out {folder}` creates some")
     print(bibliography(used(records), PROGRAM).rstrip("\n"))
     return OK

@@ -121,7 +121,10 @@ def write_split(
         raise UsageError(f"'{source}' cannot be split; expected csv:PATH or folder:PATH")
     target = out or default
     if target.parent.resolve() != base.resolve():
-        raise UsageError(f"'{target}' is not in '{base}', which the paths in it are relative to")
+        raise UsageError(
+            f"'{target}' is not in '{base}'; the manifest's paths are relative to "
+            f"that folder, so write it there"
+        )
     copied = target.with_suffix(".yaml")
     for file in (target, copied):
         if file.exists():
@@ -164,7 +167,9 @@ def _from_manifest(path: Path, group: str | None, images: Path | None) -> _Found
     manifest = read_manifest(path, card, group)
     if manifest.has_split or manifest.has_folds:
         there = "a split" if manifest.has_split else "folds"
-        raise UsageError(f"manifest '{path}' has {there} already; take the column out to draw anew")
+        raise UsageError(
+            f"manifest '{path}' has {there} already; remove the column to draw a new one"
+        )
     rows = [Row(entry.path, 0, entry.where) for entry in manifest.entries]
     found, named = locate(image_folders(path, card, images), {"train": rows, "val": [], "test": []})
     files = {row.path: named[place.path] for row, place in zip(rows, found["train"], strict=True)}
@@ -174,7 +179,7 @@ def _from_manifest(path: Path, group: str | None, images: Path | None) -> _Found
 def _from_folder(path: Path, group: str | None, images: Path | None) -> _Found:
     if group is not None:
         raise UsageError(
-            f"'{path}' is a folder, which has no column '{group}'; write a manifest "
+            f"'{path}' is a folder, which has no column '{group}'; write a table "
             "path,label,group and split that: csv:PATH"
         )
     card = find_card(path / "card.yaml", path / "card.yml") or Card(path)

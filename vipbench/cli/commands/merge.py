@@ -24,11 +24,13 @@ LONGEST_NAME = 80
 def merge_command(folders: Sequence[str], out: Path, prefer: str | None) -> int:
     """Put folders' records together in `out`. Raises UsageError, StoreError."""
     if not folders and prefer is None:
-        raise UsageError("merge what? Give results folders, or --prefer SUBMITTER")
+        raise UsageError("nothing to merge: give results folders, or --prefer SUBMITTER")
     sources = [_source(text, i, len(folders)) for i, text in enumerate(folders, 1)]
     for name, folder in sources:
         if folder.absolute() == out.absolute():
-            raise UsageError(f"{folder} is the output folder itself; leave it out ({name})")
+            raise UsageError(
+                f"{folder} is the output folder itself; remove it from the arguments ({name})"
+            )
     with Collection(out) as store:
         outcomes = []
         for name, folder in sources:

@@ -17,7 +17,7 @@ def new_command(kind: str, name: str, folder: Path) -> int:
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise UsageError(f"'{name}' is no name; expected lowercase letters, digits and -")
+        raise UsageError(f"'{name}' is not a valid name; expected lowercase letters, digits and -")
     text = resources.files("vipbench").joinpath("templates", f"{kind}.py.txt").read_text("utf-8")
     class_name = "".join(part.capitalize() for part in name.split("-"))
     file = folder / f"{name.replace('-', '_')}.py"

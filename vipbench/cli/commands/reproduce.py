@@ -40,9 +40,7 @@ def reproduce_command(
     except FileExistsError:
         there = {name: inside / name for name in files}
         if any(not p.is_file() or p.read_bytes() != files[n] for n, p in there.items()):
-            raise UsageError(
-                f"{inside} holds another bundle, or a part of one; give another --out"
-            ) from None
+            raise UsageError(f"{inside} already has another bundle; give another --out") from None
     _tell(bundle, manifest, files)
     spec = _spec(inside, out, data_root, datasets, manifest)
     if yes:
@@ -81,8 +79,8 @@ def _records(data: bytes, budget: Budget) -> list[tuple[Record, Predictions | No
         raise UsageError(f"the bundle's {RECORDS} cannot be read: {error}") from None
     if not found:
         raise UsageError(
-            f"the bundle's {RECORDS} holds no result, so that nothing can be reproduced; its "
-            f"suite can be run as any other: `vipbench run --suite {SUITE_NAME}`"
+            f"the bundle's {RECORDS} has no results to reproduce; run its suite instead: "
+            f"`vipbench run --suite {SUITE_NAME}`"
         )
     return found
 

@@ -41,7 +41,7 @@ def _find(store: Store, key: str, folder: Path) -> Record:
     wanted = key.strip().lower()
     if not wanted or not set(wanted) <= set("0123456789abcdef"):
         raise UsageError(
-            f"'{key}' is no key; keys are hexadecimal, and `vipbench run --dry-run` or "
+            f"'{key}' is not a key; keys are hexadecimal, and `vipbench run --dry-run` or "
             f"{folder / 'results.csv'} lists them"
         )
     keys = [found for found in store.status() if found.startswith(wanted)]

@@ -155,14 +155,14 @@ def generate_command(
     if base_url is None and not (cassette is not None and cassette.exists()):
         raise UsageError(
             "--base-url is required: the address of the server to ask, such as "
-            "http://127.0.0.1:11434/v1; there is no default one (or give a recorded --cassette)"
+            "http://127.0.0.1:11434/v1; there is no default (or give a recorded --cassette)"
         )
     if base_url is not None:
         host_of(base_url)
     if send_images and kind == "descriptions":
-        raise UsageError("descriptions are written from class names alone; drop --send-images")
+        raise UsageError("descriptions are written from class names alone; leave --send-images out")
     if images != "train" and not send_images:
-        raise UsageError(f"--images {images} goes with --send-images: without it none is shown")
+        raise UsageError(f"--images {images} needs --send-images")
     registry, data = loaded(dataset, data_root, images=send_images)
     names = data.dataset.class_names
     asked: dict[str, Any] = {

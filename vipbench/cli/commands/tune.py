@@ -175,17 +175,22 @@ def trials_spec(spec: RunSpec, out_given: bool) -> RunSpec:
 def _check(spec: RunSpec, asked: Asked) -> None:
     if asked.trials < 2:
         raise UsageError(
-            f"--trials {asked.trials}: the first trial is the settings as given; 2 or more"
+            f"--trials {asked.trials}: expected 2 or more; the first trial takes the settings as "
+            f"given"
         )
     if asked.metric not in METRICS:
         raise unknown("metric", asked.metric, METRICS)
     metric = METRICS[asked.metric]
     if metric.per_class or not metric.higher_better:
-        raise UsageError(f"--metric {asked.metric}: the highest value cannot be chosen by it")
+        raise UsageError(
+            f"--metric {asked.metric}: tune maximises; choose a metric where higher is better"
+        )
     if spec.score_on != "test":
-        raise UsageError("score_on is set by tune itself; say how many images with --validation")
+        raise UsageError("tune sets score_on itself; give the number of images by --validation")
     if spec.validation == "none":
-        raise UsageError("--validation none leaves nothing to choose by; give min(k,4), k or full")
+        raise UsageError(
+            "--validation none leaves no images to choose by; give min(k,4), k or full"
+        )
     if spec.selection != "last":
         raise UsageError(
             "--selection best_val: inside a trial no method sees validation images; tune 'epochs' "

@@ -72,7 +72,7 @@ class Card:
         if strange:
             raise DataError(
                 f"card '{self.path}': class_names names {listed(strange)}, which the data do not "
-                f"hold; the data hold {listed(found, 20)}"
+                f"have; they have {listed(found, 20)}"
             )
         shown: dict[str, str] = {}
         for name in found:
@@ -100,7 +100,7 @@ class Card:
             named.append((folder, f"card '{self.path}': images"))
         for folder, who in named:
             if not folder.is_dir():
-                raise DataError(f"{who} names '{folder}', which is no folder")
+                raise DataError(f"{who} names '{folder}', which is not a folder")
         return [folder for folder, _ in named]
 
     def apply(self, dataset: Dataset) -> None:
@@ -131,7 +131,7 @@ def find_card(*candidates: Path) -> Card | None:
     """The card among `candidates`; raises DataError where there are two, or it is wrong."""
     there = [path for path in candidates if path.exists()]
     if len(there) > 1:
-        raise DataError(f"there are two cards, {listed(map(str, there))}; keep one")
+        raise DataError(f"found two cards, {listed(map(str, there))}; keep one")
     return read_card(there[0]) if there else None
 
 
@@ -140,7 +140,9 @@ def read_card(path: Path) -> Card:
     try:
         document = read_yaml(path, "card")
         if not isinstance(document.value, dict):
-            raise UsageError(f"card '{path}' is no mapping; expected `class_names: ...` and so on")
+            raise UsageError(
+                f"card '{path}' is not a mapping; expected `class_names: ...` and so on"
+            )
         for key in document.value:
             if key not in _KEYS:
                 raise unknown(f"key in line {document.line((key,))} of card '{path}',", key, _KEYS)

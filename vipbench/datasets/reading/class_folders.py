@@ -28,7 +28,8 @@ def read_class_folders(base: Path, labels: Mapping[str, int]) -> dict[str, list[
             label = labels.get(folder.name.lower().replace("_", " "))
             if label is None or label in found:
                 raise DataError(
-                    f"folder '{folder}' is none of the expected {listed(labels)}, or a second one "
+                    f"folder '{folder}' is not one of the expected {listed(labels)}, or a second "
+                    f"one "
                     "of the same class"
                 )
             found[label] = folder

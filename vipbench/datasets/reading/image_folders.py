@@ -49,7 +49,9 @@ class ImageFolders:
         where several files have the name.
         """
         if "\0" in text:
-            raise DataError(f"{where}: path {text!r} holds a NUL, which no file name can")
+            raise DataError(
+                f"{where}: path {text!r} contains a NUL character, which file names cannot have"
+            )
         outside: Path | None = None
         for candidate in _spellings(text):
             for folder in self.folders:
@@ -71,7 +73,8 @@ class ImageFolders:
         if outside is not None:
             raise DataError(
                 f"{where}: path '{text}' {_leads(text, outside)}, outside of "
-                f"{listed(map(str, self.folders))}, and nothing else is read; {self.way_out}"
+                f"{listed(map(str, self.folders))}, and only files in there are read; "
+                f"{self.way_out}"
             )
         return None
 
@@ -121,8 +124,8 @@ class ImageFolders:
         found = self._names[path.parent].get(path.name, [])
         if len(found) > 1:
             raise DataError(
-                f"{where}: image '{text}' has no ending, and {listed(found)} are there; write the "
-                "ending"
+                f"{where}: image '{text}' has no extension, and {listed(found)} exist; add the "
+                f"extension"
             )
         return found[0] if found else None
 

@@ -80,19 +80,19 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
         ]
         times = len(spelled)
         if times > 1:
-            raise DataError(f"{header_where}: the column '{wanted}' is there {times} times")
+            raise DataError(f"{header_where}: the column '{wanted}' occurs {times} times")
         if not times and (column in ("path", "label") or column in columns):
             labelled = columns.get("label", "label") in names
             flags = None if labelled else one_hot(names, [row for _, row in cells])
             one_hots = "" if flags is None else flags.refusal()
             raise DataError(
                 f"{header_where}: no column '{wanted}' for the {column}; the columns are "
-                f"{listed(names, 20)}. {one_hots}A card '{path.with_suffix('.yaml').name}' can say "
-                f"what they are called: `columns: {{{column}: NAME}}`"
+                f"{listed(names, 20)}. {one_hots}A card '{path.with_suffix('.yaml').name}' can "
+                f"name them: `columns: {{{column}: NAME}}`"
             )
         places[column] = names.index(spelled[0]) if times else None
     if not cells:
-        raise DataError(f"manifest '{path}' has a header and no rows")
+        raise DataError(f"manifest '{path}' has a header but no rows")
 
     def value(row: Sequence[str], column: str) -> str | None:
         place = places[column]

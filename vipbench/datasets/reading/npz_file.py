@@ -90,8 +90,8 @@ class _Rows:
             data = os.pread(self._file, size, self._start + index * size)
         if len(data) < size:
             raise ImageError(
-                f"'{member.path}': array '{member.key}' was cut short while it was in use; copy or "
-                "download it again"
+                f"'{member.path}': array '{member.key}' was truncated during the run; copy or "
+                f"download it again"
             )
         return np.frombuffer(data, member.dtype).reshape(shape)
 
@@ -142,8 +142,8 @@ def read_members(path: Path) -> dict[str, Member]:
                 member = Member(path, key, shape, dtype, fortran, file.tell())
             if dtype.hasobject:
                 raise DataError(
-                    f"'{path}': array '{key}' holds Python objects, which are not read (they "
-                    "could run code); save it again as numbers or texts of fixed width"
+                    f"'{path}': array '{key}' holds Python objects, which are not loaded, because "
+                    f"they could run code; save it again as numbers or texts of fixed width"
                 )
             size = int(np.prod(shape, dtype=object)) * dtype.itemsize
             if min(shape, default=0) < 0 or info.file_size != member.header_bytes + size:
@@ -154,7 +154,8 @@ def read_members(path: Path) -> dict[str, Member]:
             if info.file_size > max(BOMB_BYTES, MOST_SHRUNK * info.compress_size):
                 raise DataError(
                     f"'{path}': array '{key}' would unpack from {info.compress_size:,} to "
-                    f"{info.file_size:,} bytes, like a decompression bomb; if it is none, save it "
+                    f"{info.file_size:,} bytes, like a decompression bomb; if the file is right, "
+                    f"save it "
                     "with numpy.savez, uncompressed"
                 )
             members[key] = member
@@ -173,7 +174,7 @@ def _errors(path: Path, key: str | None) -> Iterator[None]:
         if "CRC" in str(error):
             raise DataError(f"{what} is damaged ({error}); copy or download it again") from error
         raise DataError(
-            f"{what} is not an .npz file, or is cut off ({error}); expected what numpy.savez "
+            f"{what} is not an .npz file, or is truncated ({error}); expected what numpy.savez "
             "writes; copy or download it again"
         ) from error
     except OSError as error:

@@ -80,16 +80,18 @@ def inside(base: Path, relative: str, where: str) -> Path:
     one that no file can have.
     """
     if "\0" in relative:
-        raise DataError(f"{where}: path {relative!r} holds a NUL, which no file name can")
+        raise DataError(
+            f"{where}: path {relative!r} contains a NUL character, which file names cannot have"
+        )
     pure = PurePosixPath(relative)
     if pure.is_absolute() or re.match(r"[A-Za-z]:|\\", relative) or ".." in pure.parts:
         raise DataError(
-            f"{where}: path '{relative}' is absolute or leaves the folder; expected a path "
+            f"{where}: path '{relative}' is absolute or leads out of the folder; expected a path "
             f"relative to '{base}'"
         )
     path = base / pure
     if not path.resolve().is_relative_to(base.resolve()):
-        raise DataError(f"{where}: path '{relative}' is a link that leaves '{base}'")
+        raise DataError(f"{where}: path '{relative}' is a link that leads out of '{base}'")
     return path
 
 
@@ -123,7 +125,7 @@ def _entries(folder: Path, root: Path, trusted: Sequence[Path]) -> Iterator[Path
         if entry.is_symlink() and not any(map(entry.resolve().is_relative_to, inner)):
             raise DataError(
                 f"'{entry}' is a link to '{entry.resolve()}', outside of '{root}'; copy the files "
-                "into the folder, or name the folder that it leads to: --images DIR, or "
+                "into the folder, or name the folder of the link's target: --images DIR, or "
                 "`images: DIR` in the card"
             )
         yield entry

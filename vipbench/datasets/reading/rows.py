@@ -53,7 +53,7 @@ def locate(folders: ImageFolders, rows: Rows) -> tuple[dict[str, list[Row]], dic
             known = files.setdefault(place.name, place.file)
             if known != place.file and known.resolve() != place.file.resolve():
                 raise DataError(
-                    f"{row.where}: '{place.file}' and '{known}' are both called "
+                    f"{row.where}: '{place.file}' and '{known}' both have the name "
                     f"'{place.name}' below their folders; rename one"
                 )
             named[split].append(replace(row, path=place.name))

@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise DataError(f"split file '{path}' is nested too deeply") from None
     except ValueError:  # Python's limit on the digits of an integer
-        raise DataError(f"split file '{path}' holds a number of thousands of digits") from None
+        raise DataError(f"split file '{path}' contains a number with thousands of digits") from None
     return document if isinstance(document, dict) else {}
 
 
@@ -98,7 +98,8 @@ def _check_labels(path: Path, names: dict[int, tuple[str, str]]) -> None:
     absent = sorted(set(range(max(names, default=-1) + 1)) - set(names))
     if absent:
         raise DataError(
-            f"split file '{path}' has no image of label {absent[0]}, but of label {max(names)}; "
+            f"split file '{path}' has no image of label {absent[0]}, but one of label "
+            f"{max(names)}; "
             "labels must be 0, 1, 2, ... without gaps"
         )
     by_name: dict[str, int] = {}
@@ -106,7 +107,7 @@ def _check_labels(path: Path, names: dict[int, tuple[str, str]]) -> None:
         shown = skeleton(name)
         if shown in by_name:
             raise DataError(
-                f"{where}: the class '{name}' has the label {label}, and one that looks like it "
-                f"the label {by_name[shown]}"
+                f"{where}: the class '{name}' has the label {label}, and a class that looks like "
+                f"it has the label {by_name[shown]}"
             )
         by_name[shown] = label

@@ -81,8 +81,8 @@ class Model:
             view = trained.method.symptom_view()
         if view is None or (symptoms := trained.method.task.symptoms) is None:
             raise UsageError(
-                f"'{trained.method.name}' merges no symptoms, so none has a share in its scores; "
-                "vip, symptoms-mean and symptoms-max do"
+                f"'{trained.method.name}' merges no symptoms, so its scores cannot be explained "
+                f"by them; use vip, symptoms-mean or symptoms-max"
             )
         (x,) = self._inputs([image])
         scores = trained.score(x)[0]
@@ -122,7 +122,8 @@ def open_model(folder: Path, record: Record) -> Model:
     kept = record.provenance.get("parameters") or {}
     if kept.get("left_out"):
         raise UsageError(
-            f"{name}: what it learned was too large to keep ({', '.join(kept['left_out'])}); "
+            f"{name}: its learned parameters were too large to keep "
+            f"({', '.join(kept['left_out'])}); "
             "run the cell again to score other images"
         )
     with trust.refusals():
@@ -136,7 +137,9 @@ def open_model(folder: Path, record: Record) -> Model:
                 f"{record.key[:12]}; `vipbench verify --rerun` shows how"
             )
         if planned.further:
-            raise UsageError(f"{name}: it reads features of several backbones; models have one")
+            raise UsageError(
+                f"{name}: it reads features of several backbones; a model can have only one"
+            )
         if planned.part is not None and planned.support is not None:
             raise UsageError(
                 f"{name}: it is tested on other classes than it was trained on; choose the cell of "

@@ -68,10 +68,10 @@ class Trained:
     def require_single_images(self) -> None:
         """Raise UsageError where the method scores no single image."""
         if "test_images" in self.method.needs:
-            raise UsageError(f"'{self.method.name}' scores whole test sets alone, no single image")
+            raise UsageError(f"'{self.method.name}' scores only whole test sets, not single images")
         if "test_views" in self.method.needs:
             raise UsageError(
-                f"'{self.method.name}' scores several views of an image; here it would get one"
+                f"'{self.method.name}' scores several views of an image; a prompt file has only one"
             )
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ def open_run(folder: Path, images: Sequence[str] = ()) -> Session:
     """The cells of a results folder, planned as the run did. images: `[DATASET=]DIR`, where the
     images of its tables are now. Raises UsageError."""
     if not (folder / SUITE_NAME).is_file():
-        raise UsageError(f"{folder} is no results folder: it has no {SUITE_NAME}")
+        raise UsageError(f"{folder} is not a results folder: it has no {SUITE_NAME}")
     session = Session(lambda event: None)
     spec = RunSpec.from_yaml(folder / SUITE_NAME)
     session.plan(spec.merge({"images": images or None}))
@@ -119,8 +119,8 @@ def restore(session: Session, cell: LoadedCell, parameters: bytes | None) -> Tra
     method = runner_of(session, cell).try_build(cell)
     if cell.support is not None and parameters is None:
         raise UsageError(
-            f"the store has no learned parameters of {cell.row.label} ({cell.key[:12]}); they were "
-            "too large to keep, or the record is older than the keeping"
+            f"the store has no learned parameters of {cell.row.label} ({cell.key[:12]}); they "
+            f"were too large to keep, or an older vipbench made the record"
         )
     fill(method, {} if parameters is None else load(parameters))
     data = cell.data
@@ -238,12 +238,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             card = json.loads((file.metadata() or {})["vipbench"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if card["format"] != FORMAT or card["version"] not in (1, VERSION):
-            raise ValueError("its format is another")
+            raise ValueError("it has another format")
     except FileNotFoundError:
         raise UsageError(f"the prompt file '{path}' does not exist") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise UsageError(
-            f"'{path}' is no prompt file ({error}); expected one that `vipbench prompts` wrote"
+            f"'{path}' is not a prompt file ({error}); expected one that `vipbench prompts` wrote"
         ) from None
     return card, tensors
 

@@ -32,7 +32,7 @@ def rank_symptoms(data: LoadedDataset, backbone: LoadedBackbone) -> list[RankedS
     """All symptoms of all classes, the best of each class first. Raises UsageError."""
     towers = backbone.backbone
     if not isinstance(towers, Backbone):
-        raise UsageError(f"'{towers.name}' has no text tower; symptoms cannot be ranked with it")
+        raise UsageError(f"'{towers.name}' has no text tower; choose a backbone with one")
     if data.symptoms is None:
         name = data.dataset.name
         raise UsageError(f"'{name}' has no symptoms; give --symptoms {name}=FILE")

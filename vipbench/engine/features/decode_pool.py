@@ -77,14 +77,16 @@ def portable(backbone: ImageBackbone) -> bytes:
     try:
         transform = backbone.preprocess_alone()
         if transform is None:
-            raise NotPortableError("it tells no preprocessing that does without the backbone")
+            raise NotPortableError("its `preprocess_alone` gives None")
         sent = pickle.dumps(transform)
     except NotPortableError:
         raise
     except Exception as error:
         raise NotPortableError(f"{type(error).__name__}: {error}") from error
     if len(sent) > LARGEST:
-        raise NotPortableError(f"its preprocessing takes {len(sent):,} bytes, weights with it")
+        raise NotPortableError(
+            f"its preprocessing takes {len(sent):,} bytes, as it contains weights"
+        )
     return sent
 
 

@@ -254,9 +254,7 @@ class Features:
         with feature_precision(self.precision, self.backbone.device):
             features = self.backbone.encode_image(padded)[: len(pixels)].float().clone()
         if not bool(torch.isfinite(features).all()):
-            raise ValueError(
-                f"backbone '{self.backbone.name}' gave features that are not finite numbers"
-            )
+            raise ValueError(f"backbone '{self.backbone.name}' gave features that are not finite")
         self.encoded_images += len(pixels)
         return features
 

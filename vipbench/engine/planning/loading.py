@@ -70,7 +70,8 @@ def own_texts(
         loaded = load(file, class_names)
         if loaded.kind in from_file:
             raise UsageError(
-                f"two files give the {loaded.kind} of '{name}': {from_file[loaded.kind]} and {file}"
+                f"two files define the {loaded.kind} of '{name}': {from_file[loaded.kind]} and "
+                f"{file}"
             )
         from_file[loaded.kind] = file
         found[loaded.kind] = loaded.symptoms
@@ -115,8 +116,7 @@ def on_validation(
     for label, count in enumerate(val.counts(len(class_names))):
         if count == 0:
             raise DataError(
-                f"class '{class_names[label]}' has no validation images, and the run is scored on "
-                "them"
+                f"class '{class_names[label]}' has no validation images, but --score-on uses them"
             )
     if spec.score_on != "val:full" and spec.shots != ("full",):
         (k,) = spec.shots
@@ -248,7 +248,7 @@ class Beside:
             return self._own[source]
         allowed = self._company is None or source in self._company
         if not allowed and runs_own_code(self._registry, source):
-            raise UsageError(f"'{source}' runs code that is not to be run in this process")
+            raise UsageError(f"'{source}' runs code that may not run in this process")
         if source not in self.further:
             try:
                 found = load_backbone(self._registry, source)
@@ -292,8 +292,8 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
             )
         if overlap and not spec.allow_group_overlap:
             raise DataError(
-                f"groups cross splits: {overlap}; a model would be tested on patients that it has "
-                "seen. Mend the split, or give --allow-group-overlap to run it all the same"
+                f"groups cross splits: {overlap}; a model would be tested on patients that it was "
+                f"trained on. Fix the split, or give --allow-group-overlap to run anyway"
                 + "".join(f" ({note})" for note in dataset.notes)
             )
         # A run that is scored on validation images reads no test image.
@@ -431,7 +431,7 @@ def load_backbone(registry: Registry, source: str) -> LoadedBackbone:
 def _check_splits(dataset: Dataset, splits: Mapping[str, Split]) -> None:
     names = dataset.class_names
     if len(set(names)) != len(names) or len(names) < 2:
-        raise DataError(f"class names must be two or more, each once; got {list(names)}")
+        raise DataError(f"expected two or more different class names, got {list(names)}")
     for name in splits:
         labels = splits[name].labels
         bad = [int(i) for i in ((labels < 0) | (labels >= len(names))).nonzero()[0][:1]]

@@ -125,14 +125,15 @@ def _declared(unclear: Sequence[_Seen], least: float, most: float) -> PixelRange
         (one, by), (other, other_by), *_ = declared
         first, second = list(declared.values())[:2]
         raise DataError(
-            f"images say different things of their pixels: '{first.name}' by {by} that {one} is "
+            f"images disagree on their pixel range: '{first.name}' by {by} that {one} is "
             f"white, '{second.name}' by {other_by} that {other} is; one range holds for a dataset, "
             f"say it in the card: {card_lines(least, max(one, other), floats=False)}"
         )
     [((high, by), first)] = declared.items()
     if most > high and by != SBIT:
         raise DataError(
-            f"'{first.name}' says by {by} that {high} is white, and images hold up to {most:g}; "
+            f"'{first.name}' says by {by} that {high} is white, but images have values up to "
+            f"{most:g}; "
             f"say it in the card: {card_lines(least, most, floats=False)}"
         )
     if most > high:
@@ -147,7 +148,7 @@ def _as_given(
     line = given.source.removeprefix("the card's ")
     if not deep:
         raise DataError(
-            f"the card says `{line}`, and no image has more than 8 bits; take the line out"
+            f"the card says `{line}`, but no image has more than 8 bits; remove the line"
         )
     if not given.is_window:
         return given, []

@@ -278,7 +278,7 @@ def _columns(
     lost = [own for own in theirs if _plain(own) not in mapped]
     if lost:
         raise UsageError(
-            f"protocol: no class of '{names[0]}' ({', '.join(ours)}) stands for "
+            f"protocol: no class of '{names[0]}' ({', '.join(ours)}) corresponds to "
             f"{', '.join(repr(own) for own in lost)} of '{names[1]}'; give protocol.classes: "
             f"{{{names[1]}: {{{lost[0]}: {ours[0]}}}}}, or leave '{names[1]}' out"
         )
@@ -287,8 +287,8 @@ def _columns(
     twice = [ours[i] for i in dict.fromkeys(used) if used.count(i) > 1]
     if twice:
         raise UsageError(
-            f"protocol: '{twice[0]}' of '{names[0]}' stands for two classes of '{names[1]}', which "
-            "it cannot tell apart"
+            f"protocol: '{twice[0]}' of '{names[0]}' maps to two classes of '{names[1]}', which a "
+            f"model cannot then distinguish"
         )
     mapping = {own: [ours[i] for i in column] for own, column in zip(theirs, columns, strict=True)}
     left = [name for i, name in enumerate(ours) if i not in used]

@@ -231,11 +231,11 @@ def _check_train(
             most = min(counts)
             raise SamplingError(
                 f"class '{name}' has {count} {what}{'' if count == 1 else 's'}, but "
-                f"{shots} shots were asked for; "
+                f"{shots} shots were requested; "
                 + (f"ask for at most {most}, or 'full'" if most else "every class needs images")
             )
         if count == 0:
-            raise SamplingError(f"class '{name}' has no {what}s; every class needs some")
+            raise SamplingError(f"class '{name}' has no {what}s; every class needs at least one")
 
 
 def _check_val(val: Split | None, class_names: Sequence[str], validation: Validation) -> Split:
@@ -313,4 +313,6 @@ def draw_prevalent(
 def _check(split: Split, class_names: Sequence[str], what: str) -> None:
     for name, count in zip(class_names, split.counts(len(class_names)), strict=True):
         if count == 0:
-            raise SamplingError(f"class '{name}' has no {what} images; every class needs some")
+            raise SamplingError(
+                f"class '{name}' has no {what} images; every class needs at least one"
+            )

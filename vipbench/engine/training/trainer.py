@@ -40,7 +40,7 @@ def train(
     """
     if not any(p.requires_grad for p in cells[0].method.parameters()):
         name = cells[0].method.name
-        raise ValueError(f"method '{name}' gives a Recipe but has no parameter to train")
+        raise ValueError(f"method '{name}' gives a Recipe but has no parameters to train")
     stack = _Stack(cells, replays)
     try:
         while stack.cells:

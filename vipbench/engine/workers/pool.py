@@ -475,8 +475,8 @@ class Pool:
             group.unbegun += 1
             if group.unbegun == MOST_STARTS:
                 if not group.plugins:
-                    raise UsageError(f"workers end before they begin: {message}")
-                self._sink.leave_out(group.keys, f"workers end before they begin: {message}")
+                    raise UsageError(f"workers end before they start: {message}")
+                self._sink.leave_out(group.keys, f"workers end before they start: {message}")
                 return
         elif kind == TIMEOUT and not group.alone:
             self._write_off(group, missing, kind, message)

@@ -504,6 +504,6 @@ def _check_names(names: Mapping[str, str], what: str) -> None:
         same = [other for other in names if names[other] == name]
         if len(same) > 1:
             raise UsageError(
-                f"the {what} '{source}' and '{same[1]}' are both named '{name}' in tables; leave "
-                "one out where they are the same, else rename its file or folder"
+                f"the {what} '{source}' and '{same[1]}' would both be named '{name}' in tables; "
+                f"remove one of them, or rename its file or folder"
             )

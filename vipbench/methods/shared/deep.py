@@ -91,7 +91,7 @@ def starting_words(
                     start = tokens[:n_ctx].expand(*many, -1, -1).clone()
                     return start, " ".join(parts[i:])
             raise api.UnsupportedError(
-                f"{n_ctx} context vectors end within a word of '{words}' under the tokenizer of "
+                f"{n_ctx} context vectors split a word of '{words}' under the tokenizer of "
                 f"'{task.backbone.name}'; choose another n_ctx or context_init"
             )
     return task.normal("context", *many, n_ctx, task.info.width), ""

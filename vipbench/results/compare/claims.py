@@ -101,7 +101,9 @@ def compare(
     if population not in POPULATIONS:
         raise unknown("population", population, POPULATIONS)
     if not 0.5 <= level < 1:
-        raise UsageError(f"a confidence level of {level} is none; give one such as 0.95")
+        raise UsageError(
+            f"expected a confidence level from 0.5 to below 1, such as 0.95, got {level}"
+        )
     check_classes(cells, metrics)
     known = list(dict.fromkeys(cell.method for cell in cells.planned))
     for name in (a, *others):
@@ -223,7 +225,7 @@ class _Maker:
                 for d, j in zip(differences, joints, strict=True)
             ]
             if len(parts) < 2:
-                raise StatsError("an average over datasets needs at least 2; here is 1")
+                raise StatsError("--population average needs at least 2 datasets, got 1")
             return stats.pooled(parts, self.level), "paired t test over seeds and test images"
         means = np.array([d.mean() for d in differences])
         if self.population == "datasets":

@@ -79,7 +79,7 @@ def bars(table: Table, groups: Sequence[Group], lines: Sequence[str] = ()) -> Fi
     }
     shown = {label for group in groups for label in group.bars.values()}
     if not any(e.mean is not None for at in found.values() for k, e in at.items() if k in shown):
-        raise TableError("no entry has all its seeds yet: there is no bar to draw")
+        raise TableError("no entry has finished all its seeds, so there are no bars to draw")
     wide = len(panels) == 1 and len(groups) * len(kinds) > 8
     figure, axes = grid(len(panels), 2.3, most=2)
     if wide:

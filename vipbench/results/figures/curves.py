@@ -33,7 +33,7 @@ def curves(table: Table) -> Figure:
     if not any(
         table.entries[i][j].mean is not None for i in rows for own in panels.values() for j in own
     ):
-        raise TableError("no entry has all its seeds yet: there is no curve to draw")
+        raise TableError("no entry has finished all its seeds, so there are no curves to draw")
     style = looks(labels)
     figure, axes = grid(len(panels), 2.6 if len(panels) == 1 else 2.1)
     backbones = {backbone for _, backbone in panels}

@@ -151,10 +151,10 @@ def _panels(kind: str, cells: Cells, load: Load) -> tuple[Figure, str]:
                 named += [backbone] if len({b for _, b in found}) > 1 else []
                 panels.append(Panel(", ".join(named), pairs))
     if not panels:
-        raise TableError("no method has all its seeds and the scores of its test images yet")
+        raise TableError("no method has finished all its seeds with scores of its test images")
     if len(panels) > MOST_PANELS:
         raise TableError(
-            f"{len(panels)} panels are too many for one figure, {MOST_PANELS} the most: choose "
+            f"{len(panels)} panels do not fit into one figure (at most {MOST_PANELS}): select "
             f"with --methods, --datasets or --backbones"
         )
     datasets = and_(list(dict.fromkeys(d for d, _ in found)))

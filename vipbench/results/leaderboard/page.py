@@ -77,7 +77,7 @@ def save_leaderboard(folders: Sequence[Path], out: Path, title: str) -> Saved:
     if not entries:
         raise UsageError(
             f"there are no records in {', '.join(map(str, folders))}; `vipbench run --out DIR` "
-            "makes some"
+            "creates some"
         )
     try:
         path = write_page(out, render_page(entries, title))
@@ -95,7 +95,9 @@ def write_page(folder: Path, page: str) -> Path:
     path = folder if folder.suffix.lower() == ".html" else folder / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and f'content="{GENERATOR}"' not in path.read_text("utf-8", "replace")[:2000]:
-        raise FileExistsError(f"{path} is no leaderboard of vipbench; give another folder with -o")
+        raise FileExistsError(
+            f"{path} exists and is not a leaderboard of vipbench; give another folder with -o"
+        )
     files.write(path, page)
     return path
 

@@ -80,12 +80,12 @@ def cells_of(
         changes = differences([settings(r) | versions.code(r) for r in pair if r is not None])
         raise TableError(
             f"{cell.method} on {cell.dataset}, {cell.backbone}, shots {cell.shots}, seed "
-            f"{cell.seed} is there twice, under different settings: "
+            f"{cell.seed} occurs twice, with different settings: "
             f"{'; '.join(changes) or 'the records do not state which'}. Show one output folder, "
             f"or give the variants labels of their own (in a suite: name: …, label: …)"
         )
     if not slots:
-        raise TableError("there are no cells to show; `vipbench run` makes some")
+        raise TableError("there are no cells to show; `vipbench run` creates some")
     keys = {cell.key for cell in cells}
     asked = [record for record in records if record.key in keys]
     outdated = versions.outdated(asked, cells)

@@ -54,7 +54,7 @@ def write_bundle(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, 
     for name in files:
         if not _NAMES.fullmatch(name) or name == MANIFEST:
             raise UsageError(
-                f"'{name}' cannot stand in a bundle: plugins' files are Python modules, at most "
+                f"'{name}' cannot be in a bundle: plugins' files are Python modules, at most "
                 "five folders deep"
             )
     sizes = {name: len(data) for name, data in files.items()}
@@ -95,11 +95,11 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     files = manifest["files"]
     for name, data in found.items():
         if files.get(name) != sha256(data):
-            raise UsageError(f"'{path}': '{name}' is not what the manifest says; get it anew")
+            raise UsageError(f"'{path}': '{name}' differs from the manifest; get the bundle again")
     missing = files.keys() - found.keys()
     if missing or "suite.yaml" not in found or "records.jsonl" not in found:
         lacks = sorted(missing) or ["suite.yaml or records.jsonl"]
-        raise UsageError(f"'{path}' lacks {', '.join(lacks[:3])}; get it anew")
+        raise UsageError(f"'{path}' lacks {', '.join(lacks[:3])}; get the bundle again")
     return manifest, found
 
 
@@ -115,7 +115,7 @@ def unpack_bundle(files: Mapping[str, bytes], folder: Path) -> None:
 def _read_all(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     infos = archive.infolist()
     if len(infos) > MOST_FILES:
-        raise UsageError(f"'{path}' holds {len(infos):,} files, more than any bundle")
+        raise UsageError(f"'{path}' holds {len(infos):,} files, more than a bundle may have")
     budget = Budget(path)
     budget.announced(sum(info.file_size for info in infos))
     for name, size in _limited({info.filename: info.file_size for info in infos}).items():
@@ -129,19 +129,20 @@ def _read_all(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
         kind = stat.S_IFMT(info.external_attr >> 16)
         if not _NAMES.fullmatch(info.filename) or kind not in (0, stat.S_IFREG):
             raise UsageError(
-                f"'{path}' holds {info.filename!r}, which no bundle holds; nothing was unpacked"
+                f"'{path}' holds {info.filename!r}, which does not belong in a bundle; nothing "
+                f"was unpacked"
             )
         plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         if info.filename in found or info.flag_bits & 1 or not plain:
             raise UsageError(
-                f"'{path}' holds {info.filename!r} twice, locked or packed in another way than "
-                "vipbench does; nothing was read"
+                f"'{path}' holds {info.filename!r} twice, encrypted or compressed in an unknown "
+                f"way; nothing was read"
             )
         # Never more than was announced, whatever the compressed bytes come to.
         with archive.open(info) as file:
             data = file.read(info.file_size + 1)
         if len(data) != info.file_size:
-            raise UsageError(f"'{path}': {info.filename!r} has another size than it says")
+            raise UsageError(f"'{path}': {info.filename!r} does not have the size that it states")
         found[info.filename] = data
     return found
 
@@ -153,7 +154,7 @@ def _limited(sizes: Mapping[str, int]) -> dict[str, int]:
 
 def _manifest(path: Path, found: dict[str, bytes]) -> dict[str, Any]:
     if MANIFEST not in found:
-        raise UsageError(f"'{path}' has no {MANIFEST}: it is no bundle of vipbench")
+        raise UsageError(f"'{path}' has no {MANIFEST}: it is not a bundle of vipbench")
     try:
         manifest = Budget(path).json(found.pop(MANIFEST).decode())
         schema, files = manifest["bundle_schema"], manifest["files"]

@@ -28,7 +28,7 @@ def format_of(path: Path, given: str | None) -> str:
         return given
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
-            f"'{path}' does not say its format; name it {', '.join('*' + s for s in SUFFIXES)} or "
+            f"'{path}' has no known extension; name it {', '.join('*' + s for s in SUFFIXES)} or "
             "give --format"
         )
     return SUFFIXES[path.suffix.lower()]
@@ -142,7 +142,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for row in json_rows(file, Budget(path)):
             if not isinstance(row, dict):
-                raise UsageError(f"'{path}' holds a line that is no JSON object")
+                raise UsageError(f"'{path}' has a line that is not a JSON object")
             _check_columns(path, row)
             yield row
 

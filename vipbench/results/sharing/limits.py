@@ -55,7 +55,7 @@ class Budget:
         if found > most:
             raise UsageError(
                 f"'{self._path}' holds {found:,} {what} or more, over the limit of {most:,} for a "
-                "file of its size; it was not read further. Ask for it in several files"
+                "file of its size; reading stopped there. Split it into several files"
             )
 
 

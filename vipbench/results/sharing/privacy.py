@@ -114,7 +114,9 @@ class Pseudonyms:
             except ValueError:
                 salt = b""
             if len(salt) < 16:
-                raise UsageError(f"{path} is no salt; move it away for a new one") from None
+                raise UsageError(
+                    f"{path} is not a salt file; move it away to create a new one"
+                ) from None
             return cls(salt)
         salt = secrets.token_bytes(32)
         with os.fdopen(found, "w", encoding="ascii") as file:

@@ -44,7 +44,7 @@ def mcnemar(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tuple[int
     if n < 5:
         raise StatsError(
             f"the two differ on {n} test image{'s' * (n != 1)}: McNemar's test needs at least 5, "
-            f"below which no outcome reaches 5 %"
+            f"since no outcome of fewer can reach p < 0.05"
         )
     mid = stats.binom.cdf(k, n, 0.5) - 0.5 * stats.binom.pmf(k, n, 0.5)
     return a, b, min(1.0, float(2 * mid))
@@ -139,11 +139,11 @@ def average_ranks(
     d, k = values.shape
     if k < 3:
         raise StatsError(
-            f"average ranks of {k} methods: 3 or more are needed; compare two directly"
+            f"average ranks need at least 3 methods, got {k}; `vipbench compare` compares two"
         )
     if d < MIN_BLOCKS:
         raise StatsError(
-            f"average ranks need at least {MIN_BLOCKS} datasets, and here is {d}: with fewer, even "
+            f"average ranks need at least {MIN_BLOCKS} datasets, got {d}: with fewer, even "
             f"Wilcoxon's signed-rank test of two methods cannot reach p < 0.05"
         )
     each = stats.rankdata(-values if higher_better else values, axis=1)
@@ -151,7 +151,7 @@ def average_ranks(
     cd = q * math.sqrt(k * (k + 1) / (6 * d))
     if cd > k - 1:
         raise StatsError(
-            f"{d} datasets cannot part {k} methods: the critical difference is {cd:.2f}, ranks "
+            f"{d} datasets cannot separate {k} methods: the critical difference is {cd:.2f}, ranks "
             f"differ by {k - 1} at most; at least {math.ceil(d * (cd / (k - 1)) ** 2)} are needed"
         )
     if np.all(each == each[:, :1]):

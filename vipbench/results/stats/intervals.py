@@ -91,8 +91,8 @@ def images_interval(values: Floats, reps: Floats, n_groups: int, level: float = 
         raise StatsError(_UNDEFINED)
     if drawn[0] == drawn[-1] and drawn[0] != 0:
         raise StatsError(
-            f"every resample of the {n_groups} test images gives {mean:g}: the bootstrap cannot "
-            f"tell how far off it may be; more test images are needed"
+            f"every resample of the {n_groups} test images gives {mean:g}: the bootstrap gives no "
+            f"interval; more test images are needed"
         )
     tail = _expanded((1 - level) / 2, n_groups)
     low, high = np.quantile(drawn, [tail, 1 - tail])
@@ -226,8 +226,8 @@ def datasets_bootstrap(
     d = len(values)
     if d < MIN_DATASETS:
         raise StatsError(
-            f"{d} dataset{'s' * (d != 1)} cannot speak for others: a bootstrap over datasets needs "
-            f"at least {MIN_DATASETS}"
+            f"{d} dataset{'s' * (d != 1)} cannot represent others: a bootstrap over datasets "
+            f"needs at least {MIN_DATASETS}"
         )
     rng = np.random.default_rng([seed, d])
     drawn = np.sort(values[rng.integers(0, d, (draws, d))].mean(1))
@@ -289,14 +289,14 @@ _UNDEFINED = (
 def _enough_groups(n: int) -> None:
     if n < MIN_GROUPS:
         raise StatsError(
-            f"{n} independent test units (images, or patients where the data name them) carry no "
-            f"interval over test images: at least {MIN_GROUPS} are needed"
+            f"{n} independent test units (images, or patients where the data name them) are too "
+            f"few for an interval over test images: at least {MIN_GROUPS} are needed"
         )
 
 
 def _enough_seeds(r: int, needed: int) -> None:
     if r < needed:
         raise StatsError(
-            f"{r} seed{'s' * (r != 1)} cannot tell how much support sets matter: at least {needed} "
-            f"seeds are needed (--seeds)"
+            f"{r} seed{'s' * (r != 1)} cannot show the spread over support sets: at least "
+            f"{needed} seeds are needed (--seeds)"
         )

@@ -237,8 +237,8 @@ class Pairing:
             found = self._load(record.key)
             if found is None:
                 raise StatsError(
-                    f"the record {record.key[:12]}… has no scores of its test images beside it: "
-                    f"run that cell again"
+                    f"the record {record.key[:12]}… has no scores of its test images: run that "
+                    f"cell again"
                 )
             self._predictions[record.key] = found
         return self._predictions[record.key]

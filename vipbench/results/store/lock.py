@@ -35,7 +35,7 @@ class WriterLock:
         self._path = path
         self._name = str(path.resolve())
         if _held.get(self._name) == os.getpid():
-            raise StoreError(f"{path.parent} is already open for writing in this very process")
+            raise StoreError(f"{path.parent} is already open for writing in this process")
         self._fd = self._take()
         _held[self._name] = os.getpid()
         self._sign()
@@ -54,7 +54,7 @@ class WriterLock:
             fresh = self._take()
         except StoreError as error:
             raise StoreError(
-                f"{self._path} was removed or replaced while this process wrote; what it had "
+                f"{self._path} was removed or replaced during the run; what it had "
                 f"finished is kept. {error}"
             ) from None
         os.close(self._fd)
@@ -67,8 +67,8 @@ class WriterLock:
             import fcntl
         except ImportError:
             raise StoreError(
-                f"{self._path}: this system has no POSIX file locks; results can be read, not "
-                "written"
+                f"{self._path}: this system has no POSIX file locks; results can be read but not "
+                f"written"
             ) from None
         found = open_own(self._path)
         try:

@@ -216,7 +216,7 @@ def connect(path: Path, readonly: bool) -> sqlite3.Connection:
     except FileNotFoundError:
         raise StoreError(
             f"{path}: no such file. Is this the output folder of a run? "
-            f"`vipbench run --out {path.parent}` makes one"
+            f"`vipbench run --out {path.parent}` creates one"
         ) from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
@@ -259,7 +259,7 @@ def _check_layout(db: sqlite3.Connection, path: Path, readonly: bool) -> None:
     # The first look at the file: SQLite compares its length with what its header says.
     application, version = layout(db)
     if application != APPLICATION_ID or version < 1:
-        raise StoreError(f"{path} is an SQLite file, but no results file. {WHAT_TO_DO}")
+        raise StoreError(f"{path} is an SQLite file, but not a results file. {WHAT_TO_DO}")
     if version > VERSION:
         raise StoreError(
             f"{path} has layout {version}, this vipbench reads up to {VERSION}: upgrade "
@@ -286,8 +286,8 @@ def _check_schema(db: sqlite3.Connection, path: Path, version: int) -> None:
     }
     for kind, name, _ in sorted(found - expected):
         raise StoreError(
-            f"{path} holds the {one_line(kind)} '{one_line(name)}', which is not as vipbench makes "
-            "it. It was not read any further: get the file anew from who made it"
+            f"{path} holds the {one_line(kind)} '{one_line(name)}', which vipbench does not "
+            f"create. Reading stopped there: get the file again from its author"
         )
     for _, name, _ in sorted(expected - found):
         raise damaged(path, f"the table '{name}' is missing")
@@ -304,13 +304,13 @@ def _refuse_links(path: Path, readonly: bool) -> bool:
             if end == "-journal" and _names_another(beside):
                 raise StoreError(
                     f"{beside} names a further file, which SQLite would remove; no journal of "
-                    "vipbench does. Get the folder anew from who made it, or remove the journal"
+                    "vipbench does. Get the folder again from its author, or remove the journal"
                 )
     linked = _linked(path)
     if linked and not readonly:
         raise StoreError(
-            f"{path} is a link or has a second name: another file would be written. Put a copy "
-            "in its place, or give another output folder"
+            f"{path} is a link or has a second name: writing would change another file. Replace "
+            f"it by a copy, or give another output folder"
         )
     return linked
 

@@ -51,9 +51,9 @@ def plain_table(cells: Cells, metrics: Sequence[str], decimals: int = 1) -> Tabl
     backbones within datasets across. Raises as `comparison`."""
     check_classes(cells, metrics)
     if not metrics or len(set(metrics)) != len(metrics):
-        raise TableError(f"metrics {list(metrics)}: give one or more, each once")
+        raise TableError(f"expected one or more different metrics, got {list(metrics)}")
     if not 0 <= decimals <= 6:
-        raise TableError(f"decimals {decimals}: give 0 to 6")
+        raise TableError(f"decimals: expected 0 to 6, got {decimals}")
     check_comparable(cells, metrics)
     spots = _spots(cells, metrics)
     rows, entries = _rows(cells, spots)

@@ -173,8 +173,8 @@ def _order(table: Table, layout: Layout) -> Any:
         if len(shown) > 1:
             flag = FLAG.get(level, "metric")
             raise TableError(
-                f"{', '.join(map(str, shown))} would share an entry, which is never an average: "
-                f"add {level} to --rows or --cols, or choose one with --{flag}"
+                f"{', '.join(map(str, shown))} would share an entry, and entries are not "
+                f"averaged: add {level} to --rows or --cols, or choose one with --{flag}"
             )
     values["shots"].sort(key=lambda k: float("inf") if isinstance(k, str) else k)
     rank = {level: {v: n for n, v in enumerate(found)} for level, found in values.items()}

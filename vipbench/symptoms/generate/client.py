@@ -101,15 +101,15 @@ class Client:
         if problem.startswith("the reply"):
             return Reply("", problem)
         raise ServerError(
-            f"{what}: {problem}, {len(self.waits) + 1} times; what came before is "
-            "in the cassette, where one was given, and is not asked again"
+            f"{what}: {problem}, {len(self.waits) + 1} times; with --cassette, replies received "
+            f"so far are kept and not requested again"
         )
 
     def _spend(self, what: str) -> None:
         if self.requests >= self.max_requests:
             raise UsageError(
                 f"{what}: the budget of {self.max_requests} requests is spent; --max-requests "
-                "raises it, and with --cassette what was answered is not asked again"
+                "raises it, with --cassette, replies received so far are not requested again"
             )
         self.requests += 1
 

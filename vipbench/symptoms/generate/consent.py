@@ -57,6 +57,6 @@ def consent(
         given = ask(f"Type the host to send them ({host}): ")
     if given is None or given.strip() != host:
         raise UsageError(
-            f"nothing was sent: sending images to {host} needs its name typed back, or "
+            f"nothing was sent: sending images to {host} needs its name typed as confirmation, or "
             f"--consent {host}"
         )
