@@ -329,13 +329,20 @@ def test_hostile_names_in_html() -> None:
     assert '<script>alert("1")</script>&amp;\\u202e' in page.text
 
 
-def test_every_preset_compiles(four: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "document",
+    ["{article}", "[twocolumn]{article}", "[runningheads]{llncs}", "[conference]{IEEEtran}"],
+)
+def test_every_preset_fits_its_column(four: Path, tmp_path: Path, document: str) -> None:
     program = shutil.which("pdflatex") or pytest.skip("no LaTeX is installed")
+    needed = f"{re.findall('{(.*)}', document)[0]}.cls"
+    if subprocess.run(["kpsewhich", needed], capture_output=True, check=False).returncode:
+        pytest.skip(f"no {needed} is installed")
     own = ("base-to-new", "transfer")  # of runs under a protocol of that kind
     tables = [render(made(four, name), "latex") for name in PRESETS if name not in own]
     tables.append(render(made(four, "comparison", highlight="significant"), "latex"))
     tables.append(render(made(four, "comparison", aggregate="ci-both"), "latex"))
-    head = r"\documentclass{article}\usepackage[margin=2cm]{geometry}\usepackage{booktabs}"
+    head = rf"\documentclass{document}\usepackage{{booktabs}}"
     body = "\n\\clearpage\n".join(tables)
     text = f"{head}\\begin{{document}}\n{body}\\end{{document}}\n"
     (tmp_path / "t.tex").write_text(text, encoding="utf-8")

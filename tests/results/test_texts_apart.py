@@ -104,7 +104,8 @@ def test_they_are_ranked_among_themselves(seen: Path) -> None:
                 continue
             mark = r"$\dagger$" if name == "latex" else "†"
             said = "written from 8 labelled training images of each class, more than the shots"
-            assert f"{mark}: the texts were {said}" in text
+            words = " ".join(text.replace(r"\allowbreak{}", "").split())
+            assert f"{mark}: the texts were {said}" in words
             if name == "json":
                 found = json.loads(text)
                 saw = [e.get("saw") for row in found["rows"] for e in row["entries"]]

@@ -36,9 +36,12 @@ _MOST_NAMED = 4
 
 def with_words(table: Table, cells: Cells, title: str | None = None) -> Table:
     """The table with its caption and notes."""
+    caption = _caption(table, cells, title)
+    lead = ". ".join([*([title.rstrip(".")] if title else []), _subject(table, cells)]) + "."
     return replace(
         table,
-        caption=_caption(table, cells, title),
+        caption=caption,
+        lead=lead,
         notes=tuple(_notes(table, cells)),
         older=tuple(cells.older),
     )
@@ -56,23 +59,8 @@ def figure_words(table: Table, cells: Cells, title: str | None, shape: str) -> s
 
 def _caption(table: Table, cells: Cells, title: str | None, shape: str = "table") -> str:
     done = cells.done()
-    titles = [metric_title(name) for name in table.metrics()]
-    datasets = list(dict.fromkeys(cell.dataset for cell in cells.planned))
-    backbones = list(dict.fromkeys(cell.backbone for cell in cells.planned))
-    sizes = {cell.dataset: record for cell, record in done}
-    named = [
-        f"{name} ({sizes[name].metrics['n']} test images, "
-        f"{len(sizes[name].data.class_names)} classes)"
-        if name in sizes
-        else name
-        for name in datasets
-    ]
-    unit = " (%)" if any(metric_scale(name) == 100 for name in table.metrics()) else ""
     sentences = [title.rstrip(".")] if title else []
-    sentences.append(
-        f"{and_(titles)}{unit} on {and_(named)} with backbone{'s' * (len(backbones) > 1)} "
-        f"{and_(backbones)}"
-    )
+    sentences.append(_subject(table, cells))
     seeds = _seeds(table, cells)
     if drawn := _DRAWN.get(shape):
         swaps = {"±": "and, as {}, ±", "in brackets": "as {}", "In brackets": "As {}"}
@@ -95,6 +83,25 @@ def _caption(table: Table, cells: Cells, title: str | None, shape: str = "table"
     own = dict.fromkeys(record.data.caption for _, record in done if record.data.caption)
     text = ". ".join(sentence for sentence in sentences if sentence) + "."
     return " ".join([text, *(sentence for sentence in own if sentence)])
+
+
+def _subject(table: Table, cells: Cells) -> str:
+    titles = [metric_title(name) for name in table.metrics()]
+    datasets = list(dict.fromkeys(cell.dataset for cell in cells.planned))
+    backbones = list(dict.fromkeys(cell.backbone for cell in cells.planned))
+    sizes = {cell.dataset: record for cell, record in cells.done()}
+    named = [
+        f"{name} ({sizes[name].metrics['n']} test images, "
+        f"{len(sizes[name].data.class_names)} classes)"
+        if name in sizes
+        else name
+        for name in datasets
+    ]
+    unit = " (%)" if any(metric_scale(name) == 100 for name in table.metrics()) else ""
+    return (
+        f"{and_(titles)}{unit} on {and_(named)} with backbone{'s' * (len(backbones) > 1)} "
+        f"{and_(backbones)}"
+    )
 
 
 def _seeds(table: Table, cells: Cells) -> str:

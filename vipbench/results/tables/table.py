@@ -130,7 +130,8 @@ class Table:
     at the rows' beginning are. column_levels: the header's lines, of LEVELS. spread: of SPREADS.
     ranks: what the legend says of ranks 1 and 2: "best" or "significant". fixed: dataset, backbone
     or metric, where the whole table has one and neither rows nor columns say it. older: labels of
-    methods made whole by older code than others (`Cells.older`).
+    methods made whole by older code than others (`Cells.older`). lead: how the caption begins, all
+    that a paper's caption needs.
     """
 
     columns: tuple[Column, ...]
@@ -146,6 +147,7 @@ class Table:
     ranks: str = "best"
     fixed: tuple[tuple[str, str], ...] = ()
     older: tuple[str, ...] = ()
+    lead: str = ""
 
     def levels(self) -> list[str]:
         """The header's levels that say something."""
