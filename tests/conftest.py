@@ -67,8 +67,19 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory, config: Path) -> dict[str, str]:
+    """The environment of processes that a test starts."""
+    mine = {k: v for k, v in os.environ.items() if not k.startswith("VIPBENCH_")}
+    path = os.pathsep.join(p for p in (str(REPO), mine.get("PYTHONPATH")) if p)
+    # A wide, plain terminal: messages are compared as text.
+    mine |= {"PYTHONPATH": path, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    mine |= {"VIPBENCH_CACHE": str(tmp_path_factory.getbasetemp() / "features")}
+    return mine | {"VIPBENCH_CONFIG": str(config)}
+
+
 @pytest.fixture
-def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, config: Path) -> Cli:
+def cli(tmp_path: Path, environment: dict[str, str]) -> Cli:
     """`cli("list", "methods", env={...}, timeout=60, cwd=...)`: the command line in a process of
     its own, started in an empty folder; returns status, stdout and stderr. The features of one
     test session are encoded once."""
@@ -81,19 +92,13 @@ def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, config: Path) 
         cwd: Path | None = None,
         timeout: float = 240,
     ) -> subprocess.CompletedProcess[str]:
-        mine = {k: v for k, v in os.environ.items() if not k.startswith("VIPBENCH_")}
-        path = os.pathsep.join(p for p in (str(REPO), mine.get("PYTHONPATH")) if p)
-        # A wide, plain terminal: messages are compared as text.
-        mine |= {"PYTHONPATH": path, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-        mine |= {"VIPBENCH_CACHE": str(tmp_path_factory.getbasetemp() / "features")}
-        mine |= {"VIPBENCH_CONFIG": str(config)}
         return subprocess.run(
             [sys.executable, "-m", "vipbench", *map(os.fspath, args)],
             capture_output=True,
             text=True,
             timeout=timeout,
             cwd=cwd or home,
-            env=mine | dict(env or {}),
+            env=environment | dict(env or {}),
             stdin=subprocess.DEVNULL,
             check=False,
         )

@@ -7,6 +7,8 @@ folder that is removed afterwards.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 from vipbench import trust
 from vipbench.engine.method_classes import named_methods
 from vipbench.errors import UsageError, unknown
+from vipbench.files import write
 from vipbench.runspec import values as words
 from vipbench.runspec.run import MethodSpec, RunSpec, demo_suite
 
@@ -118,17 +121,49 @@ def backbones(value: Any, folder: Path) -> Any:
     return value
 
 
-def texts(value: Any, folder: Path) -> Any:
-    """A symptom file, or a mapping from dataset to file."""
-    return value
+def symptoms(value: Any, folder: Path) -> Any:
+    """A file, the texts themselves (class name -> texts), or a mapping from dataset to either."""
+    return _texts("symptoms", value, folder)
+
+
+def descriptions(value: Any, folder: Path) -> Any:
+    """See `symptoms`."""
+    return _texts("descriptions", value, folder)
+
+
+def _texts(kind: str, value: Any, folder: Path) -> Any:
+    if isinstance(value, str | Path):
+        return value
+    if not isinstance(value, Mapping) or not value:
+        expected = "a file, {class: [text, ...]}, or {dataset: file or such texts}"
+        raise unfit(kind, value, expected)
+    if "classes" in value or all(_many(of) for of in value.values()):
+        return {"*": _written(kind, value, folder)}
+    return {
+        name: _written(kind, one, folder) if isinstance(one, Mapping) else _texts(kind, one, folder)
+        for name, one in value.items()
+    }
+
+
+def _written(kind: str, value: Mapping[str, Any], folder: Path) -> Path:
+    """A file of the texts, named by their content: those of another run stay as they are."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=1)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{kind}: expected {{class: [text, ...]}}, and {error}") from None
+    place = folder / "data"
+    place.mkdir(parents=True, exist_ok=True)
+    file = place / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    write(file, text + "\n")
+    return file
 
 
 READERS: dict[str, Callable[[Any, Path], Any]] = {
     "methods": methods,
     "datasets": datasets,
     "backbones": backbones,
-    "symptoms": texts,
-    "descriptions": texts,
+    "symptoms": symptoms,
+    "descriptions": descriptions,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,13 @@ def named_methods(methods: Any, folder: Path, plugins_dir: Path | None) -> tuple
 
 def _named(given: Any, classes: dict[type, str]) -> Any:
     """`given` with the classes' names; the classes are added to `classes`."""
+    if isinstance(given, Mapping):
+        return {k: _named(v, classes) if k == "name" else v for k, v in given.items()}
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [_named(one, classes) for one in given]
+    # Whoever holds a class or an object of one has imported torch; others must not wait for it.
+    if "vipbench.api.method" not in sys.modules:
+        return given
     from vipbench.api import Method
 
     if isinstance(given, type):
@@ -74,10 +82,6 @@ def _named(given: Any, classes: dict[type, str]) -> Any:
         raise UsageError(
             f"methods holds an object of {type(given).__name__}; give the class itself"
         )
-    if isinstance(given, Mapping):
-        return {k: _named(v, classes) if k == "name" else v for k, v in given.items()}
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        return [_named(one, classes) for one in given]
     return given
 
 

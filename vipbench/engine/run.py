@@ -122,7 +122,9 @@ def run(
         shown.line(f"{finished.interrupted()} The same call resumes.")
         raise KeyboardInterrupt
     _refuse_nothing(finished.plan)
-    results = Results(spec.out, finished.plan.cells)
+    # As it was saved: its paths hold from any working directory.
+    suite = RunSpec.from_yaml(spec.out / SUITE_NAME)
+    results = Results(spec.out, finished.plan.cells, suite)
     lines = list(finished.complaints)
     if failed := len(results.failed):
         lines.append(f"note: {plural(failed, 'cell')} failed; `.failed` of the result lists them")

@@ -27,6 +27,7 @@ from vipbench.results.tables import Table, render
 from vipbench.results.tables.layout import Layout, lay_out
 from vipbench.results.tables.presets import PRESETS, preset
 from vipbench.results.tables.table import SPREADS
+from vipbench.runspec.run import RunSpec
 from vipbench.text import plural
 
 if TYPE_CHECKING:
@@ -61,11 +62,16 @@ class Results:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], cells: Iterable[PlannedCell] | None = None
+        self,
+        folder: str | os.PathLike[str],
+        cells: Iterable[PlannedCell] | None = None,
+        suite: RunSpec | None = None,
     ) -> None:
         # Later calls must find it from any working directory.
         self.folder = Path(folder).absolute()
         self._cells = None if cells is None else tuple(cells)
+        # A later run into the folder may be of other data and texts.
+        self._suite = suite
         with Store(self.folder, readonly=True):
             pass
 
@@ -185,7 +191,7 @@ class Results:
         record = _only(self._records(), given)
         # By name, since results are read without the engine and torch.
         module = import_module("vipbench.engine.explain.model")
-        model: TrainedModel = module.open_model(self.folder, record)
+        model: TrainedModel = module.open_model(self.folder, record, self._suite)
         return model
 
     def _records(self) -> list[Record]:

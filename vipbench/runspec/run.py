@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vipbench.errors import UsageError, unknown
 from vipbench.files import write
+from vipbench.runspec import places
 from vipbench.runspec import values as specmachine
 from vipbench.runspec import values as words
 from vipbench.runspec.errors import usage_error
@@ -176,7 +177,25 @@ class RunSpec(BaseModel):
         for key in PATHS_BY_DATASET:
             if getattr(spec, key):
                 based[key] = {name: folder / file for name, file in getattr(spec, key).items()}
-        return spec.model_copy(update=based)
+        found = places.from_folder(spec.datasets, folder)
+        return spec.model_copy(update=based)._with_sources(found)
+
+    def _with_sources(self, names: Mapping[str, str]) -> Self:
+        """This with other sources for its datasets: old source -> new one."""
+        if all(old == new for old, new in names.items()):
+            return self
+        protocol = self.protocol.model_copy(
+            update={
+                "source": names.get(self.protocol.source or "", self.protocol.source),
+                "classes": {names.get(k, k): v for k, v in self.protocol.classes.items()},
+            }
+        )
+        update: dict[str, Any] = {"datasets": tuple(names[d] for d in self.datasets)}
+        update |= {"protocol": protocol} if protocol != self.protocol else {}
+        for key in PATHS_BY_DATASET:
+            if values := getattr(self, key):
+                update[key] = {names.get(name, name): file for name, file in values.items()}
+        return self.model_copy(update=update)
 
     def as_values(self) -> dict[str, Any]:
         """The keys and plain values that a suite has for all of this; `parse` reads them back."""
@@ -199,21 +218,22 @@ class RunSpec(BaseModel):
 
     def save(self, folder: Path | None = None) -> Path:
         """Write `suite.yaml` into `folder` (by default `out`, made where it is missing), so that
-        `--suite FOLDER/suite.yaml` goes on with this run from anywhere; returns its path."""
+        `--suite FOLDER/suite.yaml` resumes this run from any working directory; returns its path.
+        Paths in it are absolute, those below `folder` relative to it."""
         folder = folder or self.out
         folder.mkdir(parents=True, exist_ok=True)
-        given = [key for key in ("data_root", "plugins_dir") if getattr(self, key) is not None]
-        update: dict[str, Any] = {key: getattr(self, key).absolute() for key in given}
-        # What was written into the folder moves with it.
-        for key, path in update.items():
-            if path.is_relative_to(folder.absolute()):
-                update[key] = path.relative_to(folder.absolute())
+        update: dict[str, Any] = {}
+        for key in ("data_root", "plugins_dir"):
+            if getattr(self, key) is not None:
+                update[key] = places.inside(folder, getattr(self, key))
         for key in PATHS_BY_DATASET:
-            update[key] = {name: file.absolute() for name, file in getattr(self, key).items()}
-        same = folder.absolute() == self.out.absolute()
-        update["out"] = Path() if same else self.out.absolute()
+            files = getattr(self, key).items()
+            update[key] = {name: places.inside(folder, file) for name, file in files}
+        update["backbones"] = tuple(map(places.absolute_backbone, self.backbones))
+        update["out"] = places.inside(folder, self.out)
+        found = places.to_folder(self.datasets, folder, self.data_root)
         file = folder / SUITE_NAME
-        write(file, self.model_copy(update=update).to_yaml())
+        write(file, self.model_copy(update=update)._with_sources(found).to_yaml())
         return file
 
     def merge(self, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> Self:

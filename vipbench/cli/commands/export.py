@@ -22,7 +22,7 @@ from vipbench.results.sharing.privacy import (
 from vipbench.results.sharing.rows import export_rows
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
-from vipbench.text import plural
+from vipbench.text import clean, plural
 
 READ_ME = """# A run of vipbench, to be made again
 
@@ -45,11 +45,11 @@ def bundle_command(
 
     spec = RunSpec.from_yaml(suite_file)
     names = None if include_paths else Pseudonyms.of_folder(folder)
-    described = describe(spec, names)
-    suite, renamed, files = _public_suite(
-        spec, described.prompts, described.datasets, described.files
-    )
     with Store(folder, readonly=True) as store:
+        described = describe(spec, names, store)
+        suite, renamed, files = _public_suite(
+            spec, described.prompts, described.datasets, described.files
+        )
         wanted = {cell.key for cell in store.plan(latest=True)}
         rows = [r for r in export_rows(store, names) if r["key"] in wanted]
         shareable = {d["name"] for d in described.datasets.values() if d["sharing"] == "allowed"}
@@ -83,6 +83,11 @@ def bundle_command(
         f"{out}: {plural(len(rows), 'record')}, {plural(code, 'plugin file')}, "
         f"{out.stat().st_size / 1e6:.1f} MB"
     )
+    for name, why in described.absent.items():
+        print(
+            f"note: the data of '{name}' cannot be read ({clean(why)}); the bundle describes them "
+            "by their records, without training images and support sets"
+        )
     if held:
         print("note: contains-patient-data: it holds parameters with features of single images")
     if left:

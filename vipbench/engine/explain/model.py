@@ -17,6 +17,7 @@ from vipbench.engine.explain.explain import cosines_of
 from vipbench.engine.explain.prompt_files import Trained, restore, unpack
 from vipbench.engine.features.features import ENCODE_BATCH
 from vipbench.engine.rerun import spec_of
+from vipbench.engine.workers.plan import what_changed
 from vipbench.engine.workers.session import Session
 from vipbench.errors import UsageError
 from vipbench.images import IMAGE_SUFFIXES, ImageError, ImageLike
@@ -113,9 +114,10 @@ class Model:
                 raise UsageError(str(error)) from None
 
 
-def open_model(folder: Path, record: Record) -> Model:
+def open_model(folder: Path, record: Record, suite: RunSpec | None = None) -> Model:
     """The method of a finished cell of a results folder, as it was after training. Plugins of the
-    run are imported into this process. Raises UsageError."""
+    run are imported into this process. suite: where data, texts and plugins are, by default that of
+    the folder's last run. Raises UsageError."""
     cell = record.cell
     name = f"{cell.method} on {cell.dataset} with {cell.backbone}, shots {cell.shots}"
     name += f", seed {cell.seed}" if cell.seed else ""
@@ -127,14 +129,16 @@ def open_model(folder: Path, record: Record) -> Model:
             "run the cell again to score other images"
         )
     with trust.refusals():
-        spec = spec_of(record, RunSpec.from_yaml(folder / SUITE_NAME), folder)
+        spec = spec_of(record, suite or RunSpec.from_yaml(folder / SUITE_NAME), folder)
         session = Session(lambda event: None)
         session.plan(spec)
         planned = session.cells.get(record.key)
         if planned is None:
+            there = [c for c in session.cells.values() if c.id == record.cell]
+            why = what_changed(record, there[0].parts) if there else "it is no cell of the suite"
             raise UsageError(
-                f"{name}: the data, backbone or code differ from those of its record "
-                f"{record.key[:12]}; `vipbench verify --rerun` shows how"
+                f"{name}: the model of record {record.key[:12]} cannot be made again from "
+                f"{folder / SUITE_NAME}, the folder's last run: {why}"
             )
         if planned.further:
             raise UsageError(
