@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vipbench.fetching import download as downloads
 from vipbench.fetching.download import FetchError, download
 from vipbench.symptoms.generate.cassette import Cassette
 from vipbench.symptoms.generate.client import MOST_BYTES, Client, ServerError
@@ -138,3 +139,42 @@ def test_a_download_follows_to_the_web_alone(tmp_path: Path) -> None:
             download(f"{url}/x", tmp_path / "x", "")
         with pytest.raises(BlockingIOError):
             ftp.accept()
+
+
+def drips(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+    put(connection, sent, b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+    while not over.wait(0.1):
+        put(connection, sent, b"x")
+
+
+def lies(length: object) -> Talk:
+    def talk(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+        put(connection, sent, f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode())
+        while not over.is_set():
+            put(connection, sent, bytes(1 << 16))
+
+    return talk
+
+
+@pytest.mark.parametrize(
+    ("talk", "fact"),
+    [
+        (dripping_headers, "silent"),
+        (drips, "silent"),
+        (endless(b"200 OK"), "no length"),
+        (lies(10**15), "the disk has room for"),
+        (lies("9" * 5000), "no length"),
+        (lies(1 << 20), "not the expected file"),
+    ],
+    ids=["headers drip", "the body drips", "endless", "huge", "no number", "short"],
+)
+def test_a_download_is_bounded(
+    talk: Talk, fact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.5)
+    monkeypatch.setattr(downloads, "MOST_UNKNOWN", 1 << 24)
+    start = time.monotonic()
+    with serving(talk) as (url, _), pytest.raises(FetchError, match=fact):
+        download(f"{url}/x", tmp_path / "x", f"sha256:{'0' * 64}")
+    assert time.monotonic() - start < 20
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1 << 12

@@ -6,8 +6,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import queue
 import re
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +29,11 @@ Progress = Callable[[int, int | None], None]
 ATTEMPTS, PAUSE = 3, 0.5
 TIMEOUT = 30.0
 CHUNK = 1 << 18
+# A server that takes so many times TIMEOUT for the head of its answer counts as silent, and so does
+# one that sends fewer bytes in TIMEOUT seconds.
+HEAD, LEAST = 3, 1 << 12
+# Bytes of a body that says no length, and bytes of the disk that a download leaves free.
+MOST_UNKNOWN, RESERVE = 16 << 30, 1 << 30
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 AGAIN = "run the same command to resume"
 
@@ -37,6 +44,10 @@ class FetchError(UsageError):
 
 class _CutError(Exception):
     """The server stopped before the end."""
+
+
+class _TooLargeError(Exception):
+    """The server sends, or is about to send, more than there is room for."""
 
 
 # Errors of the connection; others, of the disk, are no reason to try again.
@@ -126,13 +137,15 @@ def _receive(
         try:
             _attempt(url, file, headers, progress)
             return
+        except _TooLargeError as error:
+            raise FetchError(_end(f"{url} {error}", hint)) from None
         except _NETWORK as error:
             passing = True
             if isinstance(error, urllib.error.HTTPError):
                 passing = error.code in PASSING
                 error.close()
             done = file.seek(0, 2)
-            tries = 1 if done > before else tries + 1
+            tries = 1 if done - before > LEAST else tries + 1
             if tries < ATTEMPTS and passing:
                 time.sleep(PAUSE * tries)
                 continue
@@ -149,7 +162,7 @@ def _attempt(url: str, file: IO[bytes], headers: Mapping[str, str], progress: Pr
     request = urllib.request.Request(url, headers=asked)
     opener = urllib.request.build_opener(_Redirects)
     try:
-        reply = opener.open(request, timeout=TIMEOUT)
+        reply = _opened(opener, request)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
@@ -166,22 +179,68 @@ def _attempt(url: str, file: IO[bytes], headers: Mapping[str, str], progress: Pr
             done, total = 0, _total(reply, 0)  # it does not continue: from the beginning
             file.truncate(0)
             file.seek(0)
-        while chunk := reply.read(CHUNK):
+        if total is not None and total - done > (room := _room(file)):
+            raise _TooLargeError(f"has {size(total)}, and the disk has room for {size(room)}")
+        since, at = time.monotonic(), done
+        while chunk := reply.read1(CHUNK):
+            if total is None and (done > MOST_UNKNOWN or _room(file) < 0):
+                file.truncate(0)
+                raise _TooLargeError(f"says no length and does not end after {size(done)}")
             file.write(chunk)
             done += len(chunk)
             progress(done, total)
+            if (now := time.monotonic()) - since > TIMEOUT:
+                if done - at < LEAST:
+                    raise TimeoutError
+                since, at = now, done
         file.flush()
         if total is not None and done != total:
             raise _CutError("the connection broke")
 
 
+def _opened(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> Any:
+    """The answer, once its head is there: urllib's clock is for each read alone, this for all."""
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    late = threading.Event()
+
+    def ask() -> None:
+        try:
+            answer = opener.open(request, timeout=TIMEOUT)
+        except Exception as error:
+            found.put(error)
+            return
+        found.put(answer)
+        if late.is_set():
+            answer.close()
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        reply = found.get(timeout=HEAD * TIMEOUT)
+    except queue.Empty:
+        late.set()
+        raise TimeoutError from None
+    if isinstance(reply, Exception):
+        try:
+            raise reply
+        finally:
+            del reply  # a circle with its traceback, which holds the connection
+    return reply
+
+
+def _room(file: IO[bytes]) -> int:
+    """Bytes that a download may still take of the disk."""
+    state = os.fstatvfs(file.fileno())
+    return state.f_bavail * state.f_frsize - RESERVE
+
+
 def _total(reply: Any, start: int) -> int | None:
     length = reply.headers.get("Content-Length", "")
-    return start + int(length) if length.isdecimal() else None
+    return start + int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
 
 
 def _start(reply: Any) -> int:
-    found = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
+    found = re.match(r"bytes ([0-9]{1,18})-", reply.headers.get("Content-Range", ""))
     return int(found[1]) if found else -1
 
 
