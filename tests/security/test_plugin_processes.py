@@ -66,6 +66,7 @@ PERMUTE = """
 PLUGINS = {
     "patches": (AT_IMPORT, IN_PREPARE),
     "permutes": ("", PERMUTE.strip()),
+    "renames": ("", "self.task.backbone.fingerprint = 'x'"),
     "good": ("", ""),
 }
 BUILTIN = "zero-shot,coop[epochs=3]"
@@ -125,7 +126,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plugins(folder, "good")
     assert run(folder, "alone", f"{BUILTIN},good", "one") == (0, "")
     plugins(folder, *PLUGINS)
-    status, err = run(folder, "beside", f"patches,permutes,good,{BUILTIN}", "two")
+    status, err = run(folder, "beside", f"patches,permutes,renames,good,{BUILTIN}", "two")
     assert status == 1, err
     plugins(folder, "good")
     assert run(folder, "after", f"{BUILTIN},good", "two")[0] == 0
@@ -148,11 +149,13 @@ def test_each_plugin_has_a_process_of_its_own(folder: Path) -> None:
 
 def test_who_permutes_weights_is_named_and_nobody_else(folder: Path) -> None:
     errors = {r.cell.method: r.error for r in grid.records(folder / "beside") if not r.ok}
-    error = errors.pop("permutes")
-    assert not errors
-    assert error is not None
-    assert (error.plugin, error.file) == ("permutes", "permutes.py")
-    assert "frozen weights" in error.message
+    assert {*errors} == {"permutes", "renames"}
+    for name, fact in (("permutes", "frozen weights"), ("renames", "backbone: ")):
+        error = errors[name]
+        assert error is not None
+        assert (error.plugin, error.file) == (name, f"{name}.py")
+        assert fact in error.message
+    assert "tiny-clip" in (folder / "beside" / "table.md").read_text()
 
 
 def test_images_that_others_may_read_are_encoded_without_any_plugin(folder: Path) -> None:
@@ -168,11 +171,18 @@ def test_images_that_others_may_read_are_encoded_without_any_plugin(folder: Path
         file.write_text(file.read_text() + "\n# edited\n")
 
 
+RAISES = """
+    class HParams(api.HParams):
+        def notes(self, info):
+            return 1 / 0
+
+"""
 BREAKS = {
     "doubles": "torch.set_default_dtype(torch.float64)",
     "meta": "torch.set_default_device('meta')",
     "leaves": "os._exit(5)",
     "exits": "sys.exit('no licence')",
+    "raises": "",
     "swaps": """
 def change(register):
     methods = register.args[0].methods
@@ -187,6 +197,8 @@ def test_plugins_that_break_planning_at_their_import_cost_their_own_cells(folder
         text = MEANS.format(name=name, at_import=line, in_prepare="")
         if name == "swaps":
             text = text.replace("    register(Own)", "    change(register)\n    register(Own)")
+        if name == "raises":
+            text = text.replace("    kind =", RAISES + "    kind =")
         (folder / "plugins" / f"{name}.py").write_text(text)
     status, err = run(folder, "broken", ",".join((BUILTIN, *BREAKS, "good")), "one")
     assert status == 1
@@ -197,6 +209,8 @@ def test_plugins_that_break_planning_at_their_import_cost_their_own_cells(folder
     assert "'good'" not in err
     assert "exit status 5" in err
     assert "no licence" in err
+    assert "ZeroDivisionError" in err
+    assert "raises.py, line" in err
     assert grid.bits(folder / "broken") == grid.bits(folder / "alone")
 
 
@@ -323,13 +337,23 @@ session.plan_cells = lambda run, row, *more: (
 """
 
 
-@pytest.mark.parametrize("others", ["", f"{BUILTIN},good"])
-def test_methods_whose_cells_a_plugin_plans_away_are_named(folder: Path, others: str) -> None:
+STORES = """
+from vipbench.plugins import registry
+registry._store = lambda *given: None
+"""
+
+
+@pytest.mark.parametrize(
+    ("drops", "others"), [(DROPS, ""), (DROPS, f"{BUILTIN},good"), (STORES, f"{BUILTIN},good")]
+)
+def test_methods_whose_cells_a_plugin_plans_away_are_named(
+    folder: Path, drops: str, others: str
+) -> None:
     """Alone, and beside what is built in and another plugin, whose cells are done."""
     plugins(folder, *(["good"] if others else []))
-    drops = MEANS.format(name="drops", at_import=DROPS, in_prepare="")
-    (folder / "plugins" / "drops.py").write_text(drops)
-    out = f"drops-{bool(others)}"
+    text = MEANS.format(name="drops", at_import=drops, in_prepare="")
+    (folder / "plugins" / "drops.py").write_text(text)
+    out = f"drops-{bool(others)}-{drops == STORES}"
     status, err = run(folder, out, ",".join(filter(None, (others, "drops"))), "one")
     assert "method 'drops'" in err
     assert "drops.py" in err

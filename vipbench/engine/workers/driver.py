@@ -38,6 +38,7 @@ from vipbench.errors import UsageError
 from vipbench.plugins.files import every_source, plugin_files, require_code
 from vipbench.results import Predictions, Record
 from vipbench.results.records.plan import PlannedCell
+from vipbench.results.records.recompute import key_problems
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import RunSpec
 
@@ -45,6 +46,7 @@ from vipbench.runspec.run import RunSpec
 Taken = tuple[Record, Predictions | None, bytes | None]
 # The most bytes of scores that wait for the rest of their stack.
 MOST_TAKEN = 64 * 1024**2
+ALTERED = "AlteredRecord"
 
 
 @dataclass
@@ -289,7 +291,14 @@ class _Driver:
                 predicted = {"prediction_hash": event.predictions.prediction_hash}
                 provenance = {**record.provenance, **predicted}
                 record = record.model_copy(update={"provenance": provenance})
-            self._keep(record, event.predictions, event.parameters)
+            if self.cells[record.key].plugins and (problems := key_problems(record)):
+                # A method can change what its backbone says of itself, and so on.
+                scored = ("metrics", "timing", "history")
+                base = {k: v for k, v in record.to_dict().items() if k not in scored}
+                base["provenance"] = {k: v for k, v in record.provenance.items() if k != "backbone"}
+                self.write_off(base, ALTERED, f"its record was altered: {'; '.join(problems)}")
+            else:
+                self._keep(record, event.predictions, event.parameters)
             if not event.left or self.size > MOST_TAKEN:
                 self.settle()
         elif isinstance(event, Note):

@@ -8,6 +8,7 @@ import queue
 import signal
 import sys
 import threading
+import traceback
 from typing import BinaryIO
 
 from vipbench import trust
@@ -40,7 +41,13 @@ def main() -> None:
     offline.obey()
     # Its driver asks so where it hangs.
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=False)
-    serve(listen(sys.stdin.buffer))
+    try:
+        serve(listen(sys.stdin.buffer))
+    except BaseException as error:
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        # The interpreter would wait for what a plugin has started, and for the thread that reads.
+        os._exit(error.code if isinstance(error, SystemExit) and type(error.code) is int else 1)
 
 
 def serve(requests: Requests) -> None:

@@ -118,7 +118,7 @@ class Planners:
                     raise error or UsageError(f"{who} both register the {name}; rename one")
                 owners[name] = company
         lacking = {name for name in plans[NOBODY].unknown if name not in owners}
-        if error and lacking and not broken:
+        if error and not broken and any(name in str(error) for name in lacking):
             raise error
         while waiting := self._companies(owners, lacking, plans.values()) - {*plans, *broken}:
             for company in sorted(waiting, key=sorted):
@@ -135,7 +135,10 @@ class Planners:
         lines = [_broken_line(company, found) for company, found in broken.items()]
         if lacking:
             names = ", ".join(sorted(lacking))
-            lines.append(f"left out, as no plugin that can be planned with registers it: {names}")
+            line = f"left out, as no plugin that can be planned with registers it: {names}"
+            idle = (c for c, plan in plans.items() if len(c) == 1 and not plan.registered)
+            files = ", ".join(Path(s).name for c in idle for s in c if not s.endswith(REMOTE))
+            lines.append(f"{line} ({files} registers nothing)" if files else line)
         lines += self._lost(cells, lines)
         if lines and not cells:
             alone = len(lines) == len(broken) == 1

@@ -458,10 +458,11 @@ class Pool:
         if slot.group is None:
             self._false_start(worker, error)
         else:
-            self._cell_failed(slot, DIED, str(error))
+            self._cell_failed(slot, DIED, str(error), bool(worker.over))
 
-    def _cell_failed(self, slot: Slot, kind: str, message: str) -> None:
-        """A worker ended within a turn: what becomes of the turn's cells, and of the group."""
+    def _cell_failed(self, slot: Slot, kind: str, message: str, over: bool = False) -> None:
+        """A worker ended within a turn: what becomes of the turn's cells, and of the group. over:
+        whether it was ended before it began."""
         group, slot.group = slot.group, None
         assert group is not None
         if group.wants:
@@ -473,7 +474,7 @@ class Pool:
         if missing and missing[0] not in group.bases:
             # Nothing of the cells was run yet.
             group.unbegun += 1
-            if group.unbegun == MOST_STARTS:
+            if group.unbegun == MOST_STARTS or over:
                 if not group.plugins:
                     raise UsageError(f"workers end before they start: {message}")
                 self._sink.leave_out(group.keys, f"workers end before they start: {message}")
@@ -499,6 +500,12 @@ class Pool:
 
     # Limits.
 
+    def _plans(self, slot: Slot, worker: Worker) -> bool:
+        """Whether a worker has still to begin with its cells."""
+        group = slot.group if worker is slot.worker else None
+        begun = group is None or group.wants or slot.keys[0] in group.bases
+        return not (worker.planned and begun)
+
     def _look_at_time(self, slot: Slot) -> None:
         assert slot.worker is not None
         idle = time.monotonic() - slot.worker.last
@@ -518,7 +525,7 @@ class Pool:
         self._looked = time.monotonic()
         for slot in self._slots:
             for worker in (slot.worker, slot.spare):
-                if worker is not None and not (worker.planned or worker.over):
+                if worker is not None and not worker.over and self._plans(slot, worker):
                     worker.bound()
         used: list[Used] = []
         for slot in self._slots:

@@ -128,7 +128,7 @@ class Worker:
         self.company = company
         self._most = most
         self.over = ""
-        self._work, self._worked, self._peak, self._printed = 0, 0.0, 0, 0
+        self._work, self._worked, self._peak = 0, 0.0, 0
         self.ready = False
         self.planned = False
         self.last = time.monotonic()
@@ -262,9 +262,8 @@ class Worker:
         """End it where it plans without a sign of life, or takes too much memory for it."""
         now, taken = time.monotonic(), self.memory()
         self._peak = max(self._peak, taken)
-        self._printed = max(self._printed, os.fstat(self._log.fileno()).st_size)
         transferred = transferred_by(self._process.pid)
-        work = transferred + self._peak - self._printed
+        work = transferred + self._peak - self._written()
         if work - self._work > WORK:
             self._work, self._worked = work, now
         since = max(self.last, self._worked)
@@ -275,14 +274,21 @@ class Worker:
         elif now - self.last > max(SILENCE, self._most):
             self._end(f"it did not come to an end in {now - self.last:.0f} s")
 
+    def _written(self) -> int:
+        """Bytes that it has printed: it writes where this process's descriptor stands, too."""
+        return os.lseek(self._log.fileno(), 0, os.SEEK_CUR)
+
     def _end(self, why: str) -> None:
-        before = os.fstat(self._log.fileno()).st_size
+        before = self._written()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(self._process.pid, signal.SIGUSR1)  # it prints where it is
-        time.sleep(BEAT)
+        until, frames = time.monotonic() + GRACE, None
+        while frames is None and time.monotonic() < until and not self.gone():
+            time.sleep(BEAT)
+            # Not by `seek`: its output goes where this descriptor stands.
+            output = os.pread(self._log.fileno(), LOG_LIMIT, before)
+            frames = STACK.search(output.decode("utf-8", "replace"))
         self._kill_group()
-        self._log.seek(before)
-        frames = STACK.search(self._log.read(LOG_LIMIT).decode("utf-8", "replace"))
         at = "; ".join(frames[1].strip().splitlines()[:4]) if frames else ""
         self.over = why + (f"; it was at {' '.join(at.split())}" if at else "")
 
@@ -342,4 +348,6 @@ class Worker:
         size = os.fstat(self._log.fileno()).st_size
         self._log.seek(max(0, size - 4000))
         output = self._log.read().decode("utf-8", "replace").strip("\0\n ")
-        return f"the worker process ended with {how}" + (f"; it output: {output}" if output else "")
+        return f"the worker process ended with {how}" + (
+            f"; it output: {output}" if output and not self.over else ""
+        )

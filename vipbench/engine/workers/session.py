@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ from vipbench.engine.machine import Share, share
 from vipbench.engine.planning.cells import (
     TEXTS,
     LoadedCell,
+    Row,
     make_rows,
     plan_cells,
     profile_note,
@@ -83,6 +85,7 @@ from vipbench.plugins.files import Plugin, loaded_plugins
 from vipbench.plugins.registry import KINDS, Kind, Registry, load_registry, provenance
 from vipbench.results.records.plan import PlannedCell
 from vipbench.runspec.run import RunSpec
+from vipbench.trust import UntrustedCodeError
 
 Send = Callable[[Event], None]
 
@@ -185,7 +188,7 @@ class Session:
                 )
             for scene in scenes:
                 for row in rows:
-                    planned = plan_cells(run, row, scene, backbone, beside)
+                    planned = _planned_cells(run, row, scene, backbone, beside)
                     if company is not None:
                         lacking = {c.key: _lacks(registry, c, company) for c in planned}
                         lacks |= {
@@ -368,6 +371,21 @@ class _Ticker:
         if now - self._last > 0.5 or done == total:
             self._last = now
             self._send(Tick(encoded=(done, total)))
+
+
+def _planned_cells(run: RunSpec, row: Row, *given: Any) -> list[LoadedCell]:
+    """See plan_cells. Raises UsageError for whatever a method's hooks raise."""
+    try:
+        return plan_cells(run, row, *given)
+    except (UsageError, UntrustedCodeError):
+        raise
+    except BaseException as error:
+        what = f"{type(error).__name__}: {error}"
+        frames = traceback.extract_tb(error.__traceback__)
+        at = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+        raise UsageError(
+            f"{row.plugin}: method '{row.method.name}' cannot be planned: {what} ({at})"
+        ) from error
 
 
 def _cannot_build(runners: Runners, cells: list[LoadedCell]) -> dict[str, str]:
