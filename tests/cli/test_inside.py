@@ -119,8 +119,10 @@ def test_an_estimate_tells_time_disk_and_memory(cli: Cli, toy: Path, tmp_path: P
     told = done.stdout[done.stdout.index("To expect") :].splitlines()
     rows = [line for line in told if line.startswith(("coop", "vpt", "zero-shot"))]
     assert len(rows) == 3
+    assert all("encoding " in row and " timed" in row for row in rows)
     assert not any("?" in row or "cannot" in row for row in rows)
-    assert [line.split()[0] for line in told[-3:]] == ["time", "disk", "memory"]
+    sums = [line for line in told if line.startswith(("time", "disk", "memory"))]
+    assert [line.split()[0] for line in sums] == ["time", "disk", "memory"]
     # 10 test, 4 training and 4 validation images of 128 float32 features.
     assert "disk    9.2 kB in the feature cache" in done.stdout
     assert list(tmp_path.glob("o")) == []

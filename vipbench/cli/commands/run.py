@@ -20,26 +20,41 @@ from vipbench.runspec.run import RunSpec
 from vipbench.text import clean, columns, duration, plural
 
 
-def estimate_lines(found: Sequence[Estimate]) -> list[str]:
-    """A table of the groups, and the sums."""
+def row_line(one: Estimate) -> str:
+    """What one row will take."""
+    work = "?" if one.work_seconds is None else duration(one.work_seconds)
+    timed = f"{one.measured} of {plural(one.cells, 'cell')} timed"
+    parts = [f"encoding {duration(one.encode_seconds)}", f"training and scoring {work}", timed]
+    return f"{clean(one.group)}: {', '.join([*parts, *([clean(one.note)] if one.note else [])])}"
+
+
+def sum_lines(found: Sequence[Estimate], spec: RunSpec) -> list[str]:
+    """The sums over all rows, and what shortens the run."""
     if not found:
         return ["Nothing is to do: no time, no further disk."]
-    rows: list[Sequence[object]] = [("row", "cells", "encoding", "training and scoring", "note")]
-    for one in found:
-        work = "?" if one.work_seconds is None else duration(one.work_seconds)
-        rows.append((one.group, one.cells, duration(one.encode_seconds), work, clean(one.note)))
     known = [one for one in found if one.work_seconds is not None]
-    time = sum(one.encode_seconds + (one.work_seconds or 0.0) for one in found)
+    total = sum(one.encode_seconds + (one.work_seconds or 0.0) for one in found)
     more = "" if len(known) == len(found) else ", and the rows marked ?"
-    return [
-        "",
-        "To expect, from a few steps and encodings measured now on this machine:",
-        *columns(rows),
-        f"time    {duration(time)}{more}",
+    lines = [
+        f"time    {duration(total)}{more}",
         f"disk    {size(sum(one.cache_bytes for one in found))} in the feature cache, "
         f"{size(sum(one.result_bytes for one in found))} in the results folder",
         f"memory  {size(max(one.memory_bytes for one in found))}",
+        "Each row is timed on its smallest cells and scaled to the others: expect a factor of two.",
     ]
+    views, saved = (sum(getattr(one, f"{k}_seconds") for one in found) for k in ("view", "saved"))
+    if saved > total / 20:
+        lines.append(
+            f"Encoding {spec.views} training views is {duration(views)} of {duration(total)}; "
+            f"`--views 8`: {duration(total - saved)} in all."
+        )
+    slowest = max(known, key=lambda one: one.work_seconds or 0.0, default=None)
+    if slowest is not None and (slowest.work_seconds or 0.0) > total / 3 and len(found) > 1:
+        lines.append(
+            f"Training and scoring {clean(slowest.group)} is {duration(slowest.work_seconds or 0)} "
+            "of it: fewer `--seeds` or `--shots` shorten it in proportion."
+        )
+    return lines
 
 
 def run_command(
@@ -61,13 +76,20 @@ def run_command(
     shown = reporter(raw(sys.stdout))
     try:
         if dry_run:
-            planned, estimates = (
-                driver.estimate(spec, retry, imported)
-                if estimate
-                else (driver.plan(spec, retry, imported), None)
+            if not estimate:
+                planned = driver.plan(spec, retry, imported)
+                _show_plan(spec, planned, shown)
+                return FAILED if planned.broken else OK
+
+            def first(plan: Plan) -> None:
+                _show_plan(spec, plan, shown)
+                if plan.of("todo"):
+                    shown.line("\nTo expect, measured now on this machine:")
+
+            planned, estimates = driver.estimate(
+                spec, retry, imported, first, lambda one: shown.line(row_line(one))
             )
-            _show_plan(spec, planned, shown)
-            for line in [] if estimates is None else estimate_lines(estimates):
+            for line in sum_lines(estimates, spec):
                 shown.line(line)
             return FAILED if planned.broken else OK
         finished = perform(spec, Screen(spec, shown), retry, imported, submit_only=submit_only)

@@ -6,10 +6,12 @@ Made-up features and pixels stand for the images, so that nothing has to be enco
 from __future__ import annotations
 
 import dataclasses
+import math
 import resource
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from vipbench.api import Labelled, Method, Recipe, Support, Views, has_own_fit
 from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.evaluation.scoring import trainings
-from vipbench.engine.evaluation.stack_size import MOST_STACKED
+from vipbench.engine.evaluation.stack_size import most_stacked
 from vipbench.engine.evaluation.support import count_views, reads
 from vipbench.engine.features.cache import Item
 from vipbench.engine.features.features import ENCODE_BATCH, Features
@@ -30,6 +32,10 @@ from vipbench.engine.training.trainer import train
 
 # Steps that are timed, and of images-taking methods how many images are made up.
 FEW, MANY, IMAGES = 1, 4, 64
+# A pass that takes longer, in seconds, is not timed a second time.
+SLOW = 2.0
+# The number of views whose effect is shown where there are more.
+FEW_VIEWS = 8
 
 
 class Estimator:
@@ -39,19 +45,25 @@ class Estimator:
         self._wanted: dict[tuple[object, ...], set[Item]] = {}
         self._pace: dict[int, tuple[float, float]] = {}
 
-    def group(self, runner: GroupRunner, cells: Sequence[LoadedCell]) -> dict[str, Any]:
-        """seconds: to encode, to train and score; None where unknown. bytes: of the
-        feature cache, of the results folder, and the most memory. Never raises."""
+    def group(
+        self, runner: GroupRunner, cells: Sequence[LoadedCell], seconds: float = math.inf
+    ) -> dict[str, Any]:
+        """The fields of `Estimate` but its name. seconds: after which no further cell is measured;
+        the smallest always is. Never raises."""
+        until = time.perf_counter() + seconds
         features, method = runner.features, cells[0].row.method
         found: dict[str, Any] = {"cells": len(cells), "note": ""}
         try:
             encode, open_image = self._paces(features)
-            missing = self._missing(runner, cells)
+            missing, views, saved = self._missing(runner, cells)
             n_test, dim = len(features.splits["test"]), features.backbone.dim
             classes = cells[0].info.n_classes
-            work, learned = _work(runner, cells, open_image)
+            work, learned, measured = _work(runner, cells, open_image, until)
             found |= {
                 "encode_seconds": missing * encode,
+                "view_seconds": views * encode,
+                "saved_seconds": saved * encode,
+                "measured": measured,
                 "work_seconds": work,
                 "cache_bytes": missing * dim * 4,
                 "result_bytes": len(cells) * (n_test * classes * 4 + learned + 20_000),
@@ -71,15 +83,20 @@ class Estimator:
             begin = time.perf_counter()
             features.images("test", items, (Views(), 0))
             opened = time.perf_counter() - begin
-            features.encode("test", items, None)  # the first pass is slower
             begin = time.perf_counter()
             features.encode("test", items, None)
-            self._pace[id(features)] = (time.perf_counter() - begin) / n, opened / n
+            encoded = time.perf_counter() - begin
+            if encoded < SLOW:  # the first pass is slower
+                begin = time.perf_counter()
+                features.encode("test", items, None)
+                encoded = time.perf_counter() - begin
+            self._pace[id(features)] = encoded / n, opened / n
         return self._pace[id(features)]
 
-    def _missing(self, runner: GroupRunner, cells: Sequence[LoadedCell]) -> int:
-        """How many images and views are to be encoded for these cells, and were for none before."""
-        missing = 0
+    def _missing(self, runner: GroupRunner, cells: Sequence[LoadedCell]) -> tuple[int, int, int]:
+        """How many images and views are to be encoded for these cells, and were for none before;
+        how many of these are training views; and how many of those `--views 8` would save."""
+        missing = drawn = saved = 0
         for cell in cells:
             for dataset, split, items, views in reads(cell):
                 own = runner.features_of(dataset)
@@ -87,50 +104,108 @@ class Estimator:
                     seen = self._wanted.setdefault((id(features), split, views), set())
                     new = [item for item in dict.fromkeys(items) if item not in seen]
                     seen.update(new)
-                    missing += len(new) - features.cached(split, new, views)
-        return missing
+                    left = len(new) - features.cached(split, new, views)
+                    missing += left
+                    if views is not None and split == "train" and new:
+                        drawn += left
+                        saved += left * sum(view >= FEW_VIEWS for _, view in new) // len(new)
+        return missing, drawn, saved
 
 
 def _work(
-    runner: GroupRunner, cells: Sequence[LoadedCell], open_image: float
-) -> tuple[float | None, int]:
-    """Seconds to train and score all cells, and bytes that one of them learns."""
-    seconds, learned = 0.0, 0
-    method_class, images = cells[0].row.method, cells[0].row.method.inputs == "images"
+    runner: GroupRunner, cells: Sequence[LoadedCell], open_image: float, until: float
+) -> tuple[float | None, int, int]:
+    """Seconds to train and score all cells, bytes that one of them learns, and how many cells were
+    measured: one for each number of support images, the smallest first, until the time is up. The
+    others are taken to be like the measured ones of their size, or in proportion to it."""
+    images = cells[0].row.method.inputs == "images"
     every = trainings(cells)
-    for start in range(0, len(every), MOST_STACKED):
-        trained = []
-        for cell in (own[0] for own in every[start : start + MOST_STACKED]):
-            begin = time.perf_counter()
-            recipe = cell.hparams.recipe(cell.info)
-            support = _made_up(runner.features, cell)
-            method = runner.try_build(dataclasses.replace(cell, part=None))
-            if support is not None:
-                method.prepare(support)
-            seconds += time.perf_counter() - begin
-            own = has_own_fit(method_class)
-            learned = max(learned, sum(p.numel() * 4 for p in method.parameters()))
-            if support is not None and own and images:
-                return None, 0
-            if support is not None and own:
-                begin = time.perf_counter()
-                method.fit(support)
-                seconds += time.perf_counter() - begin
-            elif support is not None and recipe is not None and recipe.epochs != 0:
-                generator = method.task.generator
-                trained.append((cell, TrainCell(method, recipe, support, generator)))
-                if images:
-                    per_view = cell.info.n_support * open_image
-                    seconds += per_view * max(1, count_views(cell, recipe))
-        longest = {id(t): total_steps(t.recipe, c.info.n_support) for c, t in trained}
-        for part in partition([t for _, t in trained]):
-            seconds += _step(part) * max(longest[id(t)] for t in part)
-        seconds += _scoring(runner, method, open_image if images else 0.0) * sum(
+    alike: dict[int, list[list[LoadedCell]]] = {}
+    for own in every:
+        alike.setdefault(own[0].info.n_support, []).append(own)
+    seconds, learned, measured, pace = 0.0, 0, 0, 0.0
+    for size in sorted(alike):
+        some = alike[size]
+        if measured and time.perf_counter() > until:
+            # Per training and support image, as of the last that was measured.
+            seconds += pace * max(size, 1) * len(some)
+            continue
+        before = seconds
+        one = _measure(runner, some[0], open_image)
+        if one is None:
+            return None, 0, measured
+        learned = max(learned, one.learned)
+        measured += 1
+        seconds += one.seconds * len(some)
+        if one.trained is not None:
+            seconds += _training(runner, one.trained, some, until)
+            if images:
+                per_view = size * open_image
+                seconds += (
+                    per_view * max(1, count_views(some[0][0], one.trained.recipe)) * len(some)
+                )
+        shares = sum(
             len(test_rows(cell.tested)) / len(runner.features.splits["test"])
-            for own in every[start : start + MOST_STACKED]
+            for own in some
             for cell in own
         )
-    return seconds, learned if learned <= 5_000_000 else 0
+        seconds += _scoring(runner, one.method, open_image if images else 0.0) * shares
+        pace = (seconds - before) / max(size, 1) / len(some)
+    return seconds, learned if learned <= 5_000_000 else 0, measured
+
+
+@dataclass
+class _Measured:
+    """One cell. seconds: to build and prepare it, and to fit it by a loop of its own. learned:
+    bytes of its parameters. trained: what the engine trains of it."""
+
+    method: Method
+    seconds: float
+    learned: int
+    trained: TrainCell | None
+
+
+def _measure(runner: GroupRunner, own: Sequence[LoadedCell], open_image: float) -> _Measured | None:
+    """The first of the cells of one training; None where it cannot be timed in part."""
+    cell = own[0]
+    begin = time.perf_counter()
+    recipe = cell.hparams.recipe(cell.info)
+    support = _made_up(runner.features, cell)
+    method = runner.try_build(dataclasses.replace(cell, part=None))
+    if support is not None:
+        method.prepare(support)
+    seconds = time.perf_counter() - begin
+    learned = sum(p.numel() * 4 for p in method.parameters())
+    if support is not None and has_own_fit(type(method)):
+        if cell.row.method.inputs == "images":
+            return None
+        begin = time.perf_counter()
+        method.fit(support)
+        seconds += time.perf_counter() - begin
+    elif support is not None and recipe is not None and recipe.epochs != 0:
+        trained = TrainCell(method, recipe, support, method.task.generator)
+        return _Measured(method, seconds, learned, trained)
+    return _Measured(method, seconds, learned, None)
+
+
+def _training(
+    runner: GroupRunner, one: TrainCell, some: Sequence[Sequence[LoadedCell]], until: float
+) -> float:
+    """Seconds to train cells like `one`. As many are trained at once as in the run, if the time
+    allows it; else each is taken to be trained alone, which is an upper bound."""
+    begin = time.perf_counter()
+    single = _step([one])
+    spent = time.perf_counter() - begin
+    steps = total_steps(one.recipe, some[0][0].info.n_support)
+    most = min(most_stacked(), len(some))
+    if most == 1 or time.perf_counter() + most * spent > until:
+        return single * steps * len(some)
+    stack = [one]
+    for own in some[1:most]:
+        method = runner.try_build(dataclasses.replace(own[0], part=None))
+        stack.append(dataclasses.replace(one, method=method, history=[], losses=[]))
+    parts = [_step(part) for part in partition(stack)]
+    return math.fsum(parts) * steps * len(some) / most
 
 
 def _step(part: Sequence[TrainCell]) -> float:

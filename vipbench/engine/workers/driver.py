@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -136,20 +136,47 @@ def plan(spec: RunSpec, retry: bool = True, imported: bool = False) -> Plan:
         return _judged(_made(planners, spec), spec, retry, imported)
 
 
+# Seconds in which `estimate` measures.
+MEASURING = 60.0
+
+
 def estimate(
-    spec: RunSpec, retry: bool = True, imported: bool = False
+    spec: RunSpec,
+    retry: bool = True,
+    imported: bool = False,
+    planned: Callable[[Plan], None] = lambda plan: None,
+    measured: Callable[[Estimate], None] = lambda one: None,
 ) -> tuple[Plan, list[Estimate]]:
     """The plan, and what each group of its cells that are to do will take, measured by a few steps
-    and encodings. Writes nothing. Raises UsageError."""
+    and encodings, in MEASURING seconds after planning. Writes nothing. Raises UsageError.
+
+    planned, measured: called with the plan, and with each estimate when it is made. A group that
+    there was no time for has no `work_seconds`.
+    """
     _require(spec.plugins_dir)
-    with Planners(spec) as planners:
-        planned = _judged(_made(planners, spec), spec, retry, imported)
-        plugins = {cell.key: cell.plugins for cell in planned.cells}
-        found = []
-        for keys in planned.groups():
-            command = MakeEstimate(keys=tuple(keys))
-            found.append(planners.ask(plugins[keys[0]], command, Estimated).estimate)
-        return planned, found
+    until: list[float] = []
+    with Planners(spec, lambda: bool(until) and time.monotonic() > until[0]) as planners:
+        plan = _judged(_made(planners, spec), spec, retry, imported)
+        planned(plan)
+        cells = {cell.key: cell for cell in plan.cells}
+        found: list[Estimate] = []
+        groups = plan.groups()
+        until.append(time.monotonic() + MEASURING)
+        for number, keys in enumerate(groups):
+            left = until[0] - time.monotonic()
+            seconds = max(left, 0.0) * 0.8 / (len(groups) - number)
+            command = MakeEstimate(keys=tuple(keys), seconds=seconds)
+            first = cells[keys[0]]
+            try:
+                if left <= 0:
+                    raise Stopped
+                one = planners.ask(first.plugins, command, Estimated).estimate
+            except Stopped:
+                note = f"not measured within {MEASURING:g} s"
+                one = Estimate(group=first.method, cells=len(keys), note=note)
+            found.append(one)
+            measured(one)
+        return plan, found
 
 
 def run(

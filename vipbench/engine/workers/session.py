@@ -121,7 +121,7 @@ class Session:
                 case Encode():
                     self.encode(command.encodings)
                 case MakeEstimate():
-                    self.estimate(command.keys)
+                    self.estimate(command.keys, command.seconds)
         except UsageError as error:
             self.send(Refused(message=str(error)))
 
@@ -308,11 +308,11 @@ class Session:
                 self.runners[place].features.fetch(kinds)
         evict()
 
-    def estimate(self, keys: Sequence[str]) -> None:
+    def estimate(self, keys: Sequence[str], seconds: float = 3600.0) -> None:
         """What one group will take."""
         cells = [self.cells[key] for key in keys]
         runner = self.runners[cells[0].place]
-        found = self.estimator.group(runner, cells)
+        found = self.estimator.group(runner, cells, seconds)
         self.send(Estimated(estimate=Estimate(group=cells[0].row.label, **found)))
 
     def run_alone(self, key: str) -> Finished:
