@@ -9,12 +9,15 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vipbench.backbones._library import library
 from vipbench.backbones.loading.hub import FORMS
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterBackbone, hookimpl
 
 if TYPE_CHECKING:
-    from vipbench.api import Backbone, Needed
+    from vipbench.api import Backbone
+
+openclip, openclip_files = library("openclip", FORMS)
 
 
 @hookimpl
@@ -60,18 +63,6 @@ def tiny_clip(argument: str | None) -> Backbone:
     )
 
 
-def openclip(argument: str | None) -> Backbone:
-    """A model of open_clip's collection, of the Hugging Face Hub, or of a local checkpoint.
-
-    Raises UsageError for what is unknown, cannot be fetched, or does not fit.
-    """
-    if not argument:
-        raise UsageError(f"the backbone 'openclip' needs to know which model: {FORMS}")
-    from vipbench.backbones.loading.openclip import load_openclip
-
-    return load_openclip(argument)
-
-
 def suggest(word: str) -> Iterable[str]:
     """`openclip:ARCH/TAG` for the name of an architecture, as others spell it."""
     import open_clip
@@ -82,12 +73,3 @@ def suggest(word: str) -> Iterable[str]:
         tags = open_clip.list_pretrained_tags_by_model(arch)
         chosen = [tag for tag in tags if tag in ("openai", word.partition("/")[2])] or tags
         yield from (f"openclip:{arch}/{tag}" for tag in chosen[:1])
-
-
-def openclip_files(argument: str | None) -> Iterable[Needed]:
-    """What `openclip` needs on the disk. Raises UsageError."""
-    if not argument:
-        raise UsageError(f"the backbone 'openclip' needs to know which model: {FORMS}")
-    from vipbench.backbones.loading import openclip as _loading
-
-    return _loading.openclip_files(argument)
