@@ -128,7 +128,7 @@ def test_trainable_copies(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("", "which model: timm:NAME or timm:NAME.TAG"),
+        ("", "timm:NAME or timm:NAME.TAG"),
         ("resnet5", "'resnet5'.*'resnet50'"),
         ("resnet50.a1_in2k", r"resnet50 'a1_in2k'.*'a1_in1k'"),
         ("test_vit@", "'@'"),

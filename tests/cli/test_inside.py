@@ -61,7 +61,7 @@ def test_a_record_is_shown_whole(cli: Cli, toy: Path, tmp_path: Path) -> None:
     for key, said in (
         ("zz", "is not a key"),
         ("f" * 20, "no record whose key begins"),
-        ("", "no key"),
+        ("", "not a key"),
     ):
         refused = cli("show", key, out)
         assert refused.returncode == 2

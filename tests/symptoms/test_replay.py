@@ -49,4 +49,4 @@ def test_check_finds_and_refusals_are_one_line(cli: Cli, tmp_path: Path) -> None
         "-o", tmp_path / "o.json", "--base-url", "http://127.0.0.1:9/v1", "--images", "support:4:1",
     )  # fmt: skip
     assert unseen.returncode == 2
-    assert "--images support:4:1 --send-images" in unseen.stderr
+    assert "--send-images" in unseen.stderr

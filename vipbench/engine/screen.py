@@ -126,7 +126,7 @@ def settings_lines(spec: RunSpec, plan: Plan) -> list[str]:
         rows.append(("plugins", spec.plugins_dir))
     rows.append(("cells", counts(plan)))
     head = [f"vipbench {__version__}", *([spec.title] if spec.title else [])]
-    return [*head, *(f"  {name:<12} {clean(str(value))}" for name, value in rows)]
+    return [*head, *(f"  {name:<11} {clean(str(value))}" for name, value in rows)]
 
 
 def _files(paths: Mapping[str, Path]) -> str:
