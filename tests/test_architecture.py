@@ -39,7 +39,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # The rooms inside a layer, lowest first; those of one set do not know each other.
 INSIDE: dict[str, tuple[set[str], ...]] = {
     "engine": (
-        {"training"},
+        {"training", "given"},
         {"features"},
         {"planning"},
         {"evaluation"},

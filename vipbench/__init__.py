@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from vipbench.engine.explain.model import Model, load_model
+    from vipbench.engine.given.data import data
     from vipbench.engine.run import plan, run
     from vipbench.results.results import Results
 
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 _LATER = {
     "Model": "vipbench.engine.explain.model",
     "Results": "vipbench.results.results",
+    "data": "vipbench.engine.given.data",
     "load_model": "vipbench.engine.explain.model",
     "plan": "vipbench.engine.run",
     "run": "vipbench.engine.run",
@@ -45,6 +47,7 @@ __all__ = [
     "Results",
     "UsageError",
     "__version__",
+    "data",
     "hookimpl",
     "load_model",
     "load_results",

@@ -131,6 +131,8 @@ def test_a_fold_by_itself_is_the_same_cell(study: Path) -> None:
     given |= {"backbones": "tiny-clip", "methods": "ncm", "views": "none", "out": study / "out"}
     planned = vipbench.plan(**given)
     assert [(c.state, c.dataset) for c in planned.itertuples()] == [("done", "study-folds@fold-2")]
+    spec = RunSpec.parse({"datasets": f"csv:{os.path.relpath(project)}@fold-2"})
+    assert RunSpec.from_yaml(spec.save(study / "suite")).datasets == (f"csv:{project}@fold-2",)
 
 
 def test_what_cannot_be_folds_is_refused(study: Path) -> None:

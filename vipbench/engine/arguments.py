@@ -24,7 +24,7 @@ from vipbench.runspec.run import MethodSpec, RunSpec, demo_suite
 T = TypeVar("T")
 Several: TypeAlias = T | Iterable[T]
 Methods: TypeAlias = Several[str | type | Mapping[str, Any]]
-Datasets: TypeAlias = Several[str]
+Datasets: TypeAlias = Several[str | Mapping[str, Any]]
 Backbones: TypeAlias = Several[str]
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -106,11 +106,20 @@ def _method(value: Any, folder: Path) -> Any:
 
 
 def datasets(value: Any, folder: Path) -> Any:
-    """Names."""
+    """Names, and mappings from a name to data, which are written into `folder`."""
+    found: list[str] = []
     for item in value if _many(value) else [value]:
-        if not isinstance(item, str):
-            raise unfit("datasets", item, "a name such as 'synthderm' or 'folder:PATH'")
-    return value
+        if isinstance(item, str):
+            found.append(item)
+        elif type(item) is dict:
+            # Not before it is needed: a run from the command line brings no data.
+            from vipbench.engine.given.data import write_data
+
+            found += [write_data(name, data, folder) for name, data in item.items()]
+        else:
+            names = "a name such as 'synthderm' or 'folder:PATH', or {'NAME': DATA}"
+            raise unfit("datasets", item, names)
+    return found
 
 
 def backbones(value: Any, folder: Path) -> Any:

@@ -15,7 +15,7 @@ from vipbench.engine.planning.sampling import SamplingError
 from vipbench.errors import UsageError
 from vipbench.plugins.files import Plugin, local_modules
 from vipbench.plugins.registry import Registry, load_registry
-from vipbench.results.records.protocol_names import ARROW, split_part
+from vipbench.results.records.protocol_names import ARROW, split_fold, split_part
 from vipbench.results.records.record import Record
 from vipbench.results.sharing.privacy import Pseudonyms, public_source
 from vipbench.results.store.store import Store
@@ -94,6 +94,8 @@ def _record_of(source: str, spec: RunSpec, store: Store) -> Record | None:
         # Of several tables each is `csv:PATH`: their names tell them apart.
         name = record.cell.dataset
         whole = split_part(name)[0] == name and ARROW not in name
+        # One fold does not describe the others.
+        whole &= split_fold(name)[1] is None or source.endswith(f"@fold-{split_fold(name)[1]}")
         own = record.ok and record.key in latest and same and whole
         if own and (alone or name in dataset_keys([source])):
             return record

@@ -94,8 +94,9 @@ def run(
 
     methods, datasets, backbones: a name as on the command line, or a list of such; a method is also
         `{"name": ..., "label": ..., HPARAM: VALUE}`, and its name a Method class, see
-        docs/python.md. Where none of the three is given the bundled
-        demo runs. shots: images per class (N) or "full". seeds: of support sets and training.
+        docs/python.md. A dataset is also `{NAME: DATA}`, with DATA as `vipbench.data` takes or
+        gives it; it is written into `out`/data. Where none of the three is given the bundled demo
+        runs. shots: images per class (N) or "full". seeds: of support sets and training.
     out: the results folder, "vipbench-results" by default. Relative paths start at the working
         directory.
     retry: whether cells that failed before are tried again. use_imported: whether imported

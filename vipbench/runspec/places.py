@@ -7,6 +7,7 @@ suite that a run leaves behind is read from others, and from other places.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,9 +33,14 @@ def absolute_dataset(source: str, root: Path | None) -> str:
     if not colon or not (name in ON_DISK or looks_like_one):
         return source
     for base in (Path(), *([] if root is None else [root])):
-        if (base / path).exists():
+        if _is_there(base / path):
             return f"{name}:{absolute(base / path)}"
     return source
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a dataset's file or folder exists, or the table of a fold, `study.csv@fold-2`."""
+    return path.exists() or Path(re.sub(r"@fold-\d+$", "", str(path))).exists()
 
 
 def absolute_backbone(source: str) -> str:
@@ -79,7 +85,12 @@ def from_folder(sources: Sequence[str], folder: Path) -> dict[str, str]:
         name, _, argument = source.partition(":")
         there = folder / argument
         known = name in ON_DISK or os.sep in argument
-        if argument and known and not Path(argument).expanduser().is_absolute() and there.exists():
+        if (
+            argument
+            and known
+            and not Path(argument).expanduser().is_absolute()
+            and _is_there(there)
+        ):
             found[source] = f"{name}:{there}"
         else:
             found[source] = source

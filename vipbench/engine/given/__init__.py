@@ -1,0 +1,1 @@
+"""What Python gives a run, written as files that a suite names."""
