@@ -15,7 +15,7 @@ def collect(
         bool, typer.Option("--follow", help="Continue until no job is left.")
     ] = False,
 ) -> int:
-    """Take the results that a run's parts have brought into its results file.
+    """Collect the results of a run's parts in its results file.
 
     `vipbench run` (the same command), `status` and `table` do so, too.
     """

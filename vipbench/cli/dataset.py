@@ -23,13 +23,14 @@ def split(
         str, typer.Argument(metavar="SOURCE", show_default=False, help="csv:PATH or folder:PATH.")
     ],
     group: Annotated[
-        str | None, option("--group", "COLUMN", "Column of patients or lesions; no group is split.")
+        str | None,
+        option("--group", "COLUMN", "Column of patients or lesions, each kept in one split."),
     ] = None,
     ratios: Annotated[
         str | None, text("--ratios", "T/V/T", "Ratios of train, validation and test. [6/1/3]")
     ] = None,
     folds: Annotated[
-        int | None, text("--folds", "N", "Write N folds, each to be tested once, instead.")
+        int | None, text("--folds", "N", "Write N folds for cross-validation instead.")
     ] = None,
     seed: Annotated[int, option("--seed", "N", "Seed of the draw.")] = 1,
     out: Annotated[Path | None, out("FILE", "The manifest to write.")] = None,

@@ -15,7 +15,7 @@ def doctor(
         typer.Argument(
             metavar="SUITE|BACKBONE|DATASET",
             show_default=False,
-            help="Check only these; by default all that are known.",
+            help="Check only these. [all known ones]",
         ),
     ] = None,
     data_root: DataRoot = None,

@@ -32,7 +32,7 @@ def explain(
     ] = None,
     embed: Annotated[
         bool,
-        typer.Option("--embed-images", help="Embed images although no licence allows it."),
+        typer.Option("--embed-images", help="Embed images even if no licence allows it."),
     ] = False,
     include_paths: Annotated[
         bool, typer.Option("--include-paths", help="Write real names of files and images.")

@@ -118,7 +118,7 @@ FeaturePrecision = Annotated[
     text(
         "--feature-precision",
         "fp32|tf32|bf16",
-        "Precision of image features; tf32 on CUDA alone. [fp32]",
+        "Precision of image features; tf32 needs CUDA. [fp32]",
         panel=TRAINING,
     ),
 ]

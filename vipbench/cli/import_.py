@@ -25,7 +25,7 @@ def import_(
     """Import records that others exported.
 
     Each record is checked: schema, hash, and that its metrics follow from its scores. Results that
-    differ from those that are there stand beside them; see merge.
+    differ from existing ones are kept beside them; see merge.
     """
     from vipbench.cli.commands.import_ import import_command
 

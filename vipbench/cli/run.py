@@ -100,14 +100,14 @@ def run(
     ] = False,
     executor: Annotated[
         str | None,
-        text("--executor", "slurm|ray|MODULE:FUNCTION", "Run the parts there.", panel=CLUSTER),
+        text("--executor", "slurm|ray|MODULE:FUNCTION", "Where to run the parts.", panel=CLUSTER),
     ] = None,
     jobs: Annotated[
         int | None, text("--jobs", "N", "Cut the run into N parts.", panel=CLUSTER)
     ] = None,
     slurm: Annotated[
         str | None,
-        text("--slurm", "KEY=VALUE,...", "What each job asks for.", panel=CLUSTER),
+        text("--slurm", "KEY=VALUE,...", "Resources that each job requests.", panel=CLUSTER),
     ] = None,
     submit_only: Annotated[
         bool,

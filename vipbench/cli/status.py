@@ -15,7 +15,7 @@ def status(
 ) -> int:
     """Show how far a run on a cluster is: one line for all, then each part.
 
-    Exit status 0 done, 1 cells failed or parts ended without all results, 3 running.
+    Exit status: 0 done, 1 cells failed or parts ended without all results, 3 running.
     """
     from vipbench.cli.commands.parts import status_command
 

@@ -15,10 +15,10 @@ def work(
         int, typer.Option("--part", metavar="N", help="The part's number.", show_default=False)
     ],
 ) -> int:
-    """Run one part of a run that was cut, on this machine; what is done is not run again.
+    """Run one part of a divided run on this machine; finished cells are not rerun.
 
-    Batch jobs call it. Exit status 0 done, 1 some cells failed, 3 not to be started again as it is,
-    75 the time is over and cells are left.
+    Batch jobs call it. Exit status: 0 done, 1 some cells failed, 3 cannot run as it is (do not
+    requeue), 75 the job's time is over and cells remain.
     """
     from vipbench.cli.commands.parts import work_command
 
