@@ -44,7 +44,11 @@ def _is_there(path: Path) -> bool:
 
 
 def absolute_backbone(source: str) -> str:
-    """The same of local weights, `NAME@PATH`, and folders, `transformers:PATH`."""
+    """The same of local weights, `NAME@PATH`, and folders, `transformers:PATH`; each also as
+    `LABEL=NAME...`."""
+    label, equals, rest = source.partition("=")
+    if equals and ":" not in label:
+        return f"{label}={absolute_backbone(rest)}"
     given = source.removesuffix(REMOTE)
     head, at, argument = given.partition("@")
     if not at:
