@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import inspect
 import io
 import re
 import shlex
+import subprocess
+import sys
 from itertools import cycle
 from pathlib import Path
 
@@ -19,8 +22,10 @@ import vipbench
 from tests.conftest import Cli
 from vipbench import hookspecs
 from vipbench.api import Method
+from vipbench.engine.arguments import Fields
 from vipbench.engine.planning.hparams import hparam_ranges, range_text
 from vipbench.plugins.registry import load_registry
+from vipbench.runspec.run import RunSpec
 from vipbench.symptoms import load_symptoms
 
 REPO = Path(__file__).resolve().parents[1]
@@ -135,7 +140,7 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
 def test_tutorial_and_readme_hold_the_very_file() -> None:
     text = (REPO / "plugins" / "proto_clip.py").read_text()
     assert blocks(DOCS / "tutorial-method.md", "python")[0] == text
-    assert blocks(REPO / "README.md", "python") == [text]
+    assert text in blocks(REPO / "README.md", "python")
     assert len(text.splitlines()) < 40
 
 
@@ -215,3 +220,39 @@ def test_the_plugin_pages_dataset_and_backbone_run(cli: Cli, tmp_path: Path) -> 
     text = succeed(cli, "vipbench table results --format csv --metric accuracy", tmp_path)
     probe = [row for row in csv.DictReader(io.StringIO(text)) if row["method"] == "linear-probe"]
     assert float(probe[0]["mean"]) == pytest.approx(1)
+
+
+def test_the_python_page_names_every_argument_and_attribute() -> None:
+    page = (DOCS / "python.md").read_text()
+    public = [getattr(vipbench, name) for name in vipbench.__all__ if name != "__version__"]
+    methods = [vars(c)[n] for c in (vipbench.Results, vipbench.Model) for n in vars(c)]
+    for found in [*public, *methods]:
+        name = getattr(found, "__name__", "")
+        if not inspect.isfunction(found) or name.startswith("_") or found is vipbench.hookimpl:
+            continue
+        assert f"{name}(" in page
+        for argument in inspect.signature(found).parameters:
+            assert argument == "self" or argument in page, f"docs/python.md: {name}({argument}="
+    grid = [*inspect.signature(vipbench.plan).parameters][:6]
+    assert {*grid, *Fields.__annotations__} == RunSpec.model_fields.keys()
+    for field in RunSpec.model_fields:
+        assert f"`{field}`" in page
+
+
+def test_the_python_blocks_of_the_page_and_the_readme_run(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (guide,) = blocks(DOCS / "python.md", "python")
+    readme = blocks(REPO / "README.md", "python")[0].replace('"vip"', '"ncm"')
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=f"{readme}\n{guide}\nprint(model)",
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the accuracy of ncm was" in done.stdout
+    assert "Model(ncm on synthderm" in done.stdout

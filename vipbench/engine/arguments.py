@@ -57,6 +57,7 @@ class Fields(TypedDict, total=False):
     title: str
     tables: Several[str | Mapping[str, Any]]
     figures: Several[str | Mapping[str, Any]]
+    executor: str | Mapping[str, Any]
 
 
 def spec_of(given: Mapping[str, Any], folder: Path | None = None) -> RunSpec:

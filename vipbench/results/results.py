@@ -24,6 +24,7 @@ from vipbench.results.selection import Selection, labels, opened, title_of
 from vipbench.results.sharing.frame import load_results
 from vipbench.results.store.store import Store
 from vipbench.results.tables import Table, render
+from vipbench.results.tables.escape import plain
 from vipbench.results.tables.layout import Layout, lay_out
 from vipbench.results.tables.presets import PRESETS, preset
 from vipbench.results.tables.table import SPREADS
@@ -68,7 +69,7 @@ class Results:
         suite: RunSpec | None = None,
     ) -> None:
         # Later calls must find it from any working directory.
-        self.folder = Path(folder).absolute()
+        self.folder, self._given = Path(folder).absolute(), str(folder)
         self._cells = None if cells is None else tuple(cells)
         # A later run into the folder may be of other data and texts.
         self._suite = suite
@@ -79,7 +80,7 @@ class Results:
         records = self._records()
         failed = sum(not record.ok for record in records)
         done = plural(len(records) - failed, "finished cell")
-        return f"Results({str(self.folder)!r}): {done}" + (f", {failed} failed" if failed else "")
+        return f"Results({self._given!r}): {done}" + (f", {failed} failed" if failed else "")
 
     def frame(self, superseded: bool = False, folds: bool = False) -> pd.DataFrame:
         """One row per record, as `vipbench.load_results` gives them; docs/results.md names the
@@ -270,9 +271,11 @@ class Comparison:
     claims: tuple[Claim, ...]
 
     def __repr__(self) -> str:
-        if len(self.claims) == 1 and len(self.family.claims) > 1:
-            return sentence(self.claims[0], self.family)
-        return write_claims(self.family, "text").rstrip("\n")
+        lines = [sentence(claim, self.family) for claim in self.claims]
+        if len(self.claims) == len(self.family.claims):
+            lines += [f"Note: {note}" for note in self.family.notes]
+            lines += [f"Not compared: {reason}." for reason in self.family.refused]
+        return "\n\n".join(map(plain, lines))
 
     def __len__(self) -> int:
         return len(self.claims)
