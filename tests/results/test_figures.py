@@ -43,7 +43,7 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Figures of knowledge need rows that differ in it: test_texts_apart.py.
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "knowledge"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("knowledge", "training")])
 @pytest.mark.parametrize("suffix", [".pdf", ".svg", ".png"])
 def test_files(seven: Path, tmp_path: Path, kind: str, suffix: str) -> None:
     cells, load = opened(seven)
@@ -213,3 +213,24 @@ def test_the_command(cli: Cli, seven: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Average ranks by Accuracy" in done.stdout
     assert "CD = " in out.read_text()
+
+
+def test_training_curves_hold_the_histories() -> None:
+    def record(seed: int, history: list[dict[str, float]]) -> Record:
+        value = record_dict("coop", 4, seed)
+        return Record.of({**value, "history": history})
+
+    first = [{"epoch": float(e), "loss": 3.0 - e, "val_accuracy": 0.25 * e} for e in range(3)]
+    second = [{"epoch": float(e), "loss": 2.0 - e / 2} for e in range(3)]
+    records = [record(1, first), record(2, second)]
+    figure, caption = draw("training", cells_of(records, planned(records)), {}.get)
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_ylabel() for axis in axes] == ["training loss", "validation accuracy (%)"]
+    for axis, expected in zip(axes, ([2.5, 1.75, 1.0], [0.0, 25.0, 50.0]), strict=True):
+        [line] = axis.get_lines()
+        assert list(line.get_xdata()) == [1, 2, 3]
+        np.testing.assert_allclose(line.get_ydata(), expected)
+    assert "coop" in caption
+    bare = [record(1, [])]
+    with pytest.raises(TableError, match="training"):
+        draw("training", cells_of(bare, planned(bare)), {}.get)

@@ -24,10 +24,10 @@ def plot(
         str,
         option(
             "--kind",
-            "fewshot|confusion|reliability|cd|bars|knowledge",
+            "fewshot|confusion|reliability|cd|bars|knowledge|training",
             "A metric against shots; confusion matrices; reliability diagrams; the "
             "critical-difference diagram over datasets; bars per method, or per kind of "
-            "knowledge.",
+            "knowledge; loss, accuracies and gradient norm by epoch.",
         ),
     ] = "fewshot",
     out: Annotated[

@@ -409,4 +409,12 @@ def folder_figure(
         raise unknown("aggregate", aggregate, SPREADS)
     with opened(folder) as store:
         cells = chosen.cells(store, planned=planned)
+        if kind == "training":
+            # Tables are made of records without it.
+            histories = {record.key: record.history for record in store.records()}
+            done = {
+                key: record.model_copy(update={"history": histories.get(key, [])})
+                for key, record in cells.records.items()
+            }
+            cells = replace(cells, records=done)
         return draw(kind, cells, store.predictions, metric, aggregate, title_of(folder))

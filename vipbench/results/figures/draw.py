@@ -18,6 +18,7 @@ from vipbench.results.figures.curves import curves
 from vipbench.results.figures.matrices import MOST_PANELS, Panel, confusion, reliability
 from vipbench.results.figures.ranks import critical_difference
 from vipbench.results.figures.style import RC
+from vipbench.results.figures.training import training_curves
 from vipbench.results.records.cells import Cells, check_classes, check_comparable
 from vipbench.results.records.comparable import TableError
 from vipbench.results.records.metrics import ECE_BINS, find_metric, metric_value
@@ -35,6 +36,7 @@ KINDS = {
     "cd": "average ranks over datasets with their critical difference",
     "bars": "a bar a method, with its interval, at the most shots",
     "knowledge": "for each method a bar a kind of knowledge, with its interval",
+    "training": "loss, gradient norm, support and validation accuracy by epoch",
 }
 # The intervals that each kind shows where nothing else is asked for: the first that the runs carry.
 AGGREGATES = {"bars": ("ci-both", "ci-images"), "knowledge": ("ci-both", "ci-images")}
@@ -51,14 +53,14 @@ def draw(
 ) -> tuple[Figure, str]:
     """A figure of `cells` and its caption, which says what it shows and from how much.
 
-    kind: of KINDS. load: a record's predictions by key. metric: for all but confusion and
-    reliability. aggregate: the band of fewshot and the interval of bars, of table.SPREADS; None
+    kind: of KINDS. load: a record's predictions by key. metric: for all but confusion, reliability
+    and training. aggregate: the band of fewshot and the interval of bars, of table.SPREADS; None
     takes one of AGGREGATES, or "ci-seeds". Raises UsageError for unknown names, TableError or
     StatsError where the cells cannot carry the figure.
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
-    if kind not in ("confusion", "reliability"):
+    if kind not in ("confusion", "reliability", "training"):
         check_classes(cells, (metric,))
     spreads = (aggregate,) if aggregate else AGGREGATES.get(kind, ("ci-seeds",))
     with mpl.rc_context(RC):
@@ -68,6 +70,8 @@ def draw(
             return curves(table), figure_words(table, cells, title, "curves")
         if kind in ("bars", "knowledge"):
             return _bars(kind, cells, load, metric, spreads, title)
+        if kind == "training":
+            return training_curves(cells), _training_words(cells)
         if kind == "cd":
             return _ranks(cells, load, metric)
         return _panels(kind, cells, load)
@@ -118,6 +122,20 @@ def _bars(
             if spread == spreads[-1]:
                 raise
     return bars(table, groups, lines), figure_words(table, cells, title, "bars")
+
+
+def _training_words(cells: Cells) -> str:
+    done = cells.done()
+    methods = dict.fromkeys(cell.method for cell, record in done if record.history)
+    seeds = sorted({cell.seed for cell, record in done if record.history})
+    without = dict.fromkeys(cell.method for cell, record in done if not record.history)
+    words = (
+        f"Training of {and_(list(methods))} by epoch; lines: mean over seeds "
+        f"{and_(list(map(str, seeds)))}, bands: lowest to highest. Loss, gradient norm and support "
+        "accuracy are means over the steps of an epoch."
+    )
+    left = [name for name in without if name not in methods]
+    return words + (f" Without training curves: {and_(left)}." if left else "")
 
 
 def _methods(cells: Cells) -> list[str]:
