@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from vipbench.api import DataError
 from vipbench.datasets.csv_manifest import CsvDataset
 from vipbench.datasets.folder import FolderDataset
+from vipbench.datasets.pneumonia import PneumoniaDataset
 
 FILES = [f"p/{i}.png" for i in range(1, 5)]
 
@@ -128,3 +130,35 @@ def test_a_folder_that_is_none(share):
         load(share, FILES, share / "gone")
     with pytest.raises(DataError, match=r"t\.yaml': images names '.*\.\./gone"):
         load(share, FILES, card="images: ../gone")
+
+
+@pytest.mark.parametrize("layout", ["folders", "split file"])
+def test_published_data_whose_images_are_on_a_share(tmp_path, make_images, layout):
+    names = [
+        f"{s}/{c}/{c}-{s}{i}.png"
+        for s in ("train", "test")
+        for c in ("NORMAL", "PNEUMONIA")
+        for i in range(12)
+    ]
+    make_images(tmp_path / "share", names)
+    home = tmp_path / "data/chest_xray"
+    home.mkdir(parents=True)
+    if layout == "folders":
+        for split in ("train", "test"):
+            (home / split).symlink_to(tmp_path / "share" / split, target_is_directory=True)
+    else:
+        rows = [
+            [n, int("PNEUMONIA" in n), "pneumonia" if "PNEUMONIA" in n else "normal lung"]
+            for n in names
+        ]
+        parts = {s: [row for row in rows if row[0].startswith(s)] for s in ("train", "test")}
+        (home / "split_pneumonia.json").write_text(json.dumps({**parts, "val": []}))
+    dataset = PneumoniaDataset(None)
+    with pytest.raises(DataError, match=r"--images DIR"):
+        dataset.load(tmp_path / "data")
+    dataset.image_root = tmp_path / "share"
+    splits = dataset.load(tmp_path / "data")
+    assert sum(map(len, splits.values())) == len(names)
+    dataset.image_root = tmp_path / "gone"
+    with pytest.raises(DataError, match=r"--images names '.*gone', which is not a folder"):
+        dataset.load(tmp_path / "data")

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vipbench.api import DataError
 from vipbench.cli.commands.dataset import parse_ratios, write_split
@@ -90,3 +92,21 @@ def test_bad_ratios(text):
 def test_ratios():
     assert parse_ratios("6/1/3") == (6, 1, 3)
     assert parse_ratios("0.7/0/0.3") == (0.7, 0, 0.3)
+
+
+def test_what_a_run_refuses_of_images_is_refused_here(manifest):
+    source = f"csv:{manifest}"
+    text = manifest.read_text()
+    lines = text.splitlines()
+    wrong = [f"{lines[0]},sha256", f"{lines[1]},{'0' * 64}", *(f"{line}," for line in lines[2:])]
+    manifest.write_text("\n".join(wrong))
+    with pytest.raises(DataError, match=r"row 2: .*0\.png' has the SHA-256"):
+        write_split(source)
+    manifest.write_text(text)
+    deep = np.full((2, 2), 900, dtype=np.uint16)
+    for i in range(60):
+        Image.fromarray(deep + i).save(manifest.with_name(f"{i}.png"))
+    with pytest.raises(DataError, match=r"nothing says which value is white.*bits: "):
+        write_split(source)
+    manifest.with_suffix(".yaml").write_text("columns: {path: file}\nbits: 12\n")
+    write_split(source)

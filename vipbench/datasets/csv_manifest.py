@@ -84,7 +84,7 @@ class CsvDataset(Dataset):
                 raise DataError(f"manifest '{path}' has no row of split '{name}'")
         rows, files = locate(image_folders(path, card, self.image_root), rows)
         where = {row.where: files[row.path] for name in names for row in rows[name]}
-        _check_digests(entries, where, place_of)
+        check_digests(entries, where, place_of)
         if not manifest.has_folds and not rows["val"]:
             rows, self.caption = take_val(rows, found, files)
         self.notes = manifest.notes
@@ -151,7 +151,7 @@ def _folds(entries: Sequence[Entry]) -> list[str]:
     return names
 
 
-def _check_digests(
+def check_digests(
     entries: Sequence[Entry], files: Mapping[str, Path], place_of: Callable[[Entry], str]
 ) -> None:
     """Each file is the one that the manifest means, and no image is in two splits or folds. files:

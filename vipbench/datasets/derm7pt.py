@@ -16,6 +16,7 @@ from pathlib import Path
 
 import vipbench
 from vipbench.api.dataset import DataError, Dataset, Split
+from vipbench.datasets.reading.card import Card
 from vipbench.datasets.reading.class_folders import read_class_folders
 from vipbench.datasets.reading.image_folders import ImageFolders
 from vipbench.datasets.reading.paths import counts_note, data_folder, first_with, listed
@@ -81,6 +82,8 @@ class Derm7ptDataset(Dataset):
         "classification using multitask multimodal neural nets. IEEE J-BHI 23(2), 538-546 (2019)."
     )
 
+    takes_images = True
+
     def __init__(self, argument: str | None) -> None:
         task = "binary" if argument is None else argument
         if task not in TASKS:
@@ -91,14 +94,15 @@ class Derm7ptDataset(Dataset):
 
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """Read the layout that is there. Raises DataError naming file and row."""
-        base = self.locate(root)
+        base, named = self.locate(root), Card(Path()).image_folders(self.image_root)
         if (base / "meta").is_dir():
             rows = self._official(base)
         elif base.is_file():
-            base, rows = self._split_file(base)
+            rows = self._split_file(base)
+            base = base.parent if named else find_image_folder(base, rows)
         else:
-            rows = ordered(read_class_folders(base, {"melanoma": 0, "nevus": 1}))
-        splits = make_splits(*locate(ImageFolders([base]), rows))
+            rows = ordered(read_class_folders(base, {"melanoma": 0, "nevus": 1}, named))
+        splits = make_splits(*locate(ImageFolders([*named, base]), rows))
         self.caption = counts_note(splits, self.published)
         return splits
 
@@ -141,14 +145,14 @@ class Derm7ptDataset(Dataset):
                     rows[split].append(Row(f"images/{derm}", label, at))
         return ordered(rows)
 
-    def _split_file(self, path: Path) -> tuple[Path, dict[str, list[Row]]]:
+    def _split_file(self, path: Path) -> dict[str, list[Row]]:
         names, rows = read_split_json(path)
         if names != self.class_names:
             raise DataError(
                 f"split file '{path}' has the classes {listed(names)}; expected "
                 f"{listed(self.class_names)}, in this order"
             )
-        return find_image_folder(path, rows), ordered(rows)
+        return ordered(rows)
 
     def _missing(self, places: Sequence[Path]) -> str:
         wanted = "release_v0/meta/meta.csv (official release, from registration)"

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import vipbench
 from vipbench.api.dataset import SPLITS, DataError, Dataset, Split
+from vipbench.datasets.reading.card import Card
 from vipbench.datasets.reading.class_folders import read_class_folders
 from vipbench.datasets.reading.image_folders import ImageFolders
 from vipbench.datasets.reading.paths import counts_note, data_folder, listed
@@ -42,6 +43,8 @@ class PneumoniaDataset(Dataset):
         "X-Ray Images for Classification. Mendeley Data, V3 (2018), doi 10.17632/rscbjbr9sj.3."
     )
 
+    takes_images = True
+
     def __init__(self, argument: str | None) -> None:
         if argument is not None:
             raise UsageError(f"dataset 'pneumonia' takes no argument; got 'pneumonia:{argument}'")
@@ -49,12 +52,13 @@ class PneumoniaDataset(Dataset):
 
     def load(self, root: Path | None) -> Mapping[str, Split]:
         """Read the layout that is there. Raises DataError naming file and row."""
-        base = self.locate(root)
+        base, named = self.locate(root), Card(Path()).image_folders(self.image_root)
         if base.is_file():
-            base, rows = self._split_file(base)
+            rows = self._split_file(base)
+            base = base.parent if named else find_image_folder(base, rows)
         else:
-            rows = read_class_folders(base, FOLDERS)
-        rows, files = locate(ImageFolders([base]), with_groups(rows, _patients(rows)))
+            rows = read_class_folders(base, FOLDERS, named)
+        rows, files = locate(ImageFolders([*named, base]), with_groups(rows, _patients(rows)))
         notes = []
         if not rows["val"]:
             rows, note = take_val(rows, self.class_names, files)
@@ -81,14 +85,14 @@ class PneumoniaDataset(Dataset):
             f"Download it from {HOME} ({self.licence}); --data-root names the folder of your data"
         )
 
-    def _split_file(self, path: Path) -> tuple[Path, dict[str, list[Row]]]:
+    def _split_file(self, path: Path) -> dict[str, list[Row]]:
         names, rows = read_split_json(path)
         if tuple(FOLDERS.get(name.lower().replace("_", " ")) for name in names) != (0, 1):
             raise DataError(
                 f"split file '{path}' has the classes {listed(names)}; expected "
                 f"{listed(self.class_names)}, in this order"
             )
-        return find_image_folder(path, rows), rows
+        return rows
 
 
 def patient_of(file: str, in_test: bool) -> str:

@@ -10,15 +10,17 @@ from pathlib import Path
 
 from vipbench.api.dataset import SPLITS, DataError
 from vipbench.cli.exit_codes import OK
-from vipbench.datasets.csv_manifest import card_of, image_folders
+from vipbench.datasets.csv_manifest import card_of, check_digests, image_folders
 from vipbench.datasets.folder import class_folders, split_folders
 from vipbench.datasets.reading.card import Card, find_card
 from vipbench.datasets.reading.image_files import PassedOver
 from vipbench.datasets.reading.manifest import Entry, classes_of, read_manifest
 from vipbench.datasets.reading.paths import find_source, visible_folders
-from vipbench.datasets.reading.rows import Row, draw_row_folds, draw_rows, locate
+from vipbench.datasets.reading.rows import Row, draw_row_folds, draw_rows, locate, make_splits
+from vipbench.engine.planning.pixels import examine
 from vipbench.errors import UsageError
 from vipbench.files import replacing, write
+from vipbench.images import ImageError
 from vipbench.runspec.values import path_flags
 from vipbench.runspec.yaml import dump_yaml, read_yaml
 from vipbench.text import clean, columns, plural
@@ -46,7 +48,7 @@ def split_command(
     parts = parse_ratios(ratios or "6/1/3")
     try:
         written = write_split(source, root, group, parts, seed, out, given, folds)
-    except DataError as error:
+    except (DataError, ImageError) as error:
         raise UsageError(str(error)) from None
     for line in columns(
         [["class", *written.parts], *([name, *n] for name, n in written.counts.items())]
@@ -136,6 +138,8 @@ def write_split(
         Row(entry.path, label, entry.where, entry.group)
         for entry, label in zip(entries, labels, strict=True)
     ]
+    # What a run would refuse of the images is refused here, too.
+    examine(make_splits({"train": rows}, files), card.pixels)
     if folds is None:
         drawn = draw_rows(rows, classes, files, ratios, seed)
         named = [replace(entries[i], split=name) for name in SPLITS for i in drawn[name]]
@@ -146,6 +150,8 @@ def write_split(
             for name in drawn
             for i in drawn[name]
         ]
+    where = {entry.where: files[entry.path] for entry in entries}
+    check_digests(named, where, lambda entry: entry.split or f"fold {entry.fold}")
     _write(target, named)
     has_card = card.path.suffix in (".yaml", ".yml") and _copy_card(card, copied)
     places = {int(i): s for s, name in enumerate(drawn) for i in drawn[name]}

@@ -27,16 +27,13 @@ class Place:
 class ImageFolders:
     """folders: a listed path is looked for in each, in this order, and read where it ends up below
     one of them, through links or not. card: the name of the card that may name such a folder, as
-    --images may; "" where the data have their place."""
+    --images may; "" where the data have none."""
 
     def __init__(self, folders: Sequence[Path], card: str = "") -> None:
         self.folders = tuple(dict.fromkeys(folders))
-        self.way_out = "put the image there"
+        self.way_out = "name the folder that the images are below: --images DIR"
         if card:
-            self.way_out = (
-                "name the folder that the images are below: --images DIR, or `images: DIR` in a "
-                f"card '{card}' beside it"
-            )
+            self.way_out += f", or `images: DIR` in a card '{card}' beside it"
         self._roots = [folder.resolve() for folder in self.folders]
         self._parents: dict[Path, Path] = {}
         self._names: dict[Path, dict[str, list[str]]] = {}
