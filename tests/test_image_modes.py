@@ -279,7 +279,7 @@ def test_alpha_that_is_zero_everywhere_is_left_out(path, form):
 def test_colours_that_were_multiplied_by_an_alpha_of_zero_are_refused(path):
     tifffile.imwrite(path, np.zeros((H, W, 4), np.uint8), photometric="rgb",
                      extrasamples=["assocalpha"])  # fmt: skip
-    with pytest.raises(ImageError, match=r"a\.img.*alpha that is zero everywhere"):
+    with pytest.raises(ImageError, match=r"a\.img.*alpha"):
         open_image(path)
 
 

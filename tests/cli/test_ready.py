@@ -121,11 +121,11 @@ def test_a_fetched_run_needs_no_connection(
     # Nothing is there, and nothing may be fetched: said with what brings it.
     refused = cli(*run, env=env)
     assert refused.returncode == 2
-    assert "VIPBENCH_OFFLINE forbids to fetch it" in refused.stderr
+    assert "VIPBENCH_OFFLINE" in refused.stderr
     assert "`vipbench fetch openclip:hf-hub:org/model`" in refused.stderr
     missing = cli("fetch", suite, "--offline", env=env)
     assert missing.returncode == 1
-    assert "far.npz is not there; looked for it in" in missing.stdout
+    assert "far.npz" in missing.stdout
     assert site.asked == []
 
     # The weights' connection breaks half-way; the same command resumes.

@@ -76,7 +76,8 @@ def test_a_run_tells_what_it_does(ran: tuple[Path, str, str, int], toy: Path) ->
     assert "majority class" in out
     assert "– (0 of 2)" in out
     assert "Saved in vipbench-results: table.md, table.tex, results.csv, suite.yaml" in out
-    assert err == "vipbench: 2 cells failed, as named above; the same command tries again\n"
+    assert err.startswith("vipbench: 2 cells failed")
+    assert err.count("\n") == 1
 
 
 def test_a_log_holds_no_control_characters_and_no_place_of_the_program(

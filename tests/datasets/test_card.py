@@ -18,7 +18,7 @@ from vipbench.datasets.reading.card import find_card, read_card
         ("class_names: []", "expected a list of texts"),
         (
             "templates: [no gap]",
-            r"templates is \['no gap'\]; expected a list of texts that hold {}",
+            r"templates is \['no gap'\]; ",
         ),
         ("templates: ['{} {}']", "hold {} once"),
         ("templates: ['{0}']", "hold {} once"),

@@ -116,7 +116,7 @@ def test_a_column_of_patients_that_is_not_read_is_noted(folder):
 
 @pytest.mark.parametrize("name", ["nan", "NaN", "None", "", "\u200b", "N/A", "-", "?"])
 def test_a_label_that_stands_for_none_is_an_error_of_its_row(folder, name):
-    with pytest.raises(DataError, match=r"t\.csv', row 4 has no label"):
+    with pytest.raises(DataError, match=r"t\.csv', row 4 "):
         load(folder, labelled("a", "b", name, "b", *"abab"))
     if name.isascii() and name:
         card = f"class_names: {{'{name}': not seen}}"
@@ -150,7 +150,7 @@ def test_the_card_decides_which_labels_are_one(folder):
 
 def test_lists_of_labels_are_refused(folder):
     for label in ("a|b", "a;b", "['a', 'b']", "[1, 0]", "a,b", "b/a", "a and b", "b#a", "a + b"):
-        with pytest.raises(DataError, match=r"row 3: .* list of several .* multi-label") as caught:
+        with pytest.raises(DataError, match=r"row 3: .* multi-label") as caught:
             load(folder, labelled("a", label, "a", "b", "a", "b", label, "b"))
         assert f"'{label}'" in str(caught.value)
         assert "those of 2 rows" in str(caught.value)
@@ -180,7 +180,7 @@ def test_one_hot_columns_beside_labels_are_noted(folder):
 def test_findings_with_blanks_and_words_are_named(folder):
     found = [("True", "1.0"), ("no", ""), ("YES", "-1"), ("FALSE", "nan")] * 2
     rows = [[n, s, *f] for n, s, f in zip(NAMES, SPLITS, found, strict=True)]
-    with pytest.raises(DataError, match=r"'Edema', 'Effusion' .* and 2 rows have several"):
+    with pytest.raises(DataError, match=r"'Edema', 'Effusion' .*2 rows"):
         load(folder, rows, head="path,split,Edema,Effusion")
 
 

@@ -167,7 +167,7 @@ def test_undefined_is_none_and_said() -> None:
         ([0, 1], [[0.0, 1e39], [0.0, 0.0]], "ab", "finite"),
         ([0, 1], [[0.0, 1.0, 2.0]] * 2, "ab", r"\(2, 3\).*\(N, 2\)"),
         ([0, 1], [0.0, 1.0], "ab", r"\(2,\)"),
-        ([0], [[0.0, 1.0]] * 2, "ab", r"labels have shape \(1,\)"),
+        ([0], [[0.0, 1.0]] * 2, "ab", r"\(1,\)"),
         ([0, 2], [[0.0, 1.0]] * 2, "ab", "label 2 of image 1"),
         ([0, -1], [[0.0, 1.0]] * 2, "ab", "label -1"),
         ([0.0, 1.0], [[0.0, 1.0]] * 2, "ab", "integers"),
@@ -199,7 +199,7 @@ def test_majority_is_a_constant_prediction(c: int, data: st.DataObject) -> None:
 
 
 def test_majority_refuses_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match="2 training and 3 test counts for 3 classes"):
+    with pytest.raises(ValueError, match="2 training and 3 test "):
         majority_metrics([1, 2], [1, 2, 3], ["a", "b", "c"])
     with pytest.raises(ValueError, match="empty"):
         majority_metrics([0, 0], [1, 2], ["a", "b"])

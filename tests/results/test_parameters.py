@@ -55,7 +55,7 @@ def test_altered_ones_are_damage_and_missing_ones_are_none(tmp_path: Path) -> No
         with Store(tmp_path, readonly=True) as store:
             assert store.records()[0] == record
             if statement.startswith("UPDATE"):
-                with pytest.raises(StoreError, match=r"parameters of record .* were altered"):
+                with pytest.raises(StoreError, match=r"parameters of record "):
                     store.parameters(record.key)
             else:
                 assert store.parameters(record.key) is None

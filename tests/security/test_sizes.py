@@ -215,6 +215,6 @@ def test_the_suite_of_a_bundle_is_as_small_as_any(tmp_path: Path) -> None:
     """A text of 20 MB takes the reader of YAML as many seconds."""
     suite = b"title: " + b"x" * 100_000
     write_bundle(tmp_path / "b.zip", {"suite.yaml": suite, "records.jsonl": b""}, {})
-    with pytest.raises(UsageError, match=r"b\.zip: its suite has 100,007 bytes"):
+    with pytest.raises(UsageError, match=r"b\.zip: .*100,007 bytes"):
         reproduce_command(tmp_path / "b.zip", tmp_path / "out", None, (), False, 0.0)
     assert not (tmp_path / "out").exists()

@@ -72,7 +72,7 @@ def test_order_and_case_of_the_file_never_matter(content, rng):
             r"'melanoma'; .*'melanom' \(.*'melanoma'",
         ),
         ({}, "'blue nevus', 'melanoma'"),
-        ([GOOD], r"holds a list; expected \{"),
+        ([GOOD], r"a list; "),
         ({**GOOD, "melanoma": []}, "'melanoma': "),
         ({**GOOD, "melanoma": "dark"}, r"'melanoma': got a str"),
         ({**GOOD, "melanoma": {"a": 1}}, "'melanoma': got a dict"),
@@ -108,7 +108,7 @@ def test_bad_json(text, message):
 def test_bad_files(tmp_path):
     with pytest.raises(SymptomError, match=r"gone\.json'"):
         load_symptoms(tmp_path / "gone.json", CLASSES)
-    with pytest.raises(SymptomError, match="cannot be read: Is a directory"):
+    with pytest.raises(SymptomError, match="Is a directory"):
         load_symptoms(tmp_path, CLASSES)
     path = tmp_path / "latin.json"
     path.write_bytes(json.dumps({"naevus": ["größe"]}, ensure_ascii=False).encode("latin-1"))
