@@ -65,18 +65,18 @@ def test_the_choice_is_saved_resumes_runs_and_does_not_know_the_test_split(
         assert [row[mean] for row in csv.DictReader(file)] == [row[mean] for row in rows]
 
     spec = RunSpec.from_yaml(mine / "tuned.yaml")
-    assert suite.startswith("# Chosen by `vipbench tune`: 3 trials a method")
+    assert suite.startswith("# Chosen by `vipbench tune`: 3 trials per method")
     assert (spec.validation, spec.score_on, spec.selection) == ("none", "test", "last")
-    assert (
-        spec.title == "Settings tuned by 3 trials a method on 2 validation images per class alone"
-    )
+    tuned = "3 trials per method on 2 validation images per class"
+    assert spec.title == f"Settings tuned by {tuned} alone"
     labels = [method.label for method in spec.methods]
     assert labels == ["ss-text (tuned)", "clip-adapter[epochs=2] (tuned)", "zero-shot"]
     assert spec.methods[1].hparams["epochs"] == 2
     done = cli("run", "tuned.yaml", cwd=mine)
     assert done.returncode == 0, done.stderr
     assert (
-        "Settings tuned by 3 trials a method on 2 validation images per class alone" in done.stdout
+        "Settings tuned by 3 trials per method on 2 validation images per class alone"
+        in done.stdout
     )
     assert (
         "ss-text (tuned) and clip-adapter[epochs=2] (tuned): settings tuned: 3 trials, validation "

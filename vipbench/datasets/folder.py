@@ -38,7 +38,7 @@ from vipbench.images import IMAGE_SUFFIXES, digest_image
 
 _Listing = tuple[Sequence[Path], Sequence[int]]  # images and their labels
 _LAYOUT = "expected <class>/<images>, or train/<class>/<images> and test/<class>/<images>"
-_CLASSES = "Where they are classes, say so in card.yaml: `class_names: {{'{0}': NAME}}`"
+_CLASSES = "If they are classes, state it in card.yaml: `class_names: {{'{0}': NAME}}`"
 _FOLD = re.compile(r"(?:(?:cv|k)? ?folds?|cv|splits?|parts?|partitions?|batch|run)[ .-]?\d+")
 RATIOS = (6, 1, 3)
 SEED = 1

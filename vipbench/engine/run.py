@@ -70,7 +70,7 @@ def perform(
     try:
         table = save_tables(spec.out, spec.title)
     except TableError as error:
-        complaint = f"the records cannot stand in one table: {error}"
+        complaint = f"the records cannot be shown in one table: {error}"
         return Finished(spec.out, outcome, screen.plan, complaints=(complaint,))
     made, refused = save_outputs(spec)
     files = ("table.md", "table.tex", "results.csv", *made, SUITE_NAME)

@@ -57,5 +57,5 @@ def debug_command(spec: RunSpec, post_mortem: bool) -> int:
         value = finished.record.metrics.get(name)
         if isinstance(value, float):
             print(f"{name}: {value:.4f}")
-    print("Nothing was kept.")
+    print("No result was saved.")
     return OK

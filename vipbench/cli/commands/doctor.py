@@ -59,7 +59,7 @@ def doctor_command(what: Sequence[str], data_root: Path | None, plugins_dir: Pat
     if sources and missing:
         print(f"missing: {', '.join(missing)}")
         return FAILED
-    print("`vipbench run` alone has all that it needs.")
+    print("The bundled demo (`vipbench run`) has everything that it needs.")
     return OK
 
 
@@ -75,7 +75,7 @@ def _versions(broken: list[str]) -> None:
             lacking.append(name)
     print(f"  libraries {', '.join(found)}")
     if lacking:
-        broken.append(f"not installed: {', '.join(lacking)}; pip install vipbench brings them")
+        broken.append(f"not installed: {', '.join(lacking)}; `pip install vipbench` installs them")
     extras = []
     for name in EXTRAS:
         try:
@@ -119,7 +119,7 @@ def _look(
 
 def _device(report: dict[str, Any]) -> None:
     devices = report["torch"]["devices"]
-    for line in devices or ["none that torch can use; runs are computed on the CPU"]:
+    for line in devices or ["none that torch can use; runs use the CPU"]:
         print(f"  GPU       {line}")
 
     print(
@@ -150,7 +150,7 @@ def _caches(data_root: Path | None, broken: list[str]) -> None:
     data = Path("data") if data_root is None else data_root
     rows = [("", "folder", "holds", "free")]
     for name, folder in (("features", features), ("Hub", hub), ("data", data)):
-        holds = size(_bytes(folder)) if folder.is_dir() else "not there yet"
+        holds = size(_bytes(folder)) if folder.is_dir() else "does not exist yet"
         rows.append((name, str(folder.absolute()), holds, _free(folder)))
     rows.append(("results", str(Path.cwd()), "", _free(Path.cwd())))
     print("\ncaches and folders")

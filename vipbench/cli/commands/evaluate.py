@@ -39,7 +39,7 @@ def evaluate_command(
     if order is None:
         trained = rebound(trained, data)
         order = list(range(len(trained.class_names)))
-        print("Its classes are others than those trained on; the texts are those of this dataset.")
+        print("Its classes differ from those trained on; the texts are those of this dataset.")
     plugins = users(data, trained.backbone)
     tower = trained.backbone.backbone
     features = Features(tower, data.splits, data.fingerprint, plugins=plugins)

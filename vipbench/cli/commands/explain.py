@@ -52,7 +52,7 @@ def explain_command(
             f"seldom mean anything): {nearest}"
         )
     if not made.embeddable(bool(paths), embed):
-        print("Images are not in the page: their licence is not known to allow it", file=sys.stderr)
+        print("Images are not embedded: their licence is not known to allow it", file=sys.stderr)
     print(f"Wrote {out}. {CAUTION}")
     return OK
 

@@ -24,7 +24,7 @@ from vipbench.results.store.store import Store
 from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
 from vipbench.text import clean, plural
 
-READ_ME = """# A run of vipbench, to be made again
+READ_ME = """# A run of vipbench, to be reproduced
 
     vipbench reproduce THIS.zip --out results
 
@@ -93,7 +93,7 @@ def bundle_command(
     if left:
         print(
             f"note: the learned parameters of {plural(left, 'cell')} may hold features of single "
-            "images and are left out; --patient-data puts them in"
+            "images and are left out; --patient-data includes them"
         )
     return OK
 
@@ -192,5 +192,5 @@ def export_command(
         )
     print(f"{out}: {plural(count, 'record')}, {out.stat().st_size / 1e6:.1f} MB")
     if include_paths:
-        print("note: it names images, groups and paths as they are (--include-paths)")
+        print("note: it contains the real names of images, groups and paths (--include-paths)")
     return OK

@@ -33,7 +33,7 @@ LEGEND = (
     "transformer; -: image features alone",
     "validation: images per class, of k shots, on which the paper searches constants or picks the "
     "epoch; without them constants stand in",
-    "cost: of a cell on one GPU of the day",
+    "cost: of a cell on one GPU of its time",
 )
 
 

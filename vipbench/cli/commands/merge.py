@@ -117,9 +117,12 @@ def _prefer(store: Collection, preferred: str) -> None:
             f"are {', '.join(names)}, each also as NAME@DEVICE"
         )
     store.choose(choices)
-    print(f"{plural(len(choices), 'cell')} now stand as handed in by {clean(preferred)}")
+    print(f"{plural(len(choices), 'cell')} now use the results of {clean(preferred)}")
     if twice:
-        print(f"{plural(twice, 'cell')} came twice from the same name and device: the first stands")
+        print(
+            f"{plural(twice, 'cell')} came twice from the same submitter and device: the first "
+            f"is kept"
+        )
     if unclear:
         print(
             f"{plural(unclear, 'cell')} came from {clean(preferred)} more than once; say which "
@@ -135,4 +138,4 @@ def print_counts(out: Path, outcomes: Sequence[str], store: Store) -> None:
         f"{counts['other']:,} with other scores than what is there"
     )
     if counts["other"]:
-        print(f"who handed in: {clean(', '.join(who(r for r, _ in all_results(store))))}")
+        print(f"submitters: {clean(', '.join(who(r for r, _ in all_results(store))))}")

@@ -120,7 +120,7 @@ def _finish(finished: Finished) -> int:
         )
     if outcome.failed:
         failed = plural(outcome.failed, "cell")
-        lines.append(f"{failed} failed, as named above; the same command tries again")
+        lines.append(f"{failed} failed, as named above; run the same command to retry")
     for line in (*lines, *broken_lines(plan)):
         print(f"vipbench: {line}", file=sys.stderr)
     return FAILED if outcome.failed or outcome.broken or left else OK

@@ -104,7 +104,7 @@ def save_suite(spec: RunSpec, asked: Asked, tuned: Sequence[Tuned]) -> None:
     title = f"{spec.title.rstrip('.')}; settings" if spec.title else "Settings"
     update: dict[str, Any] = {
         "methods": tuple(_chosen(one, spec, asked.metric) for one in tuned),
-        "title": f"{title} tuned by {asked.trials} trials a method on {images_of(spec)} alone",
+        "title": f"{title} tuned by {asked.trials} trials per method on {images_of(spec)} alone",
         "validation": "none",
         "out": Path(f"{output.stem}-results"),
     }
@@ -114,7 +114,7 @@ def save_suite(spec: RunSpec, asked: Asked, tuned: Sequence[Tuned]) -> None:
     for key in PATHS_BY_DATASET:
         update[key] = {k: _beside(v, folder) for k, v in getattr(spec, key).items()}
     head = [
-        f"{MARK}: {asked.trials} trials a method, the highest {asked.metric} over",
+        f"{MARK}: {asked.trials} trials per method, the highest {asked.metric} over",
         f"# seeds {listed(spec.seeds)} on {images_of(spec)}; draw {asked.seed}.",
         "# No test image was read. validation is none, as it was inside the trials: what a method",
         "# would search on validation images by itself, it takes from its settings.",

@@ -46,7 +46,7 @@ def verify_command(
                 found = rerun(pairs, spec, Path(temporary) / "out", tolerance)
         problems += show_reruns(found, tolerance, f"of {again} asked for, drawn with seed {seed}")
         if not found:
-            print("  there is no finished cell to run again")
+            print("  there are no finished cells to rerun")
             problems += 1
     print("verified" if not problems else f"{plural(problems, 'problem')} found")
     return OK if not problems else FAILED
@@ -98,7 +98,7 @@ def _check(store: Store) -> int:
         elif parameters_sha256(record) is not None:
             gone += 1
     failed = sum(not record.ok for record, _ in results)
-    print(f"records: {len(results):,}, schema and hashes whole, {failed:,} of them failed cells")
+    print(f"records: {len(results):,}, schema and hashes valid, {failed:,} of them failed cells")
     print(
         f"metrics: {scored - len(wrong):,} follow from their scores, {len(wrong):,} do not, "
         f"{len(results) - failed - scored:,} have no scores"
@@ -108,7 +108,7 @@ def _check(store: Store) -> int:
     print(f"keys: {len(results) - len(keys):,} belong to their cells, {len(keys):,} do not")
     for line in keys[:MOST_SHOWN]:
         print(f"  {clean(line)}")
-    print(f"learned parameters: {learned:,} whole, {gone:,} were not handed on")
+    print(f"learned parameters: {learned:,} valid, {gone:,} not exported")
     if several:
         print(f"submissions: {plural(len(store.disputed()), 'cell')} in dispute")
     return len(wrong) + len(keys)

@@ -34,8 +34,8 @@ KINDS = {
     "confusion": "for each class, how its test images are classified",
     "reliability": "accuracy against confidence",
     "cd": "average ranks over datasets with their critical difference",
-    "bars": "a bar a method, with its interval, at the most shots",
-    "knowledge": "for each method a bar a kind of knowledge, with its interval",
+    "bars": "a bar per method, with its interval, at the most shots",
+    "knowledge": "for each method a bar per kind of knowledge, with its interval",
     "training": "loss, gradient norm, support and validation accuracy by epoch",
 }
 # The intervals that each kind shows where nothing else is asked for: the first that the runs carry.
