@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import vipbench
 from tests.conftest import Cli
-from vipbench.results import Store
+from vipbench.results import Store, StoreError
 
 CLASSES = ("dark lesion", "pale lesion")
 BOOM = """
@@ -132,7 +137,9 @@ def test_results_of_a_folder(results: vipbench.Results, project: Path, tmp_path:
 
     before = set(project.rglob("*"))
     figure = results.plot("bars", aggregate="ci-seeds")
-    assert type(figure).__module__.startswith("matplotlib")
+    assert isinstance(figure, Figure)
+    assert "tiny-clip" in vars(figure)["caption"]
+    assert vars(figure)["_repr_png_"]().startswith(b"\x89PNG")
     assert before == set(project.rglob("*"))
     page = results.leaderboard(tmp_path / "board.html")
     assert "ours" in page.read_text()
@@ -228,6 +235,36 @@ def test_a_call_holds_what_it_asked_for(
     assert "zero-shot" not in str(results.table())
     monkeypatch.chdir("/")
     assert "ncm" in str(results.table())
+
+
+def test_an_interrupt_keeps_finished_cells(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells are run one by one, each longer than it takes to see that the first is stored."""
+    monkeypatch.chdir(project)
+    out = tmp_path / "out"
+    given = {"datasets": "csv:table/study.csv", "backbones": "tiny-clip", "symptoms": SYMPTOMS}
+    given |= {"views": "none", "quiet": True, "shots": [1, 2, 4]}
+    stop = threading.Event()
+
+    def interrupt() -> None:
+        while not stop.wait(0.05):
+            with contextlib.suppress(StoreError), Store(out, readonly=True) as store:
+                if store.status():
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
+
+    watch = threading.Thread(target=interrupt)
+    watch.start()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            vipbench.run(["vip[epochs=60]", "coop[epochs=60]"], seeds=range(4), out=out, **given)
+    finally:
+        stop.set()
+        watch.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert 0 < len(vipbench.Results(out).frame()) < 24
 
 
 def test_a_run_outlives_its_working_directory(project: Path, ran: object, cli: Cli) -> None:

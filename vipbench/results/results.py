@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -167,7 +168,8 @@ class Results:
         UsageError, StoreError."""
         chosen = Selection.of(datasets, backbones, methods, shots, seeds)
         figure, caption = folder_figure(self.folder, kind, metric, aggregate, chosen, self._cells)
-        figure.caption = caption  # type: ignore[attr-defined]  # matplotlib has no place for it
+        # matplotlib has no place for a caption, and notebooks show figures of `pyplot` alone.
+        vars(figure).update(caption=caption, _repr_png_=partial(_png, figure))
         return figure
 
     def leaderboard(self, path: str | os.PathLike[str], title: str = "Leaderboard") -> Path:
@@ -362,6 +364,12 @@ def _only(records: Sequence[Record], given: Mapping[str, Any]) -> Record:
         if len(values) > 1
     ]
     raise UsageError(f"{len(fitting)} models fit; give one value of {' and of '.join(words)}")
+
+
+def _png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", bbox_inches="tight")
+    return data.getvalue()
 
 
 def folder_table(
