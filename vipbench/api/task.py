@@ -47,6 +47,8 @@ class Task:
     descriptions: tuple[tuple[str, ...], ...] | None = None
     _encode: Callable[[Prompts], Tensor] | None = field(default=None, repr=False, compare=False)
     dims: tuple[int, ...] = ()
+    # Told of each call what is to be encoded, and how many learned vectors each text takes in.
+    _seen: Callable[[Texts, int], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.dims:
@@ -108,6 +110,8 @@ class Task:
         """See Backbone.embed. context: how many learned vectors each text is to take in; raises
         TextError where one would get too long with them, so that the cell is known to be
         impossible before anything runs."""
+        if self._seen is not None:
+            self._seen(texts, context)
         prompts = self.backbone.embed(texts)
         longest = int(prompts.lengths.max())
         if context and longest + context > self.backbone.context_length:
@@ -128,6 +132,8 @@ class Task:
 
     def text_features(self, texts: Texts) -> Tensor:
         """Frozen features (*N, D) of texts without context, not normalised; encoded once."""
+        if self._seen is not None:
+            self._seen(texts, 0)
         key = _as_key(texts)
         if key not in self._frozen:
             encode = self._encode or self.backbone.encode_text

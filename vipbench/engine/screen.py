@@ -15,6 +15,8 @@ from vipbench.text import clean, listed, plural, ranges, shots_text
 
 # Reasons to run cells again that are listed one by one.
 MOST_REASONS = 6
+# Lines with the texts that methods see, before a run.
+MOST_TEXTS = 12
 WORDS = {"todo": "to do", "done": "done", "impossible": "impossible"}
 
 
@@ -42,7 +44,8 @@ class Screen(Observer):
                 f"{listed(_grouped(impossible)[:3])}"
             )
         lines = settings_lines(self.spec, plan) if self.settings else [f"cells: {counts(plan)}"]
-        lines += [*_grouped(impossible), *notice_lines(plan), *_again(todo), *broken_lines(plan)]
+        lines += [*_grouped(impossible), *text_lines(plan, MOST_TEXTS), *notice_lines(plan)]
+        lines += [*_again(todo), *broken_lines(plan)]
         for line in lines:
             self.shown.line(line)
         for cell in todo:
@@ -150,6 +153,22 @@ def counts(plan: Plan) -> str:
 def notice_lines(plan: Plan) -> list[str]:
     """What a reader must know of the data and weights."""
     return [f"note: {clean(notice)}" for notice in plan.notices]
+
+
+def text_lines(plan: Plan, most: int | None = None) -> list[str]:
+    """The texts of the first class of each dataset, with the methods that see them. most: lines."""
+    methods: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for one in plan.texts:
+        own = methods.setdefault((one.dataset, one.of, one.texts), [])
+        if one.method not in own:
+            own.append(one.method)
+    lines = [
+        clean(f"texts of '{of}' ({dataset}): {listed(own)}: " + "; ".join(texts))
+        for (dataset, of, texts), own in methods.items()
+    ]
+    if most is not None and len(lines) > most:
+        lines[most:] = [f"texts: {len(lines) - most} more lines, see --dry-run"]
+    return lines
 
 
 def broken_lines(plan: Plan) -> list[str]:

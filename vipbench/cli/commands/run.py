@@ -9,7 +9,15 @@ from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.cli.terminal import raw
 from vipbench.engine.progress import Reporter, reporter
 from vipbench.engine.run import Finished, perform
-from vipbench.engine.screen import WORDS, Screen, broken_lines, counts, notice_lines, settings_lines
+from vipbench.engine.screen import (
+    WORDS,
+    Screen,
+    broken_lines,
+    counts,
+    notice_lines,
+    settings_lines,
+    text_lines,
+)
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.driver import Plan
 from vipbench.engine.workers.messages import Estimate
@@ -127,7 +135,13 @@ def _finish(finished: Finished) -> int:
 
 
 def _show_plan(spec: RunSpec, plan: Plan, shown: Reporter) -> None:
-    for line in [*settings_lines(spec, plan), *notice_lines(plan), *broken_lines(plan), ""]:
+    for line in [
+        *settings_lines(spec, plan),
+        *text_lines(plan),
+        *notice_lines(plan),
+        *broken_lines(plan),
+        "",
+    ]:
         shown.line(line)
     rows = [("state", "key", "method", "backbone", "dataset", "shots", "seed", "reason")]
     for cell in plan.cells:

@@ -61,6 +61,7 @@ def base_record(cell: LoadedCell) -> dict[str, Any]:
             "symptoms_sha256": data.symptoms_sha256,
             "knowledge": data.knowledge,
             "symptom_images_seen": data.texts_saw(row.method.needs),
+            **({"class_texts": list(cell.class_texts)} if cell.class_texts else {}),
             "texts_from_files": [kind for kind in data.from_files if kind in row.method.needs],
         },
         "provenance": {

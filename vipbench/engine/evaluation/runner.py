@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vipbench.api import Backbone, ImageError, Method, Recipe, Task, has_own_fit
+from vipbench.engine.evaluation.class_texts import ClassTexts
 from vipbench.engine.evaluation.foreign import Models
 from vipbench.engine.evaluation.learned import versions
 from vipbench.engine.evaluation.rebind import cannot_transfer, transferred
@@ -87,6 +88,8 @@ class GroupRunner:
         self.features_of: Callable[[str], Features] = lambda name: self.features
         self.models = Models()
         self._beside: dict[tuple[str, str], Features] = {}
+        # What the last method of `try_build` gave to the text tower.
+        self.class_texts = ClassTexts(0)
         # Whether a method changed what other cells use: this process is then of no more use.
         self.spoilt = False
         # Whose cells are at work, for errors.
@@ -167,7 +170,9 @@ class GroupRunner:
         constructor raises."""
         with nullcontext() if cell.row.plugin.builtin else self.guard.restored():
             data = cell.tested if cell.rebound else cell.data
-            return self._make(cell, self._task(cell, data, trial=True))
+            self.class_texts = ClassTexts(len(data.dataset.class_names))
+            task = self._task(cell, data, trial=True)
+            return self._make(cell, dataclasses.replace(task, _seen=self.class_texts))
 
     def try_transfer(self, cell: LoadedCell) -> str | None:
         """Why what the cell's method learns serves no other classes, or None."""

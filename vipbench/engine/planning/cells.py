@@ -92,6 +92,7 @@ class LoadedCell:
     id: as its record has it. data: what is trained on. towers: its backbone, then the method's
     further ones. parts: of what the key is made, see `key_parts`. part: what is tested, where that
     is not the test split of `data`. protocol_fields: for the record, none for few-shot.
+    class_texts: what the method gives to the text tower for the first class.
     """
 
     key: str
@@ -108,6 +109,7 @@ class LoadedCell:
     parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     part: Part | None = None
     protocol_fields: Mapping[str, Any] = field(default_factory=dict)
+    class_texts: tuple[str, ...] = ()
 
     @property
     def backbone(self) -> LoadedBackbone:

@@ -228,19 +228,30 @@ class Catalogue(_Message):
     entries: tuple[CatalogueEntry, ...]
 
 
+class TextsSeen(_Message):
+    """The first texts of the class `of`, the first, that a method gives to the text tower."""
+
+    method: str
+    dataset: str
+    of: str
+    texts: tuple[str, ...]
+
+
 class Plan(_Message):
     """All cells of a run, in table order.
 
-    notices: lines that a person should see. info: device, number of workers and versions, as the
-    worker found them. broken: sentences on the plugins that cannot be planned with, and on what is
-    left out for that. unknown, lacks: what of the run no plugin which is loaded registers. loaded:
-    sources of the plugins that were loaded. registered: what these register, such as "method 'x'".
+    notices: lines that a person should see. texts: by method and dataset. info: device, number of
+    workers and versions, as the worker found them. broken: sentences on the plugins that cannot be
+    planned with, and on what is left out for that. unknown, lacks: what of the run no plugin which
+    is loaded registers. loaded: sources of the plugins that were loaded. registered: what these
+    register, such as "method 'x'".
     reads: the user's files that were read, where no plugin was loaded.
     """
 
     event: Literal["plan"] = "plan"
     cells: list[PlannedCell] = []
     notices: list[str] = []
+    texts: list[TextsSeen] = []
     info: dict[str, str] = {}
     broken: list[str] = []
     unknown: tuple[str, ...] = ()

@@ -147,7 +147,8 @@ class Planners:
         if not lines and (error or joint):
             why = error or "a plugin's import changes what is planned beside it"
             notices.append(f"each plugin is planned alone: {why}")
-        changes = {"cells": cells, "notices": notices, "broken": lines}
+        texts = [one for plan in plans.values() for one in plan.texts]
+        changes = {"cells": cells, "notices": notices, "texts": texts, "broken": lines}
         return plans[NOBODY].model_copy(update=changes)
 
     def _lost(self, cells: Collection[PlannedCell], broken: Collection[str]) -> list[str]:

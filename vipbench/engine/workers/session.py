@@ -75,6 +75,7 @@ from vipbench.engine.workers.messages import (
     Plan,
     Refused,
     RunCells,
+    TextsSeen,
     Tick,
     Want,
     Wants,
@@ -179,7 +180,7 @@ class Session:
         beside = Beside(registry, backbones, device, company)
         if device != self.device:
             self.device, self.replays = device, replays(device, self.note)
-        self.cells, cells, lacks = {}, [], set()
+        self.cells, cells, lacks, seen = {}, [], set(), list[TextsSeen]()
         for backbone in backbones:
             backbone.backbone.to(device)
             for data in datasets:
@@ -199,8 +200,20 @@ class Session:
                             for cell in planned
                             if _sources(cell.plugins) == company and not lacking[cell.key]
                         ]
-                    reasons = _cannot_build(self.runners, planned)
+                    reasons, texts = _cannot_build(self.runners, planned)
+                    seen += [
+                        TextsSeen(
+                            method=row.label,
+                            dataset=data.dataset.name,
+                            of=data.dataset.class_names[0],
+                            texts=own,
+                        )
+                        for data, own in texts.values()
+                    ]
                     for cell in planned:
+                        if cell.tested.dataset.name in texts:
+                            own = texts[cell.tested.dataset.name][1]
+                            cell = dataclasses.replace(cell, class_texts=own)
                         self.cells[cell.key] = cell
                         reason = cell.impossible or reasons.get(cell.tested.dataset.name)
                         cells.append(_planned(cell, reason, profile_note(run, cell)))
@@ -226,6 +239,7 @@ class Session:
         return Plan(
             cells=cells,
             notices=notices,
+            texts=seen,
             info=info,
             unknown=tuple(unknown),
             lacks=tuple(Lack(plugins=tuple(sorted(own)), backbones=b) for own, b in lacks),
@@ -388,10 +402,13 @@ def _planned_cells(run: RunSpec, row: Row, *given: Any) -> list[LoadedCell]:
         ) from error
 
 
-def _cannot_build(runners: Runners, cells: list[LoadedCell]) -> dict[str, str]:
+def _cannot_build(
+    runners: Runners, cells: list[LoadedCell]
+) -> tuple[dict[str, str], dict[str, tuple[LoadedDataset, tuple[str, ...]]]]:
     """What is tested -> why it cannot be: the method cannot be built on this backbone, where it
     says so itself, or serves no other classes than those that it is trained on. Tried once for each
-    of what is tested; cells are of one row."""
+    of what is tested; cells are of one row. Also the texts of the first class of those that can be
+    built."""
     firsts: dict[str, LoadedCell] = {}
     for cell in cells:
         if cell.impossible is None:
@@ -399,11 +416,15 @@ def _cannot_build(runners: Runners, cells: list[LoadedCell]) -> dict[str, str]:
     found: dict[str, str] = {}
     rebound = next((c for c in firsts.values() if c.rebound), None)
     if rebound is not None and (reason := _asked(runners[rebound.place].try_transfer, rebound)):
-        return dict.fromkeys(firsts, reason)
+        return dict.fromkeys(firsts, reason), {}
+    texts = {}
     for name, cell in firsts.items():
-        if reason := _asked(runners[cell.place].try_build, cell):
+        runner = runners[cell.place]
+        if reason := _asked(runner.try_build, cell):
             found[name] = reason
-    return found
+        elif shown := runner.class_texts.shown():
+            texts[name] = cell.tested, shown
+    return found, texts
 
 
 def _asked(attempt: Callable[[LoadedCell], Any], cell: LoadedCell) -> str | None:
