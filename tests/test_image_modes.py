@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import tifffile
 from PIL import Image
@@ -148,10 +149,12 @@ def test_tiffs_of_other_kinds(path):
         check(path, np.round(left[..., :3] * left[..., 3:] / 255), tolerance=1)
     light = noise(8, 8, 8, 3)
     tifffile.imwrite(path, light, photometric="ycbcr")
-    y, cb, cr = np.moveaxis(light.astype(float), -1, 0)
-    rgb = (y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128),
-           y + 1.772 * (cb - 128))  # fmt: skip
-    check(path, np.clip(np.stack(rgb, -1), 0, 255).round(), tolerance=2)
+    # Pillow before 13 refuses such a file as truncated.
+    if int(PIL.__version__.split(".")[0]) >= 13:
+        y, cb, cr = np.moveaxis(light.astype(float), -1, 0)
+        rgb = (y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128),
+               y + 1.772 * (cb - 128))  # fmt: skip
+        check(path, np.clip(np.stack(rgb, -1), 0, 255).round(), tolerance=2)
     for photometric in ("minisblack", "miniswhite"):
         bits = noise(1).astype(bool)
         tifffile.imwrite(path, bits, photometric=photometric)
