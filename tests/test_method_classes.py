@@ -397,6 +397,7 @@ def test_what_cannot_be_written_is_refused_by_name(cell: Cell, name: str) -> Non
 SCRIPT = """
 import sys
 from dataclasses import dataclass
+import open_clip
 import torch
 import helpers
 import vipbench
@@ -415,7 +416,15 @@ class Proto(Method):
         self.means = helpers.means(x, support.labels, self.task.n_classes)
     def forward(self, x):
         return unit(x) @ unit(self.means).T * SCALE * self.hparams.alpha
-grid = dict(datasets="synthderm", backbones="tiny-clip", shots=[1], seeds=[1], out="OUT")
+torch.manual_seed(0)
+model = open_clip.CLIP(
+    16, {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1},
+    {"width": 16, "heads": 2, "layers": 1},
+)
+cfg = open_clip.transform.PreprocessCfg(size=32)
+preprocess = open_clip.transform.image_transform_v2(cfg, is_train=False)
+own = {"mine": (model, preprocess, open_clip.tokenizer.SimpleTokenizer())}
+grid = dict(datasets="synthderm", backbones=own, shots=[1], seeds=[1], out="OUT")
 method = {"name": Proto, "label": "ours", "alpha": 0.9}
 plan = vipbench.plan(methods=[Proto, method], **grid)
 results = vipbench.run(methods=[Proto, method], quiet=True, **grid)
@@ -453,7 +462,10 @@ def test_a_script_runs_its_class_and_the_folder_runs_on(cli: Cli, tmp_path: Path
         "proto.py",
         *(f"proto_files/{name}.py" for name in ("__init__", "helpers", "other")),
     }
-    assert str(tmp_path) not in (folder / "suite.yaml").read_text()
+    suite = (folder / "suite.yaml").read_text()
+    assert f"mine=openclip:local-dir:{tmp_path}" in suite
+    assert str(place) not in suite
+    assert "mine" in (folder / "table.md").read_text()
     shutil.rmtree(place)
     rerun = cli("verify", folder, "--rerun", "1", env={"VIPBENCH_CACHE": str(tmp_path / "cache")})
     assert rerun.returncode == 0, rerun.stdout + rerun.stderr
@@ -464,3 +476,59 @@ def test_a_script_runs_its_class_and_the_folder_runs_on(cli: Cli, tmp_path: Path
         assert {f"plugins/{name}" for name in code} <= {
             n[n.index("plugins/") :] for n in held.namelist() if "plugins/" in n
         }
+        assert all(str(tmp_path).encode() not in held.read(n) for n in held.namelist())
+
+
+def test_classes_that_no_statement_defines(cell: Cell) -> None:
+    """Refused with what is missing: a name, a legal name, a class statement, a value."""
+    names = cell(HEAD + PROTO.format("x"))
+    forward = names["Proto"].forward
+    made = type("Made", (names["Method"],), {"name": "made", "kind": "AD", "forward": forward})
+    nameless = cell("class Bare(Method):\n    kind = 'AD'\n    def forward(self, x): return x\n")
+    path = cell("class Up(Bare):\n    name = '../up'\n")
+    gone = cell("K = 1\nclass Gone(Bare):\n    name, k = 'gone', K + 1\ndel K\n")
+    for cls, fact in (
+        (made, "'Made'"),
+        (nameless["Bare"], "name"),
+        (path["Up"], "'../up'"),
+        (gone["Gone"], "'K'"),
+    ):
+        with pytest.raises(UsageError, match=cls.__name__) as raised:
+            write_class(cls)
+        assert fact in str(raised.value)
+
+
+def test_classes_of_loops_and_factories_keep_their_values(
+    cell: Cell, same: Callable[[type], str]
+) -> None:
+    """What a body computed from names that mean something else by now is written as it is."""
+    names = cell(
+        HEAD
+        + "found = []\nfor a in (1, 2):\n"
+        + "    class Proto(Method):\n        name, kind = 'proto', 'AD'\n        k = a * 2\n"
+        + "        def forward(self, x): return x * self.k\n    found.append(Proto)\n"
+        + "def make(b):\n    class Proto(Method):\n        kind = 'AD'\n"
+        + "        name = f'proto{b}'\n"
+        + "        def forward(self, x): return x * b\n    return Proto\n"
+    )
+    assert "k = 2\n" in same(names["found"][0])
+    assert "name = 'proto5'" in same(names["make"](5))
+
+
+def test_what_changed_since_it_was_defined_shows(cell: Cell, tmp_path: Path) -> None:
+    """A patched attribute and functions registered elsewhere are no part of the source: the
+    comparison with the written file finds them."""
+    names = cell(
+        HEAD
+        + "from functools import singledispatch\n@singledispatch\ndef kind_of(x): return x\n"
+        + "@kind_of.register\ndef _(x: int): return 2\n"
+        + PROTO.format("kind_of(x)")
+    )
+    for patch in ("", "Proto.alpha = 3", "Proto.forward.__defaults__ = (1,)"):
+        cell(patch)
+        proto = names["Proto"]
+        file = tmp_path / write_class(proto).file
+        file.write_bytes(write_class(proto).files[file.name])
+        found: list[Any] = []
+        load_file(file, file.read_bytes()).register_methods(found.append)
+        assert closure(found[0]) != closure(proto)

@@ -344,3 +344,18 @@ def test_wrong_flags(flags: dict[str, Any], settings: list[str], says: str) -> N
     with pytest.raises(UsageError) as caught:
         RunSpec().merge(flags, settings)
     assert says in str(caught.value)
+
+
+def test_backbones_take_labels() -> None:
+    """`LABEL=NAME[:ARG]` on a flag, mappings in suites and Python; a `=` behind the colon is the
+    argument's."""
+    given = ["tiny-clip", "ours=openclip:ViT-B-16+gelu@a=b.pt", "timm:x@a=b"]
+    spec = RunSpec.parse({"backbones": ",".join(given)})
+    assert spec.backbones == tuple(given)
+    mapping = {"ours": "openclip:ViT-B-16+gelu@a=b.pt"}
+    assert RunSpec.parse({"backbones": mapping}).backbones == (given[1],)
+    assert RunSpec.parse({"backbones": ["tiny-clip", mapping, given[2]]}).backbones == tuple(given)
+    assert RunSpec.from_yaml_text(spec.to_yaml()).backbones == spec.backbones
+    for bad in ("=tiny-clip", "ours=", "a=tiny-clip,a=timm:x", "a=timm:x,timm:x", {"a:b": "x"}):
+        with pytest.raises(UsageError):
+            RunSpec.parse({"backbones": bad})

@@ -25,7 +25,7 @@ T = TypeVar("T")
 Several: TypeAlias = T | Iterable[T]
 Methods: TypeAlias = Several[str | type | Mapping[str, Any]]
 Datasets: TypeAlias = Several[str | Mapping[str, Any]]
-Backbones: TypeAlias = Several[str]
+Backbones: TypeAlias = Several[str | Mapping[str, Any]]
 PathLike: TypeAlias = str | os.PathLike[str]
 
 PLUGINS_VARIABLE = "VIPBENCH_PLUGINS_DIR"
@@ -85,7 +85,7 @@ def spec_of(given: Mapping[str, Any], folder: Path | None = None) -> RunSpec:
             known[name] = read(known[name], place)
     spec = RunSpec.parse(known)
     for backbone in spec.backbones:
-        trust.name(backbone)
+        trust.name(words.labelled(backbone)[1])
     return spec
 
 
@@ -124,11 +124,46 @@ def datasets(value: Any, folder: Path) -> Any:
 
 
 def backbones(value: Any, folder: Path) -> Any:
-    """Names."""
+    """Names, and mappings from a label to a name or to a loaded model."""
+    expected = (
+        "a name such as 'openclip:ViT-B-16/openai', or a mapping from the name of your own to one, "
+        "or to a loaded (model, preprocess, tokenizer) or (model, processor)"
+    )
+    if _is_model(value):
+        raise unfit("backbones", value, "{'ours': (model, ...)}, with a name for the model")
+    found: list[Any] = []
     for item in value if _many(value) else [value]:
-        if not isinstance(item, str):
-            raise unfit("backbones", item, "a name such as 'openclip:ViT-B-16/openai'")
-    return value
+        if isinstance(item, Mapping):
+            found.append(
+                {
+                    name: one if isinstance(one, str) else _kept(name, one)
+                    for name, one in item.items()
+                }
+            )
+        elif isinstance(item, str):
+            found.append(item)
+        else:
+            raise unfit("backbones", item, expected)
+    return found
+
+
+def _is_model(value: Any) -> bool:
+    return _many(value) and any(hasattr(part, "state_dict") for part in value)
+
+
+def _kept(name: str, given: Any) -> str:
+    from vipbench.engine.kept import cache_folder
+
+    if not _is_model(given):
+        raise unfit(
+            f"backbones: '{name}'",
+            given,
+            "(model, preprocess, tokenizer) of open_clip, "
+            "(model, processor) of transformers, or a name",
+        )
+    from vipbench.plugins.loaded_models import keep_model
+
+    return keep_model(name, given, cache_folder() / "models")
 
 
 def symptoms(value: Any, folder: Path) -> Any:

@@ -20,7 +20,7 @@ from vipbench.results.records.record import Record
 from vipbench.results.sharing.privacy import Pseudonyms, public_source
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import RunSpec
-from vipbench.runspec.values import dataset_keys
+from vipbench.runspec.values import dataset_keys, labelled
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ def describe(spec: RunSpec, names: Pseudonyms | None, store: Store) -> Descripti
     protocols = {str(p): p for row in rows for p in [Protocol.of(spec, row.method)]}
     plugins = [row.plugin for row in rows] + [data.plugin for data in loaded.values()]
     plugins += [registry.get("dataset", s.partition(":")[0]).plugin for s in absent]
-    plugins += [registry.get("backbone", b.partition(":")[0]).plugin for b in spec.backbones]
+    plugins += [
+        registry.get("backbone", labelled(b)[1].partition(":")[0]).plugin for b in spec.backbones
+    ]
     found = Description({}, {}, {}, _files(spec, plugins), _requires(registry, plugins), {})
     for source in spec.datasets:
         if source in absent:

@@ -13,7 +13,7 @@ from vipbench.engine.workers.messages import Catalogue, ListPlugins
 from vipbench.engine.workers.process import Worker, WorkerDiedError
 from vipbench.errors import UsageError
 from vipbench.plugins.closure import closure
-from vipbench.plugins.files import plugin_files, require_code
+from vipbench.plugins.files import every_source, plugin_files, require_code
 from vipbench.plugins.written import Written, write_class
 from vipbench.results.store.lock import take_lock
 from vipbench.results.store.store import LOCK
@@ -73,8 +73,7 @@ def _named(given: Any, classes: dict[type, str]) -> Any:
                 f"the class '{given.__name__}' is no method; expected a subclass of "
                 "vipbench.api.Method, or a method's name"
             )
-        room = given.__module__
-        if room.startswith("vipbench.methods."):
+        if _is_registered(given):
             return given.name
         classes[given] = given.__name__
         return getattr(given, "name", given.__name__)
@@ -83,6 +82,13 @@ def _named(given: Any, classes: dict[type, str]) -> Any:
             f"methods holds an object of {type(given).__name__}; give the class itself"
         )
     return given
+
+
+def _is_registered(method: type) -> bool:
+    """Whether it comes with vipbench or an installed plugin, so that its name is enough."""
+    package = method.__module__.partition(".")[0]
+    points = [one for one in every_source().values() if not isinstance(one, Path)]
+    return package == "vipbench" or package in {p.module.partition(".")[0] for p in points}
 
 
 def _written(classes: Mapping[type, str]) -> list[Written]:

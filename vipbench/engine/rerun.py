@@ -25,6 +25,7 @@ from vipbench.results.records.rerun_command import is_quick, knowledge, own_labe
 from vipbench.results.sharing.privacy import public_source
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import PATHS_BY_DATASET, MethodSpec, RunSpec
+from vipbench.runspec.values import labelled
 
 # Of the largest stored score: other devices and libraries sum in other orders, and training
 # lets the differences grow.
@@ -222,6 +223,8 @@ def _backbones(record: Record, suite: RunSpec) -> list[str]:
     """The record's backbone as the suite asks for it; a local checkpoint's name (`openclip:ARCH@…`,
     `transformers:KIND@…`) is not what asks for it, so that all that could be meant are tried."""
     name = record.cell.backbone
+    if named := [b for b in suite.backbones if labelled(b)[0] == name]:
+        return named
     if name in suite.backbones or "@" not in name:
         return [name]
     architecture, family = name.partition("@")[0], f"{name.partition(':')[0]}:"

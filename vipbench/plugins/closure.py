@@ -30,6 +30,8 @@ _MADE = frozenset(
 # Of a code's flags: more arguments, generators and coroutines.
 _KIND = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200
 _OF_CALLS = ("PUSH_NULL", "PRECALL", "CACHE", "EXTENDED_ARG", "NOP")
+# In the names of the methods that dataclasses write.
+GENERATED = "__create_fn__"
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, type(...), range, slice)
 
 
@@ -107,8 +109,11 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         if is_own(module_of(value)):
             yield from _parts_of_class(value)
     elif isinstance(value, FunctionType):
-        if is_own(sys.modules.get(value.__globals__.get("__name__", ""))):
+        module = sys.modules.get(value.__globals__.get("__name__", ""))
+        if is_own(module):
             yield from _parts_of_function(value)
+        elif getattr(module, value.__name__, None) is not value:  # what a decorator made
+            yield from _held_by(value)
     elif isinstance(value, staticmethod | classmethod):
         yield "", value.__func__
     elif isinstance(value, MethodType):
@@ -148,12 +153,12 @@ def _parts_of_class(value: type) -> Iterator[tuple[str, Any]]:
                 yield f".{field.name}.default_factory", field.default_factory
             continue
         code = getattr(part, "__code__", None)
-        generated = code is not None and code.co_filename == "<string>"
+        generated = code is not None and GENERATED in code.co_qualname
         if name not in _MADE and not generated and not inspect.ismemberdescriptor(part):
             yield f".{name}", part
 
 
-def _parts_of_function(value: FunctionType) -> Iterator[tuple[str, Any]]:
+def _held_by(value: FunctionType) -> Iterator[tuple[str, Any]]:
     yield "()", value.__defaults__
     yield "()", value.__kwdefaults__
     for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
@@ -162,6 +167,10 @@ def _parts_of_function(value: FunctionType) -> Iterator[tuple[str, Any]]:
         except ValueError:
             yield f": {name}", "(empty)"
     yield from ((f".{name}", part) for name, part in sorted(vars(value).items()))
+
+
+def _parts_of_function(value: FunctionType) -> Iterator[tuple[str, Any]]:
+    yield from _held_by(value)
     read = dict.fromkeys(chain for code in codes(value.__code__) for chain in _chains(code))
     for chain in sorted(read):
         found, at = value.__globals__.get(chain[0], _NONE), 1
@@ -217,7 +226,10 @@ def _canonical(value: Any) -> Any:
 
 def _steps(code: CodeType) -> list[Any]:
     """The instructions, without what Python compiles otherwise when a module is imported in the
-    same cell or file, and when a function stands within another."""
+    same cell or file, and when a function stands within another; none where one is an import,
+    which may be written for a copy of the module."""
+    if any(step.opname == "IMPORT_NAME" for step in dis.get_instructions(code)):
+        return []
     steps = [step for step in dis.get_instructions(code) if step.opname not in _OF_CALLS]
     # A jump may go to a step that is left out.
     places = {step.offset: i for i, step in reversed([*enumerate(steps)])}

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 from vipbench.errors import UsageError
-from vipbench.plugins.files import local_modules
+from vipbench.plugins.files import is_local, local_modules
+from vipbench.plugins.live_source import replaced
 
 
-def place_of(module: ModuleType) -> str:
-    """The name of a module's copy within the folder of copies: its own."""
-    return module.__name__
+def local_file(name: str) -> Path | None:
+    """The file of a local module, imported or not; None for any other module."""
+    module = sys.modules.get(name)
+    try:
+        origin = getattr(module, "__file__", None) if module else find_origin(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    file = Path(origin).resolve() if origin else None
+    return file if file is not None and is_local(file) else None
 
 
-def copied_modules(modules: Mapping[str, ModuleType]) -> dict[str, bytes]:
+def find_origin(name: str) -> str | None:
+    """Where a module that is not imported would come from."""
+    spec = importlib.util.find_spec(name)
+    return None if spec is None else spec.origin
+
+
+def copied_modules(modules: Mapping[str, Path]) -> dict[str, bytes]:
     """The files of these modules and of all local modules that they import: path within the folder
     of copies -> content. {} for none. Raises UsageError."""
     if not modules:
         return {}
     names: dict[Path, tuple[str, ...]] = {}
-    for name, module in modules.items():
-        file = Path(module.__file__ or "").resolve()
+    for name, file in modules.items():
         for one in (file, *local_modules(file), *_packages(file, name)):
             names.setdefault(one, _parts(one, name if one == file else None))
     tops = {parts[0].removesuffix(".py") for parts in names.values()}
@@ -69,20 +81,21 @@ def _rewritten(file: Path, level: int, tops: set[str]) -> bytes:
     code = file.read_bytes()
     try:
         tree = ast.parse(code)
+        edits = imports_of_copies(tree, "." * level, tops)
+        return replaced(code.decode(), edits).encode() if edits else code
     except (SyntaxError, ValueError) as error:
-        raise UsageError(f"the local module {file} cannot be parsed: {error}") from error
-    lines = code.splitlines(keepends=True)
-    edits = [
+        raise UsageError(f"the local module {file} cannot be read as UTF-8: {error}") from error
+
+
+def imports_of_copies(tree: ast.AST, prefix: str, tops: set[str]) -> list[tuple[ast.stmt, str]]:
+    """The imports of modules that are copied, and what stands in their place. prefix: dots, or the
+    name of the folder of copies and a dot. tops: the first parts of the modules' names."""
+    return [
         (node, text)
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
-        and (text := _relative(node, "." * level, tops)) is not None
+        and (text := _relative(node, prefix, tops)) is not None
     ]
-    for node, text in sorted(edits, key=lambda e: (e[0].lineno, e[0].col_offset), reverse=True):
-        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
-        whole = lines[first][: node.col_offset] + text.encode() + lines[last][node.end_col_offset :]
-        lines[first : last + 1] = [whole]
-    return b"".join(lines)
 
 
 def _relative(node: ast.Import | ast.ImportFrom, dots: str, tops: set[str]) -> str | None:
@@ -102,11 +115,16 @@ def _relative(node: ast.Import | ast.ImportFrom, dots: str, tops: set[str]) -> s
         if top not in tops:
             parts.append(f"import {_alias(alias.name, alias.asname)}")
         elif alias.asname or not package:
-            parts.append(f"from {dots}{package} import {_alias(last, alias.asname)}")
+            parts.append(f"from {_joined(dots, package)} import {_alias(last, alias.asname)}")
         else:
-            parts += [f"from {dots}{package} import {last} as _{last}", f"from {dots} import {top}"]
+            parts += [f"from {_joined(dots, package)} import {last} as _{last}"]
+            parts += [f"from {_joined(dots)} import {top}"]
     return "; ".join(parts)
 
 
 def _alias(name: str, other: str | None) -> str:
     return name if other is None else f"{name} as {other}"
+
+
+def _joined(prefix: str, package: str = "") -> str:
+    return f"{prefix}{package}" if package or prefix.startswith(".") else prefix.rstrip(".")

@@ -9,8 +9,8 @@ import linecache
 import symtable
 import sys
 import tokenize
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any, TypeAlias
@@ -26,12 +26,14 @@ class NoSourceError(LookupError):
 @dataclass(frozen=True)
 class Source:
     """A definition, or a lambda expression, that stands at the left margin. name: that it binds, ""
-    for a lambda. future: whether its annotations stay texts. decorated: whether it has any."""
+    for a lambda. future: whether its annotations stay texts. decorated: whether it has decorators.
+    indented: whether it stood within a function or a block."""
 
     text: str
     name: str
     future: bool
     decorated: bool = False
+    indented: bool = False
 
 
 def own_functions(thing: Any) -> Iterator[FunctionType]:
@@ -97,6 +99,10 @@ def _source_of_class(thing: type) -> Source:
         if around:
             node = min(around, key=lambda one: (one.end_lineno or 0) - one.lineno)
             return _cut(node, text, bool(code.co_flags & 0x1000000))
+    own = [f for f in vars(thing).values() if isinstance(f, FunctionType)]
+    own = [f for f in own if f.__globals__.get("__name__") == thing.__module__]
+    if any("__create_fn__" not in f.__code__.co_qualname for f in own):
+        raise NoSourceError("its methods stand in no class statement of this name")
     # A class without functions: by its name and what its body binds.
     for file in _files(thing):
         try:
@@ -184,7 +190,7 @@ def _cut(node: Definition, text: str, future: bool) -> Source:
     tree = ast.parse(cut)
     if len(tree.body) != 1 or ast.dump(tree.body[0]) != ast.dump(node):
         raise NoSourceError(f"'{node.name}' shares its lines with other statements")
-    return Source(cut, node.name, future, bool(node.decorator_list))
+    return Source(cut, node.name, future, bool(node.decorator_list), bool(margin))
 
 
 def shifted(text: str, old: str, new: str) -> str:
@@ -236,25 +242,31 @@ class Names:
     noted: tuple[str, ...]
 
 
-def names_in(source: Source) -> Names:
-    """See Names; in alphabetical order."""
+def names_in(source: Source, free: Iterable[str] = ()) -> Names:
+    """See Names; in alphabetical order. free: names of a function around it, which are left out."""
     head = "from __future__ import annotations\n" if source.future else ""
-    top = symtable.symtable(head + source.text, "source", "exec")
+    free = tuple(free)
+    if free:
+        around = f"def _around({', '.join(free)}):\n{shifted(source.text, '', '    ')}"
+        top = symtable.symtable(head + around, "source", "exec").get_children()[0]
+    else:
+        top = symtable.symtable(head + source.text, "source", "exec")
     at_once: set[str] = set()
     later: set[str] = set()
 
     def visit(table: symtable.SymbolTable, runs: bool) -> None:
         for symbol in table.get_symbols():
-            if symbol.is_referenced() and (table is top or symbol.is_global()):
+            outer = symbol.is_global() or (table is top and not free)
+            if symbol.is_referenced() and outer:
                 (at_once if runs else later).add(symbol.get_name())
         for child in table.get_children():
             function = str(child.get_type()).endswith("function")
             visit(child, runs and (not function or child.get_name() in _COMPREHENSIONS))
 
     visit(top, True)
-    at_once |= _read_before_bound(ast.parse(source.text))
+    at_once |= _read_before_bound(ast.parse(source.text)) - {*free}
     noted = set(_annotations(ast.parse(source.text)))
-    noted -= at_once | later
+    noted -= at_once | later | {*free}
     return Names(tuple(sorted(at_once)), tuple(sorted(later - at_once)), tuple(sorted(noted)))
 
 
@@ -275,7 +287,10 @@ def _read_before_bound(tree: ast.AST) -> set[str]:
                     read += [*statement.bases, *statement.keywords]
                 else:
                     read.append(statement.args)
-            names = [n for one in read for n in ast.walk(one) if isinstance(n, ast.Name)]
+            nodes = [node for one in read for node in ast.walk(one)]
+            inner = [node.target for node in nodes if isinstance(node, ast.comprehension)]
+            own = {n.id for one in inner for n in ast.walk(one) if isinstance(n, ast.Name)}
+            names = [n for n in nodes if isinstance(n, ast.Name) and n.id not in own]
             stored |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
             loaded |= {n.id for n in names if isinstance(n.ctx, ast.Load)} - bound
             bound |= stored
@@ -314,3 +329,29 @@ def chains_in(source: Source, name: str) -> list[tuple[str, ...]]:
         if chain and isinstance(inner, ast.Name) and inner.id == name:
             found.add(tuple(chain))
     return sorted(found)
+
+
+def with_values(source: Source, value_of: Callable[[str], str | None]) -> Source:
+    """A class whose body's `name = expression` have values in the place of expressions, where
+    `value_of(name)` gives one."""
+    (node,) = ast.parse(source.text).body
+    edits = []
+    for statement in node.body if isinstance(node, ast.ClassDef) else ():
+        targets = [*getattr(statement, "targets", ()), getattr(statement, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        given = getattr(statement, "value", None)
+        if len(names) == 1 and given is not None and not isinstance(given, ast.Constant):
+            text = value_of(names[0])
+            if text is not None and not isinstance(given, ast.Lambda):
+                edits.append((given, text))
+    return replace(source, text=replaced(source.text, edits))
+
+
+def replaced(text: str, edits: Sequence[tuple[ast.stmt | ast.expr, str]]) -> str:
+    """`text` with other texts in the place of nodes of it."""
+    lines = text.encode().splitlines(keepends=True)
+    for node, new in sorted(edits, key=lambda e: (e[0].lineno, e[0].col_offset), reverse=True):
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+        end = lines[last][node.end_col_offset :]
+        lines[first : last + 1] = [lines[first][: node.col_offset] + new.encode() + end]
+    return b"".join(lines).decode()

@@ -96,14 +96,16 @@ def importable(value: Any, name: str) -> tuple[ModuleType, str] | None:
         for path in names
         if vars(other).get(path) is value and not other_name.startswith("vipbench_plugin_")
     ]
-    # The most public place first.
+    # The most public place first; which local modules are loaded does not matter.
     return min(
         found,
         key=lambda pair: (
+            is_own(pair[0]),
             any(part.startswith("_") for part in pair[0].__name__.split(".")),
             pair[0].__name__.count("."),
             len(pair[0].__name__),
-            pair,
+            pair[0].__name__,
+            pair[1],
         ),
         default=None,
     )

@@ -7,6 +7,7 @@ copied into a folder beside it. A file, unlike a pickled class, can be read befo
 
 from __future__ import annotations
 
+import ast
 import builtins
 import collections
 import dataclasses
@@ -27,15 +28,17 @@ from typing import Any
 
 from vipbench.errors import UsageError
 from vipbench.plugins.closure import is_own
-from vipbench.plugins.copied import copied_modules, place_of
+from vipbench.plugins.copied import copied_modules, imports_of_copies, local_file
 from vipbench.plugins.live_source import (
     NoSourceError,
     Source,
     chains_in,
     names_in,
     own_functions,
+    replaced,
     shifted,
     source_of,
+    with_values,
 )
 from vipbench.plugins.origins import (
     NOWHERE,
@@ -80,12 +83,22 @@ def write_class(method: type) -> Written:
             f"the method class '{method.__name__}' has no name; give it a class attribute, such as "
             f"name = '{method.__name__.lower()}'"
         )
+    if name != name.lower() or not all(c.isalnum() or c in "-_+." for c in name):
+        raise UsageError(
+            f"the method class '{method.__name__}' has the name '{name}'; expected a lowercase "
+            "word of letters, digits and - _ + ."
+        )
     stem = re.sub(r"\W", "_", name)
     folder = f"{stem}_files"
     writer = _Writer(folder)
     try:
         with writer.at(method.__name__):
             bound = writer.refer(method, method.__name__)
+    except RecursionError:
+        raise UsageError(
+            f"the method class '{method.__name__}' cannot be sent to the workers: what it reaches "
+            "has no end"
+        ) from None
     except CannotWriteError as error:
         raise UsageError(
             f"the method class '{method.__name__}' cannot be sent to the workers: {error}. It may "
@@ -107,7 +120,7 @@ class _Writer:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.local: dict[str, ModuleType] = {}
+        self.local: dict[str, Path] = {}
         self.future = False
         self._imports: dict[str, None] = {}
         self._body: list[str] = []
@@ -161,8 +174,22 @@ class _Writer:
         elif (place := importable(value, name)) is not None:
             self._names.setdefault(id(value), name)
             self._import_from(name, *place)
+        elif isinstance(value, type | FunctionType):
+            kind = "class" if isinstance(value, type) else "function"
+            self._refuse(f"is a {kind} that no class statement or def gave; write it as one")
         else:
-            self._body.append(f"{name} = {self.express(value, name)}")
+            self._bind_value(name, value)
+
+    def _bind_value(self, name: str, value: Any) -> None:
+        at = len(self._body)
+        text = self.express(value, name)
+        if type(value) in (dict, list) and len(self._body) > at:
+            # What it holds may be what fills it, such as functions by a decorator.
+            self._body.insert(at, f"{name} = {type(value).__name__}()")
+            fill = f"{name}[:] = {text}" if type(value) is list else f"{name}.update({text})"
+            self._body.append(f"{name}.clear()\n{fill}")
+        else:
+            self._body.append(f"{name} = {text}")
 
     def _bind_module(self, name: str, module: ModuleType) -> None:
         if module.__name__ == "__main__":
@@ -177,10 +204,11 @@ class _Writer:
 
     def _local(self, module: ModuleType) -> str:
         """The name that the copy of a local module has. Raises CannotWriteError."""
-        if not (getattr(module, "__file__", None) or "").endswith(".py"):
+        file = local_file(module.__name__)
+        if file is None:
             self._refuse(f"is of the module '{module.__name__}', of which there is no *.py file")
-        self.local[module.__name__] = module
-        return f"{self.folder}.{place_of(module)}"
+        self.local[module.__name__] = file
+        return f"{self.folder}.{module.__name__}"
 
     def _import_from(self, name: str, module: ModuleType, path: str) -> None:
         place = self._local(module) if is_own(module) else module.__name__
@@ -210,14 +238,20 @@ class _Writer:
     def _define(self, name: str, value: Any, bare: Any, source: Source) -> None:
         self.future |= source.future
         space = namespace(bare)
-        names = names_in(source)
+        if source.indented and isinstance(bare, type):
+            source = with_values(source, lambda n: self._plain_value(vars(bare).get(n, NOWHERE)))
+        source = self._with_copies(source)
         free = self._free(bare, source)
+        names = names_in(source, free)
         enclosed = any(set(f.__code__.co_freevars) - {"__class__"} for f in own_functions(bare))
         spelled = {n: looked_up(space, n) for n in (*names.at_once, *names.later)}
         for base in getattr(value, "__bases__", ()):
-            # `class A(A)`: the name means the new class by now.
-            if spelled.get(base.__name__) is value:
+            # The name may mean another class by now, as in `class A(A)`.
+            if isinstance(spelled.get(base.__name__), type):
                 spelled[base.__name__] = base
+        for each in names.at_once:
+            if spelled[each] is NOWHERE and each != source.name and not hasattr(builtins, each):
+                self._refuse(f"reads '{each}' while it is defined, which has no value any more")
         own = not enclosed and source.name == name
         if own and name in names.at_once and spelled[name] is not value:
             del self._bound[name]
@@ -243,6 +277,24 @@ class _Writer:
                 self._need(each, spelled[each], source)
         for each in names.noted:
             self._note(each, looked_up(space, each), source)
+
+    def _plain_value(self, value: Any) -> str | None:
+        return self.express(value) if type(value) in (*_PLAIN, float) else None
+
+    def _with_copies(self, source: Source) -> Source:
+        """With imports within the definition that find the copies of local modules."""
+        tree = ast.parse(source.text)
+        tops = set()
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                if (file := local_file(name)) is not None:
+                    self.local[name] = file
+                    tops.add(name.partition(".")[0])
+        edits = imports_of_copies(tree, f"{self.folder}.", tops) if tops else []
+        return dataclasses.replace(source, text=replaced(source.text, edits)) if edits else source
 
     def _need(self, name: str, value: Any, source: Source | None = None) -> None:
         if value is NOWHERE:

@@ -49,7 +49,8 @@ class RunSpec(BaseModel):
     """The whole of a run. Each field is a suite's key, and a flag with `-` for `_`.
 
     methods, datasets, backbones, shots, seeds: the grid. A dataset or backbone is `NAME` or
-        `NAME:ARG`, kept as given. shots: images per class, or "full" for the training split.
+        `NAME:ARG`, kept as given; a backbone also `LABEL=NAME:ARG`, which tables show as LABEL.
+        shots: images per class, or "full" for the training split.
     data_root: the folder where datasets are looked for. symptoms: dataset -> symptom file; the
         key "*" is every dataset. descriptions: the same for texts that hold the class name.
         images: dataset -> the folder below which the image files of a table, a split file or a
@@ -78,7 +79,7 @@ class RunSpec(BaseModel):
         default_factory=lambda: tuple(MethodSpec(name=name) for name in METHODS)
     )
     datasets: Annotated[tuple[str, ...], BeforeValidator(words.names)] = DATASETS
-    backbones: Annotated[tuple[str, ...], BeforeValidator(words.names)] = Field(
+    backbones: Annotated[tuple[str, ...], BeforeValidator(words.backbones)] = Field(
         default_factory=lambda known: (TINY if known.get("datasets") == DATASETS else REAL,)
     )
     protocol: Annotated[ProtocolSpec, BeforeValidator(protocol_of)] = ProtocolSpec()

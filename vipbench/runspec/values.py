@@ -98,6 +98,37 @@ def names(value: Any) -> tuple[str, ...]:
     return once(found)
 
 
+def backbones(value: Any) -> tuple[str, ...]:
+    """Backbones as `names`, each also as `LABEL=NAME[:ARG]`; in a mapping or a list of such, the
+    key is the label."""
+    if isinstance(value, str):
+        found = list(names(value))
+    else:
+        parts = [value] if isinstance(value, Mapping) else items(value, "names of backbones")
+        found = []
+        for part in parts:
+            if not isinstance(part, Mapping):
+                found += names([part])
+                continue
+            for name, source in part.items():
+                name = label(name)
+                if any(mark in name for mark in ":=,"):
+                    raise UsageError(f"the label {show(name)} holds a colon, comma or =")
+                found += [f"{name}={source}" for source in names([source])]
+    for one in found:
+        given, source = labelled(one)
+        if given != given.strip() or not source or ("=" in one and one.startswith("=")):
+            raise UsageError(f"expected NAME, NAME:ARG or LABEL=NAME:ARG, got {show(one)}")
+    once(found, lambda one: labelled(one)[1])
+    return once(found, lambda one: labelled(one)[0] or one)
+
+
+def labelled(backbone: str) -> tuple[str, str]:
+    """The label ("" for none) and the source of a backbone `[LABEL=]NAME[:ARG]`."""
+    given, equals, source = backbone.partition("=")
+    return (given, source) if equals and ":" not in given else ("", backbone)
+
+
 def shots(value: Any) -> tuple[Any, ...]:
     """Images per class: whole numbers from 1, or "full"."""
     expected = "numbers of images per class such as 1,2,4 or the word full"

@@ -14,6 +14,7 @@ from vipbench.errors import UsageError
 from vipbench.fetching import FetchError, Needed
 from vipbench.fetching.download import size
 from vipbench.runspec.run import RunSpec
+from vipbench.runspec.values import labelled
 from vipbench.text import clean
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def sources_of(
             sources.append(item)
             continue
         suite = RunSpec.from_yaml(Path(item))
-        sources += [*suite.backbones, *suite.datasets]
+        sources += [*(labelled(b)[1] for b in suite.backbones), *suite.datasets]
         data_root = data_root or suite.data_root
         plugins_dir = plugins_dir or suite.plugins_dir
     return list(dict.fromkeys(sources)), data_root, plugins_dir

@@ -10,7 +10,7 @@ from vipbench import trust
 from vipbench.errors import UsageError
 from vipbench.runspec.executor import with_flags
 from vipbench.runspec.run import MethodSpec, RunSpec, demo_suite
-from vipbench.runspec.values import split
+from vipbench.runspec.values import labelled, split
 
 
 def make_spec(
@@ -65,5 +65,5 @@ def spec_of_flags(context: Any) -> RunSpec:
         chosen = with_flags(spec.executor, executor, given["jobs"], given["slurm"])
         spec = spec.model_copy(update={"executor": chosen})
     for backbone in spec.backbones if flags["backbones"] else ():
-        trust.name(backbone)
+        trust.name(labelled(backbone)[1])
     return spec

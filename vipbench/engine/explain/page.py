@@ -67,9 +67,7 @@ def _title(made: Explanation) -> str:
     cell = made.cell
     shots = {None: "full training set", 0: "no training image"}.get(cell.shots)
     shots = shots or f"{cell.shots} shots, seed {cell.seed}"
-    return (
-        f"{cell.row.label} on {cell.data.dataset.name} with {cell.backbone.backbone.name}, {shots}"
-    )
+    return f"{cell.row.label} on {cell.data.dataset.name} with {cell.backbone.name}, {shots}"
 
 
 def credit(made: Explanation, own_files: bool) -> str:

@@ -40,7 +40,7 @@ from vipbench.results.records.record import PATH
 from vipbench.results.sharing.privacy import needs_weights, public_backbone, scrub, withheld
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import SUITE_NAME, RunSpec
-from vipbench.runspec.values import FeaturePrecision
+from vipbench.runspec.values import FeaturePrecision, labelled
 
 FORMAT = "vipbench-prompt"
 VERSION = 2
@@ -152,7 +152,7 @@ def pack(
         "templates": data.dataset.templates,
         "symptoms": data.symptoms,
         "descriptions": data.descriptions,
-        "backbone": public_backbone(cell.backbone.source),
+        "backbone": public_backbone(labelled(cell.backbone.source)[1]),
         "backbone_fingerprint": towers.fingerprint,
         "backbone_licence": towers.licence,
         "dataset": data.dataset.name,

@@ -299,7 +299,7 @@ def _plan_cell(
         notes = (*notes, *part.notes)
     tested = data if part is None else part.data
     cell_id = CellId(
-        backbone=backbone.backbone.name,
+        backbone=backbone.name,
         dataset=tested.dataset.name,
         method=row.label,
         method_name=row.method.name,

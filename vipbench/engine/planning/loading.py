@@ -28,6 +28,7 @@ from vipbench.results.records.protocol_names import fold_name
 from vipbench.results.records.record import json_sha256
 from vipbench.results.sharing.privacy import public_source
 from vipbench.runspec.run import RunSpec
+from vipbench.runspec.values import labelled
 from vipbench.symptoms import load_descriptions, load_symptoms, replace_knowledge
 from vipbench.trust import REMOTE
 
@@ -210,16 +211,21 @@ class LoadedDataset:
 
 @dataclass(frozen=True)
 class LoadedBackbone:
-    """A backbone with its weights."""
+    """A backbone with its weights. source: as the run asks for it, maybe with a label."""
 
     backbone: ImageBackbone
     plugin: Plugin
     source: str
 
+    @property
+    def name(self) -> str:
+        """What tables show."""
+        return labelled(self.source)[0] or self.backbone.name
+
 
 def runs_own_code(registry: Registry, source: str) -> bool:
     """Whether the backbone runs code of its model's repository, which is a plugin of its own."""
-    one = registry.backbones.get(source.partition(":")[0])
+    one = registry.backbones.get(labelled(source)[1].partition(":")[0])
     return one is not None and one.plugin.builtin and source.endswith(REMOTE)
 
 
@@ -412,7 +418,7 @@ def load_backbone(registry: Registry, source: str) -> LoadedBackbone:
     The code of a plugin, or of the model's repository, enters the backbone's fingerprint, of which
     keys and cached features are made: an edited forward pass never finds the features of the old
     one."""
-    backbone, plugin = registry.backbone(source)
+    backbone, plugin = registry.backbone(labelled(source)[1])
     code = backbone.remote_code
     if plugin.builtin and code:
         plugin = Plugin(backbone.name, None, Path(REMOTE), code, False, code, source)

@@ -24,6 +24,7 @@ from vipbench.plugins.files import every_source
 from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.protocol_names import split_fold
 from vipbench.runspec.run import RunSpec
+from vipbench.runspec.values import labelled
 from vipbench.trust import REMOTE
 
 NOBODY = frozenset[str]()
@@ -190,7 +191,7 @@ class Planners:
         who registers what is not built in. lacking: what nobody registers."""
 
         def own(kind: str, sources: Iterable[str]) -> list[frozenset[str]]:
-            names = {source: f"{kind} '{source.partition(':')[0]}'" for source in sources}
+            names = {source: f"{kind} '{_family(kind, source)}'" for source in sources}
             alone = {source: frozenset({source}) for source in self._sources if kind == "backbone"}
             return [
                 owners.get(name) or alone.get(source, NOBODY)
@@ -304,3 +305,8 @@ def _broken_line(company: frozenset[str], error: UsageError) -> str:
         f"fails: {error}. Change nothing of torch or of vipbench at the top of a plugin; define, "
         "and register"
     )
+
+
+def _family(kind: str, source: str) -> str:
+    """The registered name of a method, dataset or backbone."""
+    return (labelled(source)[1] if kind == "backbone" else source).partition(":")[0]

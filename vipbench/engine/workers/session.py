@@ -86,6 +86,7 @@ from vipbench.plugins.files import Plugin, loaded_plugins
 from vipbench.plugins.registry import KINDS, Kind, Registry, load_registry, provenance
 from vipbench.results.records.plan import PlannedCell
 from vipbench.runspec.run import RunSpec
+from vipbench.runspec.values import labelled
 from vipbench.trust import UntrustedCodeError
 
 Send = Callable[[Event], None]
@@ -169,13 +170,14 @@ class Session:
         for source in run.datasets:
             registry.get("dataset", source.partition(":")[0])
         for source in run.backbones:
-            registry.get("backbone", source.partition(":")[0])
+            registry.get("backbone", labelled(source)[1].partition(":")[0])
         backbones = [load_backbone(registry, source) for source in run.backbones]
         loaded = {source: load_dataset(registry, run, source) for source in run.datasets}
         datasets = [*loaded.values()]
         _check_names({source: d.dataset.name for source, d in loaded.items()}, "datasets")
         named = zip(run.backbones, backbones, strict=True)
-        _check_names({source: b.backbone.name for source, b in named}, "backbones")
+        _check_names({source: b.name for source, b in named}, "backbones")
+        _check_weights(backbones)
         scenes = arrange(self.spec, loaded)
         beside = Beside(registry, backbones, device, company)
         if device != self.device:
@@ -228,10 +230,10 @@ class Session:
                 if (numbered := d.numbered())
             ]
         notices += [
-            f"{b.backbone.name}: licence of the weights: {b.backbone.licence}"
+            f"{b.name}: licence of the weights: {b.backbone.licence}"
             for b in (*backbones, *beside.further.values())
         ]
-        notices += [f"{b.backbone.name}: {note}" for b in backbones for note in b.backbone.notes]
+        notices += [f"{b.name}: {note}" for b in backbones for note in b.backbone.notes]
         if any(row.method.needs & TEXTS for row in rows):
             notices += [note for b in backbones for d in datasets for note in unread(b.backbone, d)]
         workers = str(machine.workers)
@@ -484,7 +486,8 @@ def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[
     def known(kind: Kind, names: Iterable[str]) -> dict[str, frozenset[str]]:
         table, found = registry.of(kind), {}
         for name in names:
-            if (base := name.partition(":")[0]) in table:
+            given = labelled(name)[1] if kind == "backbone" else name
+            if (base := given.partition(":")[0]) in table:
                 own = _sources(users(table[base]))
                 if kind == "backbone" and runs_own_code(registry, name):
                     own = frozenset({name})
@@ -535,6 +538,15 @@ def _describe_methods(registry: Registry) -> Iterable[CatalogueEntry]:
             **provenance(found.plugin),
         }
         yield CatalogueEntry("method", found.name, found.help, detail)
+
+
+def _check_weights(backbones: Sequence[LoadedBackbone]) -> None:
+    """Refuse one model under two labels: its cells would have the same keys."""
+    seen: dict[str, str] = {}
+    for one in backbones:
+        other = seen.setdefault(one.backbone.fingerprint, one.source)
+        if other != one.source:
+            raise UsageError(f"the backbones '{other}' and '{one.source}' are the same; give one")
 
 
 def _check_names(names: Mapping[str, str], what: str) -> None:

@@ -54,6 +54,8 @@ def public_backbone(source: str) -> str:
     if not colon:
         return source
     place, plus, remote = argument.partition("+remote-code")
+    if place.startswith("local-dir:"):
+        return f"{name}:local-dir:PATH"
     model, at, _ = place.partition("@")
     rooted = place.startswith(("/", "\\", "~", ".")) or model[1:2] == ":"
     if rooted or (place and Path(place).exists()):
