@@ -157,6 +157,8 @@ def test_results_of_a_folder(results: vipbench.Results, project: Path, tmp_path:
         ({"method": "vip"}, ["method", "methods"]),
         ({"shots": 0}, ["shots", "0"]),
         ({"seeds": {1, 2}}, ["set"]),
+        ({"out": 3}, ["out", "3"]),
+        ({"out": __file__}, ["out", "test_python.py"]),
     ],
 )
 def test_arguments_that_are_refused(
@@ -166,6 +168,8 @@ def test_arguments_that_are_refused(
         vipbench.run(**{"methods": "ncm", "out": tmp_path / "out", **given})
     assert all(fact in str(error.value) for fact in facts), error.value
     assert issubclass(vipbench.UsageError, ValueError)
+    with pytest.raises(vipbench.UsageError, match="nowhere"):
+        vipbench.Results(tmp_path / "nowhere")
 
 
 def test_models(results: vipbench.Results, project: Path, tmp_path: Path) -> None:

@@ -243,6 +243,42 @@ def test_save_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.glob("results/one/*")) == [tmp_path / saved]
 
 
+def test_saved_paths_hold_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data outside of the results folder by absolute paths, those inside by relative ones."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "results/data/own.csv", "root/b.csv", "weights.pt", "pathmnist"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    datasets = ["csv:a.csv", "csv:results/data/own.csv", "csv:b.csv", "medmnist:pathmnist"]
+    spec = RunSpec.parse(
+        {
+            "datasets": datasets,
+            "backbones": ["tiny-clip", "openclip:ViT-B-32+gelu@weights.pt", "timm:vit@none.pt"],
+            "protocol": {"name": "domain-shift", "classes": {"csv:a.csv": {"x": "y"}}}
+            | {"source": "csv:b.csv"},
+            "symptoms": {"csv:a.csv": "s.json", "own": "results/data/t.json"},
+            "data_root": "root",
+            "out": "results",
+        }
+    )
+    saved = spec.save().read_text()
+    assert "csv:data/own.csv" in saved
+    (tmp_path / "elsewhere" / "data").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "data" / "own.csv").touch()  # not the one that is meant
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "results").rename(tmp_path / "moved")
+    again = RunSpec.from_yaml("../moved/suite.yaml")
+    a, own, b = (f"csv:{tmp_path / name}" for name in ("a.csv", "moved/data/own.csv", "root/b.csv"))
+    assert again.datasets == (a, again.datasets[1], b, "medmnist:pathmnist")
+    assert Path(again.datasets[1].removeprefix("csv:")).samefile(own.removeprefix("csv:"))
+    assert again.protocol.source == b
+    assert [*again.protocol.classes] == [a]
+    assert again.symptoms[a] == tmp_path / "s.json"
+    assert again.symptoms["own"].resolve() == tmp_path / "moved/data/t.json"
+    assert again.backbones[1] == f"openclip:ViT-B-32+gelu@{tmp_path / 'weights.pt'}"
+    assert again.backbones[2] == "timm:vit@none.pt"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

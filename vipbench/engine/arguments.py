@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, TypeVar
 
@@ -72,9 +72,9 @@ def spec_of(given: Mapping[str, Any], folder: Path | None = None) -> RunSpec:
         known = {name: getattr(demo, name) for name in demo.model_fields_set} | known
     if "plugins_dir" not in known and os.environ.get(PLUGINS_VARIABLE):
         known["plugins_dir"] = os.environ[PLUGINS_VARIABLE]
-    place = folder or words.path(known.get("out")) or Path(RunSpec.model_fields["out"].default)
+    place = folder or _path(known, "out") or Path(RunSpec.model_fields["out"].default)
     # What the user's own code names may run, as what a flag names.
-    if (plugins_dir := words.path(known.get("plugins_dir"))) is not None:
+    if (plugins_dir := _path(known, "plugins_dir")) is not None:
         trust.name(plugins_dir)
     if "methods" in known:
         known["methods"], known["plugins_dir"] = named_methods(
@@ -87,6 +87,13 @@ def spec_of(given: Mapping[str, Any], folder: Path | None = None) -> RunSpec:
     for backbone in spec.backbones:
         trust.name(words.labelled(backbone)[1])
     return spec
+
+
+def _path(known: Mapping[str, Any], name: str) -> Path | None:
+    try:
+        return words.path(known.get(name))
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
 
 
 def methods(value: Any, folder: Path) -> Any:
@@ -222,8 +229,8 @@ def plain(value: Any) -> Any:
         return Path(value)
     if isinstance(value, set | frozenset):
         raise UsageError(f"a set has no order, got {words.show(value)}; give a list")
-    if isinstance(value, range):
-        return list(value)
+    if isinstance(value, range | Iterator):
+        value = list(value)
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, list | tuple):

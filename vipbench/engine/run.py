@@ -113,6 +113,8 @@ def run(
         grid: dict[str, Any] = {"methods": methods, "datasets": datasets, "backbones": backbones}
         given = {**grid, "shots": shots, "seeds": seeds, "out": out, **fields}
         spec = spec_of(given)
+        if spec.out.exists() and not spec.out.is_dir():
+            raise UsageError(f"out: '{spec.out}' is a file; give another folder for the results")
         shown: Reporter = Quiet() if quiet else reporter_here()
         screen = Screen(spec, shown, settings=False)
         try:

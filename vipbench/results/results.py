@@ -23,7 +23,7 @@ from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.record import Record
 from vipbench.results.selection import Selection, labels, opened, title_of
 from vipbench.results.sharing.frame import load_results
-from vipbench.results.store.store import Store
+from vipbench.results.store.store import FILE, Store
 from vipbench.results.tables import Table, render
 from vipbench.results.tables.escape import plain
 from vipbench.results.tables.layout import Layout, lay_out
@@ -60,7 +60,8 @@ class Results:
     """Cells of a results folder.
 
     `Results(folder)` holds all that the folder was asked for; what `vipbench.run` returns holds
-    the cells of that call. Raises StoreError where `folder` holds no results.
+    the cells of that call. Raises UsageError where `folder` is no results folder, StoreError where
+    it is damaged.
     """
 
     def __init__(
@@ -74,6 +75,10 @@ class Results:
         self._cells = None if cells is None else tuple(cells)
         # A later run into the folder may be of other data and texts.
         self._suite = suite
+        if not (self.folder / FILE).is_file():
+            raise UsageError(
+                f"'{folder}' is no results folder: it has no {FILE}; expected the `out` of a run"
+            )
         with Store(self.folder, readonly=True):
             pass
 
