@@ -145,7 +145,7 @@ def test_rows_that_are_wrong_are_named(release, tmp_path, make_images):
     write_release(release, [*cases[:2], ("", "a/3.jpg")], fine)
     bad_release(tmp_path, r"meta\.csv', row 4 has no diagnosis or derm")
     write_release(release, [("melanoma", "A/1.JPG"), *cases[1:]], fine)
-    bad_release(tmp_path, r"meta\.csv', row 2: .* is there as 'images/a/1\.jpg'")
+    bad_release(tmp_path, r"meta\.csv', row 2: .* 'images/a/1\.jpg'")
     write_release(release, [("melanoma", "a/9.jpg"), *cases[1:]], fine)
     bad_release(tmp_path, r"meta\.csv', row 2: image '.*9\.jpg' is missing")
     write_release(release, [("melanoma", "../../../x.jpg"), *cases[1:]], fine)

@@ -114,7 +114,7 @@ def test_a_file_beside_the_table_and_one_below_the_named_folder(share, make_imag
         ("p/gone", r"'.*share/p/gone' is missing; .*--images DIR"),
         ("4.png", r"'.*share/p'"),
         ("p/5", r"'5\.jpg', '5\.png'"),
-        ("P/4.png", r"is there as 'p/4\.png'"),
+        ("P/4.png", r"'p/4\.png'"),
         ("./p/3.png", r"'p/3\.png' is listed"),
         ("p\\3.png", r"'p/3\.png' is listed"),
     ],

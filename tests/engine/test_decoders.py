@@ -215,7 +215,7 @@ def test_a_decoder_that_is_killed_costs_a_note(
     assert len(killed) == victims
     assert torch.equal(found[0], alone[0])
     assert found[1][:1] == [
-        f"{victims} of 2 processes that decode images ended early (SIGKILL; maybe for want of "
+        f"{victims} of 2 processes that decode images ended early (SIGKILL; perhaps out of "
         "memory); threads of the worker decoded in their place (VIPBENCH_DECODERS=0 starts none)"
     ]
     # Where all were lost, the training views start none again.

@@ -75,6 +75,7 @@ def test_a_convolutional_tower_is_refused_before_anything_runs(method: type[api.
     spec = RunSpec.parse({"methods": "zero-shot"})
     data = load_dataset(load_registry(), spec, "synthderm")
     reason = impossible_pair(method, resnet, data)
-    assert reason == f"'{method.name}' needs a vision transformer and 'random' is none"
+    assert reason is not None
+    assert f"'{method.name}' needs a vision transformer and 'random'" in reason
     with pytest.raises(api.UnsupportedError, match="has no plain transformer blocks"):
         resnet.encode_image(torch.zeros(1, 3, 64, 64), api.NoTap())

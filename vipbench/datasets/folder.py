@@ -137,7 +137,7 @@ def split_folders(
         if split not in folder.name.lower()
     ]
     if others:
-        are = "folders {} are no splits and" if len(others) > 1 else "folder {} is no split and"
+        are = "folders {} are not splits and" if len(others) > 1 else "folder {} is not a split and"
         notes.append(f"{are.format(listed(others))} left out; train, val and test are read")
     return found, notes
 

@@ -31,19 +31,19 @@ from vipbench.runspec.values import labelled
 # lets the differences grow.
 TOLERANCE = 1e-3
 Stored = tuple[Record, Predictions | None]
-Verdict = Literal["identical", "within the tolerance", "different", "not made again"]
+Verdict = Literal["identical", "within the tolerance", "different", "not rerun"]
 VERDICTS: tuple[Verdict, ...] = (
     "identical",
     "within the tolerance",
     "different",
-    "not made again",
+    "not rerun",
 )
 
 
 @dataclass(frozen=True)
 class Rerun:
     """What came of one cell. largest: the largest difference of a score, relative to the largest
-    stored score. reason: why it was not made again."""
+    stored score. reason: why it was not rerun."""
 
     record: Record
     verdict: Verdict
@@ -158,7 +158,7 @@ def compare(
     planned: what a plan had at the cells' places; without it, the records of `out` tell."""
     if not (out / "results.sqlite").exists():
         why = reason or "nothing was run"
-        return [Rerun(record, "not made again", reason=why) for record, _ in stored]
+        return [Rerun(record, "not rerun", reason=why) for record, _ in stored]
     with Store(out, readonly=True) as store:
         there: dict[Any, list[Record]] = {}
         for made in store.records(history=False):
@@ -268,9 +268,9 @@ def _compare(
     made = store.record(record.key)
     predictions = store.predictions(record.key) if made is not None else None
     if made is None:
-        return Rerun(record, "not made again", reason=reason or _why(record, others))
+        return Rerun(record, "not rerun", reason=reason or _why(record, others))
     if made.error is not None:
-        return Rerun(record, "not made again", reason=f"it failed: {made.error.message}")
+        return Rerun(record, "not rerun", reason=f"it failed: {made.error.message}")
     if stored is None or predictions is None:
         same = record.metrics == made.metrics
         return Rerun(record, "identical" if same else "different")
@@ -295,6 +295,6 @@ def _why(record: Record, others: Sequence[str | Mapping[str, Any]]) -> str:
     if isinstance(theirs, str):
         return theirs
     if not isinstance(mine, dict) or not theirs:
-        return "its key is another one here"
+        return "its key differs here"
     changed = [k for k in dict.fromkeys([*mine, *theirs]) if mine.get(k) != theirs.get(k)]
-    return f"its key is another one here, since these differ: {', '.join(changed)}"
+    return f"its key differs here, since these differ: {', '.join(changed)}"

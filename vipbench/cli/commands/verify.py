@@ -65,11 +65,11 @@ def show_reruns(found: Sequence[Rerun], tolerance: float, how: str) -> int:
     print(f"run again: {plural(len(found), 'cell')} ({how}): {verdicts}")
     print(f"  the tolerance: {tolerance:g} of the largest stored score, for every score")
     for result in found[:MOST_SHOWN]:
-        if result.verdict == "not made again":
-            print(f"  {_place(result.record)}: not made again: {clean(result.reason)}")
+        if result.verdict == "not rerun":
+            print(f"  {_place(result.record)}: not rerun: {clean(result.reason)}")
         elif result.verdict != "identical":
             print(f"  {_place(result.record)}: {result.verdict}, by up to {result.largest:.2g}")
-    return counts["different"] + counts["not made again"]
+    return counts["different"] + counts["not rerun"]
 
 
 def _check(store: Store) -> int:

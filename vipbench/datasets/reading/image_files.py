@@ -83,21 +83,18 @@ class PassedOver:
         lines = []
         if self._others:
             kinds = ", ".join(f"{n} {kind}" for kind, n in self._others.most_common())
-            lines.append(
-                f"{_files(self._others.total())} of kinds that are no images, or are not read, "
-                f"left out: {kinds}"
-            )
+            lines.append(f"{_files(self._others.total())} of other types left out: {kinds}")
         if self._partners:
             names = [f"'{path.relative_to(self.root).as_posix()}'" for path in self._partners]
             some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             lines.append(
-                f"{_files(len(names))} named like masks or other partners of images beside them "
-                f"left out ({some}); rename what is an image of its own"
+                f"{_files(len(names))} named like masks of other images left out ({some}); rename "
+                f"those that are images of their own"
             )
         if self._twins:
             one, other = self._twins[0]
             lines.append(
-                f"{len(self._twins)} pairs of images differ in the ending of their names alone "
+                f"{len(self._twins)} pairs of images differ only in their extension "
                 f"('{one.relative_to(self.root).as_posix()}', '{other.name}'); both are read"
             )
         return lines

@@ -104,7 +104,7 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
         relative, label, group = (value(row, name) or "" for name in ("path", "label", "group"))
         for name, text in (("path", relative), ("label", label)):
             if missing(text) and (name == "path" or clean(text) not in named):
-                means = f": '{text}' stands for none" if text else ""
+                means = f": '{text}' counts as empty" if text else ""
                 raise DataError(
                     f"{where} has no {name}{means}; fill it in or take the row out"
                     + (

@@ -156,8 +156,8 @@ def _missing(folders: ImageFolders, lost: Sequence[Row]) -> DataError:
         other = _other_spelling(folder, first.path)
         if other is not None:
             return DataError(
-                f"{first.where}: image '{first.path}' is there as '{other}'; names must agree in "
-                "case and accents, rename one of the two"
+                f"{first.where}: image '{first.path}' exists as '{other}'; names must agree in "
+                f"case and accents: rename one of the two"
             )
     more = f", and {len(lost) - 1} more: {listed((r.path for r in lost[1:]), 3)}"
     return DataError(

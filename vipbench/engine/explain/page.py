@@ -74,7 +74,7 @@ def credit(made: Explanation, own_files: bool) -> str:
     """Source and licence of the images, and what was changed."""
     dataset = made.cell.data.dataset
     if own_files:
-        return "Images: files of whoever made this, under the terms that these have."
+        return "Images: files of this page's author, under their own terms."
     url = (
         " (https://creativecommons.org/licenses/by/4.0/)" if dataset.licence == "CC BY 4.0" else ""
     )

@@ -128,7 +128,9 @@ class Shelf:
             self._seen.add(f"{name}.safetensors")
         except OSError as error:
             self._writable = False
-            self.problems.append(f"the feature cache cannot be written ({error}); going on without")
+            self.problems.append(
+                f"the feature cache cannot be written ({error}); continuing without it"
+            )
 
     def _open(self) -> None:
         """Find the blocks that are there and were not before."""

@@ -222,7 +222,7 @@ class _Decoder:
         if code is None or code >= 0:
             return f"exit status {code}"
         if code == -signal.SIGKILL:
-            return "SIGKILL; maybe for want of memory"
+            return "SIGKILL; perhaps out of memory"
         return {s.value: s.name for s in signal.Signals}.get(-code, f"signal {-code}")
 
     def close(self) -> None:

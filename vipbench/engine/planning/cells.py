@@ -351,7 +351,7 @@ def impossible_pair(
     if isinstance(backbone, Backbone) and needs & TEXTS and (same := _same_texts(backbone, data)):
         return f"'{method.name}' reads texts, and {same}"
     if "vit" in needs and not backbone.vision_layers:
-        return f"'{method.name}' needs a vision transformer and '{backbone.name}' is none"
+        return f"'{method.name}' needs a vision transformer and '{backbone.name}' is not one"
     if "symptoms" in needs and data.symptoms is None:
         name = data.dataset.name
         return f"'{method.name}' needs symptoms and '{name}' has none; give --symptoms {name}=FILE"

@@ -193,12 +193,12 @@ class LoadedDataset:
         )
 
     def numbered(self) -> str:
-        """A sentence where classes are named by numbers, which tell a text tower nothing."""
+        """A sentence where classes are named by numbers, which mean nothing to a text tower."""
         names = [name for name in self.dataset.class_names if _NUMBER.fullmatch(name)]
         if not names:
             return ""
         shown = ", ".join(f"'{name}'" for name in names[:5]) + (", …" if len(names) > 5 else "")
-        return f"its classes are named by numbers ({shown}), which tell a text tower nothing"
+        return f"its classes are named by numbers ({shown}), which mean nothing to a text tower"
 
     def texts_saw(self, needs: Set[str]) -> int:
         """The most labelled images of a class behind the texts that a method with `needs` reads."""

@@ -165,7 +165,7 @@ def _as_given(
     pixels = dataclasses.replace(given, clips_low=below > 0, clips_high=above > 0)
     notes = [
         f"{count} of {len(train)} training images have values {side} the card's window, which are "
-        "cut off"
+        f"clipped"
         for count, side in ((below, "below"), (above, "above"))
         if count
     ]

@@ -292,7 +292,9 @@ def _columns(
         )
     mapping = {own: [ours[i] for i in column] for own, column in zip(theirs, columns, strict=True)}
     left = [name for i, name in enumerate(ours) if i not in used]
-    notes = (f"no choice on {names[1]}, which has no such class: {', '.join(left)}",) * bool(left)
+    notes = (f"not predicted on {names[1]}, which has no such class: {', '.join(left)}",) * bool(
+        left
+    )
     return columns, mapping, notes
 
 

@@ -78,7 +78,7 @@ class Results(Keeper, Protocol):
         """The cell with the state that it has here."""
 
 
-NOT_AGAIN = "failed before, not tried again"
+NOT_AGAIN = "failed before, not retried"
 
 _NAMES = {
     "engine.revision": "the engine's revision",
@@ -146,7 +146,7 @@ def what_changed(old: Record, parts: Mapping[str, Any]) -> str:
     """In words: why the record `old` does not answer for a cell whose key has `parts`."""
     before = old.provenance.get("key_parts")
     if not isinstance(before, dict):
-        return "changed since the last result, which does not tell of what its key was made"
+        return "changed since the last result, which does not state what its key was made of"
     flat_before, flat_now = _flat(before), _flat(parts)
     changes = []
     for name in dict.fromkeys([*flat_now, *flat_before]):
