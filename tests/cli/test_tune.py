@@ -80,7 +80,7 @@ def test_the_choice_is_saved_resumes_runs_and_does_not_know_the_test_split(
     )
     assert (
         "ss-text (tuned) and clip-adapter[epochs=2] (tuned): settings tuned: 3 trials, validation "
-        "alone (accuracy on 2 validation images a class)"
+        "alone (accuracy on 2 validation images per class)"
     ) in " ".join(done.stdout.split())
     assert "(20 test images, 2 classes)" not in done.stdout
     assert "10 test images" in done.stdout
