@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,6 +143,17 @@ def obey(grants: Mapping[str, Any]) -> None:
     _here.worker = True
     _here.everything = bool(grants["everything"])
     _here.named, _here.digests = set(grants["named"]), set(grants["digests"])
+
+
+def seal(values: Any) -> str:
+    """A digest of JSON values that nobody else can make: under a key in the user's configuration
+    folder, which is made where there is none. Raises OSError."""
+    path = trust_file().with_name("key")
+    with _locked():
+        if not path.exists():
+            with replacing(path, "wb", private=True) as file:
+                file.write(secrets.token_bytes(32))
+        return hmac.new(path.read_bytes(), json.dumps(values).encode(), "sha256").hexdigest()
 
 
 def listing(files: Digests, kept: Mapping[str, Any] | None = None) -> str:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tests.backbones.hub_models import save_own_code
 from tests.conftest import REPO
 from vipbench.api import CellInfo
+from vipbench.engine.cluster.work import code_digest
 from vipbench.results.records.record import Record
 from vipbench.results.sharing.bundle import read_bundle, write_bundle
 from vipbench.results.store.store import Collection, Store
@@ -91,6 +92,21 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Stranger:
     )
     remote = f"methods: [zero-shot]\nbackbones: ['{REMOTE}']\n{grid}"
     (folder / "remote.yaml").write_text(remote)
+    local = f"methods: [zero-shot]\nbackbones: [tiny-clip]\n{grid}"
+    setup = f"{{name: slurm, setup: ['touch {mark}'], python: {mark}}}"
+    (folder / "setup.yaml").write_text(f"{local}executor: {setup}\n")
+    (folder / "module.yaml").write_text(f"{local}executor: vipbench.__main__:main\n")
+    jobs = folder / "jobs" / "parts"
+    jobs.mkdir(parents=True)
+    run = {
+        "schema": 1, "id": "0" * 8, "digest": "0", "next": 1, "package": code_digest(), "lead": 1,
+        "executor": {"name": "slurm"}, "plugins_dir": str(plugins), "cwd": str(folder),
+        "grants": {"everything": True, "named": [str(plugins)], "digests": []}, "seal": "0",
+        "environment": {"VIPBENCH_ALLOW_CODE": "1"},
+        "parts": [{"number": 0, "order": 0, "cells": 2, "without_support": True}],
+    }  # fmt: skip
+    (jobs / "run.json").write_text(json.dumps(run))
+    (jobs / "000.yaml").write_text((folder / "suite.yaml").read_text())
     snapshot = folder / "hub" / "models--stranger--pair" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()

@@ -31,6 +31,8 @@ MEETS: dict[str, list[tuple[str, ...]]] = {
         ("run", "remote.yaml", "--dry-run"),
         ("run", "--debug", "suite.yaml"),
         ("run", "--debug", "remote.yaml"),
+        ("run", "setup.yaml", "--jobs", "2"),
+        ("run", "module.yaml"),
     ],
     "tune": [("tune", "suite.yaml", "--methods", "coop", "--out", "out/t", "--dry-run")],
     "doctor": [("doctor", "suite.yaml")],
@@ -70,6 +72,10 @@ NEVER: dict[str, tuple[str, ...] | None] = {
     "export": ("export", "results", "-o", "out/r.csv"),
     "verify": ("verify", "results"),
     "trust": ("trust", "--list"),
+    "status": ("status", "jobs"),
+    "collect": ("collect", "jobs"),
+    "cancel": ("cancel", "jobs"),
+    "work": ("work", "jobs", "--part", "0"),
     "cache info": ("cache", "info"),
     "cache clear": None,
     "new": None,
@@ -113,6 +119,9 @@ def test_code_that_a_file_asks_for_does_not_run(
     files = [*(unmarked.folder / "plugins").glob("*.py")]
     if "remote" in " ".join(args) or {"prompt.safetensors", "forged"} & {*args}:
         files = [*unmarked.folder.glob("hub/*/snapshots/*/own.py")]
+    if {"setup.yaml", "module.yaml"} & {*args}:
+        files = []
+        assert "SHA-256" in done.stderr
     for file in files:
         assert file.name in done.stderr
         assert hashlib.sha256(file.read_bytes()).hexdigest() in done.stderr

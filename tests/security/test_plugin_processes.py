@@ -67,6 +67,7 @@ PLUGINS = {
     "patches": (AT_IMPORT, IN_PREPARE),
     "permutes": ("", PERMUTE.strip()),
     "renames": ("", "self.task.backbone.fingerprint = 'x'"),
+    "forks": ("", "os.fork()"),
     "good": ("", ""),
 }
 BUILTIN = "zero-shot,coop[epochs=3]"
@@ -126,7 +127,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plugins(folder, "good")
     assert run(folder, "alone", f"{BUILTIN},good", "one") == (0, "")
     plugins(folder, *PLUGINS)
-    status, err = run(folder, "beside", f"patches,permutes,renames,good,{BUILTIN}", "two")
+    status, err = run(folder, "beside", f"patches,permutes,renames,forks,good,{BUILTIN}", "two")
     assert status == 1, err
     plugins(folder, "good")
     assert run(folder, "after", f"{BUILTIN},good", "two")[0] == 0
@@ -149,7 +150,7 @@ def test_each_plugin_has_a_process_of_its_own(folder: Path) -> None:
 
 def test_who_permutes_weights_is_named_and_nobody_else(folder: Path) -> None:
     errors = {r.cell.method: r.error for r in grid.records(folder / "beside") if not r.ok}
-    assert {*errors} == {"permutes", "renames"}
+    assert {*errors} == {"permutes", "renames"}  # and the one that forks is no error
     for name, fact in (("permutes", "frozen weights"), ("renames", "backbone: ")):
         error = errors[name]
         assert error is not None

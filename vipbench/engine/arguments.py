@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 from vipbench import trust
 from vipbench.engine.method_classes import named_methods
 from vipbench.errors import UsageError, unknown
-from vipbench.files import write
+from vipbench.files import make_folder, write
 from vipbench.runspec import values as words
 from vipbench.runspec.run import MethodSpec, RunSpec, demo_suite
 
@@ -86,6 +86,8 @@ def spec_of(given: Mapping[str, Any], folder: Path | None = None) -> RunSpec:
     spec = RunSpec.parse(known)
     for backbone in spec.backbones:
         trust.name(words.labelled(backbone)[1])
+    for text in spec.executor.code if spec.executor else ():
+        trust.name(text)
     return spec
 
 
@@ -204,7 +206,7 @@ def _written(kind: str, value: Mapping[str, Any], folder: Path) -> Path:
     except (TypeError, ValueError) as error:
         raise UsageError(f"{kind}: expected {{class: [text, ...]}}, and {error}") from None
     place = folder / "data"
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     file = place / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     write(file, text + "\n")
     return file

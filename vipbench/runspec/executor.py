@@ -105,6 +105,12 @@ class ExecutorSpec(BaseModel):
     python: Word = None
     container: Word = None
 
+    @property
+    def code(self) -> tuple[str, ...]:
+        """What of it starts programs or is imported; trusted as other code that a file names."""
+        own = (self.name if ":" in self.name else None, *self.setup, self.python, self.container)
+        return tuple(text for text in own if text)
+
     def as_yaml(self) -> str | dict[str, Any]:
         """The value of a suite file that reads back as this."""
         given = {key: getattr(self, key) for key in type(self).model_fields}

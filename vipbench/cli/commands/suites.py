@@ -62,7 +62,11 @@ def spec_of_flags(context: Any) -> RunSpec:
     executor = flags.pop("executor", None)
     spec = make_spec(suite or file, flags, given["settings"] or (), from_environment)
     if "executor" in given:
+        theirs = spec.executor.code if spec.executor else ()
         chosen = with_flags(spec.executor, executor, given["jobs"], given["slurm"])
+        for text in chosen.code if chosen else ():
+            if text not in theirs:
+                trust.name(text)
         spec = spec.model_copy(update={"executor": chosen})
     for backbone in spec.backbones if flags["backbones"] else ():
         trust.name(labelled(backbone)[1])

@@ -21,6 +21,7 @@ from vipbench.engine.cluster.folder import Parts
 from vipbench.engine.cluster.queue import Executor, Job
 from vipbench.engine.cluster.slurm import Slurm
 from vipbench.errors import UsageError
+from vipbench.files import open_own
 from vipbench.runspec.executor import ExecutorSpec
 
 # Set for a process that ends when its standard input does, that is, with who started it.
@@ -33,7 +34,7 @@ def work(out: str, number: int) -> int:
     log = Parts(Path(out)).file(number, ".log")
     root = str(Path(vipbench.__file__).parents[1])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    with log.open("ab") as file:
+    with os.fdopen(open_own(log, os.O_APPEND), "ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "vipbench", "work", out, "--part", str(number)],
             stdin=subprocess.PIPE,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ class Parts:
             raise UsageError(f"{path} cannot be read: {error}") from None
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise UsageError(f"{path} was written by another version of vipbench")
+        if not re.fullmatch(r"[0-9a-f]{8}", str(found.get("id"))):  # part of the jobs' names
+            raise UsageError(f"{path} was altered: its id is {found.get('id')!r}")
         return found
 
     def parts(self) -> dict[int, Part]:

@@ -17,10 +17,10 @@ from vipbench import trust
 from vipbench.engine.cluster.cut import LEAST_SECONDS, SECONDS, Piece, count, cut, fitting
 from vipbench.engine.cluster.folder import SCHEMA, Part, Parts
 from vipbench.engine.cluster.slurm import LEAD
-from vipbench.engine.cluster.work import code_digest
+from vipbench.engine.cluster.work import code_digest, seal
 from vipbench.engine.kept import CACHE_VARIABLE
 from vipbench.errors import UsageError
-from vipbench.files import write
+from vipbench.files import make_folder, write
 from vipbench.plugins.files import plugin_files, require_code
 from vipbench.results.store.store import Store
 from vipbench.runspec.executor import ExecutorSpec
@@ -48,7 +48,7 @@ def prepare(
         if executor.jobs not in (None, len(run["parts"])):
             say(f"note: this run was cut into {plural(len(run['parts']), 'part')} before")
     else:
-        parts.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(parts.folder)
         run = {"id": secrets.token_hex(4), "digest": digest.hexdigest()}
         first = 0 if known is None else known["next"]
         run |= _cut(parts, whole, first, store, most, say)
@@ -63,6 +63,7 @@ def prepare(
         "environment": {CACHE_VARIABLE: str(Path(cache).absolute()), "HF_HUB_OFFLINE": "1"},
         "lead": LEAD,
     }
+    run["seal"] = seal(run)
     write(parts.folder / "run.json", json.dumps(run, indent=1))
     return run
 
@@ -171,7 +172,7 @@ def _copied(parts: Parts, folder: Path | None) -> str | None:
         digest.update(f"{file.relative_to(folder)}\0{trust.sha256(file.read_bytes())}\n".encode())
     copy = parts.folder / "code" / digest.hexdigest()[:16]
     if not copy.is_dir():
-        copy.parent.mkdir(exist_ok=True)
+        make_folder(copy.parent)
         with tempfile.TemporaryDirectory(dir=copy.parent) as temporary:
             new = Path(temporary) / "copy"
             ignored = shutil.ignore_patterns("__pycache__")

@@ -12,6 +12,7 @@ from pathlib import Path
 from vipbench.engine.cluster import sealed
 from vipbench.engine.cluster.folder import BATCH, Part, Parts
 from vipbench.engine.workers.messages import Done, MessageError, read_event, to_line
+from vipbench.files import make_folder
 from vipbench.results import Predictions, Record
 from vipbench.results.records.plan import PlannedCell
 
@@ -32,7 +33,7 @@ class PartResults:
     ) -> None:
         self._parts, self._part, self._kept = parts, part, kept
         self._folder = parts.file(part.number, "")
-        self._folder.mkdir(exist_ok=True)
+        make_folder(self._folder)
         self._done = parts.done()
         self._last = time.monotonic()
         for file in parts.batches(part.number):

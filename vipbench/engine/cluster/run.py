@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vipbench import trust
 from vipbench.engine.cluster import executors, slurm
 from vipbench.engine.cluster.collect import Collector
 from vipbench.engine.cluster.folder import Parts, paced
@@ -40,6 +41,9 @@ def run_parts(
     assert spec.executor is not None
     parts = Parts(spec.out)
     say = shown.line
+    for text in spec.executor.code:
+        what = f"`{text}`, a command of the run's executor,"
+        trust.require(what, text, [(text, trust.sha256(text.encode()))])
     with Store(spec.out) as store:
         before = store.status()
         run = prepare(parts, spec, store, _most(spec.executor), say)

@@ -18,6 +18,10 @@ from vipbench.files import NO_FILE
 UNFINISHED = ".part"
 
 
+# A file may become so large, or so many times as large as it is.
+MOST_BYTES, MOST_TIMES = 64 << 20, 100
+
+
 class DamagedError(ValueError):
     """A file that is not what was written; the message names it."""
 
@@ -44,7 +48,11 @@ def read(path: Path) -> tuple[Any, bytes]:
     """Head and body. Raises DamagedError, FileNotFoundError, OSError."""
     content = _content(path)
     head, _, body = content.partition(b"\n")
-    return json.loads(head), zlib.decompress(body)
+    packed = zlib.decompressobj()
+    found = packed.decompress(body, max(MOST_BYTES, MOST_TIMES * len(body)))
+    if not packed.eof:
+        raise DamagedError(f"{path} is larger than its {len(body)} bytes can be, unpacked")
+    return json.loads(head), found
 
 
 def read_head(path: Path) -> Any:

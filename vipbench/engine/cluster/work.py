@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import signal
 import socket
@@ -132,6 +133,11 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+def seal(run: dict[str, Any]) -> str:
+    """What shows that this user submitted a run: a stranger's folder may hold any run.json."""
+    return trust.seal([run[name] for name in ("id", "grants", "environment", "cwd")])
+
+
 def work(
     out: Path, number: int, shown: Callable[[Any], Observer], say: Callable[[str], None]
 ) -> int:
@@ -197,6 +203,13 @@ def _run(
     shown: Callable[[Any], Observer],
     end: Callable[[str, str, int], int],
 ) -> int:
+    if not hmac.compare_digest(str(run.get("seal")), seal(run)):
+        return end(
+            "refused",
+            "you did not submit this run, or the job finds another configuration folder "
+            f"({trust.FOLDER_VARIABLE}); `vipbench run` submits it anew, and asks for its code",
+            REFUSED,
+        )
     for name, value in run["environment"].items():
         os.environ.setdefault(name, value)
     offline.obey()

@@ -314,6 +314,8 @@ class _Driver:
         """See Sink."""
         if isinstance(event, Done):
             record = event.record
+            if record.key in self.ended or record.key not in self.cells:
+                return  # sent by a plugin, or by a copy of its worker
             if event.predictions is not None:
                 predicted = {"prediction_hash": event.predictions.prediction_hash}
                 provenance = {**record.provenance, **predicted}

@@ -54,9 +54,11 @@ def serve(requests: Requests) -> None:
     """Serve requests as they come; events go to what standard output was."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    lock = threading.Lock()
+    lock, own = threading.Lock(), os.getpid()
 
     def send(event: Event) -> None:
+        if os.getpid() != own:
+            os._exit(0)  # a copy that a plugin made by forking: its results would come twice
         with lock:
             out.write(to_line(event))
             out.flush()
