@@ -106,7 +106,8 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Stranger:
         "parts": [{"number": 0, "order": 0, "cells": 2, "without_support": True}],
     }  # fmt: skip
     (jobs / "run.json").write_text(json.dumps(run))
-    (jobs / "000.yaml").write_text((folder / "suite.yaml").read_text())
+    part = (folder / "suite.yaml").read_text().replace("dir: plugins", f"dir: {plugins}")
+    (jobs / "000.yaml").write_text(part)
     snapshot = folder / "hub" / "models--stranger--pair" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
