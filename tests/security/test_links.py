@@ -12,6 +12,10 @@ import pytest
 from tests.conftest import Cli
 from tests.fetching.server import serving
 from tests.results.samples import filled, scored
+from vipbench.engine.cluster import sealed
+from vipbench.engine.cluster.executors import work
+from vipbench.engine.cluster.folder import Part, Parts
+from vipbench.engine.cluster.results import PartResults
 from vipbench.fetching import FetchError, WebFile
 from vipbench.files import write
 from vipbench.results.store.lock import StoreError
@@ -163,3 +167,28 @@ def test_the_lock_file_removed_lets_nobody_do_a_cell_twice(tmp_path: Path) -> No
     assert len(store.records()) == 3
     assert not store.submissions()
     store.close()
+
+
+def test_the_parts_of_a_run_are_written_through_no_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    victim = outside / "victim"
+    victim.write_text("kept")
+    parts = Parts(tmp_path / "out")
+    parts.folder.mkdir(parents=True)
+    parts.file(0, ".log").symlink_to(victim)
+    with pytest.raises(FileExistsError, match=r"000\.log"):
+        work(str(parts.out), 0)
+    parts.file(0, "").symlink_to(outside)
+    with pytest.raises(FileExistsError, match="is a link"):
+        PartResults(parts, Part(0, 0, 1, without_support=False), print)
+    parts.file(0, ".plan").symlink_to(victim)
+    sealed.write(parts.file(0, ".plan"), b"new")
+    assert victim.read_text() == "kept"
+    assert [*outside.iterdir()] == [victim]
+
+
+def test_a_small_file_of_a_part_that_becomes_large_is_refused(tmp_path: Path) -> None:
+    sealed.write(tmp_path / "0.done", bytes(100 << 20), {})
+    with pytest.raises(sealed.DamagedError, match=r"0\.done"):
+        sealed.read(tmp_path / "0.done")
