@@ -159,6 +159,11 @@ REACHED = {
         "log = logging.getLogger('proto')",
         "x * len(R.findall(P.name)) if log else x",
     ),
+    "namedtuple by a call": (
+        "import collections, operator, datetime\nP = collections.namedtuple('P', 'a b')\n"
+        "Q, first, DAY = P(1, 2), operator.itemgetter(0), datetime.date(2020, 1, 2)",
+        "first([x]) * Q.b * DAY.year",
+    ),
     "types and devices": (
         "D, T = torch.device('cpu'), torch.float32",
         "x.to(D, T)",

@@ -11,16 +11,9 @@ import ast
 import builtins
 import collections
 import dataclasses
-import enum
-import functools
 import inspect
-import logging
-import math
-import pathlib
 import re
 import sys
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -29,6 +22,7 @@ from typing import Any
 from vipbench.errors import UsageError
 from vipbench.plugins.closure import is_own
 from vipbench.plugins.copied import copied_modules, imports_of_copies, local_file
+from vipbench.plugins.expressed import PLAIN, CannotWriteError, Values, alias_of
 from vipbench.plugins.live_source import (
     NoSourceError,
     Source,
@@ -49,10 +43,6 @@ from vipbench.plugins.origins import (
     namespace,
 )
 
-# More values than this are data, which a key and a reader of the file should not have to carry.
-MOST_VALUES = 4096
-_PLAIN = (type(None), bool, int, str, bytes, type(...))
-_TYPE_FORMS = (types.GenericAlias, types.UnionType)
 _RESERVED = frozenset(("register_methods", "vipbench", "_hookimpl"))
 
 
@@ -69,10 +59,6 @@ class Written:
     def file(self) -> str:
         """The plugin's own file."""
         return next(iter(self.files))
-
-
-class CannotWriteError(Exception):
-    """Something that is not source, constant or installed; the message says what it is."""
 
 
 def write_class(method: type) -> Written:
@@ -115,18 +101,17 @@ def _stem(name: str) -> str:
     return f"method-{name}" if name.startswith(("_", "test_")) else name
 
 
-class _Writer:
+class _Writer(Values):
     """Collects the parts of one file. local: the local modules that it imports."""
 
     def __init__(self, folder: str) -> None:
+        super().__init__()
         self.folder = folder
         self.local: dict[str, Path] = {}
         self.future = False
-        self._imports: dict[str, None] = {}
         self._body: list[str] = []
         self._bound: dict[str, Any] = {}
         self._names: dict[int, str] = {}  # of each thing in the file, one that it is bound to
-        self._way: list[str] = []
 
     def text(self, method: type, name: str, bound: str) -> str:
         """The file."""
@@ -143,14 +128,6 @@ class _Writer:
         hook = f"@_hookimpl\ndef register_methods(register):\n    register({bound})\n"
         return "\n".join([*head, "", *(f"{part.rstrip()}\n" for part in self._body), "", hook])
 
-    def at(self, place: str) -> _Way:
-        """Within this, messages say that something was reached from `place`."""
-        return _Way(self._way, place)
-
-    def _refuse(self, what: str) -> typing.NoReturn:
-        way = " -> ".join(self._way)
-        raise CannotWriteError(f"{way} {what}")
-
     # Names at the top of the file.
 
     def bind(self, name: str, value: Any) -> None:
@@ -164,7 +141,7 @@ class _Writer:
         self._bound[name] = value
         if isinstance(value, ModuleType):
             self._bind_module(name, value)
-        elif isinstance(value, (*_PLAIN, float, complex)):
+        elif isinstance(value, (*PLAIN, float, complex)):
             self._body.append(f"{name} = {self.express(value)}")
         elif id(value) in self._names:
             self._body.append(f"{name} = {self._names[id(value)]}")
@@ -174,6 +151,11 @@ class _Writer:
         elif (place := importable(value, name)) is not None:
             self._names.setdefault(id(value), name)
             self._import_from(name, *place)
+        elif _is_namedtuple(value):
+            made = f"{self._module(collections)}.namedtuple({value.__name__!r}, {value._fields!r}"
+            defaults = tuple(value._field_defaults.values())
+            self._names.setdefault(id(value), name)
+            self._body.append(f"{name} = {made}, defaults={self.express(defaults, name)})")
         elif isinstance(value, type | FunctionType):
             kind = "class" if isinstance(value, type) else "function"
             self._refuse(f"is a {kind} that no class statement or def gave; write it as one")
@@ -213,8 +195,8 @@ class _Writer:
     def _import_from(self, name: str, module: ModuleType, path: str) -> None:
         place = self._local(module) if is_own(module) else module.__name__
         if "." in path:
-            self._imports[f"import {place} as {_alias(place)}"] = None
-            self._body.append(f"{name} = {_alias(place)}.{path}")
+            self._imports[f"import {place} as {alias_of(place)}"] = None
+            self._body.append(f"{name} = {alias_of(place)}.{path}")
         else:
             self._imports[f"from {place} import {path}" + (f" as {name}" * (path != name))] = None
 
@@ -230,10 +212,15 @@ class _Writer:
         try:
             return kind, source_of(kind)
         except NoSourceError as error:
+            if _is_namedtuple(kind):
+                return None
             self._refuse(
                 f"is a {'class' if isinstance(kind, type) else 'function'} whose source cannot be "
                 f"had ({error}); put it into a script, a notebook's cell or a module"
             )
+
+    def _is_defined(self, name: str, value: Any) -> bool:
+        return self._definition(name, value) is not None
 
     def _define(self, name: str, value: Any, bare: Any, source: Source) -> None:
         self.future |= source.future
@@ -279,7 +266,7 @@ class _Writer:
             self._note(each, looked_up(space, each), source)
 
     def _plain_value(self, value: Any) -> str | None:
-        return self.express(value) if type(value) in (*_PLAIN, float) else None
+        return self.express(value) if type(value) in (*PLAIN, float) else None
 
     def _with_copies(self, source: Source) -> Source:
         """With imports within the definition that find the copies of local modules."""
@@ -319,7 +306,7 @@ class _Writer:
                 if is_own(inner):
                     self._imports[f"import {self._local(inner)}"] = None
                 elif inner.__name__ in sys.modules and inner.__name__.startswith(module.__name__):
-                    self._imports[f"import {inner.__name__} as {_alias(inner.__name__)}"] = None
+                    self._imports[f"import {inner.__name__} as {alias_of(inner.__name__)}"] = None
 
     def _note(self, name: str, value: Any, source: Source) -> None:
         """Names of annotations come along where they can: nothing but a reader of types looks."""
@@ -369,169 +356,10 @@ class _Writer:
         self.bind(name, value)
         return name
 
-    def express(self, value: Any, wished: str = "_value") -> str:
-        """An expression that gives `value`. Raises CannotWriteError."""
-        if isinstance(value, enum.Enum):
-            return f"{self.express(type(value))}.{value.name}"
-        if type(value) in _PLAIN:
-            return repr(value)
-        if type(value) is float:
-            return repr(value) if math.isfinite(value) else f"float({str(value)!r})"
-        if type(value) is complex:
-            return f"complex({self.express(value.real)}, {self.express(value.imag)})"
-        if type(value) in (list, tuple, set, frozenset, dict):
-            return self._container(value, wished)
-        if isinstance(value, ModuleType):
-            return self._module(value)
-        if isinstance(value, _TYPE_FORMS) or typing.get_origin(value) is not None:
-            return self._type_form(value)
-        if isinstance(value, type | FunctionType) or callable(getattr(value, "__wrapped__", None)):
-            place = None if self._definition(wished, value) else importable(value, "")
-            return self._imported(*place) if place else self.refer(value, wished)
-        found = self._constructed(value, wished)
-        if found is not None:
-            return found
-        place = importable(value, wished)
-        if place is None:
-            self._refuse(f"is {_what(value)}, which is neither source nor a constant")
-        return self._imported(*place)
 
-    def _imported(self, module: ModuleType, path: str) -> str:
-        return path if module is builtins else f"{self._module(module)}.{path}"
-
-    def _module(self, module: ModuleType) -> str:
-        place = self._local(module) if is_own(module) else module.__name__
-        self._imports[f"import {place} as {_alias(place)}"] = None
-        return _alias(place)
-
-    def _container(self, value: Any, wished: str) -> str:
-        if len(value) > MOST_VALUES:
-            self._refuse(f"holds {len(value):,} values; a constant may have {MOST_VALUES:,}")
-        if isinstance(value, dict):
-            pairs = []
-            for key, item in value.items():
-                with self.at(f"[{key!r}]"):
-                    pairs.append(f"{self.express(key, wished)}: {self.express(item, wished)}")
-            return f"{{{', '.join(pairs)}}}"
-        parts = []
-        for i, item in enumerate(value):
-            with self.at(f"[{i}]"):
-                parts.append(self.express(item, wished))
-        if isinstance(value, set | frozenset):
-            inside = f"{{{', '.join(sorted(parts))}}}" if parts else "()"
-            name = type(value).__name__
-            return inside if parts and name == "set" else f"{name}({inside})"
-        comma = "," if len(parts) == 1 else ""
-        return (
-            f"[{', '.join(parts)}]" if isinstance(value, list) else f"({', '.join(parts)}{comma})"
-        )
-
-    def _type_form(self, value: Any) -> str:
-        origin, args = typing.get_origin(value), typing.get_args(value)
-        forms = {
-            typing.Annotated: "Annotated",
-            typing.Literal: "Literal",
-            typing.Union: "Union",
-            types.UnionType: "Union",
-        }
-        first = f"{self._module(typing)}.{forms[origin]}" if origin in forms else None
-        if origin is collections.abc.Callable and args:
-            inside = [f"[{', '.join(map(self.express, args[:-1]))}]", self.express(args[-1])]
-        else:
-            inside = [self.express(arg) for arg in args]
-        return f"{first or self.express(origin)}[{', '.join(inside)}]"
-
-    def _constructed(self, value: Any, wished: str) -> str | None:
-        """A call that makes `value`, None where it is of no kind that is known."""
-        kind = type(value)
-
-        def call(function: Any, *args: Any, **named: Any) -> str:
-            texts = [self.express(arg, wished) for arg in args]
-            for name, arg in named.items():
-                with self.at(name):
-                    texts.append(f"{name}={self.express(arg, wished)}")
-            return f"{self.express(function, wished)}({', '.join(texts)})"
-
-        if isinstance(value, functools.partial):
-            return call(functools.partial, value.func, *value.args, **value.keywords)
-        if isinstance(value, types.MethodType) and isinstance(value.__self__, type):
-            return f"{self.express(value.__self__)}.{value.__name__}"
-        if isinstance(value, range | slice):
-            return call(kind, value.start, value.stop, value.step)
-        if isinstance(value, collections.OrderedDict | collections.Counter):
-            return call(kind, dict(value))
-        if isinstance(value, collections.defaultdict):
-            return call(kind, value.default_factory, dict(value))
-        if isinstance(value, collections.deque):
-            return call(kind, list(value), value.maxlen)
-        if isinstance(value, types.MappingProxyType):
-            return call(kind, dict(value))
-        if isinstance(value, types.SimpleNamespace):
-            return call(types.SimpleNamespace, **vars(value))
-        if isinstance(value, pathlib.PurePath):
-            return call(Path if isinstance(value, Path) else kind, str(value))
-        if isinstance(value, re.Pattern):
-            return call(re.compile, value.pattern, value.flags)
-        if isinstance(value, logging.Logger):
-            return call(logging.getLogger, value.name)
-        if isinstance(value, typing.TypeVar):
-            return call(typing.TypeVar, value.__name__)
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return call(kind, *value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = [f for f in dataclasses.fields(value) if f.init]
-            return call(kind, **{f.name: getattr(value, f.name) for f in fields})
-        return self._of_library(value, kind)
-
-    def _of_library(self, value: Any, kind: type) -> str | None:
-        """Constants of numpy, and types and devices of torch."""
-        numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-        if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray | numpy.dtype):
-            if isinstance(value, numpy.dtype):
-                return f"{self._module(numpy)}.dtype({value.str!r})"
-            if value.dtype.kind not in "biufcUS" or value.size > MOST_VALUES:
-                self._refuse(
-                    f"is {_what(value)}; a constant has up to {MOST_VALUES:,} numbers or texts"
-                )
-            held = self.express(value.tolist())
-            made = f"{self._module(numpy)}.array({held}, dtype={value.dtype.str!r})"
-            if isinstance(value, numpy.generic):
-                return f"{made}[()]"
-            return f"{made}.reshape({value.shape!r})" if value.size == 0 else made
-        if torch is not None and isinstance(value, torch.dtype | torch.layout):
-            self._imports["import torch as _torch"] = None
-            return f"_{value!r}"
-        if torch is not None and isinstance(value, torch.device | torch.Size):
-            argument = str(value) if isinstance(value, torch.device) else tuple(value)
-            return f"{self._module(torch)}.{kind.__name__}({argument!r})"
-        if torch is not None and isinstance(value, torch.Tensor):
-            self._refuse(
-                "is a tensor; keep its values as a list and make the tensor in a method, or "
-                "compute it there"
-            )
-        return None
-
-
-class _Way:
-    def __init__(self, way: list[str], place: str) -> None:
-        self._all, self._place = way, place
-
-    def __enter__(self) -> None:
-        self._all.append(f"'{self._place}'")
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._all.pop()
-
-
-def _alias(place: str) -> str:
-    return f"_{place.replace('.', '_')}"
+def _is_namedtuple(value: Any) -> bool:
+    return isinstance(value, type) and value.__bases__ == (tuple,) and hasattr(value, "_fields")
 
 
 def _same_constant(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and isinstance(one, (*_PLAIN, float)) and one == other
-
-
-def _what(value: Any) -> str:
-    kind = type(value)
-    where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
-    return f"an object of {where}{kind.__qualname__}"
+    return type(one) is type(other) and isinstance(one, (*PLAIN, float)) and one == other
