@@ -34,7 +34,12 @@ Datasets = Annotated[
 ]
 Backbones = Annotated[
     str | None,
-    text("--backbones", "A,B", "Backbones [LABEL=]NAME, such as openclip:ViT-B-16/openai.", panel=CELLS),
+    text(
+        "--backbones",
+        "A,B",
+        "Backbones [LABEL=]NAME, such as openclip:ViT-B-16/openai.",
+        panel=CELLS,
+    ),
 ]
 Shots = Annotated[
     str | None,
