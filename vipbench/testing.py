@@ -96,8 +96,8 @@ def check_method(
 ) -> None:
     """All rules of methods, on made-up images of three classes, built, trained and scored as a run
     does it. backbone: by default tiny-clip. epochs: of training, few so that it is quick.
-    stacking: whether to try cells in company, too. registry: where further backbones of the method
-    are looked for, by default all plugins that are installed."""
+    stacking: whether to also try cells stacked with others. registry: where further backbones of
+    the method are looked for, by default all plugins that are installed."""
     try:
         with TemporaryDirectory() as folder:
             toy = _Toy(method, backbone, registry or load_registry(), folder)
@@ -132,7 +132,7 @@ def _check_method(toy: _Toy, epochs: int, stacking: bool) -> None:
     if method.uses_support and pads_batches(method) and not has_own_fit(method):
         _check_padding(toy, cells)
     if method.uses_support and stacking:
-        _check_company(toy, cells, short, _scores(done))
+        _check_stacked(toy, cells, short, _scores(done))
     _check_device(toy, cells)
     if method.uses_support:
         _check_learning(toy)
@@ -207,7 +207,7 @@ def check_dataset(dataset: Dataset, root: Path | None = None) -> None:
         raise ConformanceError("deterministic", "loaded twice, the fingerprints differ")
 
 
-def _check_company(
+def _check_stacked(
     toy: _Toy, cells: Sequence[LoadedCell], short: Callable[[Recipe], Recipe], first: Tensor
 ) -> None:
     """Cells with different supports, of unequal size: together, stacked where they can be, equal

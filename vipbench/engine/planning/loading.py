@@ -231,17 +231,17 @@ def runs_own_code(registry: Registry, source: str) -> bool:
 
 class Beside:
     """Backbones that methods read beside the run's, each loaded once. loaded: the run's own.
-    device: where they are put. company: the plugins that this process may load, None for all."""
+    device: where they are put. plugin_set: the plugins that this process may load, None for all."""
 
     def __init__(
         self,
         registry: Registry,
         loaded: Sequence[LoadedBackbone] = (),
         device: torch.device | str = "cpu",
-        company: frozenset[str] | None = None,
+        plugin_set: frozenset[str] | None = None,
     ) -> None:
         self.further: dict[str, LoadedBackbone] = {}
-        self._company = company
+        self._plugin_set = plugin_set
         self._registry, self._device = registry, device
         self._own = {one.source: one for one in loaded}
         self._failed: dict[str, UsageError] = {}
@@ -252,7 +252,7 @@ class Beside:
             raise self._failed[source]
         if source in self._own:
             return self._own[source]
-        allowed = self._company is None or source in self._company
+        allowed = self._plugin_set is None or source in self._plugin_set
         if not allowed and runs_own_code(self._registry, source):
             raise UsageError(f"'{source}' runs code that may not run in this process")
         if source not in self.further:

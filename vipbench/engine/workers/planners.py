@@ -1,6 +1,6 @@
 """The processes that plan a run: one that loads all plugins, and one for the cells that need none.
 
-A users' plugin may change anything of the process that has loaded it, also what is planned there.
+A plugin may change anything of the process that has loaded it, also what is planned there.
 So where there are plugins, what is built in is planned without them, in a second process beside.
 Where planning fails with all plugins, or gives other built-in cells than without them, it is done
 anew with each of them alone.
@@ -98,32 +98,32 @@ class Planners:
     def apart(self, error: UsageError | None = None, joint: Plan | None = None) -> Plan:
         """The plan without a process that loads all plugins, or where such a one gave `error`, or
         the plan `joint`, which does not hold: whoever is imported can change what others do, such
-        as the loading of a built-in backbone. Each company has a process of its own, and those that
-        cannot plan cost their own cells. Raises `error` where no plugin is at fault."""
+        as the loading of a built-in backbone. Each plugin set has a process of its own, and those
+        that cannot plan cost their own cells. Raises `error` where no plugin is at fault."""
         self._end(EVERYONE)
         plans = {NOBODY: self._answer(NOBODY)}
         broken: dict[frozenset[str], UsageError] = {}
 
-        def add(company: frozenset[str]) -> None:
+        def add(plugin_set: frozenset[str]) -> None:
             try:
-                plans[company] = self._answer(company)
+                plans[plugin_set] = self._answer(plugin_set)
             except UsageError as found:
-                broken[company] = found
+                broken[plugin_set] = found
 
         owners: dict[str, frozenset[str]] = {}
         for source in sorted(self._sources):
-            add(company := frozenset({source}))
-            for name in plans[company].registered if company in plans else ():
+            add(plugin_set := frozenset({source}))
+            for name in plans[plugin_set].registered if plugin_set in plans else ():
                 if name in owners:
-                    who = " and ".join(sorted(owners[name] | company))
+                    who = " and ".join(sorted(owners[name] | plugin_set))
                     raise error or UsageError(f"{who} both register the {name}; rename one")
-                owners[name] = company
+                owners[name] = plugin_set
         lacking = {name for name in plans[NOBODY].unknown if name not in owners}
         if error and not broken and any(name in str(error) for name in lacking):
             raise error
-        while waiting := self._companies(owners, lacking, plans.values()) - {*plans, *broken}:
-            for company in sorted(waiting, key=sorted):
-                add(company)
+        while waiting := self._plugin_sets(owners, lacking, plans.values()) - {*plans, *broken}:
+            for plugin_set in sorted(waiting, key=sorted):
+                add(plugin_set)
         further = {b for plan in plans.values() for lack in plan.lacks for b in lack.backbones}
         lacking |= {name for name in further if not name.endswith(REMOTE) and name not in owners}
         cells = [cell for plan in plans.values() for cell in plan.cells]
@@ -133,7 +133,7 @@ class Planners:
         cells.sort(key=lambda cell: self._spec.backbones.index(cell.group.partition("\x1f")[0]))
         places = {cell.slot: place for place, cell in enumerate(joint.cells if joint else ())}
         cells.sort(key=lambda cell: places.get(cell.slot, len(places)))
-        lines = [_broken_line(company, found) for company, found in broken.items()]
+        lines = [_broken_line(plugin_set, found) for plugin_set, found in broken.items()]
         if lacking:
             names = ", ".join(sorted(lacking))
             line = f"left out, as no plugin that can be planned with registers it: {names}"
@@ -181,7 +181,7 @@ class Planners:
             "A plugin must not change how vipbench plans"
         ]
 
-    def _companies(
+    def _plugin_sets(
         self,
         owners: Mapping[str, frozenset[str]],
         lacking: Collection[str],
@@ -224,36 +224,38 @@ class Planners:
     def wants(self, plugins: Collection[str], keys: Sequence[str]) -> tuple[Want, ...]:
         """What others are to encode for the cells of a group that runs the code of `plugins`;
         nothing where that code fails, which the run of the cells will say."""
-        company = frozenset(plugins)
+        plugin_set = frozenset(plugins)
         found: tuple[Want, ...] = ()
-        if company and company not in self._failed:
+        if plugin_set and plugin_set not in self._failed:
             try:
-                found = self.ask(company, FindWants(keys=tuple(keys)), Wants).wants
+                found = self.ask(plugin_set, FindWants(keys=tuple(keys)), Wants).wants
             except UsageError:
-                self._failed.add(company)
+                self._failed.add(plugin_set)
         return found
 
     def _planner(self, plugins: Collection[str]) -> _Loads:
         """The worker that planned the cells with these plugins; another where that was ended."""
-        company = frozenset(plugins)
-        loads = EVERYONE if EVERYONE in self._plans and company not in self._plans else company
+        plugin_set = frozenset(plugins)
+        loads = (
+            EVERYONE if EVERYONE in self._plans and plugin_set not in self._plans else plugin_set
+        )
         if loads not in self._workers:
             del self._plans[loads]
             self._answer(loads)
         return loads
 
-    def release(self, companies: Collection[frozenset[str]]) -> list[Worker]:
-        """The workers that may run cells of these companies, built-in ones first; they are the
+    def release(self, plugin_sets: Collection[frozenset[str]]) -> list[Worker]:
+        """The workers that may run cells of these plugin sets, built-in ones first; they are the
         caller's from now on."""
         found: dict[frozenset[str], Worker] = {}
         for loads in [*self._workers]:
             if loads not in self._plans:
                 continue
-            company = frozenset(self._plans[loads].loaded)
-            if company in companies and company not in found:
-                found[company] = worker = self._workers.pop(loads)
-                worker.company, worker.planned = company, True
-        return [found[company] for company in sorted(found, key=len)]
+            plugin_set = frozenset(self._plans[loads].loaded)
+            if plugin_set in plugin_sets and plugin_set not in found:
+                found[plugin_set] = worker = self._workers.pop(loads)
+                worker.plugin_set, worker.planned = plugin_set, True
+        return [found[plugin_set] for plugin_set in sorted(found, key=len)]
 
     def _begin(self, loads: _Loads) -> Worker:
         # A run begins with one worker at work and one that waits; more take memory for nothing.
@@ -296,10 +298,10 @@ def _union(several: Iterable[frozenset[str]]) -> frozenset[str]:
     return frozenset[str]().union(*several)
 
 
-def _broken_line(company: frozenset[str], error: UsageError) -> str:
-    if all(f"'{Path(s).stem}'" in str(error) or s.endswith(REMOTE) for s in company):
+def _broken_line(plugin_set: frozenset[str], error: UsageError) -> str:
+    if all(f"'{Path(s).stem}'" in str(error) or s.endswith(REMOTE) for s in plugin_set):
         return f"left out with its cells: {error}"
-    names = " and ".join(f"plugin '{Path(s).stem}' ({Path(s).name})" for s in sorted(company))
+    names = " and ".join(f"plugin '{Path(s).stem}' ({Path(s).name})" for s in sorted(plugin_set))
     return (
         f"left out with its cells: {names}, without which planning works, while with it alone it "
         f"fails: {error}. Change nothing of torch or of vipbench at the top of a plugin; define, "

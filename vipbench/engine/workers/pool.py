@@ -3,7 +3,7 @@
 One loop in the driver's process watches them all. A worker that ends, hangs or takes too much
 memory costs the cells that it was at and is replaced; the others go on.
 
-A users' plugin may change anything of the process that has loaded it. So a worker has a company,
+A plugin may change anything of the process that has loaded it. So a worker has a plugin set,
 the plugins that it loads, and is given those cells alone that run the code of all of these and of
 no others; built-in cells run where no plugin was loaded. What cells of a plugin read of images that
 are not its own is encoded by a worker that has not loaded it, so that it serves others too.
@@ -68,7 +68,7 @@ class Group:
     bases: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
-    def company(self) -> frozenset[str]:
+    def plugin_set(self) -> frozenset[str]:
         """That of the worker that is to have it next."""
         return frozenset(self.wants[0].plugins) if self.wants else self.plugins
 
@@ -222,8 +222,8 @@ class Pool:
         group = self._choice(slot)
         if group is None:
             return
-        if slot.worker is None or slot.worker.company != group.company:
-            self._change(slot, group.company)
+        if slot.worker is None or slot.worker.plugin_set != group.plugin_set:
+            self._change(slot, group.plugin_set)
         if slot.worker is None:
             return
         if not (slot.worker.planned and slot.worker.ready):
@@ -236,8 +236,8 @@ class Pool:
         slot.keys = keys[:1] if group.alone else keys
         try:
             if group.wants:
-                own = group.company
-                slot.others = [one for one in self._queue if one.wants and one.company == own]
+                own = group.plugin_set
+                slot.others = [one for one in self._queue if one.wants and one.plugin_set == own]
                 wants = [one.wants[0] for one in (group, *slot.others)]
                 encodings = tuple(chain(*(want.encodings for want in wants)))
                 slot.worker.send(Encode(encodings=encodings))
@@ -246,7 +246,7 @@ class Pool:
         except WorkerDiedError as error:
             self._died(slot, slot.worker, error)
             return
-        alike = sum(other.company == group.company for other in self._queue)
+        alike = sum(other.plugin_set == group.plugin_set for other in self._queue)
         if self._queue and alike < FEW:
             self._prepare(slot)
 
@@ -267,55 +267,55 @@ class Pool:
         the features; else any. What another slot can encode for others is left to it."""
         at_work = [other for other in self._slots if other is not slot and other.group]
         others = {other.pair for other in at_work}
-        companies = [w.company for w in (slot.worker, slot.spare) if w is not None]
+        plugin_sets = [w.plugin_set for w in (slot.worker, slot.spare) if w is not None]
 
         def rank(group: Group) -> tuple[int, bool, bool]:
-            first = [*companies, group.company].index(group.company)
+            first = [*plugin_sets, group.plugin_set].index(group.plugin_set)
             return first, group.pair != slot.pair, group.pair in others
 
-        taken = {p.worker.company for p in self._slots if p is not slot and p.worker}
-        taken.difference_update(companies)
-        left = [g for g in self._queue if not g.wants or g.company not in taken]
+        taken = {p.worker.plugin_set for p in self._slots if p is not slot and p.worker}
+        taken.difference_update(plugin_sets)
+        left = [g for g in self._queue if not g.wants or g.plugin_set not in taken]
         return min(left, key=rank, default=None)
 
-    def _change(self, slot: Slot, company: frozenset[str]) -> None:
-        """Give a slot a worker of another company; the one that it had waits where it is needed."""
+    def _change(self, slot: Slot, plugin_set: frozenset[str]) -> None:
+        """Give a slot a worker of another plugin set; its former one waits where it is needed."""
         old, slot.worker = slot.worker, None
-        if slot.spare is not None and slot.spare.company == company:
+        if slot.spare is not None and slot.spare.plugin_set == plugin_set:
             slot.worker, slot.spare = slot.spare, None
         if old is not None:
             slot.pair = None
-            if slot.spare is None and self._spares and self._needed(old.company):
+            if slot.spare is None and self._spares and self._needed(old.plugin_set):
                 slot.spare = old
             else:
                 old.close()
         if slot.worker is None:
-            slot.worker = self._started(slot, company)
+            slot.worker = self._started(slot, plugin_set)
 
-    def _needed(self, company: frozenset[str]) -> bool:
+    def _needed(self, plugin_set: frozenset[str]) -> bool:
         """Whether a group of the queue is for it."""
-        return any(company in (group.company, group.plugins) for group in self._queue)
+        return any(plugin_set in (group.plugin_set, group.plugins) for group in self._queue)
 
     def _prepare(self, slot: Slot) -> None:
         """Start what the slot will need when its worker has no more to do, or is at its limit."""
         assert slot.worker is not None
         left = [group.plugins for group in [slot.group, *self._queue] if group and group.wants]
-        left += [group.company for group in self._queue]
+        left += [group.plugin_set for group in self._queue]
         for other in self._slots:
             for worker in (other.worker, other.spare) if other is not slot else (slot.worker,):
-                if worker is not None and worker.company in left:
-                    left.remove(worker.company)
-        left = [company for company in left if company != slot.worker.company]
-        if not left or not self._spares or (slot.spare and slot.spare.company in left):
+                if worker is not None and worker.plugin_set in left:
+                    left.remove(worker.plugin_set)
+        left = [plugin_set for plugin_set in left if plugin_set != slot.worker.plugin_set]
+        if not left or not self._spares or (slot.spare and slot.spare.plugin_set in left):
             return
         if slot.spare is not None:
             slot.spare.close()
         slot.spare = self._started(slot, left[0])
 
-    def _started(self, slot: Slot, company: frozenset[str]) -> Worker | None:
-        worker = Worker(company, self._limit)
+    def _started(self, slot: Slot, plugin_set: frozenset[str]) -> Worker | None:
+        worker = Worker(plugin_set, self._limit)
         try:
-            plugins = tuple(sorted(company))
+            plugins = tuple(sorted(plugin_set))
             worker.send(MakePlan(spec=self._spec, number=slot.number, plugins=plugins))
         except WorkerDiedError as error:
             worker.close()
@@ -324,34 +324,38 @@ class Pool:
         return worker
 
     def _false_start(self, worker: Worker, error: WorkerDiedError) -> None:
-        company = worker.company
+        plugin_set = worker.plugin_set
         self._starts += 1
         if self._starts == MOST_STARTS or worker.over:
             self._starts = 0
-            if not company:
+            if not plugin_set:
                 raise UsageError(f"planning failed: {error}") from error
-            self._leave_out(company, f"planning failed: {error}")
+            self._leave_out(plugin_set, f"planning failed: {error}")
 
-    def _refused(self, company: frozenset[str], message: str) -> None:
-        """A worker of this company cannot run what was planned."""
-        if not company:
+    def _refused(self, plugin_set: frozenset[str], message: str) -> None:
+        """A worker of this plugin set cannot run what was planned."""
+        if not plugin_set:
             raise UsageError(message)
         if not self._again:
             raise PlannedOtherwiseError(message)
-        self._leave_out(company, message)
+        self._leave_out(plugin_set, message)
 
-    def _leave_out(self, company: frozenset[str], message: str) -> None:
-        """Run no more cells of this company."""
+    def _leave_out(self, plugin_set: frozenset[str], message: str) -> None:
+        """Run no more cells of this plugin set."""
         for slot in self._slots:
-            if slot.spare is not None and slot.spare.company == company:
+            if slot.spare is not None and slot.spare.plugin_set == plugin_set:
                 slot.spare.close()
                 slot.spare = None
-            if slot.group is None and slot.worker is not None and slot.worker.company == company:
+            if (
+                slot.group is None
+                and slot.worker is not None
+                and slot.worker.plugin_set == plugin_set
+            ):
                 slot.drop()
-        gone = [group for group in self._queue if group.plugins == company]
-        self._queue = [group for group in self._queue if group.plugins != company]
+        gone = [group for group in self._queue if group.plugins == plugin_set]
+        self._queue = [group for group in self._queue if group.plugins != plugin_set]
         for group in self._queue:
-            if group.company == company:
+            if group.plugin_set == plugin_set:
                 group.wants = []
         self._sink.leave_out([key for group in gone for key in group.keys], message)
 
@@ -385,7 +389,7 @@ class Pool:
 
     def _on_event(self, slot: Slot, worker: Worker, event: Event) -> None:
         if isinstance(event, Refused):
-            self._refused(worker.company, event.message)
+            self._refused(worker.plugin_set, event.message)
             return
         if isinstance(event, Untrusted) and worker.planned:
             # Code that is imported within a cell; what this run's plan needs was allowed.
@@ -400,10 +404,10 @@ class Pool:
         if isinstance(event, Plan | Untrusted):
             worker.planned = True
             self._starts = 0
-            known = self._known.get(worker.company, set())
+            known = self._known.get(worker.plugin_set, set())
             if isinstance(event, Untrusted) or not known <= {cell.key for cell in event.cells}:
                 self._refused(
-                    worker.company,
+                    worker.plugin_set,
                     "a plugin or data file changed during the run, or a plugin plans other cells "
                     "each time it is imported. Finished cells are saved; run the same command to "
                     "continue with the changed files",
@@ -412,7 +416,7 @@ class Pool:
             return
         elif isinstance(event, Begun):
             slot.group.bases.update((record["key"], record) for record in event.records)
-            if slot.spare is not None and not self._needed(slot.spare.company):
+            if slot.spare is not None and not self._needed(slot.spare.plugin_set):
                 slot.spare.close()
                 slot.spare = None
         elif isinstance(event, Tick) and event.encoded is not None:
@@ -436,7 +440,7 @@ class Pool:
             # Those that no other worker has taken meanwhile.
             queued = {id(one) for one in self._queue}
             for one in slot.others:
-                if id(one) in queued and one.company == slot.worker.company:
+                if id(one) in queued and one.plugin_set == slot.worker.plugin_set:
                     one.wants = one.wants[1:]
             slot.others = []
             self._queue.insert(0, group)
@@ -514,7 +518,7 @@ class Pool:
             assert slot.group is not None
             again = slot.group.alone and len(self._sink.missing(slot.group.keys)) > 1
             coming = slot.group if again else self._choice(slot)
-            slot.spare = self._started(slot, (coming or slot.group).company)
+            slot.spare = self._started(slot, (coming or slot.group).plugin_set)
         if idle > self._limit:
             slot.drop()
             self._cell_failed(slot, TIMEOUT, f"no progress in {self._limit:g} s")

@@ -116,7 +116,7 @@ class Stopped(BaseException):
 class Worker:
     """One worker process; commands go in, events come out.
 
-    company: the sources of the users' plugins whose code it has loaded, or is to load. ready:
+    plugin_set: the sources of the users' plugins whose code it has loaded, or is to load. ready:
     whether it waits for a command. last: when it gave its last sign of life, by `time.monotonic`.
     planned: whether it knows the run's cells; its owner's to set. importing: the source of the
     plugin that it is importing, or "". most: seconds that it may work without an event when it
@@ -124,8 +124,8 @@ class Worker:
     and dataset whose images it was given to encode for the whole run; its owner's to set.
     """
 
-    def __init__(self, company: frozenset[str] = frozenset(), most: float = 3600.0) -> None:
-        self.company = company
+    def __init__(self, plugin_set: frozenset[str] = frozenset(), most: float = 3600.0) -> None:
+        self.plugin_set = plugin_set
         self._most = most
         self.over = ""
         self._work, self._worked, self._peak = 0, 0.0, 0

@@ -156,15 +156,15 @@ class Session:
         self.send(plan)
 
     def _plan(self, run: RunSpec, number: int, plugins: Sequence[str] | None) -> Plan:
-        company = None if plugins is None else frozenset(plugins)
+        plugin_set = None if plugins is None else frozenset(plugins)
         self.spec = run
         machine = share(run)
         device = machine.device(number)
         require(run.feature_precision, device)
         registry = load_registry(run.plugins_dir, only=plugins, importing=self._importing)
         unknown: list[str] = []
-        if company is not None:
-            run, unknown = some_of(run, registry, company)
+        if plugin_set is not None:
+            run, unknown = some_of(run, registry, plugin_set)
         rows = make_rows(registry, run.methods)
         # Names first: a misspelled backbone must not wait for the hashing of a dataset.
         for source in run.datasets:
@@ -179,7 +179,7 @@ class Session:
         _check_names({source: b.name for source, b in named}, "backbones")
         _check_weights(backbones)
         scenes = arrange(self.spec, loaded)
-        beside = Beside(registry, backbones, device, company)
+        beside = Beside(registry, backbones, device, plugin_set)
         if device != self.device:
             self.device, self.replays = device, replays(device, self.note)
         self.cells, cells, lacks, seen = {}, [], set(), list[TextsSeen]()
@@ -192,15 +192,15 @@ class Session:
             for scene in scenes:
                 for row in rows:
                     planned = _planned_cells(run, row, scene, backbone, beside)
-                    if company is not None:
-                        lacking = {c.key: _lacks(registry, c, company) for c in planned}
+                    if plugin_set is not None:
+                        lacking = {c.key: _lacks(registry, c, plugin_set) for c in planned}
                         lacks |= {
                             (_sources(c.plugins), lacking[c.key]) for c in planned if lacking[c.key]
                         }
                         planned = [
                             cell
                             for cell in planned
-                            if _sources(cell.plugins) == company and not lacking[cell.key]
+                            if _sources(cell.plugins) == plugin_set and not lacking[cell.key]
                         ]
                     reasons, texts = _cannot_build(self.runners, planned)
                     seen += [
@@ -278,8 +278,8 @@ class Session:
 
     def find_wants(self, keys: Sequence[str]) -> None:
         """Tell what images one group reads that are not encoded yet and that workers with fewer
-        plugins than its own should encode, so that they serve others too: for each company of such
-        workers what to give to `encode`."""
+        plugins than its own should encode, so that they serve others too: for each plugin set of
+        such workers what to give to `encode`."""
         cells = [self.cells[key] for key in keys]
         own = cells[0].plugins
         found: dict[tuple[Any, ...], dict[Item, None]] = {}
@@ -464,7 +464,7 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
 
 
-def _lacks(registry: Registry, cell: LoadedCell, company: frozenset[str]) -> tuple[str, ...]:
+def _lacks(registry: Registry, cell: LoadedCell, plugin_set: frozenset[str]) -> tuple[str, ...]:
     """The further backbones that the cell reads and nobody registers, as `unknown` has them, and
     the sources of those whose code is not to be run here."""
     names = cell.hparams.backbones()
@@ -472,13 +472,15 @@ def _lacks(registry: Registry, cell: LoadedCell, company: frozenset[str]) -> tup
     for name in map(str, names if isinstance(names, tuple) else ()):
         if (base := name.partition(":")[0]) not in registry.backbones:
             found.append(f"backbone '{base}'")
-        elif runs_own_code(registry, name) and name not in company:
+        elif runs_own_code(registry, name) and name not in plugin_set:
             found.append(name)
     return tuple(found)
 
 
-def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[RunSpec, list[str]]:
-    """What of a run those need who have loaded the plugins of `company` alone: methods, datasets
+def some_of(
+    run: RunSpec, registry: Registry, plugin_set: frozenset[str]
+) -> tuple[RunSpec, list[str]]:
+    """What of a run those need who have loaded the plugins of `plugin_set` alone: methods, datasets
     and backbones that cells of theirs are made of, or whose images they encode for others; and
     what the run names that they do not know."""
     unknown: list[str] = []
@@ -491,7 +493,7 @@ def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[
                 own = _sources(users(table[base]))
                 if kind == "backbone" and runs_own_code(registry, name):
                     own = frozenset({name})
-                if own <= company:
+                if own <= plugin_set:
                     found[name] = own
             else:
                 unknown.append(f"{kind} '{base}'")
@@ -505,8 +507,8 @@ def some_of(run: RunSpec, registry: Registry, company: frozenset[str]) -> tuple[
             for dataset, own in datasets.items()
             for backbone, towers in backbones.items()
             # A user's method may read further backbones, of users too.
-            if own | towers == company
-            or any(more and own | towers | more <= company for more in methods.values())
+            if own | towers == plugin_set
+            or any(more and own | towers | more <= plugin_set for more in methods.values())
         ]
         datasets = {name: own for name, own in datasets.items() if name in dict(pairs)}
         backbones = {b: own for b, own in backbones.items() if any(b == two for _, two in pairs)}
