@@ -75,7 +75,7 @@ def test_every_option_is_a_field_of_the_suite(cli: Cli) -> None:
         (["run", "--methods", "coop", "--set", "vip.M=4"], "'vip'"),
         (["run", "--suite", "none.yaml"], "'none.yaml'"),
         (["run", "--selection", "best_val", "--validation", "none"], "validation 'min(k,4)'"),
-        (["table"], "Missing argument 'DIR'"),
+        (["table"], "vipbench-results"),
         (["table", "nowhere"], "nowhere"),
         (["table", "nowhere", "--format", "docx"], "'docx'"),
         (["list", "method"], "'methods'"),

@@ -54,6 +54,13 @@ def test_a_record_is_shown_whole(cli: Cli, toy: Path, tmp_path: Path) -> None:
         assert sum(e["taken_for"].values()) == (mine & wrong).sum() == e["wrong"]
         assert len(e["furthest"]) == min(3, e["wrong"])
 
+    cell = good.cell
+    chosen = ["--methods", cell.method, "--shots", str(cell.shots), "--seeds", str(cell.seed)]
+    assert cli("show", out, *chosen).stdout == cli("show", good.key, out).stdout
+    several = cli("show", out)
+    assert several.returncode == 2
+    assert good.key[:8] in several.stderr
+    assert "--methods" in several.stderr
     failed = cli("show", bad.key[:10], out).stdout
     assert "RuntimeError" in failed
     assert "in prepare" in failed

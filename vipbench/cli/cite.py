@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vipbench.cli.options import Folder
+from vipbench.cli.options import DEFAULT_FOLDER, DefaultFolder
 
 
-def cite(folder: Folder) -> int:
+def cite(folder: DefaultFolder = DEFAULT_FOLDER) -> int:
     """Print BibTeX and licences of a folder's methods, backbones and datasets."""
     from vipbench.cli.commands.cite import cite_command
 

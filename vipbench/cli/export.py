@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, Folder, option, out
+from vipbench.cli.options import DEFAULT_FOLDER, AllowCode, DefaultFolder, option, out
 
 
 def export(
-    folder: Folder,
     out: Annotated[Path, out("FILE", "Output file.")],
+    folder: DefaultFolder = DEFAULT_FOLDER,
     format: Annotated[
         str | None, option("--format", "parquet|csv|jsonl", "Default: by the file's ending.")
     ] = None,

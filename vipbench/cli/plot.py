@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 from vipbench.cli.options import (
+    DEFAULT_FOLDER,
     Backbones,
     Datasets,
-    Folder,
+    DefaultFolder,
     Methods,
     Seeds,
     Shots,
@@ -19,7 +20,7 @@ from vipbench.cli.options import (
 
 
 def plot(
-    folder: Folder,
+    folder: DefaultFolder = DEFAULT_FOLDER,
     kind: Annotated[
         str,
         option(

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import DEFAULT_FOLDER, DefaultFolder, option
+from vipbench.cli.options import (
+    DEFAULT_FOLDER,
+    Backbones,
+    Datasets,
+    DefaultFolder,
+    Methods,
+    Seeds,
+    Shots,
+    option,
+)
 
 
 def show(
     key: Annotated[
-        str, typer.Argument(metavar="KEY", show_default=False, help="A key or its beginning.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[KEY]",
+            show_default=False,
+            help="A key or its beginning; or choose the record with the options.",
+        ),
+    ] = None,
     folder: DefaultFolder = DEFAULT_FOLDER,
     format: Annotated[str, option("--format", "text|json", "Output format.")] = "text",
+    methods: Methods = None,
+    datasets: Datasets = None,
+    backbones: Backbones = None,
+    shots: Shots = None,
+    seeds: Seeds = None,
 ) -> int:
     """Show one record in full, with errors per class."""
     from vipbench.cli.commands.show import show_command
+    from vipbench.results.selection import Selection
 
-    return show_command(key, folder, format)
+    if key is not None and folder == DEFAULT_FOLDER and (Path(key) / "results.sqlite").exists():
+        folder, key = Path(key), None
+    chosen = Selection.of(datasets, backbones, methods, shots, seeds)
+    return show_command(key, folder, format, chosen)

@@ -6,11 +6,21 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import Backbones, Datasets, Folder, Methods, Seeds, Shots, option, text
+from vipbench.cli.options import (
+    DEFAULT_FOLDER,
+    Backbones,
+    Datasets,
+    DefaultFolder,
+    Methods,
+    Seeds,
+    Shots,
+    option,
+    text,
+)
 
 
 def table(
-    folder: Folder,
+    folder: DefaultFolder = DEFAULT_FOLDER,
     format: Annotated[
         str,
         option("--format", "text|github|latex|html|csv|json", "Output format."),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from vipbench.cli.options import AllowCode, Folder, Tolerance, option, text
+from vipbench.cli.options import DEFAULT_FOLDER, AllowCode, DefaultFolder, Tolerance, option, text
 
 
 def verify(
-    folder: Folder,
+    folder: DefaultFolder = DEFAULT_FOLDER,
     again: Annotated[int, option("--rerun", "N", "Rerun N cells and compare.")] = 0,
     seed: Annotated[int, option("--seed", "N", "Seed of the draw of cells.")] = 0,
     tolerance: Tolerance = 1e-3,

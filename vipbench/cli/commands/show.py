@@ -10,24 +10,31 @@ import numpy as np
 
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError, unknown
+from vipbench.results.records.cells import cells_of
+from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
+from vipbench.results.selection import Selection
+from vipbench.results.stats.pairing import select
 from vipbench.results.store.store import Store
 from vipbench.text import clean, columns, listed, shots_text
 
 # Long values (templates, weights of epochs) are cut in the text form; json has them whole.
 LONGEST = 200
 MOST_EPOCHS = 12
+# Records that fit a choice are listed up to this number.
+MOST_CHOICES = 6
 # What has a part of its own below.
 _APART = ("cell", "history", "error", "notes", "schema", "key", "status", "created")
 
 
-def show_command(key: str, folder: Path, format: str) -> int:
-    """Print the record whose key begins with `key`. Raises UsageError, StoreError."""
+def show_command(key: str | None, folder: Path, format: str, chosen: Selection) -> int:
+    """Print the record whose key begins with `key`, or the only one that is chosen. Raises
+    UsageError, StoreError."""
     if format not in ("text", "json"):
         raise unknown("format", format, ("text", "json"))
     with Store(folder, readonly=True) as store:
-        record = _find(store, key, folder)
+        record = _chosen(store, chosen) if key is None else _find(store, key, folder)
         predictions = store.predictions(record.key)
     if format == "json":
         value = {**record.to_dict(), "per_class_errors": _errors(record, predictions)}
@@ -53,6 +60,32 @@ def _find(store: Store, key: str, folder: Path) -> Record:
     record = store.record(keys[0])
     assert record is not None  # its key was just listed
     return record
+
+
+def _chosen(store: Store, chosen: Selection) -> Record:
+    """The record of the only chosen cell; of a zero-shot method with any shots."""
+    keys = set(store.status())
+    cells = select(cells_of([], store.plan()), **vars(chosen)).planned
+    exact = [c for c in cells if chosen.shots is None or c.shots in chosen.shots]
+    found = [c for c in exact or cells if c.key in keys]
+    if len(found) != 1:
+        what = "no record has all of what was asked for"
+        if found:
+            some = "; ".join(map(_choice, found[:MOST_CHOICES]))
+            more = f" and {len(found) - MOST_CHOICES} more" if len(found) > MOST_CHOICES else ""
+            what = (
+                f"{len(found)} records have that: {some}{more}. Give a key, or choose one with "
+                "--methods, --datasets, --backbones, --shots and --seeds"
+            )
+        raise UsageError(f"{store.out_dir}: {what}")
+    record = store.record(found[0].key)
+    assert record is not None  # its key was just listed
+    return record
+
+
+def _choice(cell: PlannedCell) -> str:
+    where = f"{cell.method} on {cell.dataset} with {cell.backbone}"
+    return f"{cell.key[:8]} {where}, {shots_text(cell.shots)}, seed {cell.seed}"
 
 
 def _lines(record: Record, predictions: Predictions | None) -> list[str]:
