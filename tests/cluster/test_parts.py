@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +17,14 @@ import pytest
 
 from tests.conftest import REPO, Cli
 from tests.reliability import grid
+from tests.results import samples
 from vipbench.engine.cluster import sealed
 from vipbench.engine.cluster.cut import count, cut
-from vipbench.engine.cluster.folder import Legs, Parts
+from vipbench.engine.cluster.folder import Legs, Part, Parts
+from vipbench.engine.cluster.results import PartResults
 from vipbench.engine.cluster.slurm import ranges
 from vipbench.errors import UsageError
+from vipbench.results.store.lock import StoreError
 from vipbench.results.store.store import Store
 from vipbench.runspec.executor import executor_of, with_flags
 from vipbench.runspec.run import RunSpec
@@ -86,6 +93,9 @@ def test_executors_are_read_as_flags_and_suites_give_them() -> None:
     assert more is not None
     assert (more.jobs, more.gpus, more.partition, more.mem) == (8, 1, "gpu", "24G")
     assert with_flags(suite, "ray", None, None) == executor_of("ray")
+    times = {"90": 5400, "90m": 5400, "2d": 172800, "1:30": 90, "1:00:30": 3630, "1-12": 129600}
+    for text, seconds in times.items():
+        assert executor_of({"name": "slurm", "time": text}).seconds == seconds
     for wrong, named in (
         ({"name": "slrum"}, "slurm"),
         ({"name": "slurm", "partitoin": "x"}, "partition"),
@@ -192,9 +202,83 @@ def test_a_part_is_refused_where_it_must_not_run(alone: Path, cli: Cli) -> None:
     assert told.returncode == 3
     assert "vipbench" in told.stdout
     assert cli("work", out, "--part", "7").returncode == 2
-    assert cli("cancel", out).returncode == 0
+    legs = out / "parts" / "001.legs"
+    begun = {"what": "begin", "at": 1.0, "leg": 1, "stack": 1}
+    legs.write_text(f"{json.dumps(begun)}\n" * 2)
     file.write_text(json.dumps(run))
+    told = cli("work", out, "--part", "1")
+    assert told.returncode == 3
+    assert "given up" in told.stdout
+    assert "given up" in cli("status", out).stdout
+    assert cli("cancel", out).returncode == 0
     assert cli("work", out, "--part", "0").returncode == 3
     shown = cli("status", out)
     assert shown.returncode == 1
     assert "cancelled" in shown.stdout
+
+
+def kill_in_transaction(out: Path) -> bool:
+    """Collect, killed while its transaction is open; whether that came about."""
+    journal = out / "results.sqlite-journal"
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "vipbench", "collect", str(out)],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        if journal.exists():
+            process.kill()
+            return process.wait() == -signal.SIGKILL
+    return False
+
+
+def collect_among_kills(out: Path, kills: int) -> None:
+    """Batches of 400 records arrive; their collector is killed within its transaction."""
+    RunSpec.parse({"out": str(out)}).save()
+    parts = Parts(out)
+    parts.folder.mkdir()
+    part = Part(0, 0, 400, True)
+    run = {"schema": 1, "id": "x", "parts": [dataclasses.asdict(part)], "executor": {"name": "ray"}}
+    (parts.folder / "run.json").write_text(json.dumps(run))
+    results = PartResults(parts, part, print)
+    expected = {}
+    for start in range(0, 400, 40):
+        batch = [samples.scored(i) for i in range(start, start + 40)]
+        results.add_many(batch)
+        expected |= {record.key: predictions for record, predictions in batch}
+    taken = 0
+    for _ in range(4 * kills):
+        taken += kill_in_transaction(out)
+        if taken == kills:
+            break
+        if (out / "results.sqlite").exists():
+            with contextlib.suppress(StoreError), Store(out, readonly=True) as store:
+                assert len(store.status()) in (0, 400)
+    assert taken
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "vipbench", "collect", str(out)],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with Store(out, readonly=True) as store:
+        assert set(store.status()) == expected.keys()
+        for key, predictions in expected.items():
+            kept = store.predictions(key)
+            assert kept is not None
+            assert (kept.scores == predictions.scores).all()
+
+
+def test_a_collector_killed_within_its_transaction(tmp_path: Path) -> None:
+    collect_among_kills(tmp_path, 3)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(600)
+def test_a_collector_killed_fifty_times(tmp_path: Path) -> None:
+    for turn in range(10):
+        (tmp_path / str(turn)).mkdir()
+        collect_among_kills(tmp_path / str(turn), 5)

@@ -94,10 +94,11 @@ def start(
     *more: str,
     seeds: str = "1",
     env: Mapping[str, str] | None = None,
+    dataset: str | None = None,
 ) -> subprocess.Popen[str]:
-    """`vipbench run` on the toy, started; its output goes to pipes."""
+    """`vipbench run` on the toy, or another dataset, started; its output goes to pipes."""
     args = [
-        *("run", "--methods", methods, "--datasets", f"npz:{data / 'toy.npz'}"),
+        *("run", "--methods", methods, "--datasets", dataset or f"npz:{data / 'toy.npz'}"),
         *("--backbones", "tiny-clip", "--shots", "1", "--seeds", seeds, "--views", "none"),
         *("--plugins-dir", str(data / "plugins"), "--out", str(out), *more),
     ]

@@ -55,9 +55,9 @@ class Fields(TypedDict, total=False):
     allow_group_overlap: bool
     cell_timeout: float
     title: str
+    executor: str | Mapping[str, Any]
     tables: Several[str | Mapping[str, Any]]
     figures: Several[str | Mapping[str, Any]]
-    executor: str | Mapping[str, Any]
 
 
 def spec_of(given: Mapping[str, Any], folder: Path | None = None) -> RunSpec:

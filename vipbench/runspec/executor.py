@@ -111,6 +111,18 @@ class ExecutorSpec(BaseModel):
         own = (self.name if ":" in self.name else None, *self.setup, self.python, self.container)
         return tuple(text for text in own if text)
 
+    @property
+    def seconds(self) -> int | None:
+        """The time limit; None where none is given."""
+        if self.time is None:
+            return None
+        days, _, clock = self.time.rpartition("-")
+        given = [int(part) for part in clock.split(":")]
+        # Slurm reads 90 as minutes, 90:30 as minutes and seconds, 1-12 as days and hours.
+        first = 3600 if days or len(given) == 3 else 60
+        scale = (first, first // 60, first // 3600)
+        return int(days or 0) * 86400 + sum(n * s for n, s in zip(given, scale, strict=False))
+
     def as_yaml(self) -> str | dict[str, Any]:
         """The value of a suite file that reads back as this."""
         given = {key: getattr(self, key) for key in type(self).model_fields}

@@ -133,6 +133,7 @@ def _public_suite(
         "out": Path("results"),
         "title": scrub(spec.title),
         "device": "auto",
+        "executor": None,
     }
     return spec.model_copy(update=update), renamed, files
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vipbench.cli.commands.disputes import tell_disputes
 from vipbench.cli.exit_codes import OK
+from vipbench.engine.cluster.run import collect_if_free
 from vipbench.errors import unknown
 from vipbench.results.records.code import code
 from vipbench.results.records.comparable import differences, settings
@@ -32,6 +33,7 @@ def table_command(
     further fields of a Layout. Raises UsageError, StoreError."""
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
+    collect_if_free(folder)
     with opened(folder) as store:
         table = folder_table(store, preset_name, shape, {**looks, "decimals": decimals}, chosen)
         print(render(table, format).rstrip("\n"))

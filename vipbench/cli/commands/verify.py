@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from vipbench.cli.exit_codes import FAILED, OK
+from vipbench.engine.progress import reporter
 from vipbench.engine.rerun import VERDICTS, Rerun, rerun
 from vipbench.errors import UsageError
 from vipbench.results.records.recompute import disagreements, key_problems
@@ -83,7 +85,10 @@ def _check(store: Store) -> int:
     scored = learned = gone = 0
     wrong: list[str] = []
     keys: list[str] = []
-    for record, number in results:
+    shown = reporter(sys.stderr)
+    shown.start(len(results))
+    for place, (record, number) in enumerate(results):
+        shown.update(place, 0.0, len(wrong) + len(keys), describe(record))
         if problems := key_problems(record):
             keys.append(f"{_place(record)}: {'; '.join(problems)}")
         predictions = store.predictions(record.key, number)
@@ -97,6 +102,7 @@ def _check(store: Store) -> int:
             learned += sha256(data) == parameters_sha256(record)
         elif parameters_sha256(record) is not None:
             gone += 1
+    shown.stop()
     failed = sum(not record.ok for record, _ in results)
     print(f"records: {len(results):,}, schema and hashes valid, {failed:,} of them failed cells")
     print(

@@ -54,7 +54,7 @@ class Watched:
 
 class Follower:
     """Follows the parts of a run. say: receives lines. retried: keys whose error records do not
-    count as results, since the command tries them again."""
+    count as results, since the command tries them again. stop: whether a person wants the end."""
 
     def __init__(
         self,
@@ -63,13 +63,16 @@ class Follower:
         collector: Collector,
         say: Callable[[str], None],
         retried: Collection[str] = (),
+        stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.parts, self.executor, self.collector = parts, executor, collector
+        self._stop = stop
         self.say, self._retried, self._clock = say, frozenset(retried), clock
         self.watched = {n: Watched(n, legs=len(parts.legs(n).begun)) for n in parts.parts()}
         self._scanned = float("-inf")
         self._keys: dict[int, list[str]] = {}
+        self._ending: set[tuple[int, str]] = set()  # parts and jobs that were cancelled before
 
     # What is known.
 
@@ -94,9 +97,10 @@ class Follower:
 
     # What is done.
 
-    def start(self) -> bool:
+    def start(self, cancelled: bool = False) -> bool:
         """Look at what is there, and hand in the parts that are not done and that nobody does.
-        Returns whether anything is left to be followed. Raises UsageError."""
+        cancelled: whether the run was, so that jobs which are still alive are about to end. Returns
+        whether anything is left to be followed. Raises UsageError."""
         self.collector.collect(self.watched)
         jobs = self._settled_queue()
         todo = []
@@ -104,6 +108,8 @@ class Follower:
             one.job = jobs.get(number)
             one.seen = self._clock()
             if one.job is not None and one.job.alive:
+                if cancelled:
+                    self._ending.add((number, one.job.job))
                 one.state = "running" if one.job.state == "RUNNING" else "waiting"
             elif self.complete(number):
                 one.state = "done"
@@ -130,6 +136,8 @@ class Follower:
             if jobs is None and not complained:
                 self.say("note: the queue cannot be asked just now; waiting for it")
                 complained = True
+            if self._stop():
+                raise KeyboardInterrupt
             time.sleep(paced(1.0))
 
     def _submit(self, numbers: list[int], memory: int = 1) -> None:
@@ -196,7 +204,7 @@ class Follower:
             one.state = "given up" if legs.end == "given up" else "refused"
             one.why = legs.last["end"]["message"]
             return
-        if self.parts.cancelled or (state.startswith(CANCELLED) and not _by_preemption(one.job)):
+        if self.parts.cancelled or self._cancelled(one):
             one.state, one.why = "cancelled", "cancelled"
             return
         # What a job that was killed had written may be seen late.
@@ -225,6 +233,13 @@ class Follower:
         )
         self._submit([one.number], memory)
 
+    def _cancelled(self, one: Watched) -> bool:
+        """Whether a person ended the part's job since this command was given."""
+        job = one.job
+        if job is None or not job.state.startswith(CANCELLED):
+            return False
+        return "preempt" not in job.reason.lower() and (one.number, job.job) not in self._ending
+
     def unfinished(self) -> list[str]:
         """A sentence for each group of parts that are over and not done."""
         groups: dict[tuple[State, str], list[int]] = {}
@@ -243,7 +258,3 @@ def _older(found: Job, known: Job) -> bool:
     if not (found.job.isdigit() and known.job.isdigit()):
         return False
     return int(found.job) < int(known.job)
-
-
-def _by_preemption(job: Job | None) -> bool:
-    return job is not None and "preempt" in job.reason.lower()

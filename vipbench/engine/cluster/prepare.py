@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 from vipbench import trust
 from vipbench.engine.cluster.cut import LEAST_SECONDS, SECONDS, Piece, count, cut, fitting
 from vipbench.engine.cluster.folder import SCHEMA, Part, Parts
-from vipbench.engine.cluster.slurm import LEAD
+from vipbench.engine.cluster.slurm import lead
 from vipbench.engine.cluster.work import code_digest, seal
 from vipbench.engine.kept import CACHE_VARIABLE
 from vipbench.errors import UsageError
@@ -27,22 +29,40 @@ from vipbench.runspec.executor import ExecutorSpec
 from vipbench.runspec.run import PATHS_BY_DATASET, RunSpec
 from vipbench.text import duration, plural
 
+# These need no file.
+BUNDLED = ("tiny-clip", "synthderm")
 # Each node has its own.
 LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def prepare(
-    parts: Parts, spec: RunSpec, store: Store, most: int | None, say: Callable[[str], None]
+    parts: Parts,
+    spec: RunSpec,
+    store: Store,
+    most: int | None,
+    say: Callable[[str], None],
+    alive: bool,
 ) -> dict[str, Any]:
     """What run.json holds of this run: as it was cut before, with the code of now, or cut now.
-    most: how many parts there may be. say: receives lines. Raises UsageError, OSError."""
+    most: how many parts there may be. say: receives lines. alive: whether jobs of the run that was
+    cut before may be alive; then nothing is changed. Raises UsageError, OSError."""
     executor = spec.executor
     assert executor is not None
     whole = _absolute(spec)
+    if spec.plugins_dir is not None:
+        require_code(plugin_files(spec.plugins_dir), spec.plugins_dir)
     if executor.name in ("slurm", "ray"):
         _refuse_local(whole)
+        _refuse_missing(whole)
     digest = hashlib.sha256(whole.model_copy(update={"executor": None}).to_yaml().encode())
     known: dict[str, Any] | None = parts.run() if parts.there else None
+    if alive and known is not None:
+        if known["digest"] != digest.hexdigest():
+            raise UsageError(
+                f"jobs of another run are alive in {parts.out}; wait for them, end them with "
+                f"`vipbench cancel {parts.out}`, or give another output folder"
+            )
+        return known
     if known is not None and known["digest"] == digest.hexdigest():
         run = known
         if executor.jobs not in (None, len(run["parts"])):
@@ -61,7 +81,7 @@ def prepare(
         "grants": trust.grants(),
         "cwd": os.getcwd(),  # noqa: PTH109 - relative names of data and models start here
         "environment": {CACHE_VARIABLE: str(Path(cache).absolute()), "HF_HUB_OFFLINE": "1"},
-        "lead": LEAD,
+        "lead": lead(executor),
     }
     run["seal"] = seal(run)
     write(parts.folder / "run.json", json.dumps(run, indent=1))
@@ -146,6 +166,31 @@ def _refuse_local(spec: RunSpec) -> None:
             )
 
 
+def _refuse_missing(spec: RunSpec) -> None:
+    """Raises UsageError for weights and data that are not there: jobs download nothing. Another
+    process looks, since plugins import torch."""
+    sources = [name for name in (*spec.backbones, *spec.datasets) if name not in BUNDLED]
+    if not sources:
+        return
+    flags = [("--data-root", spec.data_root), ("--plugins-dir", spec.plugins_dir)]
+    options = [str(word) for flag, value in flags if value is not None for word in (flag, value)]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "vipbench", "fetch", *sources, *options, "--offline"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **({trust.VARIABLE: "1"} if trust.grants()["everything"] else {})},
+        check=False,
+    )
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if " is there" not in line]
+        raise UsageError(
+            "weights or data are missing, and jobs download nothing: "
+            f"{'; '.join(lines) or done.stderr.strip()}. `vipbench fetch {' '.join(sources)}` "
+            "brings what can be fetched"
+        )
+
+
 def _paths(spec: RunSpec) -> Iterator[tuple[str, Path]]:
     if spec.data_root is not None:
         yield "data_root", spec.data_root
@@ -161,11 +206,9 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, Path]]:
 
 
 def _copied(parts: Parts, folder: Path | None) -> str | None:
-    """A copy of the plugins, so that an edit while jobs wait mixes nothing. Raises UsageError where
-    they may not run."""
+    """A copy of the plugins, so that an edit while jobs wait mixes nothing."""
     if folder is None:
         return None
-    require_code(plugin_files(folder), folder)
     digest = hashlib.sha256()
     files = [f for f in sorted(folder.rglob("*")) if f.is_file() and "__pycache__" not in f.parts]
     for file in files:

@@ -46,7 +46,7 @@ def run_parts(
         trust.require(what, text, [(text, trust.sha256(text.encode()))])
     with Store(spec.out) as store:
         before = store.status()
-        run = prepare(parts, spec, store, _most(spec.executor), say)
+        run = prepare(parts, spec, store, _most(spec.executor), say, _alive(parts))
         if spec.executor.name == "slurm":
             _write_script(parts, spec.executor, run)
         spec.save()
@@ -56,16 +56,17 @@ def run_parts(
             raise UsageError(f"--submit-only: jobs of '{spec.executor.name}' end with this command")
         progress = _Progress(shown)
         collector = Collector(parts, store, lambda text: say(f"note: {clean(text)}"), progress.take)
-        follower = Follower(parts, executor, collector, say, retried)
-        progress.follower = follower
+        cancelled = parts.cancelled
         (parts.folder / "cancelled").unlink(missing_ok=True)
         try:
             with stop_signals(own_process) as stopped:
-                left = follower.start()
+                follower = Follower(parts, executor, collector, say, retried, stopped)
+                progress.follower = follower
+                left = follower.start(cancelled)
                 job = next((o.job.job for o in follower.watched.values() if o.job), "")
                 if submit_only:
-                    say(f"handed in as job {job}; `vipbench status {spec.out}` shows its state")
-                    say("the same command without --submit-only collects, and so does")
+                    say(f"submitted as job {job}. To see its state, and to collect its results:")
+                    say(f"  vipbench status {spec.out}")
                     say(f"  vipbench collect {spec.out} --follow")
                     return Outcome(0, 0, 0, 0), Plan()
                 if left:
@@ -150,6 +151,18 @@ class _Progress:
             self._shown.update(len(self.follower.collector.statuses), 0.0, self._failed, now)
 
 
+def _alive(parts: Parts) -> bool:
+    """Whether jobs of an earlier command may be alive."""
+    if not parts.there:
+        return False
+    run = parts.run()
+    if run["executor"]["name"] != "slurm" or not parts.submissions():
+        return False
+    spec = ExecutorSpec.model_validate(run["executor"])
+    jobs = slurm.Slurm(parts, spec, f"vipbench-{run['id']}").jobs()
+    return jobs is None or any(job.alive for job in jobs.values())
+
+
 def _most(spec: ExecutorSpec) -> int | None:
     if spec.name != "slurm":
         return None
@@ -173,7 +186,7 @@ def print_script(spec: RunSpec) -> str:
         raise UsageError("--print-script goes with --executor slurm")
     parts = Parts(spec.out)
     with Store(spec.out) as store:
-        run = prepare(parts, spec, store, None, lambda line: None)
+        run = prepare(parts, spec, store, None, lambda line: None, _alive(parts))
         return _write_script(parts, spec.executor, run)
 
 

@@ -17,8 +17,8 @@ from vipbench.errors import UsageError
 from vipbench.runspec.executor import PLAIN, ExecutorSpec
 
 SCRIPT = "submit.sh"
-# So many seconds before its end a job gets SIGUSR2.
-LEAD = 120
+# So many seconds before its end a job gets SIGUSR2, or later where its time is short.
+LEAD, LEAST_LEAD = 120, 15
 # A command that has not answered after so many seconds has failed.
 PATIENCE = 60.0
 # The queue is asked at most so often, in seconds.
@@ -79,6 +79,11 @@ def ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
 
 
+def lead(spec: ExecutorSpec) -> int:
+    """How many seconds before its end a job gets SIGUSR2."""
+    return LEAD if spec.seconds is None else max(LEAST_LEAD, min(LEAD, spec.seconds // 5))
+
+
 def script(parts: Parts, name: str, spec: ExecutorSpec, numbers: Sequence[int], cwd: str) -> str:
     """The batch script, for a person to read."""
     array = ranges(numbers) + (f"%{spec.at_once}" if spec.at_once else "")
@@ -93,7 +98,7 @@ def script(parts: Parts, name: str, spec: ExecutorSpec, numbers: Sequence[int], 
         "output": f"{parts.folder}/%3a.log",
         "open-mode": "append",
         "chdir": cwd,
-        "signal": f"B:USR2@{LEAD}",
+        "signal": f"B:USR2@{lead(spec)}",
         "export": ",".join(sorted(names)) or "NONE",
     }
     python = shlex.quote(spec.python or sys.executable)

@@ -117,7 +117,7 @@ def status(out: Path) -> RunStatus:
         one = parts.legs(number)
         legs.append(one)
         job = None if jobs is None else jobs.get(number)
-        found.append(_part(parts, number, one, job, executor.name == "slurm", statuses))
+        found.append(_part(parts, number, one, job, bool(jobs), statuses))
     restarts, lost, seconds = _legs(legs)
     busy = sum(part.done + part.failed for part in found)
     at_once = max(1, sum(part.state == "running" for part in found))

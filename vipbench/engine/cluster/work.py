@@ -218,6 +218,8 @@ def _run(
     os.chdir(run["cwd"])
     trust.obey(run["grants"])
     spec = parts.spec(part.number)
+    if run["plugins_dir"] is not None:
+        spec = spec.model_copy(update={"plugins_dir": Path(run["plugins_dir"])})
     executor = run["executor"] or {}
     observer = _Checked(shown(spec), executor.get("gpus") or 0, spec.device)
     leave = _Leave(parts, run["lead"])

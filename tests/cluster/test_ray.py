@@ -1,0 +1,76 @@
+"""Parts as tasks of a real Ray, of which one is killed and one node is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm import end, processes
+from tests.reliability import grid
+
+ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
+ROWS = ",".join(f"steady[tag={i},seconds=0.3]" for i in range(2))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[object]:
+    """A head without resources, and two nodes of one CPU each."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    size = {"num_cpus": 0, "object_store_memory": 80 * 1024**2, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=size)
+    for _ in range(2):
+        made.add_node(num_cpus=1, object_store_memory=80 * 1024**2)
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+def works(out: Path) -> list[int]:
+    return [pid for pid, words, _ in processes() if f"vipbench work {out} " in words]
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_task_and_a_lost_node(cluster: object, tmp_path: Path) -> None:
+    data, seeds = grid.write_data(tmp_path), "1-20"
+    # A dataset without files: those in /tmp are refused, since each node has its own.
+    alone = grid.start(data, data / "whole", ROWS, seeds=seeds, dataset="synthderm")
+    status, _, err = grid.finish(alone)
+    assert status == 0, err
+    out = data / "out"
+    env = {"RAY_ADDRESS": cluster.address, "VIPBENCH_CLUSTER_PACE": "0.1"}  # type: ignore[attr-defined]
+    more = ("--executor", "ray", "--jobs", "4")
+    process = grid.start(data, out, ROWS, *more, seeds=seeds, env=env, dataset="synthderm")
+    kinds = ["task", "node"]
+    until = time.monotonic() + 150
+    while process.poll() is None and kinds and time.monotonic() < until:
+        time.sleep(0.5)
+        running = works(out)
+        if not running:
+            continue
+        kind, task = kinds.pop(0), parent(running[0])
+        victims = [task] if kind == "task" else [parent(task), task]
+        for pid in victims:
+            end(pid, signal.SIGKILL)
+        # What it had started ends with it.
+        grid.assert_gone({running[0]})
+        if kind == "node":
+            cluster.add_node(num_cpus=1, object_store_memory=80 * 1024**2)  # type: ignore[attr-defined]
+    status, shown, err = grid.finish(process)
+    assert status == 0, shown + err
+    assert not kinds
+    found = grid.records(out)
+    assert (len(found), all(r.ok for r in found)) == (40, True)
+    assert grid.bits(out) == grid.bits(data / "whole")
+    assert grid.tables(out) == grid.tables(data / "whole")

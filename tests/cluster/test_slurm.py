@@ -1,0 +1,328 @@
+"""A run on a real Slurm that is disturbed: nothing lost, nothing twice, every score to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import slurm
+from tests.reliability import grid
+from vipbench.engine.cluster.folder import Parts
+from vipbench.engine.seeding import cell_generator
+
+REPO = Path(__file__).resolve().parents[2]
+
+# Which commands of Slurm the run calls is written down; `broken` makes them fail.
+WRAPPER = """\
+#!/bin/sh
+echo "$(date +%s.%N) $0 $*" >> {log}
+test -e {broken} && exit 1
+exec {real} "$@"
+"""
+PACE = 0.1
+
+# Ends its worker in the cell of one seed.
+FATAL = """
+import os
+from dataclasses import dataclass
+
+import torch
+
+import vipbench
+from vipbench import api
+
+
+class Fatal(api.Method):
+    name = "fatal"
+    kind = "TF"
+    needs = frozenset()
+
+    @dataclass(frozen=True)
+    class HParams(api.HParams):
+        at: int = 0
+
+    def prepare(self, support):
+        if self.task.generator("fatal").initial_seed() == self.hparams.at:
+            os.kill(os.getpid(), 9)
+        rows = [support.plain[support.labels == c].mean(0) for c in range(support.n_classes)]
+        self.means = torch.stack(rows)
+
+    def forward(self, x):
+        return x @ self.means.T
+
+
+@vipbench.hookimpl
+def register_methods(register):
+    register(Fatal)
+"""
+
+
+class Bench:
+    """A Slurm, a folder for runs, and the command line in front of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.slurm = slurm.Slurm(folder / "slurm")
+        self.broken, self.log = folder / "broken", folder / "calls"
+        bin_folder = folder / "bin"
+        bin_folder.mkdir()
+        for name in ("squeue", "sbatch"):
+            real = shutil.which(name)
+            text = WRAPPER.format(log=self.log, broken=self.broken, real=real)
+            (bin_folder / name).write_text(text)
+            (bin_folder / name).chmod(0o755)
+        (folder / "plugins").mkdir()
+        (folder / "plugins" / "steady.py").write_text(grid.PLUGIN)
+        (folder / "fatal").mkdir()
+        (folder / "fatal" / "fatal.py").write_text(FATAL)
+        kept = {k: v for k, v in self.slurm.env.items() if not k.startswith("VIPBENCH_")}
+        self.env = kept | {
+            "PATH": f"{bin_folder}:{os.environ['PATH']}",
+            "PYTHONPATH": str(REPO),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+            "VIPBENCH_CACHE": str(folder / "features"),
+            "VIPBENCH_CONFIG": str(folder / "config"),
+            "VIPBENCH_CLUSTER_PACE": str(PACE),
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """`vipbench` with these arguments, started."""
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "vipbench", *arguments],
+            cwd=self.folder,
+            env=self.env,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def call(self, *arguments: str) -> tuple[int, str, str]:
+        """Its exit status and output."""
+        return grid.finish(self.start(*arguments))
+
+    def run(
+        self, out: str, rows: str, seeds: str, *more: str, plugins: str = "plugins"
+    ) -> tuple[str, ...]:
+        """The arguments of a run."""
+        grid_of = ("--methods", rows, "--shots", "1", "--seeds", seeds, "--views", "none")
+        place = ("--backbones", "tiny-clip", "--datasets", "synthderm", "--device", "cpu")
+        return ("run", *grid_of, *place, "--plugins-dir", plugins, "--out", out, *more)
+
+    def calls(self, command: str) -> list[float]:
+        """When one of Slurm's commands was called."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [float(line.split()[0]) for line in lines if line.split()[1].endswith(command)]
+
+    def works(self, task: str) -> list[int]:
+        """The processes of `vipbench work` of a task of an array."""
+        number = task.partition("_")[2]
+        return [
+            pid
+            for pid, words, environment in slurm.processes()
+            if f"vipbench work {self.folder}" in words
+            and f"SLURM_ARRAY_TASK_ID={number}" in environment
+        ]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    if reason := slurm.missing():
+        pytest.skip(f"no Slurm: {reason}")
+    # The path of a socket may have little more than 100 characters.
+    made = Bench(tmp_path_factory.mktemp("s"))
+    made.slurm.start()
+    try:
+        yield made
+    finally:
+        made.slurm.stop()
+
+
+def disturb(bench: Bench, kind: str, task: str, node: str) -> None:
+    """One disturbance of a task that runs on a node."""
+    call = bench.slurm.call
+    if kind == "requeue":
+        call("scontrol", "requeue", task, check=False)
+    elif kind == "preempt":
+        call("sbatch", "-p", "high", "-w", node, "-o", "/dev/null", "--wrap", "sleep 1")
+    elif kind == "kill":
+        for pid in bench.works(task):
+            slurm.end(pid, signal.SIGKILL)
+    elif kind == "limit":
+        call("scancel", "--batch", "--signal=USR2", task, check=False)
+    elif kind == "term":
+        call("scancel", "--full", "--signal=TERM", task, check=False)
+    elif kind == "node":
+        bench.slurm.lose(node)
+        # Until Slurm has noticed, 10 s as it is configured, or the node is back.
+        time.sleep(2)
+        bench.slurm.bring_back(node)
+
+
+KINDS = ("requeue", "preempt", "kill", "limit", "node")
+
+
+def campaign(
+    bench: Bench, arguments: tuple[str, ...], kinds: list[str], drivers: int, patience: float = 200
+) -> str:
+    """Give the same command until it has done its work, among disturbances; returns its output."""
+    rng, kinds, shown = random.Random(5), [*kinds], ""
+    while True:
+        process = bench.start(*arguments)
+        while process.poll() is None and (kinds or drivers):
+            time.sleep(rng.uniform(0.5, 2.5))
+            running = bench.slurm.running()
+            begun = [(task, node) for task, node in running if bench.works(task)]
+            if drivers and len(kinds) % 2:
+                drivers -= 1
+                process.send_signal(signal.SIGKILL)
+            elif begun and kinds:
+                disturb(bench, kinds.pop(), *rng.choice(begun))
+        status, out, err = grid.finish(process, timeout=patience)
+        shown += out + err
+        if status == 0:
+            assert not kinds, "it was over before it was disturbed"
+            return shown
+        assert status == 137, shown
+
+
+def check_same(bench: Bench, out: str, whole: str) -> None:
+    found = grid.records(bench.folder / out)
+    assert all(record.ok for record in found)
+    assert len({record.key for record in found}) == len(found)
+    assert grid.bits(bench.folder / out) == grid.bits(bench.folder / whole)
+    assert grid.tables(bench.folder / out) == grid.tables(bench.folder / whole)
+
+
+ROWS = ",".join(f"steady[tag={i},seconds=0.1]" for i in range(4))
+SLURM = ("--executor", "slurm", "--slurm", "gpus=1,mem=500M,time=10m")
+
+
+def test_a_disturbed_run_is_the_undisturbed_one(bench: Bench) -> None:
+    """Cancelled, resumed, its driver killed twice, five disturbances, the queue silent for a while:
+    80 cells of one local run."""
+    begun = time.monotonic()
+    status, _, err = bench.call(*bench.run("whole", ROWS, "1-20"))
+    assert status == 0, err
+    arguments = bench.run("out", ROWS, "1-20", *SLURM, "--jobs", "4")
+
+    status, script, err = bench.call(*arguments, "--print-script")
+    assert status == 0, err
+    assert "#SBATCH --array=0-3" in script
+    assert not bench.calls("sbatch")
+    status, shown, err = bench.call(*arguments, "--submit-only")
+    assert status == 0, err
+    assert "vipbench status out" in shown
+    assert "vipbench collect out" in shown
+    bench.slurm.wait(lambda: len(bench.slurm.running()) == 2, 30, "no part runs")
+    assert bench.call("status", "out")[0] == 3
+
+    assert bench.call("cancel", "out")[0] == 0
+    bench.slurm.wait(lambda: not bench.slurm.running(), 15, "cancelled parts run on")
+    status, shown, _ = bench.call("status", "out")
+    assert (status, "4 cancelled" in shown) == (1, True), shown
+    assert bench.slurm.running() == []
+
+    rng = random.Random(3)
+    kinds = rng.sample(KINDS, k=len(KINDS))
+    before = len(bench.calls("squeue"))
+    started = time.monotonic()
+    campaign(bench, arguments, kinds, drivers=2)
+    took = time.monotonic() - started
+    check_same(bench, "out", "whole")
+    # No live part was handed in twice: an array of all, and what had left the queue.
+    asked = len(bench.calls("squeue")) - before
+    assert asked <= took / (30 * PACE) + 8, (asked, took)
+
+    status, shown, _ = bench.call("status", "out", "--json")
+    state = json.loads(shown)
+    assert (status, state["state"]) == (0, "done")
+    assert state["restarts"] >= 2
+    assert sum(part["done"] for part in state["parts"]) == 80
+    parts = Parts(bench.folder / "out")
+    legs = [leg for number in parts.parts() for leg in parts.legs(number).begun]
+    assert {leg["gpu"] for leg in legs} == {"0"}
+    assert {leg["node"] for leg in legs} == {"n1", "n2"}
+    print(f"{len(legs)} legs, {took:.0f} s, {time.monotonic() - begun:.0f} s in all")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_queue_that_cannot_be_asked_changes_nothing(bench: Bench) -> None:
+    # Beside it, a method that ends its worker: that cell alone is an error.
+    at = cell_generator(1, 3)("fatal").initial_seed()
+    rows = f"ncm,fatal[at={at}]"
+    process = bench.start(*bench.run("silent", rows, "1-4", *SLURM, "--jobs", "1", plugins="fatal"))
+    wait_for(lambda: bool(bench.slurm.running()), 60)
+    submitted = len(bench.calls("sbatch"))
+    bench.broken.touch()
+    asked = len(bench.calls("squeue"))
+    time.sleep(60 * PACE)
+    bench.broken.unlink()
+    status, out, err = grid.finish(process)
+    assert status == 1, out + err
+    found = grid.records(bench.folder / "silent")
+    assert len(found) == 8
+    (failed,) = (record for record in found if not record.ok)
+    assert (failed.cell.method_name, failed.cell.seed) == ("fatal", 3)
+    assert failed.error is not None
+    assert failed.error.type == "WorkerDied"
+    assert len(bench.calls("squeue")) > asked
+    assert len(bench.calls("sbatch")) == submitted
+    assert "submitted again" not in out
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+def test_fifty_disturbances(bench: Bench) -> None:
+    """2,000 cells in 20 parts."""
+    rows = ",".join(f"steady[tag={i},seconds=0.03]" for i in range(20))
+    status, _, err = grid.finish(bench.start(*bench.run("many-whole", rows, "1-100")), 1500)
+    assert status == 0, err
+    rng = random.Random(11)
+    kinds = [rng.choice((*KINDS, "term")) for _ in range(50)]
+    arguments = bench.run("many", rows, "1-100", *SLURM, "--jobs", "20")
+    campaign(bench, arguments, kinds, drivers=20, patience=1500)
+    check_same(bench, "many", "many-whole")
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(1800)
+def test_a_time_limit_shorter_than_the_part(bench: Bench) -> None:
+    """Slurm looks at limits every half minute, and the least one is a minute."""
+    rows = ",".join(f"steady[tag={i},seconds=1.5]" for i in range(14))
+    short = ("--executor", "slurm", "--slurm", "gpus=1,mem=500M,time=1m", "--jobs", "1")
+    status, out, err = grid.finish(bench.start(*bench.run("legs", rows, "1-8", *short)), 900)
+    assert status == 0, out + err
+    legs = Parts(bench.folder / "legs").legs(0).begun
+    assert len(legs) >= 3
+    found = grid.records(bench.folder / "legs")
+    assert (len(found), all(record.ok for record in found)) == (112, True)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(1800)
+def test_a_stack_longer_than_a_leg_is_halved(bench: Bench) -> None:
+    short = ("--executor", "slurm", "--slurm", "gpus=1,mem=500M,time=1m", "--jobs", "1")
+    arguments = bench.run("stack", "steady[seconds=8]", "1-16", *short)
+    status, out, err = grid.finish(bench.start(*arguments), 1500)
+    assert status == 0, out + err
+    legs = Parts(bench.folder / "stack").legs(0).begun
+    assert {leg["stack"] for leg in legs} >= {64, 8}
+    assert len(grid.records(bench.folder / "stack")) == 16
