@@ -69,6 +69,8 @@ def status_command(folder: Path, as_json: bool) -> int:
         rows.append((one.part, clean(state), clean(one.node), one.leg, *counts, clean(one.log)))
     for line in columns(rows):
         print(line)
+    for line in found.broken:
+        print(f"failed: {clean(line)}")
     for message, count in found.errors.items():
         print(f"failed: {plural(count, 'cell')}: {clean(message)}")
     for part in found.parts:

@@ -77,6 +77,11 @@ class Legs:
         return self.begun[-1] if self.begun else None
 
     @property
+    def broken(self) -> list[str]:
+        """What plugins the last one left out, in sentences."""
+        return [] if self.last is None else list(self.last["broken"])
+
+    @property
     def end(self) -> str | None:
         """How the last one ended; None where it is at work or was killed."""
         return None if self.last is None or self.last["end"] is None else self.last["end"]["status"]
@@ -147,11 +152,13 @@ class Parts:
         for line in _lines(self.file(number, ".legs")):
             what = line.pop("what", "")
             if what == "begin":
-                begun.append({**line, "last": line["at"], "batches": 0, "end": None})
+                begun.append({**line, "last": line["at"], "batches": 0, "end": None, "broken": []})
             elif begun:
                 begun[-1]["last"] = line["at"]
                 if what == "batch":
                     begun[-1]["batches"] += 1
+                elif what == "broken":
+                    begun[-1]["broken"] = line["sentences"]
                 elif what == "plan":
                     begun[-1]["most"] = line["most"]
                 elif what == "end":

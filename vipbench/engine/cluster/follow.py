@@ -1,4 +1,4 @@
-"""The parts of a run handed to an executor, and what becomes of them, until all are done.
+"""The parts of a run on an executor, followed until all are done.
 
 The cluster schedules: what is alive is what the executor says, what is done is what has arrived,
 and nothing that fails or is slow to answer is taken for an end.
@@ -98,7 +98,7 @@ class Follower:
     # What is done.
 
     def start(self, cancelled: bool = False) -> bool:
-        """Look at what is there, and hand in the parts that are not done and that nobody does.
+        """Look at what is there, and submit the parts that are not done and have no job.
         cancelled: whether the run was, so that jobs which are still alive are about to end. Returns
         whether anything is left to be followed. Raises UsageError."""
         self.collector.collect(self.watched)
@@ -121,7 +121,7 @@ class Follower:
 
     def _settled_queue(self) -> dict[int, Job]:
         """The queue, once it can be believed: an earlier command may have been killed while it
-        handed parts in."""
+        submitted parts."""
         earlier = self.parts.submissions()
         if not earlier:
             return {}
@@ -129,9 +129,9 @@ class Follower:
         complained = False
         while True:
             jobs = self.executor.jobs()
-            told = earlier[-1]["what"] == "submitted"
+            answered = earlier[-1]["what"] == "submitted"
             known = jobs is not None and set(earlier[-1]["parts"]) <= jobs.keys()
-            if jobs is not None and (told or known or time.time() > until):
+            if jobs is not None and (answered or known or time.time() > until):
                 return jobs
             if jobs is None and not complained:
                 self.say("note: the queue cannot be asked just now; waiting for it")
@@ -180,7 +180,7 @@ class Follower:
             return
         job = jobs.get(one.number)
         if job is not None and one.job is not None and _older(job, one.job):
-            job = None  # the queue does not show yet what was handed in last
+            job = None  # the queue does not show yet what was submitted last
         if job is None:
             if one.state != "left" and now - one.seen >= paced(SILENT):
                 one.state, one.left = "left", now
@@ -254,7 +254,7 @@ class Follower:
 
 
 def _older(found: Job, known: Job) -> bool:
-    """Whether the queue shows an earlier job than the one that was handed in last."""
+    """Whether the queue shows an earlier job than the one that was submitted last."""
     if not (found.job.isdigit() and known.job.isdigit()):
         return False
     return int(found.job) < int(known.job)

@@ -1,4 +1,4 @@
-"""OUT/parts, written once before anything is handed in."""
+"""OUT/parts, written once before anything is submitted."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Executor(Protocol):
     resubmits: bool
 
     def submit(self, numbers: Sequence[int], memory: int = 1) -> str:
-        """Hand in parts; returns the job's id. Raises UsageError."""
+        """Submit parts; returns the job's id. Raises UsageError."""
 
     def jobs(self) -> dict[int, Job] | None:
         """Of each part its last job; None where that is not known now."""
@@ -35,4 +35,4 @@ class Executor(Protocol):
         """End all jobs of the run. Raises UsageError."""
 
     def close(self) -> None:
-        """No more is handed in."""
+        """No more is submitted."""

@@ -1,4 +1,4 @@
-"""A whole run on an executor: cut, handed in, followed, collected."""
+"""A whole run on an executor: cut, submitted, followed, collected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_parts(
     own_process: bool = True,
 ) -> tuple[Outcome, Plan]:
     """Run `spec` on its executor and collect until all parts are done; returns what it came to and
-    the cells. submit_only: return once all parts are handed in, with an empty plan. Raises
+    the cells. submit_only: return once all parts are submitted, with an empty plan. Raises
     UsageError, StoreError, OSError."""
     assert spec.executor is not None
     parts = Parts(spec.out)
@@ -103,12 +103,15 @@ def _ended(
             status = "done" if kept is not None and cell.key not in new else "todo"
             reason = NOT_AGAIN if status == "done" and kept == "error" else None
         judged.append(cell.model_copy(update={"status": status, "reason": reason}))
-    broken = follower.unfinished() if not stopped() else []
+    lines = [line for n in follower.watched for line in follower.parts.legs(n).broken]
+    broken = list(dict.fromkeys(lines))
+    if not stopped():
+        broken += [f"{line}; see `vipbench status`" for line in follower.unfinished()]
     if collector.twice:
         count = plural(len(collector.twice), "cell")
         say(f"note: {count} computed twice with different scores; the first result stays")
     failed = sum(statuses[key] != "ok" for key in new)
-    plan = Plan(cells=judged, broken=[f"{line}; see `vipbench status`" for line in broken])
+    plan = Plan(cells=judged, broken=broken)
     outcome = Outcome(
         done=len(new) - failed,
         failed=failed,
@@ -129,7 +132,7 @@ class _Progress:
         self._failed = 0
 
     def start(self) -> None:
-        """The parts are handed in."""
+        """The parts are submitted."""
         assert self.follower is not None
         self._shown.start(sum(part.cells for part in self.follower.parts.parts().values()))
         self._show()
@@ -180,7 +183,7 @@ def _write_script(parts: Parts, spec: ExecutorSpec, run: dict[str, Any]) -> str:
 
 
 def print_script(spec: RunSpec) -> str:
-    """The batch script of a run; the parts are cut, and nothing is handed in. Raises UsageError."""
+    """The batch script of a run; the parts are cut, and nothing is submitted. Raises UsageError."""
     assert spec.executor is not None
     if spec.executor.name != "slurm":
         raise UsageError("--print-script goes with --executor slurm")

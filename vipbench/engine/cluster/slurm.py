@@ -156,7 +156,7 @@ class Slurm:
         self._answer: dict[int, Job] | None = None
 
     def submit(self, numbers: Sequence[int], memory: int = 1) -> str:
-        """Hand in these parts. memory: how many times as much as the script asks for. Returns the
+        """Submit these parts. memory: how many times as much as the script asks for. Returns the
         job's id. Raises UsageError."""
         array = ranges(numbers) + (f"%{self._spec.at_once}" if self._spec.at_once else "")
         more = [f"--mem={_times(self._spec.mem, memory)}"] if memory > 1 and self._spec.mem else []

@@ -55,6 +55,7 @@ class RunStatus:
     left: float | None = None
     gpu_hours: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
 
     def count(self, state: str) -> int:
         """How many parts are in a state."""
@@ -65,7 +66,7 @@ class RunStatus:
         """The exit status: DONE, ERRORS, or RUNNING."""
         if self.count("running") or self.count("waiting"):
             return RUNNING
-        failed = any(part.failed or part.state != "done" for part in self.parts)
+        failed = self.broken or any(p.failed or p.state != "done" for p in self.parts)
         return ERRORS if failed else DONE
 
     def line(self) -> str:
@@ -94,7 +95,7 @@ class RunStatus:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
-        kept = ("restarts", "lost", "left", "gpu_hours", "errors")
+        kept = ("restarts", "lost", "left", "gpu_hours", "errors", "broken")
         return {
             "line": self.line(),
             "state": {DONE: "done", ERRORS: "errors", RUNNING: "running"}[self.code],
@@ -124,7 +125,8 @@ def status(out: Path) -> RunStatus:
     todo = sum(part.todo for part in found)
     left = seconds / busy * todo / at_once if busy and todo else None
     gpus = executor.gpus or 0
-    return RunStatus(found, restarts, lost, left, seconds * gpus / 3600, errors)
+    broken = list(dict.fromkeys(line for one in legs for line in one.broken))
+    return RunStatus(found, restarts, lost, left, seconds * gpus / 3600, errors, broken)
 
 
 def _kept(parts: Parts) -> tuple[dict[str, str], dict[str, int]]:

@@ -106,8 +106,10 @@ class _Checked(Observer):
     """Hands on what a run reports; raises UsageError where the part would compute without the GPU
     that it asked for."""
 
-    def __init__(self, shown: Observer, gpus: int, device: str) -> None:
-        self._shown, self._gpus, self._device = shown, gpus, device
+    def __init__(
+        self, shown: Observer, gpus: int, device: str, broken: Callable[[list[str]], None]
+    ) -> None:
+        self._shown, self._gpus, self._device, self._broken = shown, gpus, device, broken
         self.cell_done = shown.cell_done  # type: ignore[method-assign]
         self.progress = shown.progress  # type: ignore[method-assign]
         self.note = shown.note  # type: ignore[method-assign]
@@ -121,6 +123,8 @@ class _Checked(Observer):
                 f"{os.environ.get(GPU_VARIABLE, '')}), and PyTorch finds none that it can use; "
                 "nothing was run. Give the nodes' driver a fitting PyTorch, or --device cpu"
             )
+        if plan.broken:
+            self._broken(plan.broken)
         self._shown.planned(plan)
 
 
@@ -221,7 +225,11 @@ def _run(
     if run["plugins_dir"] is not None:
         spec = spec.model_copy(update={"plugins_dir": Path(run["plugins_dir"])})
     executor = run["executor"] or {}
-    observer = _Checked(shown(spec), executor.get("gpus") or 0, spec.device)
+
+    def note_broken(sentences: list[str]) -> None:
+        parts.note(part.number, "broken", sentences=sentences)
+
+    observer = _Checked(shown(spec), executor.get("gpus") or 0, spec.device, note_broken)
     leave = _Leave(parts, run["lead"])
     results = PartResults(parts, part, observer.note, leave.kept)
     with _signals(leave):
