@@ -1,7 +1,7 @@
 """A whole Slurm on this machine, on loopback: munge, slurmctld, and a slurmd for each node.
 
-`python tests/cluster/slurm.py install` installs Debian's packages. In a test, `Slurm.start`
-returns one that is stopped by `stop`; only processes that it started itself are ended.
+It needs root and Debian's packages, which .ci/run installs. `Slurm.start` returns one that `stop`
+ends; only processes that it started itself are ended.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,22 +72,6 @@ def missing() -> str:
     return (
         f"not installed: {', '.join(lacking)} (tests/cluster/slurm.py install)" if lacking else ""
     )
-
-
-def install() -> str:
-    """Install what is missing; returns why that failed, or ""."""
-    if not missing():
-        return ""
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        return missing()
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES.values()]):
-        done = subprocess.run(
-            ["apt-get", "-q", *command], env=quiet, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            return f"apt-get {command[0]} failed: {done.stderr.strip()[-300:]}"
-    return missing()
 
 
 class Slurm:
@@ -235,10 +218,3 @@ def end(pid: int, number: int) -> None:
     """Signal a process that may be gone."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["install"]:
-        sys.exit(__doc__)
-    if reason := install():
-        print(f"no Slurm: {reason}; its tests are skipped")

@@ -47,7 +47,8 @@ class PartStatus:
 class RunStatus:
     """All parts. restarts, lost: legs after the first, and seconds from a leg's last sign of life
     to the next one's beginning. left: seconds, None where nothing tells. gpu_hours: of all legs.
-    errors: message -> how many cells have it."""
+    errors: message -> how many cells have it.
+    broken: what plugins were left out, in sentences."""
 
     parts: list[PartStatus]
     restarts: int = 0
