@@ -239,7 +239,12 @@ def collect_among_kills(out: Path, kills: int) -> None:
     parts = Parts(out)
     parts.folder.mkdir()
     part = Part(0, 0, 400, True)
-    run = {"schema": 1, "id": "x", "parts": [dataclasses.asdict(part)], "executor": {"name": "ray"}}
+    run = {
+        "schema": 1,
+        "id": "01234567",
+        "parts": [dataclasses.asdict(part)],
+        "executor": {"name": "ray"},
+    }
     (parts.folder / "run.json").write_text(json.dumps(run))
     results = PartResults(parts, part, print)
     expected = {}

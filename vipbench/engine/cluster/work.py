@@ -139,7 +139,7 @@ def code_digest() -> str:
 
 def seal(run: dict[str, Any]) -> str:
     """What shows that this user submitted a run: a stranger's folder may hold any run.json."""
-    return trust.seal([run[name] for name in ("id", "grants", "environment", "cwd")])
+    return trust.seal([run[name] for name in ("id", "grants", "environment", "cwd", "plugins_dir")])
 
 
 def work(
