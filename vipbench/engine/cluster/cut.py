@@ -20,6 +20,8 @@ T = TypeVar("T")
 # What a part lasts at least, where nobody says how many there are to be: a job takes some seconds
 # to start.
 LEAST_SECONDS = 600.0
+# More would fill the folder of the parts, which all machines list.
+MOST_PARTS = 900
 # What a cell takes, where no earlier result tells.
 SECONDS = 20.0
 

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from vipbench import trust
-from vipbench.engine.cluster.cut import LEAST_SECONDS, SECONDS, Piece, count, cut, fitting
+from vipbench.engine.cluster.cut import (
+    LEAST_SECONDS,
+    MOST_PARTS,
+    SECONDS,
+    Piece,
+    count,
+    cut,
+    fitting,
+)
 from vipbench.engine.cluster.folder import SCHEMA, Part, Parts
 from vipbench.engine.cluster.slurm import lead
 from vipbench.engine.cluster.work import code_digest, seal
@@ -100,9 +108,11 @@ def _cut(
     assert executor is not None
     seconds, how = _measured(store)
     jobs = executor.jobs or fitting(whole, seconds)
-    if most is not None and jobs > most:
-        say(f"note: cut into {most:,} parts: the cluster takes no more jobs at once")
-        jobs = most
+    limit = min(MOST_PARTS, most or MOST_PARTS)
+    if jobs > limit:
+        who = "the cluster takes" if limit == most else "vipbench makes"
+        say(f"note: cut into {limit:,} parts: {who} no more at once")
+        jobs = limit
     pieces = cut(whole, jobs)
     if most is not None and first + len(pieces) > most:
         raise UsageError(
