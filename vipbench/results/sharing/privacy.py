@@ -25,6 +25,10 @@ _PATH = re.compile(
 )
 
 
+# A dataset of the Hugging Face Hub: a name that everybody knows, and no path.
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?(@[\w.-]+)?")
+
+
 def scrub(value: Any) -> Any:
     """`value`, a tree of JSON values, with `<path>` in the place of every path."""
     if isinstance(value, str):
@@ -41,9 +45,10 @@ def public_source(source: str, root: Path | None) -> str:
     business."""
     name, colon, argument = source.partition(":")
     folders = [Path(), *([root] if root is not None else [])]
-    path = any(char in argument for char in "/\\.~") or any(
-        (folder / argument).exists() for folder in folders
-    )
+    there = any((folder / argument).exists() for folder in folders)
+    path = there or any(char in argument for char in "/\\.~")
+    if name == "hf" and not there and _REPOSITORY.fullmatch(argument):
+        path = False
     return f"{name}:PATH" if colon and path else source
 
 
