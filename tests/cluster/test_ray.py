@@ -41,6 +41,7 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_task_and_a_lost_node(cluster: object, tmp_path: Path) -> None:
     data, seeds = grid.write_data(tmp_path), "1-20"

@@ -174,7 +174,7 @@ KINDS = ("requeue", "preempt", "kill", "limit", "node")
 
 
 def campaign(
-    bench: Bench, arguments: tuple[str, ...], kinds: list[str], drivers: int, patience: float = 200
+    bench: Bench, arguments: tuple[str, ...], kinds: list[str], drivers: int, patience: float = 400
 ) -> str:
     """Give the same command until it has done its work, among disturbances; returns its output."""
     rng, kinds, shown = random.Random(5), [*kinds], ""
@@ -209,6 +209,7 @@ ROWS = ",".join(f"steady[tag={i},seconds=0.1]" for i in range(4))
 SLURM = ("--executor", "slurm", "--slurm", "gpus=1,mem=500M,time=10m")
 
 
+@pytest.mark.timeout(900)
 def test_a_disturbed_run_is_the_undisturbed_one(bench: Bench) -> None:
     """Cancelled, resumed, its driver killed twice, five disturbances, the queue silent for a while:
     80 cells of one local run."""
