@@ -220,6 +220,10 @@ def test_models(results: vipbench.Results, project: Path, tmp_path: Path) -> Non
     assert np.abs(loaded.scores(paths).to_numpy() - predictions.scores).max() < 1e-5
     with pytest.raises(vipbench.UsageError, match="does not exist"):
         vipbench.load_model(tmp_path / "no.safetensors")
+    of_plugin = tmp_path / "plugin.safetensors"
+    of_plugin.write_bytes(file.read_bytes().replace(b'\\"vip\\"', b'\\"vap\\"'))
+    with pytest.raises(vipbench.UsageError, match=r"method 'vap'.*plugins_dir"):
+        vipbench.load_model(of_plugin)
 
 
 def test_a_call_holds_what_it_asked_for(

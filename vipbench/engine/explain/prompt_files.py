@@ -178,6 +178,11 @@ def unpack(
     its weights are; they must be the same. Raises UsageError."""
     card, tensors = _read(path)
     try:
+        if card["method"] not in registry.methods:
+            raise UsageError(
+                f"{path.name} is of the method '{card['method']}', which is neither built in nor "
+                "installed; name the folder of its plugin: --plugins-dir DIR, in Python plugins_dir"
+            )
         method, _ = registry.method(card["method"])
         if method.revision != card["method_revision"]:
             raise UsageError(
@@ -197,6 +202,8 @@ def unpack(
         templates = tuple(map(str, card["templates"]))
         source, fingerprint = str(card["backbone"]), str(card["backbone_fingerprint"])
         pixels = PixelRange.from_json(card.get("pixels"))
+    except UsageError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path.name}: its card is incomplete or damaged ({error})") from None
     settings = make_hparams(method, hparams)
