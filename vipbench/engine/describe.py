@@ -44,15 +44,14 @@ def describe(spec: RunSpec, names: Pseudonyms | None, store: Store) -> Descripti
     registry = load_registry(spec.plugins_dir)
     rows = make_rows(registry, spec.methods)
     loaded: dict[str, LoadedDataset] = {}
-    absent: dict[str, tuple[Record, str]] = {}
+    absent: dict[str, tuple[list[Record], str]] = {}
     for source in spec.datasets:
         try:
             loaded[source] = load_dataset(registry, spec, source)
         except UsageError as error:
-            record = _record_of(source, spec, store)
-            if record is None:
+            if not (records := _records_of(source, spec, store)):
                 raise
-            absent[source] = record, str(error)
+            absent[source] = records, str(error)
     # A protocol over several datasets draws from all of them.
     whole = not absent or not spec.protocol.transfers
     scenes = arrange(spec, loaded) if whole and loaded else []
@@ -68,9 +67,8 @@ def describe(spec: RunSpec, names: Pseudonyms | None, store: Store) -> Descripti
     found = Description({}, {}, {}, _files(spec, plugins), _requires(registry, plugins), {})
     for source in spec.datasets:
         if source in absent:
-            record, why = absent[source]
-            _from_record(found, spec, source, record, store, names)
-            found.absent[record.cell.dataset] = why
+            records, why = absent[source]
+            found.absent[_from_records(found, spec, source, records, store, names)] = why
             continue
         data = loaded[source]
         name = data.dataset.name
@@ -85,57 +83,72 @@ def describe(spec: RunSpec, names: Pseudonyms | None, store: Store) -> Descripti
     return found
 
 
-def _record_of(source: str, spec: RunSpec, store: Store) -> Record | None:
-    """A finished record of the dataset, tested on all of its classes; None where there is none."""
+def _records_of(source: str, spec: RunSpec, store: Store) -> list[Record]:
+    """Finished records tested on the dataset, whole or in parts (folds, halves of the classes):
+    one of each part."""
     public = public_source(source, spec.data_root)
     alone = [public_source(other, spec.data_root) for other in spec.datasets].count(public) == 1
     latest = {cell.key for cell in store.plan(latest=True)}
+    found: dict[str, Record] = {}
     for record in store.records(history=False):
         made = record.provenance.get("dataset")
         same = isinstance(made, dict) and made.get("source") == public
         # Of several tables each is `csv:PATH`: their names tell them apart.
-        name = record.cell.dataset
-        whole = split_part(name)[0] == name and ARROW not in name
-        # One fold does not describe the others.
-        whole &= split_fold(name)[1] is None or source.endswith(f"@fold-{split_fold(name)[1]}")
-        own = record.ok and record.key in latest and same and whole
-        if own and (alone or name in dataset_keys([source])):
-            return record
-    return None
+        known = alone or _name(record, source) in dataset_keys([source])
+        if record.ok and record.key in latest and same and known:
+            found.setdefault(record.cell.dataset, record)
+    return [*found.values()]
 
 
-def _from_record(
+def _name(record: Record, source: str) -> str:
+    """What tables call the dataset itself: `b` of `a->b [shift]`, `study` of `study@fold-1`."""
+    name = split_part(record.cell.dataset)[0].rpartition(ARROW)[2]
+    whole, fold = split_fold(name)
+    return name if source.endswith(f"@fold-{fold}") else whole
+
+
+def _from_records(
     found: Description,
     spec: RunSpec,
     source: str,
-    record: Record,
+    records: Sequence[Record],
     store: Store,
     names: Pseudonyms | None,
-) -> None:
-    """Add what a record tells of data that are not at hand."""
-    data, name = record.data, record.cell.dataset
-    predictions = store.predictions(record.key)
-    if predictions is not None and names is not None:
-        predictions = names.predictions(record, predictions)
-    test = None
-    if predictions is not None:
-        groups = None if predictions.groups is None else list(predictions.groups)
-        labels = predictions.labels.tolist()
-        test = {"ids": list(predictions.ids), "groups": groups, "labels": labels}
-    texts = own_texts(spec, source, name, data.class_names, None, None)
-    found.splits[name] = {"fingerprint": data.fingerprint, "test": test, "supports": []}
+) -> str:
+    """Add what records tell of data that are not at hand; returns the dataset's name."""
+    name = _name(records[0], source)
+    classes = list(dict.fromkeys(c for record in records for c in record.data.class_names))
+    ids: list[str] = []
+    groups: list[str] = []
+    labels: list[int] = []
+    for record in records:
+        predictions = store.predictions(record.key)
+        if predictions is None:
+            continue
+        if names is not None:
+            predictions = names.predictions(record, predictions)
+        ids += predictions.ids
+        groups += predictions.groups or []
+        labels += [classes.index(record.data.class_names[i]) for i in predictions.labels.tolist()]
+    # The fingerprint of a part is not that of the whole.
+    whole = split_part(records[0].cell.dataset)[0].rpartition(ARROW)[2] == name
+    fingerprint = records[0].data.fingerprint if whole else None
+    test = {"ids": ids, "groups": groups or None, "labels": labels}
+    texts = own_texts(spec, source, name, classes, None, None)
+    found.splits[name] = {"fingerprint": fingerprint, "test": test, "supports": []}
     found.prompts[name] = {
-        "class_names": list(data.class_names),
+        "class_names": classes,
         "symptoms": _listed(texts.symptoms),
-        "symptoms_sha256": data.symptoms_sha256,
+        "symptoms_sha256": records[0].data.symptoms_sha256,
         "descriptions": _listed(texts.descriptions),
     }
     found.datasets[source] = {
         "name": name,
-        "fingerprint": data.fingerprint,
-        "licence": data.licence,
+        "fingerprint": fingerprint,
+        "licence": records[0].data.licence,
         "sharing": "local",
     }
+    return name
 
 
 def _listed(texts: Texts | None) -> dict[str, list[str]] | None:

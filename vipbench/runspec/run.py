@@ -179,9 +179,9 @@ class RunSpec(BaseModel):
             if getattr(spec, key):
                 based[key] = {name: folder / file for name, file in getattr(spec, key).items()}
         found = places.from_folder(spec.datasets, folder)
-        return spec.model_copy(update=based)._with_sources(found)
+        return spec.model_copy(update=based).with_sources(found)
 
-    def _with_sources(self, names: Mapping[str, str]) -> Self:
+    def with_sources(self, names: Mapping[str, str]) -> Self:
         """This with other sources for its datasets: old source -> new one."""
         if all(old == new for old, new in names.items()):
             return self
@@ -234,7 +234,7 @@ class RunSpec(BaseModel):
         update["out"] = places.inside(folder, self.out)
         found = places.to_folder(self.datasets, folder, self.data_root)
         file = folder / SUITE_NAME
-        write(file, self.model_copy(update=update)._with_sources(found).to_yaml())
+        write(file, self.model_copy(update=update).with_sources(found).to_yaml())
         return file
 
     def merge(self, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> Self:

@@ -135,7 +135,8 @@ def _public_suite(
         "device": "auto",
         "executor": None,
     }
-    return spec.model_copy(update=update), renamed, files
+    # The protocol names datasets too.
+    return spec.with_sources(renamed).model_copy(update=update), renamed, files
 
 
 def _parameters(

@@ -126,15 +126,13 @@ def _spec(
                 f"--dataset '{name}={source.partition(':')[0]}:...'"
             )
     update: dict[str, Any] = {
-        "datasets": tuple(own.get(d, d) for d in spec.datasets),
         "data_root": data_root,
         "out": out,
     }
-    for key in TEXT_FILES:
-        update[key] = {own.get(d, d): file for d, file in getattr(spec, key).items()}
     # A bundle is not to be trusted with where code comes from.
     update["plugins_dir"] = inside / "plugins" if (inside / "plugins").is_dir() else None
     for file in (file for key in TEXT_FILES for file in getattr(spec, key).values()):
         if not file.resolve().is_relative_to(inside.resolve()):
             raise UsageError(f"the bundle's suite names a file outside of it: {file}")
-    return spec.model_copy(update=update)
+    named = spec.with_sources({d: own.get(d, d) for d in spec.datasets})
+    return named.model_copy(update=update)
