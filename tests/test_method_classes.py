@@ -164,6 +164,11 @@ REACHED = {
         "Q, first, DAY = P(1, 2), operator.itemgetter(0), datetime.date(2020, 1, 2)",
         "first([x]) * Q.b * DAY.year",
     ),
+    "arguments of a script": (
+        "import argparse\nargs = argparse.ArgumentParser()\nargs.add_argument('--k', default=2)\n"
+        "args = args.parse_args([])",
+        "x * args.k",
+    ),
     "types and devices": (
         "D, T = torch.device('cpu'), torch.float32",
         "x.to(D, T)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import collections
 import dataclasses
@@ -156,8 +157,8 @@ class Values(ABC):
             return call(kind, list(value), value.maxlen)
         if isinstance(value, types.MappingProxyType):
             return call(kind, dict(value))
-        if isinstance(value, types.SimpleNamespace):
-            return call(types.SimpleNamespace, **vars(value))
+        if kind in (types.SimpleNamespace, argparse.Namespace):
+            return call(kind, **vars(value))
         if isinstance(value, pathlib.PurePath):
             return call(Path if isinstance(value, Path) else kind, str(value))
         if isinstance(value, re.Pattern):

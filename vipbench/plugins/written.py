@@ -10,11 +10,13 @@ from __future__ import annotations
 import ast
 import builtins
 import collections
+import contextlib
 import dataclasses
 import inspect
 import re
 import sys
 from collections.abc import Mapping
+from importlib.util import resolve_name
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -115,7 +117,12 @@ class _Writer(Values):
 
     def text(self, method: type, name: str, bound: str) -> str:
         """The file."""
-        first = (inspect.getdoc(method) or "").split("\n")[0].replace("\\", "").replace('"', "'")
+        first = (
+            inspect.cleandoc(vars(method).get("__doc__") or "")
+            .split("\n")[0]
+            .replace("\\", "")
+            .replace('"', "'")
+        )
         head = [
             f'"""The method \'{name}\'{f": {first}" if first else "."}\n\nWritten by vipbench from '
             'the class that a script or notebook gave, with all that it reaches.\n"""\n'
@@ -227,7 +234,7 @@ class _Writer(Values):
         space = namespace(bare)
         if source.indented and isinstance(bare, type):
             source = with_values(source, lambda n: self._plain_value(vars(bare).get(n, NOWHERE)))
-        source = self._with_copies(source)
+        source = self._with_copies(source, space)
         free = self._free(bare, source)
         names = names_in(source, free)
         enclosed = any(set(f.__code__.co_freevars) - {"__class__"} for f in own_functions(bare))
@@ -268,12 +275,18 @@ class _Writer(Values):
     def _plain_value(self, value: Any) -> str | None:
         return self.express(value) if type(value) in (*PLAIN, float) else None
 
-    def _with_copies(self, source: Source) -> Source:
+    def _with_copies(self, source: Source, space: Mapping[str, Any]) -> Source:
         """With imports within the definition that find the copies of local modules."""
         tree = ast.parse(source.text)
         tops = set()
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level:
+                # Of a script that is run as a module of a package.
+                package = space.get("__package__") or "__main__"
+                with contextlib.suppress(ImportError):
+                    relative = "." * node.level + (node.module or "")
+                    node.module, node.level = resolve_name(relative, package), 0
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             for name in names:
