@@ -18,13 +18,14 @@ from vipbench.engine.workers.driver import Outcome, Plan
 from vipbench.errors import UsageError
 from vipbench.fetching import offline
 from vipbench.results.outputs import save_outputs, save_tables
-from vipbench.results.results import Results
 from vipbench.results.tables import TableError
 from vipbench.runspec.run import SUITE_NAME, RunSpec
 from vipbench.text import plural
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from vipbench.results.results import Results
 
 PLAN_COLUMNS = ("state", "key", "method", "backbone", "dataset", "shots", "seed", "reason")
 
@@ -125,6 +126,9 @@ def run(
         shown.line(f"{finished.interrupted()} The same call resumes.")
         raise KeyboardInterrupt
     _refuse_nothing(finished.plan)
+    # Here, since it imports pandas, for which the command line would wait.
+    from vipbench.results.results import Results
+
     # As it was saved: its paths hold from any working directory.
     suite = RunSpec.from_yaml(spec.out / SUITE_NAME)
     results = Results(spec.out, finished.plan.cells, suite)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from vipbench.errors import UsageError, unknown
@@ -22,7 +21,6 @@ from vipbench.results.leaderboard.page import save_leaderboard
 from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.record import Record
 from vipbench.results.selection import Selection, labels, opened, title_of
-from vipbench.results.sharing.frame import load_results
 from vipbench.results.store.store import FILE, Store
 from vipbench.results.tables import Table, render
 from vipbench.results.tables.escape import plain
@@ -32,7 +30,9 @@ from vipbench.results.tables.table import SPREADS
 from vipbench.runspec.run import RunSpec
 from vipbench.text import plural
 
+# pandas is imported where a frame is asked for: commands that print tables do not wait for it.
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 Names = str | Sequence[str]
@@ -92,6 +92,8 @@ class Results:
         """One row per record, as `vipbench.load_results` gives them; docs/results.md names the
         columns. Metrics are fractions. superseded: also superseded records of the folder, marked
         by a boolean column of that name. folds: one row per fold, not one for all."""
+        from vipbench.results.sharing.frame import load_results
+
         return load_results(self.folder, superseded, folds, self._cells)
 
     @property
@@ -263,7 +265,7 @@ class ResultTable:
     def to_frame(self) -> pd.DataFrame:
         """One row per entry, the columns of `vipbench table --format csv`. Metrics are fractions,
         not rounded; empty fields are NaN."""
-        return pd.read_csv(io.StringIO(render(self.table, "csv")))
+        return _frame(render(self.table, "csv"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -342,7 +344,7 @@ class Comparison:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per comparison, the columns of `vipbench compare --format csv`."""
-        return pd.read_csv(io.StringIO(write_claims(self.family, "csv")))
+        return _frame(write_claims(self.family, "csv"))
 
 
 def _only(records: Sequence[Record], given: Mapping[str, Any]) -> Record:
@@ -369,6 +371,12 @@ def _only(records: Sequence[Record], given: Mapping[str, Any]) -> Record:
         if len(values) > 1
     ]
     raise UsageError(f"{len(fitting)} models fit; give one value of {' and of '.join(words)}")
+
+
+def _frame(text: str) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_csv(io.StringIO(text))
 
 
 def _png(figure: Figure) -> bytes:
