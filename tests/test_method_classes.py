@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Cli
+from vipbench.engine.method_classes import named_methods
 from vipbench.errors import UsageError
 from vipbench.plugins.closure import closure
 from vipbench.plugins.files import allowed_code, load_file
@@ -542,3 +543,22 @@ def test_what_changed_since_it_was_defined_shows(cell: Cell, tmp_path: Path) -> 
         found: list[Any] = []
         load_file(file, file.read_bytes()).register_methods(found.append)
         assert closure(found[0]) != closure(proto)
+
+
+def test_arguments_that_are_no_method_classes(cell: Cell, tmp_path: Path) -> None:
+    """Refused by name before anything is written; vipbench's own classes are their names."""
+    names = cell(HEAD + PROTO.format("x") + "class Other(Proto):\n    pass\n")
+    for given, fact in (
+        ([names["Proto"], names["Other"]], "'proto'"),
+        (names["torch"].nn.Linear, "'Linear'"),
+        ({"name": names["HParams"], "label": "ours"}, "'HParams'"),
+    ):
+        with pytest.raises(UsageError, match=fact):
+            named_methods(given, tmp_path / "plugins", None)
+    from vipbench.methods.ncm import NCM
+
+    given = ["vip", {"name": NCM, "label": "ours"}]
+    found, folder = named_methods(given, tmp_path / "plugins", None)
+    assert found == ["vip", {"name": "ncm", "label": "ours"}]
+    assert folder is None
+    assert not list(tmp_path.iterdir())

@@ -34,7 +34,7 @@ def named_methods(methods: Any, folder: Path, plugins_dir: Path | None) -> tuple
     classes: dict[type, str] = {}
     named = _named(methods, classes)
     if not classes:
-        return methods, plugins_dir
+        return named, plugins_dir
     folder = folder.resolve()
     written = _written(classes)
     own = {}
