@@ -217,6 +217,13 @@ def test_a_part_is_refused_where_it_must_not_run(alone: Path, cli: Cli) -> None:
     assert "cancelled" in shown.stdout
 
 
+RUN = {
+    "schema": 1, "id": "01234567", "digest": "", "package": "", "executor": {"name": "ray"},
+    "environment": {}, "grants": {}, "cwd": "/", "lead": 1,
+    "parts": [{"number": 0, "order": 0, "cells": 1, "without_support": True}],
+}  # fmt: skip
+
+
 def kill_in_transaction(out: Path) -> bool:
     """Collect, killed while its transaction is open; whether that came about."""
     journal = out / "results.sqlite-journal"
@@ -239,12 +246,7 @@ def collect_among_kills(out: Path, kills: int) -> None:
     parts = Parts(out)
     parts.folder.mkdir()
     part = Part(0, 0, 400, True)
-    run = {
-        "schema": 1,
-        "id": "01234567",
-        "parts": [dataclasses.asdict(part)],
-        "executor": {"name": "ray"},
-    }
+    run = RUN | {"parts": [dataclasses.asdict(part)]}
     (parts.folder / "run.json").write_text(json.dumps(run))
     results = PartResults(parts, part, print)
     expected = {}
@@ -287,3 +289,17 @@ def test_a_collector_killed_fifty_times(tmp_path: Path) -> None:
     for turn in range(10):
         (tmp_path / str(turn)).mkdir()
         collect_among_kills(tmp_path / str(turn), 5)
+
+
+@pytest.mark.parametrize("name", ["id", "parts", "executor", "grants", "cwd", "lead"])
+@pytest.mark.parametrize("value", [None, 5, [], [{"number": "x"}], "../x"])
+def test_an_altered_run_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    if (name, value) in (("lead", 5), ("cwd", "../x")):
+        return
+    parts = Parts(tmp_path)
+    parts.folder.mkdir()
+    (parts.folder / "run.json").write_text(json.dumps(RUN))
+    assert parts.parts()
+    (parts.folder / "run.json").write_text(json.dumps({**RUN, name: value}))
+    with pytest.raises(UsageError, match=r"run\.json"):
+        parts.parts()

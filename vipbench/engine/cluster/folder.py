@@ -28,6 +28,7 @@ from typing import Any
 from vipbench.engine.cluster import sealed
 from vipbench.errors import UsageError
 from vipbench.results.records.plan import PlannedCell, planned_cell
+from vipbench.runspec.executor import executor_of
 from vipbench.runspec.run import RunSpec
 
 FOLDER = "parts"
@@ -35,6 +36,15 @@ SCHEMA = 1
 BATCH = ".done"
 # How often things are looked at, in seconds, times this; tests have no minutes.
 PACE_VARIABLE = "VIPBENCH_CLUSTER_PACE"
+
+
+_PART = {"number": int, "order": int, "cells": int, "without_support": bool}
+# What run.json holds in any case.
+_RUN: dict[str, type] = {
+    **dict.fromkeys(("executor", "environment", "grants"), dict),
+    **dict.fromkeys(("digest", "package", "cwd"), str),
+    **{"parts": list, "lead": int},
+}
 
 
 def paced(seconds: float) -> float:
@@ -115,6 +125,14 @@ class Parts:
             raise UsageError(f"{path} was written by another version of vipbench")
         if not re.fullmatch(r"[0-9a-f]{8}", str(found.get("id"))):  # part of the jobs' names
             raise UsageError(f"{path} was altered: its id is {found.get('id')!r}")
+        wrong = [name for name, kind in _RUN.items() if not isinstance(found.get(name), kind)]
+        for part in () if wrong else found["parts"]:
+            kinds = _PART if isinstance(part, dict) and part.keys() == _PART.keys() else None
+            if kinds is None or any(type(part[name]) is not kinds[name] for name in kinds):
+                wrong = ["parts"]
+        if wrong or not found["parts"]:
+            raise UsageError(f"{path} was altered: {', '.join(wrong) or 'parts'}")
+        executor_of(found["executor"])
         return found
 
     def parts(self) -> dict[int, Part]:
@@ -151,7 +169,7 @@ class Parts:
         begun: list[dict[str, Any]] = []
         for line in _lines(self.file(number, ".legs")):
             what = line.pop("what", "")
-            if what == "begin":
+            if what == "begin" and isinstance(line.get("stack"), int):
                 begun.append({**line, "last": line["at"], "batches": 0, "end": None, "broken": []})
             elif begun:
                 begun[-1]["last"] = line["at"]
@@ -231,5 +249,5 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             found = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict):
+        if isinstance(found, dict) and isinstance(found.get("at"), int | float):
             yield found
