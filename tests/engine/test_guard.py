@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from vipbench.runspec.run import RunSpec
 
 PLUGIN = '''
 """Class means; each method changes something on the way."""
+from dataclasses import dataclass
+
 import torch
 import vipbench
 from vipbench import api
@@ -83,6 +86,28 @@ class PermutesTexts(Means):
         features[:] = features[[-1, *range(len(features) - 1)]]
 
 
+class Late(Means):
+    """Trained on views; reads evaluation views once the tower is changed."""
+
+    name = "late"
+
+    @dataclass(frozen=True)
+    class HParams(api.HParams):
+        def recipe(self, info):
+            return api.Recipe(lr=0.1, epochs=1)
+
+    def __init__(self, task, hparams):
+        super().__init__(task, hparams)
+        self.weight = torch.nn.Parameter(task.normal("weight", task.n_classes, task.info.dim))
+
+    def misdeed(self):
+        for weight in self.weights():
+            weight.data.copy_(weight.data.roll(1, 0))
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
 class ChangesTest(Means):
     name = "changes-test"
     def predict(self, x):
@@ -101,18 +126,18 @@ class KeepsOut(Means):
 @vipbench.hookimpl
 def register_methods(register):
     for method in (Good, PermutesInPlace, PermutesData, SetsData, Replaces, PermutesTexts,
-                   ChangesTest, KeepsOut):
+                   ChangesTest, KeepsOut, Late):
         register(method)
 '''
 
 
-def run(plugins: Path, method: str) -> list[Done]:
+def run(plugins: Path, method: str, views: str | int = "none") -> list[Done]:
     """The events of two cells of one method that run one after the other."""
     events: list[Event] = []
     session = worker.Session(events.append)
     settings: dict[str, Any] = {
         "methods": [method], "datasets": ["synthderm"], "backbones": ["tiny-clip"],
-        "shots": [1], "seeds": [1, 2], "views": "none", "device": "cpu",
+        "shots": [1], "seeds": [1, 2], "views": views, "device": "cpu",
         "plugins_dir": str(plugins),
     }  # fmt: skip
     session.plan(RunSpec.parse(settings))
@@ -144,6 +169,14 @@ def test_what_only_changes_the_order_is_noticed(plugins: Path, method: str, what
         assert what in message
         assert f"method '{method}'" in message
         assert "deeds.py" in message
+
+
+def test_what_a_changed_tower_encodes_enters_no_cache(plugins: Path) -> None:
+    assert all(event.record.error is not None for event in run(plugins, "late", views=1))
+    marks = [json.loads(mark.read_text()) for mark in plugins.parent.rglob("shelf.json")]
+    kept = {(mark["split"], str(mark["view"])) for mark in marks if "split" in mark}
+    assert ("test", "evaluation") in kept
+    assert ("train", "evaluation") not in kept
 
 
 @pytest.mark.parametrize("method", ["changes-test", "keeps-out"])
