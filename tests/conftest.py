@@ -57,6 +57,11 @@ def repo() -> Path:
     return REPO
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for a cluster comes first: at the end the other processes would wait for it."""
+    items.sort(key=lambda item: "/cluster/" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder `shared` beside the clone, or VIPBENCH_TEST_SHARED, with recorded figures and

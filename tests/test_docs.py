@@ -242,7 +242,7 @@ def test_the_python_page_names_every_argument_and_attribute() -> None:
 def test_the_python_blocks_of_the_page_and_the_readme_run(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    (guide,) = blocks(DOCS / "python.md", "python")
+    guide = blocks(DOCS / "python.md", "python")[0]
     readme = blocks(REPO / "README.md", "python")[0].replace('"vip"', '"ncm"')
     done = subprocess.run(
         [sys.executable, "-"],

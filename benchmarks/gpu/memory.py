@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 
@@ -23,7 +24,7 @@ def run(bench: Bench) -> Iterator[Line]:
         reset(bench)
         told = Estimator().group(runner, cells)
         reset(bench)
-        done = list(GroupRunner(grid.features, print).run(cells))
+        done = [*chain.from_iterable(GroupRunner(grid.features, print).run(cells))]
         line: Line = {"method": name, "estimate_bytes": told.get("memory_bytes"),
                       "note": told["note"]}  # fmt: skip
         if bench.cuda:
@@ -46,7 +47,7 @@ def capped(bench: Bench, name: str = "coop") -> Line:
     grid, cells = bench.grid, bench.grid.cells(name)
     reset(bench)
     base = torch.cuda.memory_allocated(bench.device)
-    wanted = list(GroupRunner(grid.features, print).run(cells))
+    wanted = [*chain.from_iterable(GroupRunner(grid.features, print).run(cells))]
     peak = torch.cuda.max_memory_allocated(bench.device)
     reset(bench)
     cap = base + int(0.6 * (peak - base))
@@ -54,7 +55,7 @@ def capped(bench: Bench, name: str = "coop") -> Line:
     notes: list[str] = []
     torch.cuda.set_per_process_memory_fraction(cap / whole, bench.device)
     try:
-        found = list(GroupRunner(grid.features, notes.append).run(cells))
+        found = [*chain.from_iterable(GroupRunner(grid.features, notes.append).run(cells))]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
     bad = [one.record.error for one in found if not one.record.ok]

@@ -6,6 +6,7 @@ import dataclasses
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -84,10 +85,10 @@ def compare(registry: Registry, name: str, here: Place, there: Place) -> Line:
         return {"status": "failed", "error": reason}
     here.notes.clear()
     begin = time.perf_counter()
-    found = list(here.runner.run(mine))
+    found = [*chain.from_iterable(here.runner.run(mine))]
     taken = time.perf_counter() - begin
     begin = time.perf_counter()
-    wanted = list(there.runner.run(theirs))
+    wanted = [*chain.from_iterable(there.runner.run(theirs))]
     cpu = time.perf_counter() - begin
     for one in (*found, *wanted):
         if not one.record.ok:

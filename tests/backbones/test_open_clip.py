@@ -192,8 +192,8 @@ def test_local_arguments_that_are_refused(
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        (None, "which model: openclip:ARCH/TAG"),
-        ("", "which model"),
+        (None, "openclip:ARCH/TAG"),
+        ("", "openclip:hf-hub:ORG/NAME"),
         ("ViT-B-61/openai", r"'ViT-B-61'.*'ViT-B-16'"),
         ("vit-b-16", "unknown open_clip architecture"),
         ("ViT-B-16", r"openai, laion400m_e31"),

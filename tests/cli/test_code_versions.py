@@ -286,5 +286,6 @@ def test_a_table_says_that_the_validation_split_has_too_few(
         *("--shots-unit", unit, "--out", tmp_path / "out"),
     )
     assert done.returncode == 0, done.stderr
-    assert f"smaller than their policy, in {unit}s of all classes: on " in done.stdout
-    assert f"{told} at {shots} shots" in done.stdout
+    printed = " ".join(done.stdout.split())
+    assert f"smaller than their policy, in {unit}s of all classes: on " in printed
+    assert f"{told} at {shots} shots" in printed

@@ -405,7 +405,7 @@ def test_none_outlives_its_worker(
     try:
         if not early:
             assert process.stdout is not None
-            assert process.stdout.readline() == "0.0\n", process.communicate()
+            assert process.stdout.readline() == "32\n", process.communicate()
         begun = wait_for(process, lambda: spawned(process.pid), 2)
         if number == signal.SIGINT:
             assert_deaf(begun)

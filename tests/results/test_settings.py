@@ -129,7 +129,7 @@ def test_the_same_cell_twice_is_refused_or_planned() -> None:
     first, other = make(), record_dict(key=key_of("other"))
     other["hparams"]["lr"] = 0.1
     second = Record.of(other)
-    with pytest.raises(TableError, match=r"there twice.*hparams\.lr: 0\.002 \| 0\.1"):
+    with pytest.raises(TableError, match=r"twice.*hparams\.lr: 0\.002 \| 0\.1"):
         comparison([first, second])
     with pytest.raises(TableError, match="given twice"):
         comparison([first, first])

@@ -13,7 +13,7 @@ from vipbench.runspec.errors import PlacedError, sentence
 
 # As vipbench.results has them, whose modules are slow to import; a test holds them together.
 PRESETS = ("comparison", "ablation", "fewshot", "base-to-new", "transfer", "knowledge")
-KINDS = ("fewshot", "confusion", "reliability", "cd", "bars", "knowledge")
+KINDS = ("fewshot", "confusion", "reliability", "cd", "bars", "knowledge", "training")
 SPREADS = ("sd", "ci-seeds", "ci-images", "ci-both", "none")
 HIGHLIGHTS = ("best", "significant", "none")
 # Names of files that a run writes in any case.
