@@ -21,6 +21,9 @@ from vipbench.text import duration
 
 DONE, ERRORS, RUNNING = 0, 1, 3
 
+# A job of a batch system whose processes are just being ended.
+ENDING = "COMPLETING"
+
 
 @dataclass(frozen=True)
 class PartStatus:
@@ -158,8 +161,8 @@ def _part(
     last = legs.last or {}
     if keys is not None and done + failed == cells:
         state = "done"
-    elif job is not None and job.alive:
-        state = "running" if job.state == "RUNNING" else "waiting"
+    elif job is not None and job.alive and not (parts.cancelled and job.state == ENDING):
+        state = "running" if job.state in ("RUNNING", ENDING) else "waiting"
     elif not asked and legs.last is not None and legs.end is None:
         state = "running"
     elif legs.end in ("given up", "refused"):
