@@ -47,16 +47,16 @@ class PartResults:
 
     def judge(self, cell: PlannedCell) -> PlannedCell:
         """Done where it has a result, or where its result is for another part to bring."""
-        if cell.status == "todo" and (cell.key in self._done or self._is_anothers(cell)):
+        if cell.status == "todo" and (cell.key in self._done or self._is_of_another(cell)):
             return cell.model_copy(update={"status": "done"})
         return cell
 
-    def _is_anothers(self, cell: PlannedCell) -> bool:
+    def _is_of_another(self, cell: PlannedCell) -> bool:
         return cell.shots == 0 and cell.seed == 0 and not self._part.without_support
 
     def save_plan(self, cells: Iterable[PlannedCell]) -> None:
         """Keep what the part is asked for. Raises OSError."""
-        cells = [cell for cell in cells if not self._is_anothers(cell)]
+        cells = [cell for cell in cells if not self._is_of_another(cell)]
         groups: dict[str, int] = {}
         for cell in cells:
             groups[cell.group] = groups.get(cell.group, 0) + (cell.status == "todo")

@@ -27,7 +27,7 @@ NAMES = 0.42
 # Widths in thousandths of the size.
 _WIDTHS = {
     **dict.fromkeys("ijl.,:;'|![]", 290),
-    **dict.fromkeys("frst()-` ", 392),
+    **dict.fromkeys("rtfs()-` ", 392),
     **dict.fromkeys("cezaoq0123456789/*?_$", 500),
     **dict.fromkeys("mM%W@", 900),
     **dict.fromkeys("+=±−<>&w~#", 778),
