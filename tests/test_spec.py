@@ -125,6 +125,8 @@ def test_any_text_as_suite_is_a_suite_or_a_usage_error(text: str) -> None:
 
 @example("symptoms", {"0": "0"})
 @example("descriptions", {"0": "0"})
+@example("backbones", {})
+@example("backbones", [{}])
 @given(
     st.sampled_from(list(RunSpec.model_fields)),
     st.recursive(

@@ -110,6 +110,8 @@ def backbones(value: Any) -> tuple[str, ...]:
             if not isinstance(part, Mapping):
                 found += names([part])
                 continue
+            if not part:
+                raise UsageError("expected names of backbones, got an empty mapping")
             for name, source in part.items():
                 name = label(name)
                 if any(mark in name for mark in ":=,"):
