@@ -47,7 +47,7 @@ class Task:
     descriptions: tuple[tuple[str, ...], ...] | None = None
     _encode: Callable[[Prompts], Tensor] | None = field(default=None, repr=False, compare=False)
     dims: tuple[int, ...] = ()
-    # Told of each call what is to be encoded, and how many learned vectors each text takes in.
+    # Called with all texts to be encoded, and the number of learned vectors that each takes in.
     _seen: Callable[[Texts, int], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, line by line, wherever it was started."""
+"""The lines that a run prints while it is in progress, on the command line and in Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = {"todo": "to do", "done": "done", "impossible": "impossible"}
 
 
 class Screen(Observer):
-    """Shows a run while it goes on. settings: whether the settings are shown first."""
+    """Shows a run in progress. settings: whether the settings are shown first."""
 
     def __init__(self, spec: RunSpec, shown: Reporter, settings: bool = True) -> None:
         self.spec = spec

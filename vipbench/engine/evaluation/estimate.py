@@ -131,7 +131,7 @@ def _work(
             seconds += pace * max(size, 1) * len(some)
             continue
         before = seconds
-        one = _measure(runner, some[0], open_image)
+        one = _measure(runner, some[0])
         if one is None:
             return None, 0, measured
         learned = max(learned, one.learned)
@@ -165,7 +165,7 @@ class _Measured:
     trained: TrainCell | None
 
 
-def _measure(runner: GroupRunner, own: Sequence[LoadedCell], open_image: float) -> _Measured | None:
+def _measure(runner: GroupRunner, own: Sequence[LoadedCell]) -> _Measured | None:
     """The first of the cells of one training; None where it cannot be timed in part."""
     cell = own[0]
     begin = time.perf_counter()

@@ -320,8 +320,7 @@ class GroupRunner:
             self._check_models(ready)
         for item in ready:
             item.prepare = clock.other / len(ready)
-            item.encode = self._encoded.pop(item.cell.key, 0.0)
-            item.encode += (encoding.encode + clock.encode) / len(ready)
+            item.encode = (encoding.encode + clock.encode) / len(ready)
         return ready
 
     def score(
@@ -332,6 +331,7 @@ class GroupRunner:
         for item, own in zip(ready, every, strict=True):
             for cell in own:
                 test = Test(cell, item, self._bound(cell, item))
+                test.encode = self._encoded.get(cell.key, 0.0)
                 tests.setdefault(cell.tested.dataset.name, []).append(test)
         for some in tests.values():
             try:
