@@ -125,8 +125,8 @@ def test_what_is_missing_is_named(tmp_path, make_images):
     layout_error(tmp_path, r"holds 1 class folders; expected two or more.*folder:.*one meant")
     (tmp_path / "two").mkdir()
     layout_error(tmp_path, r"class folder '.*two' holds no images; looked for .*\.bmp, .*\.png")
-    (tmp_path / "two/scan.dcm").touch()
-    layout_error(tmp_path, r"two' holds no images \(it holds '\.dcm' files\)")
+    (tmp_path / "two/scan.nii").touch()
+    layout_error(tmp_path, r"two' holds no images \(it holds '\.nii' files\).*NIfTI")
     make_images(tmp_path, ["two/a.png"])
     layout_error(tmp_path, r"cannot be split: class 'one' has 1 image; 2")
     layout_error(tmp_path / "one/a.png", "is not a folder")
@@ -304,7 +304,7 @@ def test_files_of_other_kinds_and_partners_of_images(tmp_path):
     left = ["train/b/2_mask.png", "test/b/scan (1)_mask_1.png", "test/b/masks/1.png"]
     for n, name in enumerate((*names, *left)):
         save(name, n)
-    for name in ("train/a/x.dcm", "train/a/y.DCM", "test/b/z.heic", "test/b/README"):
+    for name in ("train/a/x.nii", "train/a/y.NII", "test/b/z.heic", "test/b/README"):
         (tmp_path / name).write_bytes(b"other")
     for name in ("train/a/@eaDir/1.jfif/SYNOPHOTO_THUMB_M.jpg", "train/a/SYNOPHOTO_THUMB_M.jpg",
                  "train/a/.thumbnails/1.png", "train/b/#recycle/9.png"):  # fmt: skip
@@ -318,7 +318,7 @@ def test_files_of_other_kinds_and_partners_of_images(tmp_path):
             assert split.open(i).size == (8, 8)
     others, partners = dataset.notes
     assert "4 files" in others
-    assert all(part in others for part in ("2 .dcm", "1 .heic", "1 without an ending"))
+    assert all(part in others for part in ("2 .nii", "1 .heic", "1 without an ending"))
     assert "3 files" in partners
     assert "'train/b/2_mask.png'" in partners
 

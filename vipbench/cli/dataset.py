@@ -24,7 +24,11 @@ def split(
     ],
     group: Annotated[
         str | None,
-        option("--group", "COLUMN", "Column of patients or lesions, each kept in one split."),
+        option(
+            "--group",
+            "COLUMN",
+            "Column of patients or lesions, each kept in one split; or dicom:PatientID.",
+        ),
     ] = None,
     ratios: Annotated[
         str | None, text("--ratios", "T/V/T", "Ratios of train, validation and test. [6/1/3]")

@@ -22,7 +22,7 @@ from vipbench.datasets.reading.card import COLUMNS, Card, find_card
 from vipbench.datasets.reading.image_folders import ImageFolders
 from vipbench.datasets.reading.manifest import Entry, classes_of, patient_column, read_manifest
 from vipbench.datasets.reading.paths import find_source, natural_key
-from vipbench.datasets.reading.rows import Row, locate, make_splits, take_val
+from vipbench.datasets.reading.rows import Row, locate, make_splits, take_val, with_groups
 from vipbench.datasets.reading.spelling import clean, number, split_of
 from vipbench.datasets.reading.table import read_table
 from vipbench.errors import UsageError
@@ -68,6 +68,7 @@ class CsvDataset(Dataset):
             grouped = any(entry.group is not None for entry in entries)
             _, header = next(read_table(path, COLUMNS))
             column = card.columns.get("group", "group") if grouped else patient_column(header)
+            column = card.group or column
             beside = None if Path(self.argument).expanduser().exists() else root
             raise UsageError(no_split(f"csv:{self.argument}", column, beside))
         found = classes_of(entries)
@@ -83,11 +84,15 @@ class CsvDataset(Dataset):
             if not rows[name]:
                 raise DataError(f"manifest '{path}' has no row of split '{name}'")
         rows, files = locate(image_folders(path, card, self.image_root), rows)
+        self.notes = manifest.notes
+        if card.group:
+            groups, lacking = card.file_groups(files)
+            rows = with_groups(rows, groups)
+            self.notes = (*self.notes, *lacking)
         where = {row.where: files[row.path] for name in names for row in rows[name]}
         check_digests(entries, where, place_of)
         if not manifest.has_folds and not rows["val"]:
             rows, self.caption = take_val(rows, found, files)
-        self.notes = manifest.notes
         card.apply(self)
         return make_splits(rows, files)
 

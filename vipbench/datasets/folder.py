@@ -19,7 +19,7 @@ import numpy as np
 
 import vipbench
 from vipbench.api.dataset import DataError, Dataset, Split
-from vipbench.api.draw_split import draw_split
+from vipbench.api.draw_split import draw_split, groups_by_content
 from vipbench.datasets.reading.card import Card, find_card
 from vipbench.datasets.reading.image_files import PassedOver
 from vipbench.datasets.reading.paths import (
@@ -34,7 +34,7 @@ from vipbench.datasets.reading.paths import (
 from vipbench.datasets.reading.spelling import clean, shown_apart, skeleton, split_of
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
-from vipbench.images import IMAGE_SUFFIXES, digest_image
+from vipbench.images import IMAGE_SUFFIXES, VOLUME_HINT, VOLUMES, digest_image
 
 _Listing = tuple[Sequence[Path], Sequence[int]]  # images and their labels
 _LAYOUT = "expected <class>/<images>, or train/<class>/<images> and test/<class>/<images>"
@@ -79,24 +79,32 @@ class FolderDataset(Dataset):
         passed = PassedOver(path)
         if splits:
             found, listings, loose = _read_splits(path, splits, trusted, passed)
-            notes += loose
         else:
             found, listing, loose = class_folders(path, path, folders, trusted, passed)
-            notes += loose
-            listings = _draw(path, found, listing, RATIOS)
+            listings = {"": listing}
+        groups: dict[str, str] | None = None
+        if card.group:
+            every = [image for listing in listings.values() for image in listing[0]]
+            groups, lacking = card.file_groups(dict(zip(_ids(path, every), every, strict=True)))
+            notes += lacking
+        how = "stratified" if groups is None else "in whole groups"
+        if not splits:
+            listings = _draw(path, found, listings[""], RATIOS, groups)
             ratios = "/".join(str(10 * r) for r in RATIOS)
-            self.caption = f"Split {ratios} drawn by vipbench, stratified, seed {SEED}."
-        self.notes = (*notes, *passed.notes())
+            self.caption = f"Split {ratios} drawn by vipbench, {how}, seed {SEED}."
+        self.notes = (*notes, *loose, *passed.notes())
         if "val" not in listings:
-            drawn = _draw(path, found, listings["train"], (9, 1, 0))
+            drawn = _draw(path, found, listings["train"], (9, 1, 0), groups)
             listings |= {name: drawn[name] for name in ("train", "val")}
-            self.caption = f"A tenth of train taken as val by vipbench, stratified, seed {SEED}."
+            self.caption = f"A tenth of train taken as val by vipbench, {how}, seed {SEED}."
         self.class_names = card.display_names(found)
         card.apply(self)
-        return {
-            name: Split(images, np.array(labels, dtype=np.int64), _ids(path, images))
-            for name, (images, labels) in listings.items()
-        }
+        made = {}
+        for name, (images, labels) in listings.items():
+            ids = _ids(path, images)
+            own = None if groups is None else tuple(groups[one] for one in ids)
+            made[name] = Split(images, np.array(labels, dtype=np.int64), ids, own)
+        return made
 
 
 def split_folders(
@@ -215,7 +223,7 @@ def class_folders(
             seen = f" (it holds {listed(kinds)} files)" if others else ""
             raise DataError(
                 f"class folder '{folder}' holds no images{seen}; looked for "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}, in any case"
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}, in any case{_volumes(others)}"
             )
         mine = passed.take(folder, mine, others)
         images += mine
@@ -232,14 +240,27 @@ def class_folders(
     return names, (images, labels), [note] if loose else []
 
 
+def _volumes(files: Sequence[Path]) -> str:
+    volumes = any(file.name.lower().endswith(VOLUMES) for file in files)
+    return f"; NIfTI {VOLUME_HINT}" if volumes else ""
+
+
 def _draw(
-    path: Path, found: Sequence[str], listing: _Listing, ratios: tuple[int, int, int]
+    path: Path,
+    found: Sequence[str],
+    listing: _Listing,
+    ratios: tuple[int, int, int],
+    groups: Mapping[str, str] | None,
 ) -> dict[str, _Listing]:
-    """Splits drawn by the images' content: a path changes with the names of class folders."""
+    """Splits drawn by the images' content: a path changes with the names of class folders. groups:
+    of each id its group, where there are some."""
     images, labels = listing
     content = [digest_image(image) for image in images]
+    own = None
+    if groups is not None:
+        own = groups_by_content([groups[one] for one in _ids(path, images)], content)
     try:
-        drawn = draw_split(labels, content, found, ratios, SEED)
+        drawn = draw_split(labels, content, found, ratios, SEED, own)
     except DataError as error:
         raise DataError(f"folder '{path}' cannot be split: {error}") from error
     return {

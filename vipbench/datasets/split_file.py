@@ -14,7 +14,7 @@ from vipbench.api.dataset import DataError, Dataset, Split
 from vipbench.datasets.reading.card import Card, find_card
 from vipbench.datasets.reading.image_folders import ImageFolders
 from vipbench.datasets.reading.paths import find_source
-from vipbench.datasets.reading.rows import locate, make_splits
+from vipbench.datasets.reading.rows import locate, make_splits, with_groups
 from vipbench.datasets.reading.split_json import find_image_folder, read_split_json
 from vipbench.errors import UsageError
 from vipbench.hookspecs import RegisterDataset
@@ -48,9 +48,13 @@ class SplitFileDataset(Dataset):
         self.class_names = card.display_names(names)
         folders = card.image_folders(self.image_root)
         folders = [*folders, path.parent] if folders else [find_image_folder(path, rows)]
-        splits = make_splits(*locate(ImageFolders(folders, path.with_suffix(".yaml").name), rows))
+        rows, files = locate(ImageFolders(folders, path.with_suffix(".yaml").name), rows)
+        if card.group:
+            groups, lacking = card.file_groups(files)
+            self.notes = tuple(lacking)
+            rows = with_groups(rows, groups)
         card.apply(self)
-        return splits
+        return make_splits(rows, files)
 
 
 @vipbench.hookimpl

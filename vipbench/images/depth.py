@@ -80,15 +80,17 @@ class StoredAs:
     """What a file says of its values, before they are decoded.
 
     bits: of one value. limit: the largest value where the format says so by itself (12-bit TIFF,
-    PGM's maxval, JPEG 2000's precision), else None. declared: what TIFF's MaxSampleValue or PNG's
-    sBIT says of values of 16 bits or more; declared_by: which of them. floats, white_is_zero: as
-    the names say. pages: whether more follow the first. alpha: whether some is stored.
+    PGM's maxval, JPEG 2000's precision), else None. declared: what TIFF's MaxSampleValue, PNG's
+    sBIT or DICOM's Bits Stored says of values of 16 bits or more; declared_by: which of them;
+    declared_low: which value is black then. floats, white_is_zero: as the names say. pages: whether
+    more follow the first. alpha: whether some is stored.
     """
 
     bits: int = 8
     limit: int | None = None
-    declared: int | None = None
+    declared: float | None = None
     declared_by: str = ""
+    declared_low: float = 0
     floats: bool = False
     unsigned: bool = True
     white_is_zero: bool = False
@@ -241,7 +243,7 @@ def range_alone(values: Values, stored: StoredAs, what: str) -> PixelRange:
         return PixelRange(0, stored.limit, "the file's own bits")
     least, most = values.min(), values.max()
     if stored.declared is not None and (most <= stored.declared or stored.declared_by != SBIT):
-        return PixelRange(0, stored.declared, stored.declared_by)
+        return PixelRange(stored.declared_low, stored.declared, stored.declared_by)
     uses_16 = stored.declared is not None or most >= HALF_OF_16_BITS
     if not stored.floats and stored.bits == 16 and least >= 0 and (uses_16 or most == 0):
         return PixelRange()

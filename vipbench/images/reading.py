@@ -31,6 +31,7 @@ from vipbench.images.depth import (
     stored_as,
     to_eight_bits,
 )
+from vipbench.images.dicom import Dicom, is_dicom, open_dicom
 from vipbench.images.errors import ImageChangedError, ImageError
 
 ImageLike: TypeAlias = "str | PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
@@ -44,6 +45,9 @@ MAX_BYTES = 1 << 30
 # Named, because Pillow would otherwise try every format it knows, whatever the file is called:
 # one of them (EPS) starts another program on the file.
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Endings of volumes, which are refused, and what to do with them.
+VOLUMES = (".nii", ".nii.gz")
+VOLUME_HINT = "volumes are not read; save the slices that are meant as PNG or DICOM files"
 _EXTRA_SAMPLES = 338
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -102,15 +106,22 @@ def open_image(
     data = _read(path, what)
     if sha256 is not None:
         _check_digest(hashlib.sha256(data).hexdigest(), sha256, what)
+    _refuse_volume(path, data, what)
+    if is_dicom(data, path.suffix):
+        return _sized(open_dicom(data, what), what).to_rgb(pixels)
     with _opened(data, what) as opened:
         return _finish(opened, what, stored_as(opened, data, what), pixels, data)
 
 
-def examine_image(image: ImageLike, name: str = "image", values: bool = False) -> ImageFacts:
+def examine_image(
+    image: ImageLike, name: str = "image", values: bool = False, known: bool = False
+) -> ImageFacts:
     """What there is to know of an image before it is used; a file is read once.
 
-    values: whether to decode values of more than 8 bits for the least and the most of them.
-    Raises ImageError where it is missing or cannot be read from the disk.
+    values: whether to decode values of more than 8 bits for the least and the most of them; known:
+        also where the file says their range itself.
+    Raises ImageError where it is missing, cannot be read from the disk, or is a DICOM file or
+    volume that is no single image.
     """
     alive.sign()
     if isinstance(image, np.ndarray):
@@ -124,12 +135,17 @@ def examine_image(image: ImageLike, name: str = "image", values: bool = False) -
         digest = hashlib.sha256(data).hexdigest()
         if data[:3] == b"\xff\xd8\xff" and b"MPF\0" not in data[:65536]:
             return ImageFacts(digest, StoredAs())  # JPEG has 8 bits, no alpha, one page
+        _refuse_volume(path, data, what)
+        if is_dicom(data, path.suffix):
+            return _dicom_facts(_sized(open_dicom(data, what), what), digest, values, known)
     try:
         if data is None:
             assert isinstance(image, Image.Image)
-            return _facts(image, digest, of_mode(image, what), what, values, None)
+            stored = of_mode(image, what)
+            return _facts(image, digest, stored, what, values and (known or stored.open), None)
         with _opened(data, what) as opened:
-            return _facts(opened, digest, stored_as(opened, data, what), what, values, data)
+            stored = stored_as(opened, data, what)
+            return _facts(opened, digest, stored, what, values and (known or stored.open), data)
     except ImageError:
         return ImageFacts(digest)
 
@@ -252,7 +268,25 @@ def _finish(
     return turned
 
 
-def _check_size(image: Image.Image, what: str) -> None:
+def _dicom_facts(image: Dicom, digest: str, values: bool, known: bool) -> ImageFacts:
+    if not (values and image.stored.deep and (known or image.stored.open)):
+        return ImageFacts(digest, image.stored)
+    found = image.values()
+    return ImageFacts(digest, image.stored, False, float(found.min()), float(found.max()))
+
+
+def _sized(image: Dicom, what: str) -> Dicom:
+    _check_size(image, what)
+    return image
+
+
+def _refuse_volume(path: Path, data: bytes, what: str) -> None:
+    """NIfTI is known by its name, or by the marks of its header."""
+    if path.name.lower().endswith(VOLUMES) or data[344:348] in (b"n+1\0", b"ni1\0"):
+        raise ImageError(f"{what} is a NIfTI volume; {VOLUME_HINT}")
+
+
+def _check_size(image: Image.Image | Dicom, what: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(

@@ -12,7 +12,7 @@ from vipbench.api.dataset import SPLITS, DataError
 from vipbench.cli.exit_codes import OK
 from vipbench.datasets.csv_manifest import card_of, check_digests, image_folders
 from vipbench.datasets.folder import class_folders, split_folders
-from vipbench.datasets.reading.card import Card, find_card
+from vipbench.datasets.reading.card import Card, check_file_group, find_card
 from vipbench.datasets.reading.image_files import PassedOver
 from vipbench.datasets.reading.manifest import Entry, classes_of, read_manifest
 from vipbench.datasets.reading.paths import find_source, visible_folders
@@ -20,7 +20,7 @@ from vipbench.datasets.reading.rows import Row, draw_row_folds, draw_rows, locat
 from vipbench.engine.planning.pixels import examine
 from vipbench.errors import UsageError
 from vipbench.files import replacing, write
-from vipbench.images import ImageError
+from vipbench.images import FROM_DICOM, ImageError
 from vipbench.runspec.values import path_flags
 from vipbench.runspec.yaml import dump_yaml, read_yaml
 from vipbench.text import clean, columns, plural
@@ -103,11 +103,11 @@ def write_split(
     """Draw a stratified split of `csv:PATH` or `folder:PATH` by its images' content, or so many
     `folds`, and write it beside the data.
 
-    group: the column with patient or lesion ids; no group is in two splits. out: the manifest
-    to write, in the folder of the data; by default `STEM-split.csv` or `STEM-folds.csv`, without
-    `STEM-` in the folder. images: the folder that a table's images are below, where they are not
-    beside it. The card is copied beside it. Raises UsageError or DataError for what a run would
-    refuse; overwrites nothing.
+    group: the column with patient or lesion ids, or `dicom:PatientID`; no group is in two splits.
+    out: the manifest to write, in the folder of the data; by default `STEM-split.csv` or
+    `STEM-folds.csv`, without `STEM-` in the folder. images: the folder that a table's images are
+    below, where they are not beside it. The card is copied beside it. Raises UsageError or
+    DataError for what a run would refuse; overwrites nothing.
     """
     kind, _, argument = source.partition(":")
     word = "split" if folds is None else "folds"
@@ -131,6 +131,10 @@ def write_split(
     for file in (target, copied):
         if file.exists():
             raise UsageError(f"'{file}' exists; remove it, or name another file with --out")
+    if card.group:
+        of_files, lacking = card.file_groups(files)
+        entries = [replace(entry, group=of_files[entry.path]) for entry in entries]
+        notes = [*notes, *lacking]
     classes = classes_of(entries)
     card.display_names(classes)
     labels = [classes.index(entry.label) for entry in entries]
@@ -169,8 +173,8 @@ _Found = tuple[Card, list[Entry], dict[str, Path], Sequence[str]]
 
 
 def _from_manifest(path: Path, group: str | None, images: Path | None) -> _Found:
-    card = card_of(path)
-    manifest = read_manifest(path, card, group)
+    card = _grouped(card_of(path), group)
+    manifest = read_manifest(path, card, None if card.group else group)
     if manifest.has_split or manifest.has_folds:
         there = "a split" if manifest.has_split else "folds"
         raise UsageError(
@@ -182,13 +186,22 @@ def _from_manifest(path: Path, group: str | None, images: Path | None) -> _Found
     return card, manifest.entries, files, manifest.notes
 
 
+def _grouped(card: Card, group: str | None) -> Card:
+    """The card, with what the command line says of groups."""
+    if group is not None and group.startswith(FROM_DICOM):
+        check_file_group(group, "--group")
+        return replace(card, group=group)
+    return card if group is None else replace(card, group="")
+
+
 def _from_folder(path: Path, group: str | None, images: Path | None) -> _Found:
-    if group is not None:
+    found_card = find_card(path / "card.yaml", path / "card.yml") or Card(path)
+    card = _grouped(found_card, group)
+    if group is not None and not card.group:
         raise UsageError(
-            f"'{path}' is a folder, which has no column '{group}'; write a table "
-            "path,label,group and split that: csv:PATH"
+            f"'{path}' is a folder, which has no column '{group}'; write a table path,label,group "
+            f"and split that: csv:PATH, or give {FROM_DICOM}PatientID for DICOM files"
         )
-    card = find_card(path / "card.yaml", path / "card.yml") or Card(path)
     trusted = card.image_folders(images)
     folders = visible_folders(path, path, trusted)
     if split_folders(path, folders, card.named(), trusted)[0]:
@@ -222,9 +235,10 @@ def _write(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def _copy_card(card: Card, target: Path) -> bool:
-    """The card without `columns`: the new manifest's columns have their own names. False where
+    """The card without `columns` and `group`: the new manifest has columns of its own. False where
     nothing is left of it."""
-    card_keys = {k: v for k, v in read_yaml(card.path, "card").value.items() if k != "columns"}
+    given = read_yaml(card.path, "card").value
+    card_keys = {k: v for k, v in given.items() if k not in ("columns", "group")}
     if card_keys:
         write(target, dump_yaml(card_keys))
     return bool(card_keys)

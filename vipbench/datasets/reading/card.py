@@ -6,6 +6,7 @@ columns: {path: file, label: finding, group: patient}   # csv only
 templates: ["a chest X-ray of {}."]
 modality: chest X-ray                 # instead of templates
 images: ../share/images               # where the images are, if not beside this file
+group: dicom:PatientID                # the patient of each image, from its DICOM file
 symptoms: symptoms.json               # beside the card; or written here, class -> list
 licence: CC BY 4.0
 citation: ...
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +30,13 @@ from vipbench.api.dataset import DataError, Dataset
 from vipbench.datasets.reading.paths import inside, listed
 from vipbench.datasets.reading.spelling import alike, clean, skeleton
 from vipbench.errors import UsageError, unknown
+from vipbench.images import FROM_DICOM, ImageError, dicom_value
 from vipbench.images.depth import CARD_BITS, CARD_WINDOW, PixelRange
 from vipbench.runspec.yaml import read_yaml
 from vipbench.symptoms import load_symptoms, parse_symptoms
 
 COLUMNS = ("path", "label", "split", "fold", "group", "sha256")
-_TEXTS = ("modality", "licence", "citation", "caption", "images")
+_TEXTS = ("modality", "licence", "citation", "caption", "images", "group")
 _KEYS = ("class_names", "columns", "templates", "symptoms", "sharing", "bits", "window", *_TEXTS)
 
 
@@ -43,7 +46,8 @@ class Card:
 
     class_names: names by label, or a mapping from what the data call a class to its display
         name. columns: what a CSV's columns are called. symptoms: a path, or class -> texts.
-        pixels: what `bits` or `window` says.
+        pixels: what `bits` or `window` says. group: `dicom:` and the keyword of the element of the
+        images' files that names the group.
     """
 
     path: Path
@@ -56,6 +60,7 @@ class Card:
     citation: str = ""
     caption: str = ""
     images: str = ""
+    group: str = ""
     sharing: Literal["local", "allowed"] | None = None
     pixels: PixelRange | None = None
 
@@ -103,8 +108,28 @@ class Card:
                 raise DataError(f"{who} names '{folder}', which is not a folder")
         return [folder for folder, _ in named]
 
+    def file_groups(self, files: Mapping[str, Path]) -> tuple[dict[str, str], list[str]]:
+        """The group of each image by its DICOM file, as `group` says, and sentences on images that
+        name none: each is a group of its own. files: name -> file. Raises DataError."""
+        keyword = self.group.removeprefix(FROM_DICOM)
+        try:
+            groups = {name: dicom_value(file, keyword) for name, file in files.items()}
+        except ImageError as error:
+            raise DataError(f"group '{self.group}': {error}") from error
+        lacking = [name for name, group in groups.items() if not group]
+        groups.update((name, name) for name in lacking)
+        return groups, [
+            f"{len(lacking)} of {len(files)} images have no {keyword} ('{lacking[0]}', ...); each "
+            "is taken as a group of its own"
+        ] if lacking else []
+
     def apply(self, dataset: Dataset) -> None:
-        """Set the attributes of `dataset`, whose class names are known by now."""
+        """Set the attributes of `dataset`, whose class names are known by now. Raises DataError."""
+        if self.group and not dataset.takes_images:
+            raise DataError(
+                f"card '{self.path}': group is for data that list image files; '{dataset.name}' "
+                "holds none; remove the line"
+            )
         if self.templates is not None:
             dataset.templates = self.templates
         elif self.modality:
@@ -161,6 +186,10 @@ def _make(path: Path, given: Mapping[str, Any]) -> Card:
             if not isinstance(given[key], str) or not given[key].strip():
                 raise wrong(key, "a text (in quotes, if it looks like something else)")
             parts[key] = given[key].strip()
+    if "group" in parts:
+        check_file_group(parts["group"], f"card '{path}': group")
+        if "group" in (given.get("columns") or ()):
+            raise UsageError(f"card '{path}': give group or columns.group, not both")
     if "class_names" in given:
         parts["class_names"] = _class_names(given["class_names"], wrong)
     if "columns" in given:
@@ -208,6 +237,15 @@ def _make(path: Path, given: Mapping[str, Any]) -> Card:
             raise wrong("window", "[LOW, HIGH] with LOW below HIGH")
         parts["pixels"] = PixelRange(window[0], window[1], CARD_WINDOW)
     return Card(path, **parts)
+
+
+def check_file_group(text: str, what: str) -> None:
+    """Raises UsageError for a `group` that names no element of DICOM files."""
+    if not re.fullmatch(rf"{FROM_DICOM}[A-Za-z]\w*", text):
+        raise UsageError(
+            f"{what} is '{text}'; expected {FROM_DICOM}PatientID, or another element of the "
+            "images' DICOM files (a table's column is named by `columns: {group: NAME}`)"
+        )
 
 
 def _class_names(given: Any, wrong: Any) -> tuple[str, ...] | dict[str, str]:

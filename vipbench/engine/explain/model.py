@@ -208,7 +208,8 @@ def _files(folder: Path) -> list[Path]:
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
     if not found:
-        raise UsageError(f"the folder '{folder}' holds no image file")
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UsageError(f"the folder '{folder}' holds no image file; looked for {endings}")
     return found
 
 

@@ -17,14 +17,14 @@ from typing import Any
 
 from vipbench import files
 from vipbench.errors import UsageError, unknown
-from vipbench.images import ImageError, digest_image
+from vipbench.images import FROM_DICOM, ImageError, dicom_value, digest_image
 from vipbench.results.store.lock import take_lock
 from vipbench.results.store.store import LOCK
 from vipbench.runspec import values as words
 from vipbench.runspec.yaml import dump_yaml
 
 # What a card may say beside the parameters of `data`.
-CARD_KEYS = ("modality", "licence", "citation", "caption", "sharing", "bits", "window")
+CARD_KEYS = ("modality", "licence", "citation", "caption", "sharing", "bits", "window", "group")
 COLUMNS = ("path", "label", "split", "fold", "group", "sha256")
 KINDS = (
     "a list of (path, label[, split[, group]]), a pandas DataFrame, a torchvision ImageFolder, a "
@@ -68,7 +68,7 @@ def data(
 ) -> Data:
     """Data with what a card says of them, for `vipbench.run(datasets={NAME: ...})`.
 
-    given: a list of (path, label[, split[, group]]), a pandas DataFrame with the columns of a table
+    given: a list of `(path, label[, split[, group]])`, a pandas DataFrame with the columns of a table
         (path, label[, split or fold][, group][, sha256]), a torchvision `ImageFolder`, a Hugging
         Face `Dataset` or `DatasetDict`, a vipbench `Dataset`, or a mapping from split to one of
         these. In the place of a path may stand a PIL image or an array (H,W) or (H,W,3), which is
@@ -78,7 +78,8 @@ def data(
     columns: what the frame calls a table's columns, `{"label": "finding", "group": "patient"}`.
     class_names: label -> name shown, or names in the order of integer labels.
     templates: prompt templates holding one `{}`. symptoms: a symptom file, or class -> texts.
-    card: further keys of a card: licence, citation, caption, sharing, modality, bits, window.
+    card: further keys of a card: licence, citation, caption, sharing, modality, bits, window, group
+        (`dicom:PatientID`).
 
     Raises UsageError for another key.
     """
@@ -142,7 +143,8 @@ def write_data(name: Any, given: Any, out: Path) -> str:
         if root is not None:
             card["images"] = str(root)
         if all(table.place(of.columns.get(column, column)) is None for column in ("split", "fold")):
-            card["caption"] = f"{card.get('caption', '')} {_draw(table, of.columns, shown)}".strip()
+            drawn = _draw(table, of.columns, shown, card.get("group", ""))
+            card["caption"] = f"{card.get('caption', '')} {drawn}".strip()
     except (UsageError, ImageError) as error:
         raise UsageError(f"datasets: '{name}': {error}") from None
     written[folder / f"{name}.csv"] = _csv(table)
@@ -417,8 +419,11 @@ def _card(
     return card
 
 
-def _draw(table: _Table, columns: Mapping[str, str], images: Sequence[Any]) -> str:
-    """Add a column with a drawn split; returns the sentence that says so."""
+def _draw(
+    table: _Table, columns: Mapping[str, str], images: Sequence[Any], of_file: str = ""
+) -> str:
+    """Add a column with a drawn split; returns the sentence that says so. of_file: the card's
+    `group`."""
     # Not before they are needed: they import torch.
     from vipbench.api.dataset import DataError
     from vipbench.api.draw_split import draw_split, groups_by_content
@@ -428,7 +433,13 @@ def _draw(table: _Table, columns: Mapping[str, str], images: Sequence[Any]) -> s
     names = sorted(set(labels))
     digests = [digest_image(image) for image in images]
     groups = None
-    if group is not None:
+    if of_file:
+        if not all(isinstance(image, Path) for image in images):
+            raise UsageError(f"group is '{of_file}', and some images are no files")
+        keyword = of_file.removeprefix(FROM_DICOM)
+        ids = [dicom_value(image, keyword) or f"image {i}" for i, image in enumerate(images)]
+        groups = groups_by_content(ids, digests)
+    elif group is not None:
         ids = [_cell(row[group]) or f"image {i}" for i, row in enumerate(table.rows)]
         groups = groups_by_content(ids, digests)
     places = [names.index(one) for one in labels]

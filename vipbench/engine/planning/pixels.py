@@ -2,9 +2,9 @@
 all, decided once, before anything is drawn.
 
 A 16-bit file whose values end at 4095 may be a dark photograph or a 12-bit X-ray. So the card
-decides; else what files say themselves (TIFF's MaxSampleValue, PNG's sBIT); else training images
-that use the 16 bits. Where nobody decides the dataset is refused. Files whose format tells the
-range (12-bit TIFF, PGM's maxval, 8 bits) are read by it.
+decides; else what files say themselves (TIFF's MaxSampleValue, PNG's sBIT, DICOM's Bits Stored);
+else training images that use the 16 bits. Where nobody decides the dataset is refused. Files whose
+format tells the range (12-bit TIFF, PGM's maxval, DICOM with a window, 8 bits) are read by it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def examine(
                 seen.append(_Seen(name, split.ids[i], ImageFacts(split.planned[i], StoredAs())))
                 continue
             wanted = name == "train" and not settled
-            found = examine_image(split.images[i], split.ids[i], values=wanted)
+            found = examine_image(split.images[i], split.ids[i], wanted, known=given is not None)
             seen.append(_Seen(name, split.ids[i], found))
             # One value in the upper half shows that all 16 bits are used.
             settled |= given is None and (found.most or 0) >= HALF_OF_16_BITS
@@ -114,22 +114,24 @@ def _decide(seen: Sequence[_Seen], given: PixelRange | None) -> tuple[PixelRange
 
 def _declared(unclear: Sequence[_Seen], least: float, most: float) -> PixelRange | None:
     """The range that files say themselves, None where none does."""
-    declared: dict[tuple[int, str], _Seen] = {}
+    declared: dict[tuple[float, str, float], _Seen] = {}
     for image in unclear:
         stored = image.facts.stored
         if stored is not None and stored.declared is not None:
-            declared.setdefault((stored.declared, stored.declared_by), image)
+            said = stored.declared, stored.declared_by, stored.declared_low
+            declared.setdefault(said, image)
     if not declared:
         return None
     if len(declared) > 1:
-        (one, by), (other, other_by), *_ = declared
+        (one, by, low), (other, other_by, other_low), *_ = declared
         first, second = list(declared.values())[:2]
         raise DataError(
-            f"images disagree on their pixel range: '{first.name}' by {by} that {one} is "
-            f"white, '{second.name}' by {other_by} that {other} is; one range holds for a dataset, "
-            f"say it in the card: {card_lines(least, max(one, other), floats=False)}"
+            f"images disagree on their pixel range: '{first.name}' by {by} on {low:g} to {one:g}, "
+            f"'{second.name}' by {other_by} on {other_low:g} to {other:g}; one range holds for a "
+            f"dataset, say it in the card: "
+            f"{card_lines(min(least, low, other_low), max(one, other), floats=False)}"
         )
-    [((high, by), first)] = declared.items()
+    [((high, by, low), first)] = declared.items()
     if most > high and by != SBIT:
         raise DataError(
             f"'{first.name}' says by {by} that {high} is white, but images have values up to "
@@ -139,7 +141,7 @@ def _declared(unclear: Sequence[_Seen], least: float, most: float) -> PixelRange
     if most > high:
         # The PNG standard has values spread over all 16 bits, and sBIT tell how many there were.
         high = FULL
-    return PixelRange(0, high, by)
+    return PixelRange(low, high, by)
 
 
 def _as_given(
