@@ -30,7 +30,7 @@ LAYERS = (
         "trust",
     },
     {"vipbench", "api", "hookspecs"},  # "vipbench" is __init__.py: the hook marker and version
-    {"backbones", "methods", "datasets", "symptoms"},
+    {"backbones", "methods", "datasets", "symptoms", "trackers"},
     {"plugins"},
     {"engine"},
     {"cli", "testing", "__main__"},
@@ -57,7 +57,15 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
 MAY_GROW = {"methods", "cli", "cli/commands"}
 MOST_FILES = 18
 # Whatever answers before a run, or only reads results, must not wait for torch.
-TORCH_FREE = [*sorted(LAYERS[0]), "hookspecs", "engine.run", "results.results", "cli", "__main__"]
+TORCH_FREE = [
+    *sorted(LAYERS[0]),
+    "hookspecs",
+    "trackers",
+    "engine.run",
+    "results.results",
+    "cli",
+    "__main__",
+]
 
 
 def files(*folders: Path) -> list[Path]:

@@ -86,6 +86,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
         profile=draw(st.sampled_from(["matched", "published", "quick"])),
         cell_timeout=draw(st.floats(0.1, 1e6)),
         title=draw(st.none() | lines.map(lambda text: " ".join(text.split()))),
+        track=tuple(draw(st.sampled_from([(), ("tensorboard",), ("mlflow", "own")]))),
     )
 
 

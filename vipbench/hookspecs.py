@@ -14,8 +14,10 @@ names begin with an underscore; most built-in methods do so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
@@ -67,6 +69,58 @@ class RegisterDataset(Protocol):
         known: Sequence[str] = (),
     ) -> None:
         """Register `factory` as `name`."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as a tracker sees it. folder: OUT/tracking/NAME, which exists. settings: the run's keys
+    and values, as in a suite."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrackedCell:
+    """A finished or failed cell as a tracker sees it.
+
+    key: of its record. title: "METHOD on DATASET with BACKBONE, K shots, seed N". folder:
+    OUT/tracking/NAME/CELL, which exists and is empty but for what the hook writes. settings:
+    backbone, dataset, method, shots, seed, hyperparameters and protocol, flat. epochs: (epoch,
+    counted from 1, {"loss": ..., "support_accuracy": ..., "val_accuracy": ..., "gradient_norm":
+    ...}) as far as they were recorded; empty for methods without epochs. metrics: on the test
+    images, of a class as `NAME/CLASS`; empty where the cell failed. error: why it failed, or None.
+    created: when, in seconds since 1970. record: the whole record.
+    """
+
+    key: str
+    title: str
+    folder: Path
+    settings: Mapping[str, str | int | float | bool | None]
+    epochs: Sequence[tuple[int, Mapping[str, float]]]
+    metrics: Mapping[str, float]
+    error: str | None
+    created: float
+    record: Mapping[str, Any]
+
+
+@hookspec
+def on_run_start(run: TrackedRun) -> None:
+    """A run that names this plugin's tracker begins."""
+
+
+@hookspec
+def on_cell_done(run: TrackedRun, cell: TrackedCell) -> None:
+    """A cell's record is on the disk, of this run or of an earlier one in the same folder; called
+    once for each."""
+
+
+@hookspec
+def on_run_end(run: TrackedRun) -> None:
+    """The run ends, interrupted or not."""
+
+
+TRACKER_HOOKS = ("on_run_start", "on_cell_done", "on_run_end")
 
 
 @hookspec

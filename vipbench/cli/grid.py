@@ -201,6 +201,15 @@ Tables = Annotated[
     str | None,
     text("--tables", "A,B", "Presets of `table` to save in --out.", panel=OUTPUT),
 ]
+Track = Annotated[
+    str | None,
+    text(
+        "--track",
+        "A,B",
+        "Write cells for tensorboard, mlflow, wandb or a plugin's tracker.",
+        panel=OUTPUT,
+    ),
+]
 Figures = Annotated[
     str | None,
     text("--figures", "A,B", "Kinds of `plot` to save in --out.", panel=OUTPUT),

@@ -55,6 +55,7 @@ def run(
     cell_timeout: grid.CellTimeout = None,
     tables: grid.Tables = None,
     figures: grid.Figures = None,
+    track: grid.Track = None,
     dry_run: Annotated[
         bool,
         typer.Option(

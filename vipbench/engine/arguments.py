@@ -56,6 +56,7 @@ class Fields(TypedDict, total=False):
     cell_timeout: float
     title: str
     executor: str | Mapping[str, Any]
+    track: Several[str]
     tables: Several[str | Mapping[str, Any]]
     figures: Several[str | Mapping[str, Any]]
 

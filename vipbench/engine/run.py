@@ -13,6 +13,7 @@ from vipbench.engine.arguments import Backbones, Datasets, Fields, Methods, Seve
 from vipbench.engine.cluster.run import run_parts
 from vipbench.engine.progress import Quiet, Reporter, reporter_here
 from vipbench.engine.screen import WORDS, Screen, broken_lines
+from vipbench.engine.tracking import Tracking, check
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.driver import Outcome, Plan
 from vipbench.errors import UsageError
@@ -61,10 +62,12 @@ def perform(
 ) -> Finished:
     """Run what is missing of `spec`, and write its tables and figures; see `driver.run`, and
     `run_parts` where it names an executor. Raises UsageError, StoreError, OSError."""
-    if spec.executor is None:
-        outcome = driver.run(spec, screen, retry, imported=imported, own_process=own_process)
-    else:
-        outcome, screen.plan = run_parts(spec, screen.shown, retry, submit_only, own_process)
+    with Tracking(spec, screen) as observer:
+        if spec.executor is None:
+            outcome = driver.run(spec, observer, retry, imported=imported, own_process=own_process)
+        else:
+            outcome, screen.plan = run_parts(spec, screen.shown, retry, submit_only, own_process)
+            observer.write_done(screen.plan)
     screen.shown.stop()
     if outcome.signal is not None or submit_only:
         return Finished(spec.out, outcome, screen.plan)
@@ -165,7 +168,9 @@ def plan(
     with trust.refusals(), tempfile.TemporaryDirectory(prefix="vipbench-plan-") as folder:
         grid: dict[str, Any] = {"methods": methods, "datasets": datasets, "backbones": backbones}
         given = {**grid, "shots": shots, "seeds": seeds, "out": out, **fields}
-        found = driver.plan(spec_of(given, Path(folder)), retry, use_imported)
+        spec = spec_of(given, Path(folder))
+        check(spec)
+        found = driver.plan(spec, retry, use_imported)
     _refuse_nothing(found)
     rows: list[tuple[Any, ...]] = [
         (WORDS[c.status], c.key, c.method, c.backbone, c.dataset, c.shots, c.seed, c.reason or "")

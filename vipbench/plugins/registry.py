@@ -68,6 +68,8 @@ class Registry:
     methods: dict[str, Registered] = field(default_factory=dict)
     backbones: dict[str, Registered] = field(default_factory=dict)
     datasets: dict[str, Registered] = field(default_factory=dict)
+    # The tracker's hooks of the plugin that was loaded last with some.
+    tracker: dict[str, Callable[..., None]] | None = None
 
     def of(self, kind: Kind) -> dict[str, Registered]:
         """The table of one kind."""
@@ -210,7 +212,7 @@ def _add(
         manager.register(module, name=f"{plugin.name}:{module.__name__}")
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        known = [name for name in vars(hookspecs) if name.startswith("register_")]
+        known = [name for name in vars(hookspecs) if name.startswith(("register_", "on_"))]
         raise UsageError(f"{plugin}: {error}; the hooks are {', '.join(known)}") from error
     hooks: list[tuple[str, Callable[..., None]]] = [
         ("register_methods", partial(_register_method, registry, plugin)),
@@ -222,14 +224,18 @@ def _add(
             own = isinstance(value, type) and value.__module__ == module.__name__
             if own and issubclass(value, Method) and not name.startswith("_"):
                 _register_method(registry, plugin, value)
+    found = {h: getattr(module, h) for h in hookspecs.TRACKER_HOOKS if hasattr(module, h)}
+    for hook in [*found, *(hook for hook, _ in hooks if hasattr(module, hook))]:
+        if not hasattr(getattr(module, hook), "vipbench_impl"):
+            raise UsageError(
+                f"{plugin}: {hook} has no decorator; write @vipbench.hookimpl above it"
+            )
+    if found:
+        registry.tracker = found
     for hook, register in hooks:
         function = getattr(module, hook, None)
         if function is None:
             continue
-        if not hasattr(function, "vipbench_impl"):
-            raise UsageError(
-                f"{plugin}: {hook} has no decorator; write @vipbench.hookimpl above it"
-            )
         try:
             function(register)
         except UsageError:

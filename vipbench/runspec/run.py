@@ -5,6 +5,7 @@ The command line's flags and a YAML suite describe the same `RunSpec`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -45,6 +46,16 @@ def _knowledge(value: Any) -> tuple[str, ...]:
     return found
 
 
+def _trackers(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and not value:
+        return ()
+    names = words.once(map(str, words.items(value, "trackers such as tensorboard")))
+    for name in names:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise UsageError(f"track: '{name}' is no name; expected one such as tensorboard")
+    return names
+
+
 class RunSpec(BaseModel):
     """The whole of a run. Each field is a suite's key, and a flag with `-` for `_`.
 
@@ -68,7 +79,8 @@ class RunSpec(BaseModel):
         paper's own validation and selection, or cheap settings. shots_unit: whether shots count
         images or groups (patients, lesions). allow_group_overlap: run although splits share
         groups. cell_timeout: seconds a cell may take. tables, figures: what else the run leaves in
-        its folder: presets of `vipbench table`, kinds of `vipbench plot`. executor: who computes
+        its folder: presets of `vipbench table`, kinds of `vipbench plot`. track: trackers that are
+        told of each cell, see docs/tracking.md. executor: who computes
         its parts where that is not this machine; see `ExecutorSpec`.
     Paths of a suite file are relative to its folder.
     """
@@ -112,6 +124,7 @@ class RunSpec(BaseModel):
     title: Annotated[str | None, BeforeValidator(words.title)] = None
     tables: Annotated[tuple[TableOutput, ...], BeforeValidator(table_outputs)] = ()
     figures: Annotated[tuple[FigureOutput, ...], BeforeValidator(figure_outputs)] = ()
+    track: Annotated[tuple[str, ...], BeforeValidator(_trackers)] = ()
     executor: Annotated[ExecutorSpec | None, BeforeValidator(executor_of)] = None
 
     @model_validator(mode="after")

@@ -134,6 +134,7 @@ def _public_suite(
         "title": scrub(spec.title),
         "device": "auto",
         "executor": None,
+        "track": (),
     }
     # The protocol names datasets too.
     return spec.with_sources(renamed).model_copy(update=update), renamed, files

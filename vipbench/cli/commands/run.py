@@ -18,6 +18,7 @@ from vipbench.engine.screen import (
     settings_lines,
     text_lines,
 )
+from vipbench.engine.tracking import check
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.driver import Plan
 from vipbench.engine.workers.messages import Estimate
@@ -84,6 +85,7 @@ def run_command(
     shown = reporter(raw(sys.stdout))
     try:
         if dry_run:
+            check(spec)
             if not estimate:
                 planned = driver.plan(spec, retry, imported)
                 _show_plan(spec, planned, shown)

@@ -68,11 +68,12 @@ def data(
 ) -> Data:
     """Data with what a card says of them, for `vipbench.run(datasets={NAME: ...})`.
 
-    given: a list of `(path, label[, split[, group]])`, a pandas DataFrame with the columns of a table
-        (path, label[, split or fold][, group][, sha256]), a torchvision `ImageFolder`, a Hugging
-        Face `Dataset` or `DatasetDict`, a vipbench `Dataset`, or a mapping from split to one of
-        these. In the place of a path may stand a PIL image or an array (H,W) or (H,W,3), which is
-        written as a PNG file. Without splits, 60/10/30 % are drawn, in whole groups, with seed 1.
+    given: a list of `(path, label[, split[, group]])`, a pandas DataFrame with the columns of a
+        table (path, label[, split or fold][, group][, sha256]), a torchvision `ImageFolder`, a
+        Hugging Face `Dataset` or `DatasetDict`, a vipbench `Dataset`, or a mapping from split to
+        one of these. In the place of a path may stand a PIL image or an array (H,W) or (H,W,3),
+        which is written as a PNG file. Without splits, 60/10/30 % are drawn, in whole groups, with
+        seed 1.
     images: the folder where relative paths start, by default the working directory; with it, images
         outside of it are refused.
     columns: what the frame calls a table's columns, `{"label": "finding", "group": "patient"}`.

@@ -110,7 +110,8 @@ def _may_be_kept(spec: RunSpec) -> bool:
 
 
 def _name(spec: RunSpec) -> str:
-    text = f"{os.getcwd()}\n{spec.to_yaml()}"  # noqa: PTH109 - the text alone
+    plain = spec.model_copy(update={"track": ()})  # plans know nothing of trackers
+    text = f"{os.getcwd()}\n{plain.to_yaml()}"  # noqa: PTH109 - the text alone
     return f"{FOLDER}/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 

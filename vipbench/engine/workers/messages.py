@@ -200,7 +200,19 @@ class MakeEstimate(_Message):
     seconds: float = 3600.0
 
 
-Command: TypeAlias = ListPlugins | MakePlan | RunCells | FindWants | Encode | MakeEstimate
+class Track(_Message):
+    """Call the hook of a plugin's tracker. source: the plugin. hook: its name, "" to load the
+    plugin only. run, cell: the fields of `TrackedRun` and `TrackedCell`."""
+
+    do: Literal["track"] = "track"
+    plugins_dir: str | None = None
+    source: str
+    hook: str
+    run: Mapping[str, Any] = {}
+    cell: Mapping[str, Any] | None = None
+
+
+Command: TypeAlias = ListPlugins | MakePlan | RunCells | FindWants | Encode | MakeEstimate | Track
 
 
 class Grants(_Message):
@@ -324,6 +336,12 @@ class Estimated(_Message):
     estimate: Estimate
 
 
+class Tracked(_Message):
+    """The answer to `Track`."""
+
+    event: Literal["tracked"] = "tracked"
+
+
 class Note(_Message):
     """A line for the user."""
 
@@ -370,6 +388,7 @@ Event: TypeAlias = (
     | GroupDone
     | Wants
     | Estimated
+    | Tracked
     | Note
     | Importing
     | Refused

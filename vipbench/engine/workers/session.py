@@ -77,10 +77,13 @@ from vipbench.engine.workers.messages import (
     RunCells,
     TextsSeen,
     Tick,
+    Track,
+    Tracked,
     Want,
     Wants,
 )
 from vipbench.errors import UsageError
+from vipbench.hookspecs import TRACKER_HOOKS, TrackedCell, TrackedRun
 from vipbench.plugins.closure import closure
 from vipbench.plugins.files import Plugin, loaded_plugins
 from vipbench.plugins.registry import KINDS, Kind, Registry, load_registry, provenance
@@ -107,6 +110,7 @@ class Session:
         self.replays: Replays | None = None
         self.reads = Reads()
         self.encoding = Encoded()
+        self.tracker: dict[str, Any] | None = None  # its hooks
 
     def handle(self, command: Command) -> None:
         """One command; a UsageError becomes an event."""
@@ -124,6 +128,8 @@ class Session:
                     self.encode(command.encodings)
                 case MakeEstimate():
                     self.estimate(command.keys, command.seconds)
+                case Track():
+                    self.track(command)
         except UsageError as error:
             self.send(Refused(message=str(error)))
 
@@ -330,6 +336,31 @@ class Session:
         runner = self.runners[cells[0].place]
         found = self.estimator.group(runner, cells, seconds)
         self.send(Estimated(estimate=Estimate(group=cells[0].row.label, **found)))
+
+    def track(self, command: Track) -> None:
+        """Call the hook of a plugin's tracker."""
+        if self.tracker is None:
+            folder = None if command.plugins_dir is None else Path(command.plugins_dir)
+            registry = load_registry(folder, only=[command.source], importing=self._importing)
+            if registry.tracker is None:
+                hooks = ", ".join(TRACKER_HOOKS)
+                raise UsageError(
+                    f"track: the plugin '{command.source}' is no tracker; expected one of {hooks}"
+                )
+            self.tracker = registry.tracker
+        function = self.tracker.get(command.hook)
+        if function is not None:
+            run = TrackedRun(Path(command.run["folder"]), command.run["settings"])
+            given: tuple[Any, ...] = (run,)
+            if (cell := command.cell) is not None:
+                epochs = [(epoch, values) for epoch, values in cell["epochs"]]
+                fields = {**cell, "folder": Path(cell["folder"]), "epochs": epochs}
+                given = (run, TrackedCell(**fields))
+            try:
+                function(*given)
+            except (Exception, SystemExit) as error:
+                raise UsageError(f"{type(error).__name__}: {error}") from error
+        self.send(Tracked())
 
     def run_alone(self, key: str) -> Finished:
         """One planned cell by itself; whatever it raises comes through."""
