@@ -9,6 +9,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from tests.symptoms.record import HERE, RECORDED, command
+from vipbench.datasets.synthderm import CLASS_NAMES
 
 Cli = Callable[..., "CompletedProcess[str]"]
 
@@ -41,8 +42,12 @@ def test_check_finds_and_refusals_are_one_line(cli: Cli, tmp_path: Path) -> None
         "symptoms", "generate", "--dataset", "synthderm", "--modality", "x", "--model", "y",
         "-o", tmp_path / "o.json",
     )  # fmt: skip
-    assert nobody.returncode == 2
+    # By hand: a prompt for each class, and what to do with the replies.
+    assert nobody.returncode == 0
+    assert all(nobody.stdout.count(f"# {name} (") == 1 for name in CLASS_NAMES)
+    assert nobody.stdout.count("Which visual features help a CLIP model") == len(CLASS_NAMES)
     assert "--base-url" in nobody.stderr
+    assert f"--symptoms {tmp_path / 'o.json'}" in nobody.stderr
     assert not (tmp_path / "o.json").exists()
     unseen = cli(
         "symptoms", "generate", "--dataset", "synthderm", "--modality", "x", "--model", "y",
@@ -50,3 +55,11 @@ def test_check_finds_and_refusals_are_one_line(cli: Cli, tmp_path: Path) -> None
     )  # fmt: skip
     assert unseen.returncode == 2
     assert "--send-images" in unseen.stderr
+    silent = cli(
+        "symptoms", "generate", "--dataset", "synthderm", "--modality", "x", "--model", "y",
+        "-o", tmp_path / "o.json", "--base-url", "http://me:secret@127.0.0.1:9/v1",
+        "--max-requests", "1",
+    )  # fmt: skip
+    assert silent.returncode == 2
+    assert "http://127.0.0.1:9/v1: the connection failed" in silent.stderr
+    assert "secret" not in silent.stderr

@@ -28,12 +28,16 @@ File = Annotated[Path | None, text("--symptoms", "FILE", "Replace the dataset's 
 def generate(
     dataset: Data,
     modality: Annotated[str, text("--modality", "WORDS", "Such as 'dermoscopic images'.")],
-    model: Annotated[str, text("--model", "NAME", "The language model, as its server names it.")],
-    out: Annotated[Path, out("FILE", "The symptom file.")],
+    model: Annotated[
+        str | None, text("--model", "NAME", "The language model, as its server names it.")
+    ] = None,
+    out: Annotated[Path | None, out("FILE", "The symptom file.")] = None,
     base_url: Annotated[
         str | None,
         text(
-            "--base-url", "URL", "The server; there is no default. Without it --cassette replays."
+            "--base-url",
+            "URL",
+            "The server. Without it --cassette replays, or the prompts are printed.",
         ),
     ] = None,
     kind: Annotated[

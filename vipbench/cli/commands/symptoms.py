@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ from vipbench.symptoms.check import check, difference
 from vipbench.symptoms.generate.cassette import Cassette
 from vipbench.symptoms.generate.client import Client, host_of
 from vipbench.symptoms.generate.consent import Sending, consent
-from vipbench.symptoms.generate.generate import Asked, generate
+from vipbench.symptoms.generate.generate import Asked, generate, prompt_of
 from vipbench.symptoms.generate.grids import MOST_IMAGES, grid
 from vipbench.symptoms.generate.prompts import read_prompts
 from vipbench.symptoms.generate.report import report
@@ -142,20 +144,28 @@ def say(line: str) -> None:
 
 
 def generate_command(
-    dataset: str, modality: str, model: str, out: Path, base_url: str | None, kind: str,
-    n: int | None, send_images: bool, images: str, consent: str | None, intersection: str,
-    threshold: float, backbone: str, prompts: Path | None, cassette: Path | None,
-    temperature: float | None, max_requests: int, timeout: float, data_root: Path | None,
+    dataset: str, modality: str, model: str | None, out: Path | None, base_url: str | None,
+    kind: str, n: int | None, send_images: bool, images: str, consent: str | None,
+    intersection: str, threshold: float, backbone: str, prompts: Path | None,
+    cassette: Path | None, temperature: float | None, max_requests: int, timeout: float,
+    data_root: Path | None,
 ) -> int:  # fmt: skip
-    """Write FILE and FILE.report.md; grids into FILE.grids/. Raises UsageError."""
+    """Write FILE and FILE.report.md; grids into FILE.grids/. Without a server and a cassette, print
+    the prompts. Raises UsageError."""
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     if intersection not in INTERSECTIONS:
         raise unknown("intersection", intersection, INTERSECTIONS)
-    if base_url is None and not (cassette is not None and cassette.exists()):
+    if base_url is None and cassette is not None and not cassette.exists():
         raise UsageError(
-            "--base-url is required: the address of the server to ask, such as "
-            "http://127.0.0.1:11434/v1; there is no default (or give a recorded --cassette)"
+            f"--cassette {cassette} does not exist: give --base-url, the server whose replies it "
+            "is to record, such as http://127.0.0.1:11434/v1"
+        )
+    by_hand = base_url is None and cassette is None
+    if by_hand and send_images:
+        raise UsageError(
+            "--send-images goes with --base-url, the server to ask, such as "
+            "http://127.0.0.1:11434/v1; there is no default"
         )
     if base_url is not None:
         host_of(base_url)
@@ -163,6 +173,9 @@ def generate_command(
         raise UsageError("descriptions are written from class names alone; leave --send-images out")
     if images != "train" and not send_images:
         raise UsageError(f"--images {images} needs --send-images")
+    if not by_hand and (model is None or out is None):
+        missing = "--model NAME" if model is None else "--out FILE"
+        raise UsageError(f"{missing} is required where --base-url or --cassette is given")
     registry, data = loaded(dataset, data_root, images=send_images)
     names = data.dataset.class_names
     asked: dict[str, Any] = {
@@ -174,6 +187,8 @@ def generate_command(
         "n": n or (50 if kind == "descriptions" else 10),
         "threshold": threshold,
     }
+    if model is None or out is None or by_hand:
+        return _print_prompts(Asked(**asked), dataset, out)
     if send_images:
         chosen = _chosen(data, images)
         grids = {name: _grid(data, chosen[i]) for i, name in enumerate(names)}
@@ -206,6 +221,22 @@ def generate_command(
     print(f"{kept} {kind} in {out}; every text with its reason in {where}: read them before use")
     if kind == "symptoms" and not send_images:
         print("Stage (b), the images, was skipped.")
+    return OK
+
+
+def _print_prompts(asked: Asked, source: str, out: Path | None) -> int:
+    """The prompts of all classes, to be pasted into a chat, and what to do with the replies."""
+    for number, name in enumerate(asked.class_names, 1):
+        stage = "text" if asked.kind == "symptoms" else "descriptions"
+        print(f"# {clean(name)} ({number} of {len(asked.class_names)})")
+        print(f"{prompt_of(asked, stage, name)}\n")
+    file = str(out or f"{asked.kind}.json")
+    form = f'{{{json.dumps(asked.class_names[0], ensure_ascii=False)}: ["...", ...], ...}}'
+    say("No model was asked and no file written: --base-url names a server to ask. By hand: paste")
+    say(f"each prompt into a chat, write the replies into {file} as {form}, then:")
+    if asked.kind == "symptoms":
+        say(f"  {shlex.join(['vipbench', 'symptoms', 'check', file, '--dataset', source])}")
+    say(f"  {shlex.join(['vipbench', 'run', '--datasets', source, f'--{asked.kind}', file])}")
     return OK
 
 

@@ -85,7 +85,7 @@ class Client:
             urls = [f"data:image/png;base64,{base64.b64encode(i).decode()}" for i in images]
             content = [{"type": "text", "text": prompt}]
             content += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        problem = ""
+        problem, where = "", f"{what}, {address(self.base_url)}"
         for wait in [*self.waits, None]:
             self._spend(what)
             text, tokens, problem, again, asked_wait = self._once(content)
@@ -94,14 +94,14 @@ class Client:
                 self.cassette.put(request, text, tokens)
                 return Reply(text)
             if not again:
-                raise ServerError(f"{what}: {problem}")
+                raise ServerError(f"{where}: {problem}")
             if wait is not None:
-                self.say(f"{what}: {problem}; trying again")
+                self.say(f"{where}: {problem}; trying again")
                 time.sleep(min(max(wait, asked_wait), MOST_WAIT))
         if problem.startswith("the reply"):
             return Reply("", problem)
         raise ServerError(
-            f"{what}: {problem}, {len(self.waits) + 1} times; with --cassette, replies received "
+            f"{where}: {problem}, {len(self.waits) + 1} times; with --cassette, replies received "
             f"so far are kept and not requested again"
         )
 
@@ -152,7 +152,8 @@ class Client:
         except Exception as error:  # the HTTP library's own errors while a body is read
             if isinstance(error, _TooLargeError) or isinstance(error.__cause__, _TooLargeError):
                 return "", 0, f"the reply is larger than {MOST_BYTES >> 10} KiB", True, 0
-            return "", 0, f"the connection failed ({type(error).__name__})", True, 0
+            why = f": {cause}" if (cause := error.__cause__) is not None and str(cause) else ""
+            return "", 0, f"the connection failed ({type(error).__name__}{why})", True, 0
 
     def _connect(self, openai: Any) -> Any:
         assert self.base_url is not None
@@ -218,6 +219,13 @@ def host_of(base_url: str) -> str:
             f"--base-url takes an address such as http://127.0.0.1:8000/v1, got '{base_url}'"
         )
     return host
+
+
+def address(base_url: str) -> str:
+    """A base URL as messages name it: without user, password and query."""
+    parts = urlsplit(base_url)
+    place = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{place}{parts.path}"
 
 
 def is_loopback(host: str) -> bool:

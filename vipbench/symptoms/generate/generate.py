@@ -101,12 +101,16 @@ def generate(asked: Asked, client: Client, progress: Callable[[str], None]) -> G
     return done
 
 
-def _ask(asked: Asked, client: Client, stage: str, name: str, images: Sequence[bytes] = ()) -> Any:
-    prompt = fill(
+def prompt_of(asked: Asked, stage: str, name: str) -> str:
+    """What is asked of a class: its `text`, `image` or `descriptions` query."""
+    return fill(
         asked.prompts[stage],
         **{"class": name.replace("_", " "), "modality": asked.modality, "n": str(asked.n)},
     )
-    return client.ask(prompt, images, f"class '{name}', {stage} query")
+
+
+def _ask(asked: Asked, client: Client, stage: str, name: str, images: Sequence[bytes] = ()) -> Any:
+    return client.ask(prompt_of(asked, stage, name), images, f"class '{name}', {stage} query")
 
 
 def _look(asked: Asked, client: Client, name: str, report: ClassReport) -> None:
