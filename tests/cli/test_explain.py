@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import re
@@ -185,8 +186,11 @@ def test_prompts_and_bundles_agree_on_what_may_be_handed_on(
             inside = [name for name in archive.namelist() if name.startswith("parameters/")]
             manifest = json.loads(archive.read("manifest.json"))
         assert manifest["contains_patient_data"] is False
-        files = {path.stem[-12:] for path in prompts.glob("*.safetensors")}
-        assert files == {Path(name).stem[:12] for name in inside}
+        rows = csv.DictReader((prompts / "index.csv").read_text().splitlines())
+        keys = {row["file"]: row["key"] for row in rows}
+        assert set(keys) == {path.name for path in prompts.glob("*.safetensors")}
+        files = set(keys.values())
+        assert files == {Path(name).stem for name in inside}
         told = "may hold features of single images" in done.out
         return files, {of["sharing"] for of in manifest["datasets"].values()}, told
 
@@ -282,6 +286,22 @@ def test_a_prompt_file_says_what_it_is_and_scores_alike(
     done = say("predict", prompts["vip"], tmp_path / "own.png")
     assert "not for clinical use" in done.out
     assert "own.png" in done.out
+    (tmp_path / "more").mkdir()
+    Image.fromarray(np.full((28, 28), 5, np.uint8)).save(tmp_path / "more" / "dark.png")
+    for out in (tmp_path / "scores.csv", tmp_path / "scores.json"):
+        done = say("predict", prompts["vip"], tmp_path, "-o", out)
+        assert done.status == 0, done.err
+        assert "2 images" in done.out
+    listed = [*csv.DictReader((tmp_path / "scores.csv").read_text().splitlines())]
+    kept = json.loads((tmp_path / "scores.json").read_text())
+    for line, one in zip(listed, kept, strict=True):
+        scores = {name: float(line[name]) for name in ("dark", "bright")}
+        assert line["image"] == one["image"]
+        assert max(scores, key=lambda name: scores[name]) == line["predicted"] == one["predicted"]
+        assert one["scores"] == scores
+    done = say("predict", prompts["vip"], tmp_path, "-o", tmp_path / "own.png")
+    assert done.status == 2
+    assert ".json" in done.err
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"no")
     done = say("predict", bad, tmp_path / "own.png")

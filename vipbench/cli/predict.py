@@ -7,17 +7,23 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, PluginsDir, Prompt, PromptBackbone
+from vipbench.cli.options import AllowCode, PluginsDir, Prompt, PromptBackbone, out
 
 
 def predict(
     prompt: Prompt,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", show_default=False)],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", show_default=False, help="Image files and folders."),
+    ],
+    out: Annotated[
+        Path | None, out("FILE", "Write all scores to FILE.csv or FILE.json instead.")
+    ] = None,
     backbone: PromptBackbone = None,
     plugins_dir: PluginsDir = None,
     allow_code: AllowCode = False,
 ) -> int:
-    """Classify image files. Research only, not for clinical use."""
+    """Classify image files, or those of folders. Research only, not for clinical use."""
     from vipbench.cli.commands.predict import predict_command
 
-    return predict_command(prompt, images, plugins_dir, backbone)
+    return predict_command(prompt, images, plugins_dir, backbone, out)

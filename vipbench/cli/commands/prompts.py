@@ -7,21 +7,29 @@ from pathlib import Path
 
 from vipbench.cli.commands.predict import CAUTION
 from vipbench.cli.exit_codes import OK
-from vipbench.engine.explain.prompt_files import export
+from vipbench.engine.explain.exported import INDEX, export
 from vipbench.errors import UsageError
-from vipbench.text import clean
+from vipbench.runspec.run import SUITE_NAME
+from vipbench.text import clean, plural
 
 
 def prompts_command(run: Path, out: Path, patient_data: bool) -> int:
     """Write the prompt files."""
-    made, left = export(run, out, patient_data)
-    if left:
+    made = export(run, out, patient_data)
+    if made.private:
         print(
-            f"note: left out, as they may hold features of single images: {clean('; '.join(left))}"
+            "note: left out, as they may hold features of single images: "
+            f"{clean('; '.join(made.private))}"
             " (--patient-data writes them, marked contains-patient-data)",
             file=sys.stderr,
         )
-    if not made and not left:
+    for cell in made.lost:
+        print(
+            f"note: left out, as {run / SUITE_NAME} no longer makes it: {clean(cell)}",
+            file=sys.stderr,
+        )
+    if not (made.files or made.private or made.lost):
         raise UsageError(f"{run} holds no finished cell with learned parameters")
-    print(f"{len(made)} prompt files with cards in {out}. {CAUTION}")
+    index = f", listed in {out / INDEX}" if made.files else ""
+    print(f"{plural(len(made.files), 'prompt file')} with cards in {out}{index}. {CAUTION}")
     return OK

@@ -13,6 +13,7 @@ import numpy as np
 from vipbench import files
 from vipbench.engine.explain.explain import Explained, Explanation
 from vipbench.errors import UsageError
+from vipbench.results.sharing import citations
 
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem;
@@ -75,10 +76,9 @@ def credit(made: Explanation, own_files: bool) -> str:
     dataset = made.cell.data.dataset
     if own_files:
         return "Images: files of this page's author, under their own terms."
-    url = (
-        " (https://creativecommons.org/licenses/by/4.0/)" if dataset.licence == "CC BY 4.0" else ""
-    )
-    source = f"Images: {dataset.citation.rstrip('.')}. Licence: {dataset.licence}{url}."
+    url = " (https://creativecommons.org/licenses/by/4.0/)"
+    licence = dataset.licence + (url if dataset.licence == "CC BY 4.0" else "")
+    source = f"Images: {citations.credit(dataset.citation, licence)}"
     changes = "Changes: scaled for display, converted to RGB PNG; bars and texts are vipbench's."
     return " ".join(f"{source} {changes} {dataset.caption}".split())
 

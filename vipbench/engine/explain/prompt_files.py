@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vipbench import __version__, files
+from vipbench import __version__
 from vipbench.api import CellInfo, ImageLike, Method, Split, Task, open_image
 from vipbench.engine.evaluation.learned import fill
 from vipbench.engine.evaluation.rebind import cannot_transfer
@@ -30,15 +30,14 @@ from vipbench.engine.features.features import ENCODE_BATCH, Features
 from vipbench.engine.planning.cells import LoadedCell, impossible_pair
 from vipbench.engine.planning.hparams import make_hparams
 from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, load_backbone
-from vipbench.engine.planning.protocols import home
 from vipbench.engine.seeding import cell_generator
 from vipbench.engine.workers.session import Session
 from vipbench.errors import UsageError
 from vipbench.images import PixelRange
 from vipbench.plugins.registry import Registry
 from vipbench.results.records.record import PATH
-from vipbench.results.sharing.privacy import needs_weights, public_backbone, scrub, withheld
-from vipbench.results.store.store import Store
+from vipbench.results.sharing.citations import credit
+from vipbench.results.sharing.privacy import needs_weights, public_backbone, scrub
 from vipbench.runspec.run import SUITE_NAME, RunSpec
 from vipbench.runspec.values import FeaturePrecision, labelled
 
@@ -239,6 +238,11 @@ def unpack(
     return Trained(built, backbone, names, card, tensors, pixels)
 
 
+def card_of(path: Path) -> dict[str, Any]:
+    """The card of a prompt file. Raises UsageError."""
+    return _read(path)[0]
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -255,39 +259,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return card, tensors
 
 
-def export(folder: Path, out: Path, patient_data: bool = False) -> tuple[list[Path], list[str]]:
-    """Write a prompt file, and a card to read, for every finished cell that kept parameters.
-
-    Parameters that may hold features of single images are left out, unless `patient_data`, of data
-    that may not be shared. Returns the files, and the rows that were left out.
-    """
-    session = open_run(folder)
-    made: list[Path] = []
-    left: list[str] = []
-    seen = [data for cell in session.cells.values() for data in (cell.data, cell.tested)]
-    shareable = {home(data) for data in seen if data.dataset.sharing == "allowed"}
-    with Store(folder, readonly=True) as store:
-        for key in store.status():
-            record, cell = store.record(key), session.cells.get(key)
-            data = store.parameters(key) if record is not None and record.ok else None
-            if record is None or cell is None or data is None:
-                continue
-            private = withheld(record, shareable)
-            if cell.further:
-                left.append(f"{record.cell.method}, which reads further backbones")
-                continue
-            if private and not patient_data:
-                left.append(f"{record.cell.method}, {record.cell.shots} shots")
-                continue
-            out.mkdir(parents=True, exist_ok=True)
-            path = out / f"{cell.row.method.name}-{key[:12]}.safetensors"
-            files.write(path, pack(cell, data, record.metrics, private))
-            files.write(path.with_suffix(".md"), _card(_read(path)[0]))
-            made.append(path)
-    return made, list(dict.fromkeys(left))
-
-
-def _card(card: Mapping[str, Any]) -> str:
+def card_page(card: Mapping[str, Any]) -> str:
+    """A prompt file's card to read."""
     shots = card["info"]["shots"]
     lines = [
         f"# {card['row']} on {card['dataset']}",
@@ -299,7 +272,8 @@ def _card(card: Mapping[str, Any]) -> str:
         f"- shots: {'full' if shots is None else shots}, seed {card['seed']}",
         f"- classes: {', '.join(card['class_names'])}",
         f"- accuracy on that dataset's test split: {card['test_accuracy']}",
-        f"- data: {card['dataset_citation']} Licence: {card['dataset_licence']}. {card['caption']}",
+        f"- data: {credit(card['dataset_citation'], card['dataset_licence'])} "
+        f"{card['caption']}".rstrip(),
         f"- made with vipbench {card['vipbench']}, record {card['key']}",
     ]
     if card["contains_patient_data"]:

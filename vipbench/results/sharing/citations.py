@@ -85,6 +85,13 @@ def bibliography(items: Iterable[Used], program: str) -> str:
     return "\n".join([*listed, "", *("\n" + entry for entry in entries.values())]) + "\n"
 
 
+def credit(citation: str, licence: str | None) -> str:
+    """Who is to be credited for data, in a line without gaps."""
+    known = citation.strip().rstrip(".")
+    source = f"{known}." if known else "No citation is known."
+    return f"{source} Licence: {(licence or '').strip().rstrip('.') or 'unknown'}."
+
+
 def _comment(item: Used, cited: list[str], left: list[str]) -> str:
     unknown = "its citation is below" if left else "no citation is known"
     citation = f"cite {', '.join(cited)}" if cited else unknown
