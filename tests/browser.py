@@ -110,12 +110,12 @@ class Browser:
 
     def js(self, expression: str) -> Any:
         """The value of an expression, awaited where it is a promise."""
-        told = self.call(
+        shown = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
-        if "exceptionDetails" in told:
-            raise RuntimeError(f"{expression}: {told['exceptionDetails']}")
-        return told["result"].get("value")
+        if "exceptionDetails" in shown:
+            raise RuntimeError(f"{expression}: {shown['exceptionDetails']}")
+        return shown["result"].get("value")
 
     def press(self, key: str, code: int, text: str = "") -> None:
         """One key."""
@@ -144,13 +144,13 @@ class Browser:
         return message
 
     def _listen(self, message: dict[str, Any]) -> None:
-        told = message.get("params", {})
+        shown = message.get("params", {})
         match message.get("method"):
             case "Network.requestWillBeSent":
-                self.requests.append(told["request"]["url"])
+                self.requests.append(shown["request"]["url"])
             case "Runtime.exceptionThrown":
-                self.problems.append(str(told["exceptionDetails"]))
-            case "Runtime.consoleAPICalled" if told["type"] in ("error", "warning", "assert"):
-                self.problems.append(str(told["args"]))
-            case "Log.entryAdded" if told["entry"]["level"] in ("error", "warning"):
-                self.problems.append(told["entry"]["text"])
+                self.problems.append(str(shown["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if shown["type"] in ("error", "warning", "assert"):
+                self.problems.append(str(shown["args"]))
+            case "Log.entryAdded" if shown["entry"]["level"] in ("error", "warning"):
+                self.problems.append(shown["entry"]["text"])

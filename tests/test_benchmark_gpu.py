@@ -44,8 +44,8 @@ def test_what_is_no_part_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture
 
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path), "--parts", "machine,speed"])
-    said = capfd.readouterr().err
-    assert all(name in said for name in ("speed", *LIMITS))
+    output = capfd.readouterr().err
+    assert all(name in output for name in ("speed", *LIMITS))
 
 
 def wrong(bench: worker.Bench) -> Lines:

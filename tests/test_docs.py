@@ -216,7 +216,7 @@ def test_the_plugin_pages_dataset_and_backbone_run(cli: Cli, tmp_path: Path) -> 
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "needs a text tower" in done.stdout + done.stderr
+    assert "text tower" in done.stdout + done.stderr
     text = succeed(cli, "vipbench table results --format csv --metric accuracy", tmp_path)
     probe = [row for row in csv.DictReader(io.StringIO(text)) if row["method"] == "linear-probe"]
     assert float(probe[0]["mean"]) == pytest.approx(1)
@@ -254,5 +254,5 @@ def test_the_python_blocks_of_the_page_and_the_readme_run(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "the accuracy of ncm was" in done.stdout
+    assert re.search("accuracy .*ncm", done.stdout)
     assert "Model(ncm on synthderm" in done.stdout

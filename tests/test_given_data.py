@@ -171,7 +171,7 @@ def test_a_hugging_face_dataset(share: Path, tmp_path: Path) -> None:
     assert splits["test"].open(0).tobytes() == picture(28).tobytes()
     _, splits = load(write_data("one", part(range(N)), tmp_path))
     assert sum(map(len, splits.values())) == N
-    with pytest.raises(UsageError, match=r"0 columns of the kind Image .*'dx'.*columns="):
+    with pytest.raises(UsageError, match=r"0 columns .*Image .*'dx'.*columns="):
         write_data("none", part(range(4)).remove_columns("scan"), tmp_path)
 
 
@@ -205,18 +205,18 @@ def test_arguments_of_data_and_names(share: Path, tmp_path: Path) -> None:
         vipbench.data([], license="x")
     with pytest.raises(UsageError, match="label"):
         vipbench.data([], columns={"lable": "x"})
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="images: "):
         vipbench.data([], images=tmp_path / "gone")
     for name in ("a/b", "", "..", "x@fold-1", 3):
-        with pytest.raises(UsageError, match="cannot name data"):
+        with pytest.raises(UsageError, match="file's name"):
             write_data(name, [], tmp_path)
     rows = [(share / f"{i}.png", "ab"[i % 2]) for i in range(8)]
     outside = vipbench.data(rows, images=share / "tree")
-    with pytest.raises(UsageError, match=r"row \d+: path .* outside of .*tree"):
+    with pytest.raises(UsageError, match=r"row \d+: .*tree"):
         load(write_data("outside", outside, tmp_path))
     (tmp_path / "data").mkdir(exist_ok=True)
     (tmp_path / "data/mine.csv").write_text("my own work")
-    with pytest.raises(UsageError, match=r"mine\.csv, which vipbench did not write"):
+    with pytest.raises(UsageError, match=r"mine\.csv"):
         write_data("mine", rows, tmp_path)
     with pytest.raises(UsageError, match="'NAME': DATA"):
         vipbench.plan(datasets=[("a.png", "b")], out=tmp_path)

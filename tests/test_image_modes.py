@@ -197,12 +197,12 @@ def test_either_end_may_be_white_in_every_kind_and_order_of_bytes(path, order, k
     ("kind", "options", "why"),
     [
         (np.float32, {}, "floating-point"),
-        (np.int16, {}, "which value is white"),
-        (np.int32, {}, "which value is white"),
-        (np.uint32, {}, "which value is white"),
-        (np.int8, {}, "signed pixels of 8 bits"),
-        (np.float64, {}, "does not read"),
-        (np.uint16, {"photometric": "rgb", "planarconfig": "separate"}, "separate planes"),
+        (np.int16, {}, "white"),
+        (np.int32, {}, "white"),
+        (np.uint32, {}, "white"),
+        (np.int8, {}, "signed"),
+        (np.float64, {}, "read"),
+        (np.uint16, {"photometric": "rgb", "planarconfig": "separate"}, "planes"),
     ],
 )
 def test_pixels_that_no_range_is_known_of(path, kind, options, why):
@@ -210,12 +210,12 @@ def test_pixels_that_no_range_is_known_of(path, kind, options, why):
     tifffile.imwrite(path, values, **(options or {"photometric": "minisblack"}))
     with pytest.raises(ImageError, match=rf"a\.img.*{why}"):
         open_image(path)
-    if why in ("floating-point", "which value is white"):
+    if why in ("floating-point", "white"):
         check(path, grey(values, 100), pixels=PixelRange(0, 100, WINDOW))
         below = np.clip((values.astype(float) - 20) / 50, 0, 1)
         cut = PixelRange(20, 70, WINDOW, clips_low=True, clips_high=True)
         check(path, np.stack([np.floor(below * 255 + 0.5)] * 3, -1), pixels=cut)
-        with pytest.raises(ImageError, match=r"a\.img.*expected 20 to 70.*window"):
+        with pytest.raises(ImageError, match=r"a\.img.* 20 .*70.*window"):
             open_image(path, pixels=PixelRange(20, 70, WINDOW))
 
 
@@ -317,18 +317,18 @@ def test_jpeg_2000(path):
 
 def test_significant_bits_of_pngs(path):
     for values, colour, count in ((noise(12), 0, 1), (noise(12, H, W, 3), 2, 3)):
-        told = (b"sBIT", bytes([12] * count))
-        path.write_bytes(png(values, 16, colour, told))
+        sbit = (b"sBIT", bytes([12] * count))
+        path.write_bytes(png(values, 16, colour, sbit))
         check(path, grey(values, 4095))
-        path.write_bytes(png(values << 4 | values >> 8, 16, colour, told))  # as the standard has it
+        path.write_bytes(png(values << 4 | values >> 8, 16, colour, sbit))  # as the standard has it
         check(path, grey(values, 4095), tolerance=1)
         path.write_bytes(png(values, 16, colour))
-        with pytest.raises(ImageError, match=r"from 0 to 4095.*`bits: 12`"):
+        with pytest.raises(ImageError, match=r"0 .*4095.*`bits: 12`"):
             open_image(path)
         check(path, grey(values, 4095), pixels=PixelRange(0, 4095, "the card's bits"))
     fourteen = noise(14)
     path.write_bytes(png(fourteen, 16, 0))
-    with pytest.raises(ImageError, match=r"from 0 to 16383; expected 0 to 4095"):
+    with pytest.raises(ImageError, match=r"16383; .* 4095"):
         open_image(path, pixels=PixelRange(0, 4095, "the card's bits"))
 
 
@@ -340,7 +340,7 @@ def test_the_largest_value_that_a_tiff_names(path):
         tifffile.imwrite(path, values, photometric="miniswhite", extratags=[tag])
         check(path, grey(largest - values.astype(int), largest))
     tifffile.imwrite(path, values + 3000, photometric="minisblack", extratags=[(281, "H", 1, 4095)])
-    with pytest.raises(ImageError, match=r"a\.img.*expected 0 to 4095 \(TIFF's MaxSampleValue"):
+    with pytest.raises(ImageError, match=r"a\.img.* 4095 .*MaxSampleValue"):
         open_image(path)
 
 

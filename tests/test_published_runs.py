@@ -41,8 +41,8 @@ def test_accuracies_of_a_kept_run_follow_from_its_predictions(name: str) -> None
     assert len(done) == len(run.cells.possible())
     for _, record in done:
         found = run.load(record.key)
-        told = compute_metrics(found.labels, found.scores, record.data.class_names)
-        assert told["accuracy"] == pytest.approx(record.metrics["accuracy"], abs=1e-12)
+        stored = compute_metrics(found.labels, found.scores, record.data.class_names)
+        assert stored["accuracy"] == pytest.approx(record.metrics["accuracy"], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if is_kept(name)])
@@ -80,7 +80,7 @@ def test_a_kept_run_compares_as_its_folder_does(cli: Cli, tmp_path: Path) -> Non
         *("--datasets", "synthderm", "--backbones", "tiny-clip", "--views", "none"),
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(
+    stored = json.loads(
         cli("compare", "linear-probe", "symptoms-mean,ncm", folder, "--format", "json").stdout
     )
     keep(folder, "small", tmp_path)
@@ -89,5 +89,5 @@ def test_a_kept_run_compares_as_its_folder_does(cli: Cli, tmp_path: Path) -> Non
     assert run.table().rstrip() == shown.rstrip()
     mine = run.claims("linear-probe", "symptoms-mean", "ncm")
     assert [(c.b, c.shots, c.mean_a, c.p_corrected) for c in mine] == [
-        (c["b"], c["shots"], c["mean_a"], c["p_corrected"]) for c in told["claims"]
+        (c["b"], c["shots"], c["mean_a"], c["p_corrected"]) for c in stored["claims"]
     ]

@@ -283,40 +283,40 @@ def test_saved_paths_hold_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "fact"),
     [
-        ("methdos: vip", "line 1: unknown key 'methdos'; did you mean 'methods'"),
-        ('"a\\nb": 1', r"unknown key 'a\nb'"),
-        ("\n\nshots: 0", "line 3: shots: 0 shots"),
-        ("shots: [4, -2]", "1 or more, or full"),
+        ("methdos: vip", "'methdos'; did you mean 'methods'"),
+        ('"a\\nb": 1', r"'a\nb'"),
+        ("\n\nshots: 0", "line 3: shots: 0"),
+        ("shots: [4, -2]", "or full"),
         ("shots: []", "shots: expected "),
         ("shots: [1, 2, '1']", "shots: '1' "),
         ("shots: [1.5]", "got 1.5"),
-        ("shots: [on]", "got on (a yes-or-no value"),
-        ("shots: ''", "shots: expected numbers"),
-        ("shots: 1,,2", "shots: expected numbers"),
-        ("shots: 99999999999999999999", "too many"),
-        ("seeds: 8-1", "the range 8-1 runs backwards; write 1-8"),
+        ("shots: [on]", "got on ("),
+        ("shots: ''", "shots: expected"),
+        ("shots: 1,,2", "shots: expected"),
+        ("shots: 99999999999999999999", "many"),
+        ("seeds: 8-1", "write 1-8"),
         ("seeds: 1-3,2", "seeds: '2' "),
-        ("seeds: 1-99999999", "too long"),
-        ("seeds: -1", "seeds from 0"),
+        ("seeds: 1-99999999", "long"),
+        ("seeds: -1", "from 0"),
         ("seeds: x", "got 'x'"),
-        ("views: 0", "'none' trains without augmentation"),
-        ("views: off", "got off (a yes-or-no value; put the word in quotes)"),
-        ("sampler: neste", "sampler: expected 'nested' or 'coop', got 'neste'"),
+        ("views: 0", "'none'"),
+        ("views: off", "got off ("),
+        ("sampler: neste", "'nested' or 'coop', got 'neste'"),
         ("precision: fp16", "expected 'fp32' or 'bf16'"),
-        ("device: gpu", "device: expected 'auto', 'cpu', 'cuda', 'mps' or 'xpu', or CUDA devices"),
+        ("device: gpu", "'auto', 'cpu', 'cuda', 'mps' or 'xpu'"),
         ("device: [cuda:0, cpu]", "got ['cuda:0', 'cpu']"),
         ("device: [cuda:0, cuda:0]", "device: 'cuda:0' "),
         ("workers: 0", "from 1 to 256, got 0"),
-        ("validation: 3", "expected 'none', 'k', 'min(k,4)' or 'full', got 3"),
+        ("validation: 3", "'none', 'k', 'min(k,4)' or 'full', got 3"),
         ("selection: best_val\nvalidation: none", "'best_val' "),
-        ("allow_group_overlap: 1", "allow_group_overlap: Input should be a valid boolean, got 1"),
-        ("cell_timeout: 0", "seconds above 0, got 0"),
-        ("cell_timeout: .inf", "seconds above 0"),
+        ("allow_group_overlap: 1", "allow_group_overlap: "),
+        ("cell_timeout: 0", "above 0, got 0"),
+        ("cell_timeout: .inf", "above 0"),
         ("methods: []", "methods: expected "),
         ("methods: [vip, vip]", "labelled 'vip'"),
-        ("methods: [{name: vip, label: a}, {name: coop, label: a}]", "are labelled 'a'"),
+        ("methods: [{name: vip, label: a}, {name: coop, label: a}]", "labelled 'a'"),
         ("methods: [{name: vip, label: a}, vip]", "'vip' "),
         (
             "methods: [{name: v, label: a, x: 1, y: 2}, {name: v, y: 2, x: 1}]",
@@ -324,65 +324,65 @@ def test_saved_paths_hold_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         (
             "methods:\n- vip\n- label: x\n",
-            "line 3: methods: method 2: a method's entry needs 'name'",
+            "line 3: methods: method 2: ",
         ),
         ("methods:\n- vip\n- {name: coop, lr: {a: 1}}", "line 3: methods: method 2: hparams: 'lr'"),
         ("methods: [{name: coop, lr: .nan}]", "'lr' "),
-        ("methods: [{name: coop, lr: []}]", "a list of values is empty"),
+        ("methods: [{name: coop, lr: []}]", "is empty"),
         ("methods: [{name: coop, l-r: 1}]", "got 'l-r'"),
-        ("methods: vip[context", "lacks its closing bracket"),
-        ("methods: vip[context]", "expected hparam=value between the brackets"),
-        ("methods: 'vip[context=off]]'", "must be in quotes"),
+        ("methods: vip[context", "bracket"),
+        ("methods: vip[context]", "hparam=value"),
+        ("methods: 'vip[context=off]]'", "quotes"),
         ("methods: vip[a=1,a=2]", "'a' "),
         ("methods: vip[name=x]", "got 'name'"),
-        ("methods: a b", "expected a method's name"),
+        ("methods: a b", "'a b'"),
         ("methods: [[vip]]", "'name: vip'"),
-        ("datasets: ['npz:']", "expected NAME or NAME:ARG, got 'npz:'"),
+        ("datasets: ['npz:']", "got 'npz:'"),
         ("datasets: [a, a]", "datasets: 'a' "),
         ('datasets: ["a\\0b"]', "datasets: expected "),
         ("symptoms: {synthdrem: x}", "'synthdrem'"),
-        ("symptoms: [x]", "symptoms: expected 'DATASET: PATH' lines"),
+        ("symptoms: [x]", "'DATASET: PATH'"),
         ("out:", "out: expected "),
         ("title: [x]", "title: expected "),
         ("- vip", "['vip']; "),
         ("vip", "holds 'vip'"),
-        ("", "holds nothing"),
+        ("", "nothing"),
         ("on: 1", "key True"),
         ("shots: 0\nseeds: x", "(and 1 more wrong)"),
     ],
 )
-def test_wrong_suites(text: str, says: str) -> None:
+def test_wrong_suites(text: str, fact: str) -> None:
     with pytest.raises(UsageError) as caught:
         RunSpec.from_yaml_text(text, "suite 'x.yaml'")
     message = str(caught.value)
     assert message.startswith("suite 'x.yaml'")
-    assert says in message
+    assert fact in message
     assert "\n" not in message
-    assert ("more wrong" in says) == ("more wrong" in message)
+    assert ("more" in fact) == ("more wrong" in message)
 
 
 @pytest.mark.parametrize(
-    ("flags", "settings", "says"),
+    ("flags", "settings", "fact"),
     [
         ({"shots": "0"}, [], "--shots: 0 "),
         ({"cell_timeout": -1.0}, [], "--cell-timeout: expected"),
-        ({}, ["vp.lr=3"], "'vp'; did you mean 'vip'"),
+        ({}, ["vp.lr=3"], "'vip'"),
         ({}, ["vip"], "got 'vip'"),
         ({}, ["vip.a=1", "vip.a=2"], "twice for vip.a"),
         ({}, ["vip.a=[1]"], "vip.a: '[1]' "),
         (
             {"symptoms": ["synthdrem=x"]},
             [],
-            "'synthdrem'; did you mean 'synthderm'",
+            "'synthderm'",
         ),
         ({"symptoms": ["x", "y"]}, [], "--symptoms "),
-        ({"symptoms": ["synthderm="]}, [], "expected a path"),
+        ({"symptoms": ["synthderm="]}, [], "path"),
     ],
 )
-def test_wrong_flags(flags: dict[str, Any], settings: list[str], says: str) -> None:
+def test_wrong_flags(flags: dict[str, Any], settings: list[str], fact: str) -> None:
     with pytest.raises(UsageError) as caught:
         RunSpec().merge(flags, settings)
-    assert says in str(caught.value)
+    assert fact in str(caught.value)
 
 
 def test_backbones_take_labels() -> None:

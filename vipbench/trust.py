@@ -46,8 +46,8 @@ class UntrustedCodeError(BaseException):
     def __init__(self, what: str, asked: str, files: Digests) -> None:
         self.what, self.asked, self.files = what, asked, [(str(p), str(d)) for p, d in files]
         super().__init__(
-            f"{one_line(what)} may not run: a file asks for it, and it is not trusted; nothing of "
-            f"it was run\n{listing(self.files)}\nRead it, then answer the question that the same "
+            f"{one_line(what)} was not run: a file asks for it, and it is not trusted"
+            f"\n{listing(self.files)}\nRead it, then answer the question that the same "
             f"command asks in a terminal, or give --allow-code ({VARIABLE}=1) to run it this once"
         )
 
@@ -181,7 +181,7 @@ def _answered(what: str, files: Digests, kept: Mapping[str, Any]) -> bool:
         stop()
     sys.stdout.flush()
     print(
-        f"{one_line(what)} is to be run, with your rights, since a file asks for it:\n"
+        f"{one_line(what)} will run with your permissions, because a file asks for it:\n"
         f"{listing(files, kept)}\nTrust these files and run them? [y/N] ",
         end="",
         file=sys.stderr,
@@ -222,7 +222,7 @@ def trusted() -> dict[str, dict[str, str]]:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
             if state.st_uid != os.geteuid() or state.st_mode & 0o022:
-                raise _damaged(path, "others own it or can write it")
+                raise _damaged(path, "other users own it or can write to it")
             data = file.read(MOST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return {}
@@ -277,7 +277,7 @@ def _keep(files: Digests) -> None:
     except OSError as error:
         print(
             f"note: {trust_file()} cannot be written ({error.strerror}): these files are trusted "
-            "this time alone",
+            "for this run only",
             file=sys.stderr,
         )
 

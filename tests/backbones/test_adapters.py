@@ -175,7 +175,7 @@ def test_adapters_are_applied_as_peft_does(
 @pytest.mark.parametrize(
     ("settings", "facts"),
     [
-        ({"peft_type": "IA3"}, "of type 'IA3'"),
+        ({"peft_type": "IA3"}, "'IA3'"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out True"),
         ({"trainable_token_indices": [3]}, r"trainable_token_indices \[3\]"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
@@ -194,7 +194,7 @@ def test_adapters_that_are_refused(
     if name := settings.pop("weight", ""):
         weights[name] = torch.zeros(4)
     write(tmp_path / "a", weights, base_model_name_or_path=str(base), **settings)
-    with pytest.raises(UsageError, match=f"adapter of .*not applied: .*{facts}.*merge_and_unload"):
+    with pytest.raises(UsageError, match=f"adapter.*{facts}.*merge_and_unload"):
         load_registry().backbone(f"transformers:{tmp_path / 'a'}")
 
 

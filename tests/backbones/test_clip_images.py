@@ -179,18 +179,18 @@ def test_visual_prompts_take_part_under_grad_and_vmap() -> None:
 def test_a_tap_needs_transformer_blocks() -> None:
     resnet = random_backbone(vision_cfg=RESNET)
     assert (resnet.vision_width, resnet.vision_layers) == (None, 0)
-    with pytest.raises(UnsupportedError, match=r"ModifiedResNet.*vision transformer"):
+    with pytest.raises(UnsupportedError, match="ModifiedResNet"):
         resnet.encode_image(torch.zeros(1, 3, 64, 64), NoTap())
     normed = random_backbone(vision_cfg={"qk_norm": True})
-    with pytest.raises(UnsupportedError, match="block 0 of the vision tower"):
+    with pytest.raises(UnsupportedError, match="block 0"):
         normed.encode_image(PIXELS, NoTap())
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text_cfg": {"qk_norm": True}}, "block 0 of the text tower"),
-        ({"custom_text": True, "text_cfg": {"embed_cls": True}}, "class token"),
+        ({"text_cfg": {"qk_norm": True}}, "block 0"),
+        ({"custom_text": True, "text_cfg": {"embed_cls": True}}, "class"),
         ({"vision_cfg": {"image_size": [32, 64]}}, "32x64 images"),
     ],
 )

@@ -78,23 +78,23 @@ def test_slices_keep_everything_together() -> None:
 def test_longest_text_that_fits() -> None:
     fits = "x " * 75
     assert BACKBONE.embed(fits).lengths.item() == 77
-    with pytest.raises(TextError, match=r"'x x x.*has 78 tokens.*at most 77"):
+    with pytest.raises(TextError, match=r"'x x x.* 78 .* 77"):
         BACKBONE.embed(["nevus.", fits + "x"])
-    with pytest.raises(TextError, match=r"'start … x x.*has 79 tokens"):
+    with pytest.raises(TextError, match=r"'start … x x.* 79 "):
         BACKBONE.embed([[("", "a")], [("start", fits + "x")]])
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "texts is empty"),
-        ([["a."], []], r"texts\[1\] is empty"),
-        ([["a."], "b."], r"texts\[1\] is nested 0 deep and texts\[0\] 1 deep"),
-        (["a.", ("", "b.")], "1 and 2 pieces"),
-        ([("", "b."), ("", "b", ".")], "2 and 3 pieces"),
-        (["a.", 7], r"texts\[1\] is of type int"),
-        (None, "texts is of type NoneType"),
-        ((), "texts is empty"),
+        ([], "empty"),
+        ([["a."], []], r"texts\[1\] .*empty"),
+        ([["a."], "b."], r"texts\[1\] .* 0 .*texts\[0\] 1"),
+        (["a.", ("", "b.")], "1 .*2 "),
+        ([("", "b."), ("", "b", ".")], "2 .*3 "),
+        (["a.", 7], r"texts\[1\] .*int"),
+        (None, "NoneType"),
+        ((), "empty"),
     ],
 )
 def test_texts_that_are_refused(texts: Any, message: str) -> None:

@@ -163,7 +163,7 @@ def test_second_derivative_is_refused() -> None:
     (slope,) = torch.autograd.grad(
         BACKBONE.encode_text(prompts, context).square().sum(), context, create_graph=True
     )
-    with pytest.raises(NotImplementedError, match="first derivatives"):
+    with pytest.raises(NotImplementedError, match="derivative"):
         slope.sum().backward()
 
 
@@ -324,7 +324,7 @@ def test_context_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"\('', 'nevus\.'\)"):
         BACKBONE.encode_text(BACKBONE.embed(["nevus."]), torch.zeros(4, 32))
     prompts = BACKBONE.embed([("", "nevus."), ("", "blurry " * 70)])
-    with pytest.raises(TextError, match=r"'blurry blurry.* 72 tokens.* adds 6.*at most 77"):
+    with pytest.raises(TextError, match=r"'blurry blurry.* 72 .* 6.* 77"):
         BACKBONE.encode_text(prompts, torch.zeros(6, 32))
     BACKBONE.encode_text(prompts, torch.zeros(5, 32))
     with pytest.raises(ValueError, match=r"shape \(4, 31\); expected \(\*L, M, 32\)"):

@@ -61,8 +61,8 @@ def test_an_output_folder_that_is_moved_during_a_run(toy: Path, tmp_path: Path) 
     while not (tmp_path / "pids").exists() and time.monotonic() < end:
         time.sleep(0.05)
     out.rename(tmp_path / "moved")
-    _, told = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert f"'{out}'" in told
-    assert "moved" in told
-    assert "rights" not in told
+    assert f"'{out}'" in message
+    assert "moved" in message
+    assert "rights" not in message

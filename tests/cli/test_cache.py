@@ -28,9 +28,9 @@ def test_a_second_run_encodes_nothing(cli: Cli, tmp_path: Path) -> None:
     assert third.returncode == 0, third.stderr
     assert {*(tmp_path / "cache").rglob("*.safetensors")} == {*blocks, texts}
 
-    said = cli("cache", "info", env=env).stdout
-    assert str(tmp_path / "cache") in said
-    assert len(re.findall(r"evaluation", said)) == 3
+    output = cli("cache", "info", env=env).stdout
+    assert str(tmp_path / "cache") in output
+    assert len(re.findall(r"evaluation", output)) == 3
     assert cli("cache", "clear", env=env).returncode != 0  # nobody to ask
     assert "freed" in cli("cache", "clear", "--yes", env=env).stdout
     assert not list((tmp_path / "cache").rglob("*.safetensors"))

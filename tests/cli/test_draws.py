@@ -67,10 +67,10 @@ def scores_of(out: Path) -> dict[tuple[object, ...], dict[str, Scores]]:
     with Store(out, readonly=True) as store:
         for record in store.records():
             assert record.ok, record.error
-            told = store.predictions(record.key)
-            assert told is not None
+            stored = store.predictions(record.key)
+            assert stored is not None
             cell = record.cell
-            by_id = dict(zip(told.ids, told.scores, strict=True))
+            by_id = dict(zip(stored.ids, stored.scores, strict=True))
             found.setdefault((cell.method, cell.shots, cell.seed), {})[cell.dataset] = by_id
     return found
 

@@ -62,9 +62,9 @@ def altered(folder: Path, out: Path, name: str) -> Path:
                 scores[:5] = scores[:5, ::-1]
                 predictions = Predictions(predictions.ids, None, predictions.labels, scores)
                 metrics = compute_metrics(predictions.labels, scores, record.data.class_names)
-                told = record.to_dict() | {"metrics": metrics}
-                told["provenance"]["device"] = name
-                record = Record.of(told)
+                changed = record.to_dict() | {"metrics": metrics}
+                changed["provenance"]["device"] = name
+                record = Record.of(changed)
             other.add(record, predictions, parameters)
     return out
 
@@ -81,7 +81,7 @@ def test_export_import_merge_prefer(cli: Cli, ran: Path, tmp_path: Path) -> None
 
     done = cli("import", tmp_path / "theirs.jsonl", "--out", mine, "--submitter", "ben")
     assert done.returncode == 0, done.stderr
-    assert "0 new results, 5 " in done.stdout
+    assert re.search(r"\b0 new .*\b5 ", done.stdout)
     with Store(mine, readonly=True) as store:
         numbers = next(iter(store.submissions().values()))
         ids = [store.predictions(r.key, n).ids for n, r in numbers]  # type: ignore[union-attr]
@@ -120,11 +120,11 @@ def test_merge_tells_the_spread(cli: Cli, ran: Path, tmp_path: Path) -> None:
     done = cli("merge", f"anna={ran}", f"ben={theirs}", "--out", out)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if "shot, seed 1" in line)
-    told = re.search(
+    changed = re.search(
         r"accuracy ([\d.]+) \(anna, cpu\) \| ([\d.]+) \(ben, H100\); spread ([\d.]+)", line
     )
-    assert told is not None
-    mine, other, spread = map(float, told.groups())
+    assert changed is not None
+    mine, other, spread = map(float, changed.groups())
     assert spread == pytest.approx(abs(mine - other), abs=0.011)
     with Store(out, readonly=True) as store:
         assert len(store.disputed()) == 4
@@ -133,7 +133,7 @@ def test_merge_tells_the_spread(cli: Cli, ran: Path, tmp_path: Path) -> None:
     assert len(kept) == 8
     assert all(learned)
     # The same again changes nothing; a wrong name is told with the right ones.
-    assert "0 new results" in cli("merge", f"anna={ran}", "--out", out).stdout
+    assert "0 new" in cli("merge", f"anna={ran}", "--out", out).stdout
     done = cli("merge", "--out", out, "--prefer", "carl")
     assert done.returncode == 2
     assert "anna, ben" in done.stderr
@@ -155,12 +155,12 @@ def test_verify_finds_what_is_wrong(cli: Cli, ran: Path, toy: Path, tmp_path: Pa
     wrong = tmp_path / "wrong"
     with Store(ran, readonly=True) as store, Store(wrong) as copy:
         for record in store.records():
-            told = record.to_dict()
-            told["metrics"]["accuracy"] = 0.123
-            copy.add(Record.of(told), store.predictions(record.key))
+            changed = record.to_dict()
+            changed["metrics"]["accuracy"] = 0.123
+            copy.add(Record.of(changed), store.predictions(record.key))
     done = cli("verify", wrong)
     assert done.returncode == 1
-    assert "0 follow from their scores, 9 do not" in done.stdout
+    assert re.search("metrics: 0 .* 9 ", done.stdout)
     assert "accuracy: 0.123 stored" in done.stdout
 
     done = cli("verify", theirs, "--rerun", "9", "--allow-code", env=env)
@@ -241,7 +241,7 @@ def test_patient_data_leave_by_flag_alone(cli: Cli, ran: Path, tmp_path: Path) -
     with zipfile.ZipFile(bundle) as full, zipfile.ZipFile(tmp_path / "less.zip") as less:
         gone = len(set(full.namelist()) - set(less.namelist()))
     assert gone
-    assert f"learned parameters of {gone} cell" in done.stdout
+    assert re.search(f"parameters of {gone} ", done.stdout)
     assert "--patient-data" in done.stdout
     done = cli("export", ran, "-o", tmp_path / "x.csv", "--patient-data")
     assert done.returncode == 2

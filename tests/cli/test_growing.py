@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -54,11 +55,11 @@ def test_failed_and_changed_cells(cli: Cli, toy: Path, tmp_path: Path) -> None:
     assert "(--no-retry)" in left.stderr
     word.write_text("WORD = 'work'")
     dry = cli(*run, "--dry-run").stdout
-    assert "changed since the last result: the plugin's code (" in dry
+    assert "plugin's code (" in dry
     done = cli(*run)
     assert done.returncode == 0
-    assert "1 cell of moody: changed since the last result: the plugin's code (" in done.stdout
-    assert "1 record of the same cells" in done.stdout
+    assert re.search(r"1 cell of moody: .*plugin's code \(", done.stdout)
+    assert "1 record " in done.stdout
 
 
 # Another version of vipbench: ECE is twice what it was, and its revision raised.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def test_every_option_is_a_field_of_the_suite(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "fact"),
     [
         (["--foo"], "--foo"),
         (["runn"], "'runn'"),
@@ -81,12 +82,12 @@ def test_every_option_is_a_field_of_the_suite(cli: Cli) -> None:
         (["list", "method"], "'methods'"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(cli: Cli, args: list[str], says: str) -> None:
+def test_a_mistake_is_one_line_and_status_2(cli: Cli, args: list[str], fact: str) -> None:
     done = cli(*args)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("vipbench: error: ")
-    assert says in done.stderr
+    assert fact in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -95,7 +96,7 @@ def test_a_wrong_suite_names_file_and_line(cli: Cli, tmp_path: Path) -> None:
     suite.write_text("methods: [vip]\nshotz: [1]\n")
     done = cli("run", "--suite", suite)
     assert done.returncode == 2
-    assert f"suite '{suite}', line 2: unknown key 'shotz'; did you mean 'shots'" in done.stderr
+    assert re.search(f"'{suite}', line 2: .*'shotz'.*'shots'", done.stderr)
     assert done.stdout == ""
 
 

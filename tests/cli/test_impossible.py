@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -47,4 +48,4 @@ def test_impossible_pairs_are_skipped_and_the_rest_is_run(
         *(("transformers:clip", name) for name in ("zero-shot", "maple", "ncm", "supervised")),
     }
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "coop cannot be run" in table
+    assert re.search("coop .*cannot", table)

@@ -77,8 +77,8 @@ def test_one_signal_keeps_what_is_done(toy: Path, tmp_path: Path, number: int, s
     assert 2 <= kept < 6
     assert all(record.ok for record in records), [record.error for record in records]
     assert re.findall(r"\d+", err.splitlines()[-1]) == [str(kept), str(6 - kept)]
-    assert "saved in results" in err
-    assert "same command" in err
+    assert re.search("saved.*results", err)
+    assert "command" in err
     assert "Traceback" not in err
     assert_workers_end(tmp_path)
     if number == signal.SIGTERM:

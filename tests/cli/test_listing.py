@@ -10,9 +10,9 @@ from tests.conftest import Cli
 
 
 def test_verbose_tells_what_a_method_trains_and_needs(cli: Cli) -> None:
-    told = cli("list", "methods", "--verbose")
-    assert told.returncode == 0, told.stderr
-    rows = {line.split()[0]: line for line in told.stdout.splitlines() if line.startswith("  ")}
+    listing = cli("list", "methods", "--verbose")
+    assert listing.returncode == 0, listing.stderr
+    rows = {line.split()[0]: line for line in listing.stdout.splitlines() if line.startswith("  ")}
     heads = ["name", "kind", "year", "trainable", "needs", "validation", "cost", "paper"]
     assert rows["name"].split() == heads
     # 16 context vectors of tiny-clip's text width 64; TaskRes: a residual a class, width 128.

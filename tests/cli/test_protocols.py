@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -124,13 +125,13 @@ def test_base_to_new_trains_once_and_tests_both_halves(cli: Cli, tmp_path: Path)
     # One training a seed, whatever it is tested on: a look at what a step writes, and the step.
     assert steps.read_text().count("step") == 2 * 2
     for method, why in (
-        ("linear-probe", "is fitted to the classes that it is trained on"),
-        ("taskres", "learns 'residual' for each class that it is trained on"),
-        ("stubborn", "says that what it learns serves no other classes"),
+        ("linear-probe", "fitted"),
+        ("taskres", "'residual'"),
+        ("stubborn", "other classes"),
     ):
         [line] = [li for li in done.stdout.splitlines() if li.startswith(f"impossible: {method}")]
         assert why in line
-        assert "synthderm [base], synthderm [new] with tiny-clip, 1 shot (4 cells)" in line
+        assert re.search(r"synthderm \[base\].*synthderm \[new\].*tiny-clip.*4 cells", line)
     found = records(out)
     with Store(out, readonly=True) as store:
         label = "coop[epochs=4,lr=0.05]"
@@ -199,8 +200,8 @@ def test_transfers_go_on_from_a_few_shot_run(cli: Cli, tmp_path: Path, others: P
     # The source is what the few-shot run was tested on.
     assert "6: 2 to do, 2 done, 2 impossible" in cross.stdout
     assert "synthderm->other, Accuracy" in cross.stdout
-    told = "{name: domain-shift, classes: {other: {strange lesion: sarnese_basalome}}}"
-    shift = cli("run", *given, *pair, "--protocol", told)
+    mapping = "{name: domain-shift, classes: {other: {strange lesion: sarnese_basalome}}}"
+    shift = cli("run", *given, *pair, "--protocol", mapping)
     assert shift.returncode == 0, shift.stdout + shift.stderr
     assert "linear-probe" in shift.stdout.split("synthderm->other [shift]")[-1]
     found = records(out)
@@ -278,6 +279,6 @@ def test_published_tables_run_in_a_reduced_form(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "impossible" not in done.stdout
     assert "– (" not in done.stdout
-    assert "support sampler coop" in done.stdout
+    assert "sampler coop" in done.stdout
     table = "base-to-new" if "new" in name else "fewshot"
     assert (tmp_path / "out" / f"{table}.md").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def test_a_folder_s_split_can_be_written_down_and_wrong_ratios_are_named(
     for wrong in ("6/1", "0/1/1", "6/1/x"):
         refused = cli("dataset", "split", f"folder:{tmp_path / 'x'}", "--ratios", wrong)
         assert refused.returncode == 2
-        assert f"ratios are '{wrong}'; expected train/val/test" in refused.stderr
+        assert re.search(f"'{wrong}'.*train/val/test", refused.stderr)
     done = cli("dataset", "split", f"folder:{tmp_path / 'x'}", "--ratios", "3/1/1", "--seed", "5")
     assert [line.split() for line in done.stdout.splitlines()[:3]] == [
         ["class", "train", "val", "test"], ["a", "6", "2", "2"], ["b", "6", "2", "2"]

@@ -45,8 +45,8 @@ def test_a_reduced_form_runs_to_its_table(
     assert "ViP[epochs=1]" in done.stdout
     assert "– (" not in done.stdout
     shown = " ".join(done.stdout.split())  # the caption has lines of the terminal's width
-    assert "the whole training split" in shown
-    assert "validation images per class full, model selection best_val" in shown
+    assert "training split" in shown
+    assert re.search("validation .*full.*best_val", shown)
     files = {file.name for file in (tmp_path / "out").iterdir()}
     assert {f"table{number}.{end}" for end in ("md", "tex", "pdf", "svg", "png", "txt")} <= files
 
@@ -57,7 +57,7 @@ def test_names_against_symptoms_is_one_command(cli: Cli, repo: Path, tmp_path: P
     assert "figure2.tex, figure2.pdf, figure2.svg, figure2.png, figure2.txt" in done.stdout
     table = (tmp_path / "figure2.md").read_text()
     assert "| class names    | names" in table
-    assert "In brackets 95 % confidence intervals by bootstrap over test images" in table
+    assert re.search("95 % .*bootstrap", table)
     found = {
         line.split("|")[2].strip(): [float(n) for n in re.findall(r"[\d.]+", line.split("|")[3])]
         for line in table.splitlines()
@@ -78,7 +78,7 @@ def test_a_saved_run_is_extended(tmp_path: Path) -> None:
     assert grown.seeds == tuple(range(1, 9))
     assert grown.out == tmp_path
     assert [m.label for m in make_spec(file, {"methods": "vip"}).methods] == ["vip"]
-    with pytest.raises(UsageError, match="either every entry is added"):
+    with pytest.raises(UsageError, match=r"\+a,\+b"):
         make_spec(file, {"methods": "+kgcoop,vip"})
 
 
@@ -86,7 +86,7 @@ def test_two_suites_are_refused(cli: Cli, repo: Path) -> None:
     suite = repo / "benchmarks" / "demo.yaml"
     done = cli("run", suite, "--suite", suite, "--dry-run")
     assert done.returncode == 2
-    assert "two suites" in done.stderr
+    assert "--suite" in done.stderr
 
 
 def test_a_list_as_a_value_makes_a_grid() -> None:

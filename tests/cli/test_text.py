@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,8 +71,8 @@ def test_log_lines_become_rarer(capsys: pytest.CaptureFixture[str]) -> None:
         log.update(i, 0.5, 2, "vip")
     lines = capsys.readouterr().out.splitlines()
     assert 10 < len(lines) < 40
-    assert "1 of 4,000 cells done, 2 failed, " in lines[0]
-    assert "now vip" in lines[0]
+    assert re.search("1 .*4,000 .*2 failed, ", lines[0])
+    assert "vip" in lines[0]
     assert "about " in lines[-1]
     assert all(line.isprintable() for line in lines)
 
@@ -83,7 +85,7 @@ def test_encoding_is_shown_with_its_own_time_left(capsys: pytest.CaptureFixture[
         log.encoding(done, 4000, 3)
         now[0] += 8
     lines = capsys.readouterr().out.splitlines()
-    assert "encoding 32/4,000 images, 16 min 32 s left, then 3 cells" in lines[0]
+    assert re.search("32/4,000 .*16 min 32 s .*3 cells", lines[0])
     assert "note:" not in "".join(lines)
     # Cells are timed from where the encoding ended.
     for share in (0.001, 0.002, 0.01):

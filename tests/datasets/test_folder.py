@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_splits_and_classes_from_folders(tmp_path, make_images, val):
 def test_a_split_is_drawn_where_there_is_none(tmp_path, make_images):
     make_images(tmp_path / "a", files("one", 20) + files("two", 10))
     dataset, splits = load(tmp_path / "a")
-    assert dataset.caption == "Split 60/10/30 drawn by vipbench, stratified, seed 1."
+    assert re.search("60/10/30.*stratified.*seed 1", dataset.caption)
     assert {k: v.counts(2) for k, v in splits.items()} == {
         "train": [12, 6],
         "val": [2, 1],
@@ -84,7 +85,7 @@ def test_val_is_taken_from_train_where_it_is_missing(tmp_path, make_images):
     for split in ("train", "test"):
         make_images(tmp_path, files(f"{split}/one", 20) + files(f"{split}/two", 30))
     dataset, splits = load(tmp_path)
-    assert "A tenth of train taken as val" in dataset.caption
+    assert "tenth" in dataset.caption
     assert {k: v.counts(2) for k, v in splits.items()} == {
         "train": [18, 27],
         "val": [2, 3],
@@ -163,7 +164,7 @@ def test_splits_as_people_name_them(tmp_path, make_images, names, notes):
     for split, name in zip(("train", "test", "val"), names, strict=True):
         assert {i.partition("/")[0] for i in splits[split].ids} == {name}
     assert len(dataset.notes) == len(notes)
-    assert all(told in note for told, note in zip(notes, dataset.notes, strict=True))
+    assert all(fact in note for fact, note in zip(notes, dataset.notes, strict=True))
 
 
 def test_what_is_left_out_is_named(tmp_path, make_images):
@@ -172,8 +173,8 @@ def test_what_is_left_out_is_named(tmp_path, make_images):
     make_images(tmp_path, ["train/stray.png", "train/other.png"])
     dataset, splits = load(tmp_path)
     assert sum(map(len, splits.values())) == 40
-    assert any("'extra', 'holdout'" in note and "left out" in note for note in dataset.notes)
-    assert any("2 image files in 'train'" in note for note in dataset.notes)
+    assert any("'extra', 'holdout'" in note for note in dataset.notes)
+    assert any(note.startswith("2 ") and "'train'" in note for note in dataset.notes)
 
 
 def test_classes_that_share_their_folders_are_noted(tmp_path, make_images):
@@ -195,7 +196,7 @@ def test_classes_that_share_their_folders_are_noted(tmp_path, make_images):
 def test_folders_of_the_same_folders_are_no_classes(tmp_path, make_images, folders):
     for folder in folders:
         make_images(tmp_path, files(f"{folder}/one", 4) + files(f"{folder}/two", 4))
-    with pytest.raises(DataError, match=rf"'{folders[0]}', .* splits or folds") as caught:
+    with pytest.raises(DataError, match=rf"'{folders[0]}', .*folds") as caught:
         load(tmp_path)
     assert "'one', 'two'" in str(caught.value)
     # The way out that it names.
@@ -217,7 +218,7 @@ def test_patients_below_classes_are_no_splits(tmp_path, make_images):
 
 def test_a_class_called_test(tmp_path, make_images):
     make_images(tmp_path, files("control", 5) + files("test", 5) + files("placebo", 5))
-    with pytest.raises(DataError, match="'test' beside 'control', 'placebo' but no 'train'"):
+    with pytest.raises(DataError, match=r"'test' .*'control', 'placebo' .*'train'"):
         load(tmp_path)
     (tmp_path / "card.yaml").write_text("class_names: {test: treated}")
     assert load(tmp_path)[0].class_names == ("control", "placebo", "treated")
@@ -318,7 +319,7 @@ def test_files_of_other_kinds_and_partners_of_images(tmp_path):
             assert split.open(i).size == (8, 8)
     others, partners = dataset.notes
     assert "4 files" in others
-    assert all(part in others for part in ("2 .nii", "1 .heic", "1 without an ending"))
+    assert all(part in others for part in ("2 .nii", "1 .heic", "1 without"))
     assert "3 files" in partners
     assert "'train/b/2_mask.png'" in partners
 
@@ -346,4 +347,4 @@ def test_images_that_differ_in_the_ending_alone_are_both_read(tmp_path, make_ima
     make_images(tmp_path, ["train/a/0.jpg", "val/a/0.png", "val/b/0.png", "test/b/0.png"])
     dataset, splits = load(tmp_path)
     assert splits["train"].counts(2) == [3, 2]
-    assert any("1 pairs of images" in note and "0.jpg" in note for note in dataset.notes)
+    assert any("1 pair" in note and "0.jpg" in note for note in dataset.notes)

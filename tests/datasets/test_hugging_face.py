@@ -79,9 +79,9 @@ def test_a_table_without_splits_and_one_without_labels(saved: Path, tmp_path: Pa
     }
     assert "60/10/30" in dataset.caption
     table(range(40)).remove_columns("dx").save_to_disk(str(tmp_path / "bare"))
-    with pytest.raises(DataError, match=r"0 columns of the kind ClassLabel .*'scan'.*card\.yaml"):
+    with pytest.raises(DataError, match=r"ClassLabel .*'scan'.*card\.yaml"):
         HuggingFaceDataset(str(tmp_path / "bare")).load(None)
-    with pytest.raises(DataError, match=r"'gone' is no folder"):
+    with pytest.raises(DataError, match="'gone'"):
         HuggingFaceDataset("gone").load(None)
 
 
@@ -97,7 +97,7 @@ def test_class_folders_as_the_library_reads_them(saved: Path, tmp_path: Path) ->
 def test_a_dataset_of_the_hub_from_the_cache(saved: Path, tmp_path: Path) -> None:
     """A cache as `load_dataset` leaves it, read without a connection."""
     missing = HuggingFaceDataset("ward/skin-scans")
-    with pytest.raises(DataError, match=r"'ward/skin-scans' is not in the cache .*vipbench fetch"):
+    with pytest.raises(DataError, match=r"'ward/skin-scans' .*`vipbench fetch"):
         missing.load(None)
     place = tmp_path / "cache/ward___skin-scans/default/0.0.0" / REVISION
     place.mkdir(parents=True)
@@ -124,9 +124,7 @@ def test_a_dataset_of_the_hub_from_the_cache(saved: Path, tmp_path: Path) -> Non
     assert dataset.files(None)[0].find() == place
     pinned = HuggingFaceDataset(f"ward/skin-scans@{REVISION[:8]}")
     assert len(pinned.load(None)["test"]) == 14
-    with pytest.raises(
-        DataError, match=rf"'feed' there are revisions '{REVISION}'.*vipbench fetch"
-    ):
+    with pytest.raises(DataError, match=rf"'feed' .*'{REVISION}'.*`vipbench fetch"):
         HuggingFaceDataset("ward/skin-scans@feed").load(None)
     # A later revision in the cache; the earlier one is still read.
     shutil.copytree(place, place.with_name("f" * 40))

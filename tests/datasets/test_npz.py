@@ -148,7 +148,7 @@ def test_facts_of_medmnist_are_whole():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("chestmnist", "is multi-label"), ("organmnist3d_64", "holds volumes")],
+    [("chestmnist", "is multi-label"), ("organmnist3d_64", "volumes")],
 )
 def test_sets_that_cannot_be_read_are_refused_at_once(name, message):
     with pytest.raises(UsageError, match=message):
@@ -179,7 +179,7 @@ def test_a_card_names_the_classes(make_npz, tmp_path):
     with pytest.raises(DataError, match=r"toy\.yaml': class_names .*list"):
         load(path)
     card.write_text("class_names: [healthy]")
-    with pytest.raises(DataError, match=r"train_labels\[1\] is 1.* 0 to 0"):
+    with pytest.raises(DataError, match=r"train_labels\[1\].* 1.* 0 "):
         load(path)
 
 
@@ -191,20 +191,20 @@ OBJECTS = np.array([["a", 1]] * 12, dtype=object)
     [
         ({"train_images": None}, r"'train_images'.*'train_labels'"),
         ({"test_labels": None, "val_images": None}, "'val_images', 'test_labels'"),
-        ({"train_images": OBJECTS}, "array 'train_images' holds Python objects"),
-        ({"train_labels": OBJECTS}, "array 'train_labels' holds Python objects"),
-        ({"class_names": np.array(["a", "b"], object)}, "array 'class_names' holds Python objects"),
-        ({"train_images": np.zeros((12, 8, 8))}, r"train_images is \(12, 8, 8\) of float64"),
+        ({"train_images": OBJECTS}, "'train_images' .*Python"),
+        ({"train_labels": OBJECTS}, "'train_labels' .*Python"),
+        ({"class_names": np.array(["a", "b"], object)}, "'class_names' .*Python"),
+        ({"train_images": np.zeros((12, 8, 8))}, r"train_images .*\(12, 8, 8\) .*float64"),
         (
             {"train_images": np.zeros((12, 64), np.uint8)},
-            r"\(12, 64\) of uint8; expected \(N,H,W\)",
+            r"\(12, 64\) .*\(N,H,W\)",
         ),
-        ({"train_images": np.zeros((12, 8, 8, 8), np.uint8)}, r"is \(12, 8, 8, 8\) of uint8"),
+        ({"train_images": np.zeros((12, 8, 8, 8), np.uint8)}, r"\(12, 8, 8, 8\) .*uint8"),
         ({"train_images": np.zeros((12, 0, 8), np.uint8)}, r"is \(12, 0, 8\)"),
-        ({"train_images": np.zeros((11, 8, 8), np.uint8)}, r"train_labels is \(12, 1\), for 11"),
+        ({"train_images": np.zeros((11, 8, 8), np.uint8)}, r"train_labels .*\(12, 1\).* 11"),
         (
             {"train_labels": np.zeros((12, 14), np.uint8)},
-            "train_labels has 14 columns.*multi-label",
+            "train_labels .*14 .*multi-label",
         ),
         ({"train_labels": np.zeros((12, 1))}, "train_labels .*float64"),
         ({"train_labels": np.array([0, 1] * 5 + [2, 0])}, r"train_labels\[10\] is 2"),
@@ -212,7 +212,7 @@ OBJECTS = np.array([["a", 1]] * 12, dtype=object)
         ({"train_labels": np.ones(12, int)}, "'benign' .*train"),
         ({"test_labels": np.zeros(6, int)}, "'malignant tumour' .*test"),
         ({"class_names": np.array([1, 2])}, r"class_names .*int64"),
-        ({"class_names": np.array(["a", "A"])}, "must be texts that differ"),
+        ({"class_names": np.array(["a", "A"])}, "differ"),
     ],
 )
 def test_bad_arrays(make_npz, changes, message):
@@ -256,7 +256,7 @@ def test_damaged_arrays(tmp_path, make_npz):
         data[i] ^= 255
     damaged = tmp_path / "damaged.npz"
     damaged.write_bytes(data)
-    with pytest.raises(DataError, match=r"damaged\.npz': array 'train_images' is damaged"):
+    with pytest.raises(DataError, match=r"damaged\.npz': .*'train_images'.*damaged"):
         load(damaged)[1]["train"].images[0]
 
     lying = tmp_path / "lying.npz"
@@ -266,7 +266,7 @@ def test_damaged_arrays(tmp_path, make_npz):
             if name == "train_images.npy":
                 content = content.replace(b"(12, 8, 8)", b"(99, 8, 8)")
             new.writestr(name, content)
-    with pytest.raises(DataError, match=r"'train_images' is damaged: it says \(99, 8, 8\)"):
+    with pytest.raises(DataError, match=r"'train_images'.*damaged.*\(99, 8, 8\)"):
         load(lying)
 
 

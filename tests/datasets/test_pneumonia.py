@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,8 @@ def test_the_published_layout(tmp_path, make_images, place):
         "test": [20, 20],
     }
     assert group_overlap(splits) is None  # val holds whole patients
-    assert "A tenth of train taken as val by vipbench, whole groups, seed 1." in dataset.caption
-    assert "the published set has 4710/522/624" in dataset.caption
+    assert re.search("val .*groups, seed 1", dataset.caption)
+    assert "4710/522/624" in dataset.caption
     assert len(set(splits["train"].groups)) == 54
     names = [Path(i).name for i in splits["train"].ids]
     assert names == sorted(names[:54]) + sorted(names[54:])
@@ -132,14 +133,12 @@ def test_the_official_split_file(shared, tmp_path):
     assert most == 30
     found = group_overlap(splits)
     assert found is not None
-    assert "train and val share 238 groups" in found
+    assert re.search("train .*val .*238 groups", found)
     assert "test" not in found.split(", for instance")[0]
 
 
 def test_what_is_wrong_is_named(tmp_path, make_images):
-    with pytest.raises(
-        DataError, match=r"split_pneumonia\.json .*train/ and test/.*mendeley.*CC BY"
-    ):
+    with pytest.raises(DataError, match=r"split_pneumonia\.json .*train/.*test/.*mendeley.*CC BY"):
         load(tmp_path)
     with pytest.raises(UsageError, match="'pneumonia:x'"):
         PneumoniaDataset("x")

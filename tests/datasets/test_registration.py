@@ -35,5 +35,5 @@ def test_each_module_registers_its_dataset(module, tmp_path):
     assert isinstance(dataset, Dataset)
     assert "/" not in dataset.name
     # Nothing is read before it is loaded, and what is missing is said then.
-    with pytest.raises((UsageError, ValueError), match=r"looked (for|in)"):
+    with pytest.raises((UsageError, ValueError), match="looked"):
         dataset.load(tmp_path)

@@ -80,16 +80,16 @@ def changed(split: str, index: int, row) -> dict:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON: .* in line 1"),
+        ("{", "JSON: .*line 1"),
         ("[1]", "'train', 'val', 'test'"),
         ({**ROWS, "val": {"a": 1}}, "'val'"),
-        ({"train": [], "val": [], "test": []}, "lists no images"),
-        (changed("train", 1, ["b/1.png", 1]), r"train\[1\] is \['b/1\.png', 1\]; expected"),
-        (changed("train", 1, ["b/1.png", "1", "m"]), r"train\[1\] is .* expected \[\"rel"),
+        ({"train": [], "val": [], "test": []}, "no images"),
+        (changed("train", 1, ["b/1.png", 1]), r"train\[1\] .*\['b/1\.png', 1\]"),
+        (changed("train", 1, ["b/1.png", "1", "m"]), r"train\[1\] .*\[\"rel"),
         (changed("train", 1, ["b/1.png", True, "m"]), r"train\[1\]"),
         (changed("train", 1, ["b/1.png", -1, "m"]), r"train\[1\]"),
-        (changed("train", 1, "abc"), r"train\[1\] is 'abc'"),
-        (changed("test", 0, ["b/2.png", 1, "nevus"]), r"test\[0\]: label 1 is called 'nevus', but"),
+        (changed("train", 1, "abc"), r"train\[1\] .*'abc'"),
+        (changed("test", 0, ["b/2.png", 1, "nevus"]), r"test\[0\]: .* 1 .*'nevus'"),
         (changed("test", 0, ["b/2.png", 3, "x"]), "label 2.* label 3"),
         (
             changed("test", 0, ["b/2.png", 2, "Melanoma"]),
@@ -97,26 +97,26 @@ def changed(split: str, index: int, row) -> dict:
         ),
         (
             changed("test", 0, ["/etc/passwd", 1, "melanoma"]),
-            r"test\[0\]: path '/etc/passwd' is abs",
+            r"test\[0\]: .*'/etc/passwd'",
         ),
-        (changed("test", 0, ["C:\\x.png", 1, "melanoma"]), r"test\[0\]: .*C:.* a Windows drive"),
+        (changed("test", 0, ["C:\\x.png", 1, "melanoma"]), r"test\[0\]: .*C:.* Windows"),
         (
             changed("test", 0, ["../b/2.png", 1, "melanoma"]),
-            r"test\[0\]: path '\.\./b/2\.png' leads to .*, outside of .*--images DIR",
+            r"test\[0\]: .*'\.\./b/2\.png' .*--images DIR",
         ),
-        (changed("test", 0, ["a/../../2.png", 1, "melanoma"]), "outside of"),
+        (changed("test", 0, ["a/../../2.png", 1, "melanoma"]), "outside"),
         (
             changed("test", 0, ["a/1.png", 0, "blue_nevus"]),
             r"train \(.*train\[0\]\)",
         ),
         (changed("train", 2, ["a/1.png", 1, "melanoma"]), r"classes: .*train\[0\]"),
-        (changed("train", 2, ["a/1.png", 0, "blue_nevus"]), r"listed twice: .*train\[2\]"),
+        (changed("train", 2, ["a/1.png", 0, "blue_nevus"]), r"twice: .*train\[2\]"),
         (
             changed("test", 0, ["b/gone.png", 1, "melanoma"]),
-            r"test\[0\]: image '.*gone\.png' is miss",
+            r"test\[0\]: .*gone\.png'.*miss",
         ),
         (changed("test", 0, ["B/2.PNG", 1, "melanoma"]), r"'B/2\.PNG' .*'b/2\.png'"),
-        (changed("test", 0, ["b", 1, "melanoma"]), r"image '.*b' is missing"),
+        (changed("test", 0, ["b", 1, "melanoma"]), r"'.*b'.*missing"),
     ],
 )
 def test_bad_files(tmp_path, make_images, content, message):
@@ -132,7 +132,7 @@ def test_a_link_out_of_the_folder(tmp_path, make_images):
     secret.touch()
     (tmp_path / "data/b/2.png").unlink()
     (tmp_path / "data/b/2.png").symlink_to(secret)
-    with pytest.raises(DataError, match=r"test\[0\]: path 'b/2\.png' leads to .*secret"):
+    with pytest.raises(DataError, match=r"test\[0\]: .*'b/2\.png' .*secret"):
         load(write(tmp_path / "data/split.json", ROWS))
 
 
@@ -147,9 +147,9 @@ def test_how_many_are_missing(tmp_path, make_images):
 def test_no_file(tmp_path):
     with pytest.raises(UsageError, match="split:FILE"):
         SplitFileDataset(None)
-    with pytest.raises(DataError, match="does not exist; looked for"):
+    with pytest.raises(DataError, match="looked"):
         load(Path("gone.json"), tmp_path)
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(DataError, match="folder"):
         load(tmp_path)
 
 

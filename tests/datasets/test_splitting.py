@@ -63,9 +63,9 @@ def test_groups_are_never_torn(patients):
 
 
 def test_too_little():
-    with pytest.raises(DataError, match="class 'b' has 1 image; 2"):
+    with pytest.raises(DataError, match=r"'b' .*1 .*2"):
         draw_split([0, 0, 1], ["x", "y", "z"], NAMES)
     with pytest.raises(DataError, match="class 'b'"):
         draw_split([0, 0, 1, 1], list("wxyz"), NAMES, groups=["p", "q", "r", "r"])
-    with pytest.raises(DataError, match="ratios are"):
+    with pytest.raises(DataError, match="ratios"):
         draw_split([0, 1], ["x", "y"], NAMES, (0, 1, 1))

@@ -69,13 +69,13 @@ def test_what_cannot_be_split(manifest, tmp_path, make_images):
         write_split("npz:x")
     with pytest.raises(DataError, match=r"'patients'.*'patient'"):
         write_split(f"csv:{manifest}", group="patients")
-    with pytest.raises(UsageError, match="is not in"):
+    with pytest.raises(UsageError, match="relative"):
         write_split(f"csv:{manifest}", out=tmp_path / "other" / "x.csv")
     split = write_split(f"csv:{manifest}").path
-    with pytest.raises(UsageError, match="has a split already"):
+    with pytest.raises(UsageError, match="split"):
         write_split(f"csv:{split}")
     make_images(tmp_path / "f", ["train/a/1.png", "test/a/1.png"])
-    with pytest.raises(UsageError, match="split already"):
+    with pytest.raises(UsageError, match="split"):
         write_split(f"folder:{tmp_path / 'f'}")
     with pytest.raises(UsageError, match="'patient'"):
         write_split(f"folder:{tmp_path / 'f'}", group="patient")
@@ -85,7 +85,7 @@ def test_what_cannot_be_split(manifest, tmp_path, make_images):
     "text", ["", "6/1", "6/1/3/1", "0/1/1", "6/1/0", "a/b/c", "6/-1/3", "inf/1/1"]
 )
 def test_bad_ratios(text):
-    with pytest.raises(UsageError, match=f"ratios are '{text}'; expected train/val/test"):
+    with pytest.raises(UsageError, match=f"'{text}'.*train/val/test"):
         parse_ratios(text)
 
 
@@ -100,13 +100,13 @@ def test_what_a_run_refuses_of_images_is_refused_here(manifest):
     lines = text.splitlines()
     wrong = [f"{lines[0]},sha256", f"{lines[1]},{'0' * 64}", *(f"{line}," for line in lines[2:])]
     manifest.write_text("\n".join(wrong))
-    with pytest.raises(DataError, match=r"row 2: .*0\.png' has the SHA-256"):
+    with pytest.raises(DataError, match=r"row 2: .*0\.png'.*SHA-256"):
         write_split(source)
     manifest.write_text(text)
     deep = np.full((2, 2), 900, dtype=np.uint16)
     for i in range(60):
         Image.fromarray(deep + i).save(manifest.with_name(f"{i}.png"))
-    with pytest.raises(DataError, match=r"nothing says which value is white.*bits: "):
+    with pytest.raises(DataError, match=r"white.*bits: "):
         write_split(source)
     manifest.with_suffix(".yaml").write_text("columns: {path: file}\nbits: 12\n")
     write_split(source)

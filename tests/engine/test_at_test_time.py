@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -152,11 +153,11 @@ def test_at_test_time(cli: Cli, folder: Path) -> None:
     }  # fmt: skip
     shown = cli("table", out).stdout
     assert "mean-view ‡" in shown
-    assert "several views of each test image" in shown
-    told = cli("compare", "mean-view", "zero-shot,online", out, "--population", "images")
-    said = told.stdout + told.stderr
-    assert "several views of each test image" in said
-    assert "online sees all test images" in said
+    assert "several views" in shown
+    compared = cli("compare", "mean-view", "zero-shot,online", out, "--population", "images")
+    output = compared.stdout + compared.stderr
+    assert "several views" in output
+    assert re.search("online .*all test images", output)
     why = cli("run", "--dry-run", "--methods", "mean-view[views=0]", "--datasets",
               f"folder:{folder / 'data'}", "--backbones", "tiny-clip", "--shots", "1",
               "--plugins-dir", folder / "plugins").stdout  # fmt: skip

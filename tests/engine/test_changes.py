@@ -35,8 +35,8 @@ def test_every_part_that_changed_is_named_and_no_other() -> None:
         "hparams": {"lr": 0.2, "M": 4, "depth": 3},
         "backbone": "b" * 64,
     }
-    told = what_changed(record_with(PARTS), new)
-    assert told == (
+    changed = what_changed(record_with(PARTS), new)
+    assert changed == (
         "changed since the last result: the method's revision (1 -> 2), "
         "hparams.lr (0.1 -> 0.2), hparams.depth (none -> 3), "
         "the backbone's weights, tokenizer or preprocessing, or how they are read "
@@ -53,7 +53,7 @@ def test_a_cell_is_judged_by_what_the_folder_holds(tmp_path: Path) -> None:
     assert stored.judge(planned(record, record.key, PARTS)).status == "done"
     other = stored.judge(planned(record, "f" * 64, PARTS))
     assert other.status == "todo"
-    assert (other.reason or "").startswith("changed since the last result")
+    assert (other.reason or "").startswith("changed")
     assert Stored.read(tmp_path / "none").judge(planned(record, record.key, PARTS)).reason is None
 
 

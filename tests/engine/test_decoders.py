@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_processes_read_pixels_by_the_range_of_the_dataset_and_open_what_was_pla
     assert not torch.equal(encoded(monkeypatch, tmp_path, 0, {"test": planned})[0], alone[0])
     assert len(names) < 2 * len(files), "processes decoded nothing"
     other = ("0" * 64, *planned.digests[1:])
-    with pytest.raises(api.ImageError, match=r"image-0.*changed during the run"):
+    with pytest.raises(api.ImageError, match=r"image-0.*changed"):
         encoded(monkeypatch, tmp_path, 2, {"test": dataclasses.replace(planned, planned=other)})
 
 
@@ -189,13 +190,13 @@ def test_an_image_that_cannot_be_read_gives_the_message_of_threads(
     elif kind == "bomb":
         Image.new("1", (9000, 8000)).save(bad)
     images = [*files[:70], bad, *files[70:]]
-    said = []
+    output = []
     for count in (0, 2):
         with pytest.raises(api.ImageError) as caught:
             encoded(monkeypatch, tmp_path, count, images)
-        said.append(str(caught.value))
-    assert said[0] == said[1]
-    assert "image-70" in said[0]
+        output.append(str(caught.value))
+    assert output[0] == output[1]
+    assert "image-70" in output[0]
     assert not active_children()
 
 
@@ -237,7 +238,7 @@ def test_one_killed_while_it_writes_keeps_nobody_waiting(tmp_path: Path) -> None
         time.sleep(0.2)
         child.kill()
         assert waiting.result(timeout=60) == []
-    assert "ended early (SIGKILL" in some.problems[0]
+    assert "SIGKILL" in some.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_one_killed_while_it_writes_keeps_nobody_waiting(tmp_path: Path) -> None
         (Light(torch.nn.Linear(200, 200)), "weights"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_sent_is_left_to_threads_and_told_once(
+def test_what_cannot_be_sent_is_left_to_threads_and_reported_once(
     backbone: Light, why: str, files: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if isinstance(backbone._shrink, torch.nn.Linear):
@@ -258,7 +259,7 @@ def test_what_cannot_be_sent_is_left_to_threads_and_told_once(
     assert torch.equal(found[0], alone[0])
     assert len(found[1]) == 1
     assert why in found[1][0]
-    assert "VIPBENCH_DECODERS asks for processes" in found[1][0]
+    assert "VIPBENCH_DECODERS" in found[1][0]
 
 
 IN_A_FILE = """
@@ -292,7 +293,7 @@ def test_what_another_process_cannot_do_right_is_left_to_threads(
     )  # fmt: skip
     assert torch.equal(found[0], alone[0])
     assert len(found[1]) == 1
-    assert f"'{case}': threads decode its images, though VIPBENCH_DECODERS asks" in found[1][0]
+    assert re.search(f"'{case}': .*VIPBENCH_DECODERS", found[1][0])
     assert why in found[1][0]
     # The training views need no second try.
     assert len(seen) == 2

@@ -101,11 +101,11 @@ def measured(seed: int) -> dict[str, Any]:
         event = events[-2]
         assert isinstance(event, Done)
         assert event.record.error is None, event.record.error
-        told = event.predictions
-        assert told is not None
-        best = np.sort(told.scores, axis=1)
+        scored = event.predictions
+        assert scored is not None
+        best = np.sort(scored.scores, axis=1)
         seen["smallest_margin"] = float((best[:, -1] - best[:, -2]).min())
-        seen["prediction_hash"] = told.prediction_hash
+        seen["prediction_hash"] = scored.prediction_hash
         seen["accuracy"] = event.record.metrics["accuracy"]
     return found
 

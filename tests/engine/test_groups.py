@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from vipbench.api import Split
@@ -19,9 +21,9 @@ def test_overlap_names_splits_groups_and_images():
     test = split("test", ["t", "q", "r"])
     found = group_overlap({"train": train, "val": val, "test": test})
     assert found is not None
-    assert "train and val share 1 group, for instance 'r' ('train/3' and 'val/0')" in found
-    assert "train and test share 2 groups, for instance 'q' ('train/2' and 'test/1')" in found
-    assert "val and test share 1 group" in found
+    assert re.search(r"train and val .*1 group.*'r' \('train/3' and 'val/0'\)", found)
+    assert re.search(r"train and test .*2 groups.*'q' \('train/2' and 'test/1'\)", found)
+    assert re.search("val and test .*1 group", found)
 
 
 def test_no_overlap():
@@ -50,11 +52,11 @@ def test_equal_images_are_counted_by_split_and_class():
     }
     found = equal_images(splits, ["benign", "malignant"])
     assert found is not None
-    assert "2 images are both in train and test, 1 of them under two classes" in found.sentence
-    assert "1 image is both in val and test" in found.sentence
-    assert "2 images are more than once in train, 1 of them under two classes" in found.sentence
+    assert re.search("2 images .*train and test, 1 ", found.sentence)
+    assert re.search("1 image .*val and test", found.sentence)
+    assert re.search("2 images .*once in train, 1 ", found.sentence)
     # Of the examples, one under two classes; ids stand in it alone.
-    assert found.example == "train 'train/1' (benign) and test 'test/1' (malignant)"
+    assert re.search(r"'train/1' \(benign\).*'test/1' \(malignant\)", found.example)
     assert "train/" not in found.sentence
     alone = {name: greys(name, [i], [0]) for i, name in enumerate(("train", "val", "test"))}
     assert equal_images(alone, ["benign", "malignant"]) is None

@@ -96,11 +96,11 @@ class Own(api.Method):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"share": 1.01}, "from 0, at most 1"),
-        ({"gap": 2.0}, "above 0, below 2"),
-        ({"rank": 9}, "a whole number from 2, at most 8"),
+        ({"share": 1.01}, r"0.* 1"),
+        ({"gap": 2.0}, r"above 0.* 2"),
+        ({"rank": 9}, "whole .*2.* 8"),
         ({"lr": 0.0}, "above 0"),
-        ({"shift": 1e38}, "from -1000000, at most 1000000"),
+        ({"shift": 1e38}, "-1000000.* 1000000"),
         ({"shift": float("nan")}, "from -1000000"),
     ],
 )

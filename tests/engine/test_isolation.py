@@ -105,12 +105,12 @@ def test_failures_stay_with_their_cells(folder: Path) -> None:
         records = store.records()
         assert len(records) == 20
         for record in records:
-            said = SAID.get(record.cell.method)
-            if said is None:
+            output = SAID.get(record.cell.method)
+            if output is None:
                 assert record.ok, record.error
                 continue
             assert record.error is not None
-            assert said in record.error.message
+            assert output in record.error.message
             assert record.error.plugin == "moods"
             assert record.error.file == "moods.py"
             assert not record.metrics

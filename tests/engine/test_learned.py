@@ -43,14 +43,14 @@ def test_what_was_trained_made_or_written_is_kept_and_no_more() -> None:
     method = Busy()
     before = versions(method)
     method.work()
-    data, told = learned(method, before)
+    data, changed = learned(method, before)
     assert data is not None
     kept = load(data)
     assert kept.keys() == {"weight", "keys", "alpha"}
     assert kept["alpha"].item() == pytest.approx(0.9)
-    assert told["tensors"] == {"weight": [3, 4], "alpha": [], "keys": [6]}
-    assert told["bytes"] == len(data)
-    assert "left_out" not in told
+    assert changed["tensors"] == {"weight": [3, 4], "alpha": [], "keys": [6]}
+    assert changed["bytes"] == len(data)
+    assert "left_out" not in changed
 
 
 def test_what_is_large_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,14 +58,14 @@ def test_what_is_large_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) ->
     before = versions(method)
     method.work()
     monkeypatch.setattr(module, "MOST_BYTES", 60)
-    data, told = learned(method, before)
+    data, changed = learned(method, before)
     assert data is not None
     assert load(data).keys() == {"weight", "alpha"}
-    assert told["left_out"] == {"keys": 24}
+    assert changed["left_out"] == {"keys": 24}
     monkeypatch.setattr(module, "MOST_BYTES", 30)
-    data, told = learned(method, before)
+    data, changed = learned(method, before)
     assert data is not None
     assert load(data).keys() == {"keys", "alpha"}
-    assert told["left_out"] == {"weight": 48}
+    assert changed["left_out"] == {"weight": 48}
     monkeypatch.setattr(module, "MOST_BYTES", 1)
     assert learned(method, before)[0] is None

@@ -263,12 +263,12 @@ def test_state_that_training_changes(folder: Path) -> None:
         "normalised": "self.norm",
     }  # fmt: skip
     for record in records:
-        said = refused.get(record.cell.method)
-        if said is None:
+        output = refused.get(record.cell.method)
+        if output is None:
             assert record.ok, record.error
         else:
             assert record.error is not None
-            assert f"'{said}'" in record.error.message
+            assert f"'{output}'" in record.error.message
             assert "after_step" in record.error.message
     assert len(records) == 4 * len(names)
     alone = scores(folder, "one", run(folder, "one", ["teacher"], [4]))

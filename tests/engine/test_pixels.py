@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -79,11 +80,11 @@ def test_one_range_for_all_images(tmp_path, most, options, white):
         assert brightest(data, split) == int(largest * 255 / white + 0.5)
     assert load(tmp_path).fingerprint == data.fingerprint
     if "sbit" in options or "tag" in options:
-        assert any(f"{white} is white in 12 images" in notice for notice in data.notices)
+        assert any(re.search(f"{white} .*white.* 12 ", notice) for notice in data.notices)
 
 
 @pytest.mark.parametrize(
-    ("most", "options", "said"),
+    ("most", "options", "output"),
     [
         (16000, {}, ["12 images", "from 0 to 16000", "`bits: 14`", "`window: [0, 16000]`"]),
         (32767, {}, ["`bits: 15`"]),
@@ -94,11 +95,11 @@ def test_one_range_for_all_images(tmp_path, most, options, white):
         (900, {"card": "bits: 12\nwindow: [0, 9]"}, ["bits or window, not both"]),
     ],
 )
-def test_a_set_that_says_nothing_of_white_is_refused(tmp_path, most, options, said):
+def test_a_set_that_says_nothing_of_white_is_refused(tmp_path, most, options, output):
     write(tmp_path, most, **options)
     with pytest.raises(UsageError) as error:
         load(tmp_path)
-    assert all(part in str(error.value) for part in said), str(error.value)
+    assert all(part in str(error.value) for part in output), str(error.value)
 
 
 @pytest.mark.parametrize("card", ["bits: 12", "window: [0, 4095]"])
@@ -106,7 +107,7 @@ def test_a_later_image_above_the_range_is_an_error(tmp_path, card):
     write(tmp_path, {"train": 4095, "val": 4095, "test": 9000}, card)
     data = load(tmp_path)
     assert brightest(data, "train") == 255
-    with pytest.raises(ImageError, match=r"test/a/0\.png.*to 9000; expected 0 to 4095"):
+    with pytest.raises(ImageError, match=r"test/a/0\.png.* 9000.* 4095"):
         data.splits["test"].open(0)
     method, plugin = REGISTRY.method("ncm")
     backbone = load_backbone(REGISTRY, "tiny-clip")
@@ -127,7 +128,7 @@ def test_a_window_cuts_off_what_training_images_hold_outside_of_it(tmp_path):
     write(tmp_path, {"train": 9000, "val": 900, "test": 20000}, "window: [0, 1000]")
     data = load(tmp_path)
     assert brightest(data) == 255
-    assert any("4 of 4 training images have values above" in notice for notice in data.notices)
+    assert any("4 of 4 " in notice for notice in data.notices)
 
 
 def test_what_the_card_says_of_pixels_enters_the_fingerprint(tmp_path):
@@ -152,7 +153,7 @@ def test_eight_bits_beside_sixteen(tmp_path):
     Image.fromarray(values(255).astype(np.uint8)).save(tmp_path / "test/a/0.png")
     data = load(tmp_path)
     assert brightest(data) == 255
-    assert any("1 of 8 bits, 11 of 16 bits" in notice for notice in data.notices)
+    assert any(re.search("1 of 8 .*11 of 16 ", notice) for notice in data.notices)
     for card, why in (("window: [0, 9000]", r"'test/a/0\.png' has 8"), ("bits: 12", None)):
         (tmp_path / "card.yaml").write_text(card)
         if why is None:
@@ -189,7 +190,7 @@ def test_pages_and_empty_alpha_are_noted(tmp_path):
     tifffile.imwrite(tmp_path / "test/a/2.tif", pages, photometric="minisblack")
     Image.new("RGBA", (4, 4), (200, 10, 10, 0)).save(tmp_path / "test/b/2.png")
     data = load(tmp_path)
-    told = "\n".join(data.notices)
-    assert "('test/a/2.tif')" in told
-    assert "1 of 14 images have an alpha channel" in told
+    printed = "\n".join(data.notices)
+    assert "('test/a/2.tif')" in printed
+    assert re.search("1 of 14 .*alpha", printed)
     assert data.splits["test"].open(5).getpixel((0, 0)) == (200, 10, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_a_precision_holds_for_its_block() -> None:
         assert not torch.is_autocast_enabled("cpu")
     with feature_precision("bf16", cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    with pytest.raises(UsageError, match="tf32 needs a CUDA device"):
+    with pytest.raises(UsageError, match=r"tf32.*CUDA"):
         require("tf32", cpu)
 
 
@@ -78,8 +79,8 @@ def test_features_in_bf16_are_other_features_and_say_so(
         done = cli(*run, str(tmp_path / precision), "--feature-precision", precision, env=switched)
         assert done.returncode == 1, done.stderr
         shown[precision] = done.stdout + done.stderr
-    assert "precision of image features bf16" in shown["bf16"]
-    assert "precision of image features" not in shown["fp32"]
+    assert "features bf16" in shown["bf16"]
+    assert "of image features" not in shown["fp32"]
     scores = {}
     for precision in shown:
         with Store(tmp_path / precision, readonly=True) as store:
@@ -90,7 +91,7 @@ def test_features_in_bf16_are_other_features_and_say_so(
                 assert kept == ((None, None) if precision == "fp32" else ("bf16", "bf16"))
                 if record.cell.method == "loose":
                     assert record.error is not None
-                    assert "'loose' changed the precision" in record.error.message
+                    assert re.search("'loose'.*precision", record.error.message)
                     continue
                 found = store.predictions(record.key)
                 assert found is not None

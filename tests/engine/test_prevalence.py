@@ -47,7 +47,7 @@ def test_a_larger_budget_takes_nothing_away(have: list[int], data: st.DataObject
 def test_a_proportional_budget_is_met_exactly() -> None:
     assert quotas([60, 30, 10], 10) == [6, 3, 1]
     assert quotas([500, 1], 4) == [3, 1]
-    with pytest.raises(ValueError, match="cannot be shared"):
+    with pytest.raises(ValueError, match="shared"):
         quotas([3, 3], 7)
 
 
@@ -69,12 +69,12 @@ def test_supports_are_nested_and_begin_as_balanced_ones(
         assert mine[:8] == order[: len(mine)]
 
 
-def test_what_cannot_be_drawn_is_said() -> None:
+def test_what_cannot_be_drawn_is_reported() -> None:
     train, names = make_split([0] * 5 + [1] * 2), ("a", "b")
     whole = draw_prevalent(train, None, names, None, 1, "none")
     assert sorted(whole.train.tolist()) == list(range(7))
     assert whole.val is None
-    with pytest.raises(SamplingError, match=r"4 shots of 2 classes are 8 images.*at most 3"):
+    with pytest.raises(SamplingError, match=r"4 shots .*2 classes .*8 .* 3"):
         draw_prevalent(train, None, names, 4, 1, "none")
     with pytest.raises(SamplingError, match="class 'c'"):
         draw_prevalent(train, None, ("a", "b", "c"), 1, 1, "none")

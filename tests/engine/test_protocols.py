@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,7 +127,7 @@ def test_few_shot_draws_as_before() -> None:
 def test_too_few_classes_for_base_and_new(n: int) -> None:
     [scene] = scenes("base-to-new", toy("t", tuple("abc"[:n])))
     assert scene.reason is not None
-    assert f"'t' has {n} classes; base-to-new needs 4 or more" in scene.reason
+    assert re.search(f"'t' .*{n} classes.*base-to-new.* 4 ", scene.reason)
 
 
 def test_a_transfer_has_one_source_and_all_others_as_targets() -> None:
@@ -143,8 +144,8 @@ def test_a_transfer_has_one_source_and_all_others_as_targets() -> None:
 def test_shifted_classes_are_mapped_by_name_or_as_said() -> None:
     ours = toy("a", ("mel_anoma", "Nevus", "keratosis", "wart"))
     theirs = toy("b", ("benign", "Mel Anoma"))
-    told = {"name": "domain-shift", "classes": {"b": {"benign": ["nevus", "keratosis"]}}}
-    [scene] = scenes(told, ours, theirs)
+    message = {"name": "domain-shift", "classes": {"b": {"benign": ["nevus", "keratosis"]}}}
+    [scene] = scenes(message, ours, theirs)
     part = scene.parts[1]
     assert isinstance(part, Part)
     assert part.columns == ((1, 2), (0,))
@@ -158,19 +159,19 @@ def test_shifted_classes_are_mapped_by_name_or_as_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "told"),
+    ("classes", "message"),
     [
         ({}, "protocol.classes: {b: {z: x}}"),
         ({"z": "w"}, "'a' 'w'"),
-        ({"zz": "x"}, "'b' 'zz'; did you mean 'z'"),
+        ({"zz": "x"}, "'b' 'zz'"),
         ({"z": "x"}, "'x' of 'a'"),
     ],
 )
-def test_what_does_not_map_is_refused(classes: dict[str, str], told: str) -> None:
+def test_what_does_not_map_is_refused(classes: dict[str, str], message: str) -> None:
     given = {"name": "domain-shift", "classes": {"b": classes}} if classes else "domain-shift"
     with pytest.raises(UsageError) as error:
         scenes(given, toy("a", ("x", "y")), toy("b", ("x", "z")))
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_other_protocols_have_a_name_in_tables() -> None:

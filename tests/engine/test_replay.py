@@ -237,7 +237,7 @@ def test_what_cannot_be_recorded(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("first", [1, 2, 17, 18, 60, 72])
-@pytest.mark.parametrize("what", ["params", "told", "first"])
+@pytest.mark.parametrize("what", ["params", "message", "first"])
 def test_wrong_numbers_are_found_at_the_next_comparison(first: int, what: str) -> None:
     """Wrong from one of the 72 replays on: 75 steps, the first three of which come before."""
 
@@ -296,7 +296,7 @@ def test_switch_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "CudaGraphs", lambda device: Tapes())
     assert replays(cuda, pytest.fail) is not None
     monkeypatch.setenv(replay.VARIABLE, "yes")
-    with pytest.raises(UsageError, match="VIPBENCH_CUDA_GRAPHS is 'yes'; expected 1"):
+    with pytest.raises(UsageError, match=r"VIPBENCH_CUDA_GRAPHS .*'yes'.* 1"):
         replays(cpu, pytest.fail)
 
 

@@ -133,11 +133,11 @@ def test_shots_can_count_groups(groups, shots, seed):
 
 def test_shots_in_groups_need_groups():
     split = make_split([0, 1, 2] * 4, ["p", "q"] * 6)
-    with pytest.raises(SamplingError, match="'alpha' has 2 training groups, but 3 shots"):
+    with pytest.raises(SamplingError, match=r"'alpha' .*2 training groups.* 3 shots"):
         draw(split, shots=3, shots_unit="group")
     with pytest.raises(SamplingError, match="'nested'"):
         draw(split, shots_unit="group", sampler="coop")
-    with pytest.raises(SamplingError, match="the dataset has none"):
+    with pytest.raises(SamplingError, match="none"):
         draw(make_split([0, 1, 2] * 4), shots_unit="group")
     with pytest.raises(SamplingError, match="'patient'"):
         draw(split, shots_unit="patient")
@@ -302,9 +302,9 @@ def test_validation_policies(sampler, validation, shots, per_class):
 @pytest.mark.parametrize("sampler", ["nested", "coop"])
 def test_too_few_images_name_class_and_numbers(sampler):
     train = make_split([0] * 9 + [1] * 9 + [2] * 3)
-    with pytest.raises(SamplingError, match=r"'gamma' has 3 training images, but 8 shots.*most 3"):
+    with pytest.raises(SamplingError, match=r"'gamma' .*3 .*8 shots.* 3"):
         draw(train, shots=8, sampler=sampler)
-    with pytest.raises(SamplingError, match="'gamma' has 0 training images"):
+    with pytest.raises(SamplingError, match=r"'gamma' .*0 "):
         draw(make_split([0, 1]), shots=1, sampler=sampler)
     with pytest.raises(SamplingError, match="'beta'"):
         draw(make_split([0, 2]), shots=None, sampler=sampler)
@@ -315,7 +315,7 @@ def test_empty_validation_class(sampler):
     train = make_split([0, 1, 2] * 4)
     with pytest.raises(SamplingError, match=r"'alpha' .*'k'"):
         draw(train, make_split([1, 2, 1, 2]), sampler=sampler, validation="k")
-    with pytest.raises(SamplingError, match=r"no validation images.*'full'"):
+    with pytest.raises(SamplingError, match=r"validation.*'full'"):
         draw(train, None, sampler=sampler, validation="full")
     assert draw(train, None, sampler=sampler).val is None
 
@@ -323,11 +323,11 @@ def test_empty_validation_class(sampler):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shots": 0}, "shots is 0"),
-        ({"shots": -2}, "shots is -2"),
-        ({"sampler": "random"}, "unknown sampler 'random'"),
+        ({"shots": 0}, "shots .*0"),
+        ({"shots": -2}, "shots .*-2"),
+        ({"sampler": "random"}, "'random'"),
         ({"validation": "some"}, "'some'"),
-        ({"class_names": ["alpha"]}, "1 class names .* 3 "),
+        ({"class_names": ["alpha"]}, "1 class .* 3 "),
     ],
 )
 def test_bad_arguments(changes, message):

@@ -292,7 +292,7 @@ class Silent(Toy):
         return grads[0]
 
 
-def test_what_is_not_seen_is_not_told() -> None:
+def test_what_is_not_seen_is_not_reported() -> None:
     one = cell(1, 6, api.Recipe(epochs=2))
     one.method = Silent(one.generator("init"), Toy.HParams())
     train([one])

@@ -101,9 +101,9 @@ class Wrong(api.Method):
 def test_a_wrong_range_is_named() -> None:
     with pytest.raises(UsageError, match="'wrong' 'beta'"):
         search_space(Wrong)
-    with pytest.raises(ValueError, match="from low to a higher high"):
+    with pytest.raises(ValueError, match="high"):
         api.Range("lr", 2.0, 1.0)
-    with pytest.raises(ValueError, match="starts above 0"):
+    with pytest.raises(ValueError, match="above 0"):
         api.Range("lr", 0.0, 1.0, log=True)
 
 
@@ -113,11 +113,11 @@ def test_a_wrong_range_is_named() -> None:
         ("coop.lr=1e-5..1e-1", {"low": 1e-5, "high": 1e-1, "log": True, "whole": False}),
         ("coop.n_ctx=2..8", {"low": 2, "high": 8, "log": False, "whole": True}),
         ("coop.position=end|middle", {"values": ["end", "middle"]}),
-        ("coop.lr=1..0.5", "the second number must be the higher one"),
-        ("coop.lr=a..b", "expected two numbers"),
+        ("coop.lr=1..0.5", "higher"),
+        ("coop.lr=a..b", "two"),
         ("coop.lr=1", "--set"),
-        ("coop.lrr=1..2", "did you mean 'lr'"),
-        ("cop.lr=1..2", "did you mean 'coop'"),
+        ("coop.lrr=1..2", "'lr'"),
+        ("cop.lr=1..2", "'coop'"),
         ("lr=1..2", "--range takes METHOD.HPARAM"),
     ],
 )
@@ -142,8 +142,8 @@ def test_the_first_of_the_highest_means_is_chosen_and_a_gap_is_no_number() -> No
             keys.setdefault(trial.spec.label, []).append(key := f"{trial.number}-{seed}")
             if value is not None:
                 metrics = {"accuracy": value, "macro_f1": value, "n": 10}
-                told = record_dict(trial.spec.label, seed=seed, metrics=metrics)
-                records[key] = Record.of(told)
+                changed = record_dict(trial.spec.label, seed=seed, metrics=metrics)
+                records[key] = Record.of(changed)
     tuned = judged(row, keys, records, "accuracy")
     assert [s.mean for s in tuned.scores] == [0.6, pytest.approx(0.6), None, 0.6]
     assert tuned.best is tuned.scores[0]
@@ -187,7 +187,7 @@ def test_scoring_on_validation_needs_images_and_one_number_of_shots() -> None:
     splits = _splits([0, 1], [0, 1])
     with pytest.raises(DataError, match="class 'c'"):
         on_validation(splits, spec, "toy", ("a", "b", "c"))
-    with pytest.raises(UsageError, match="goes with one number of shots"):
+    with pytest.raises(UsageError, match="shots"):
         RunSpec.parse({"shots": [1, 2], "score_on": "val:k"})
     with pytest.raises(UsageError, match="--score-on: expected"):
         RunSpec.parse({"score_on": "train"})

@@ -211,10 +211,10 @@ def test_a_written_attribute_is_named(how: Any, name: str, stacked: bool) -> Non
     cells = two(how)
     with pytest.raises(WrittenStateError) as caught:
         train(cells if stacked else cells[:1])
-    said = str(caught.value)
-    assert f"{name}'" in said
-    assert "'writes'" in said
-    assert "after_step" in said
+    expected = str(caught.value)
+    assert f"{name}'" in expected
+    assert "'writes'" in expected
+    assert "after_step" in expected
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def in_place(method: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("after", "said"),
+    ("after", "expected"),
     [
         (lambda m: {"teachr": m.teacher}, ["teachr", "'teacher'"]),
         (lambda m: {"weight": m.weight * 0.9}, ["weight", "parameter"]),
@@ -322,11 +322,11 @@ def in_place(method: Any) -> dict[str, Tensor]:
     ],
 )
 @pytest.mark.parametrize("stacked", [True, False])
-def test_after_step_gives_buffers(after: Any, said: list[str], stacked: bool) -> None:
+def test_after_step_gives_buffers(after: Any, expected: list[str], stacked: bool) -> None:
     cells = two(lambda m, b: None, after_step=after)
     with pytest.raises((ValueError, TypeError, WrittenStateError)) as caught:
         train(cells if stacked else cells[:1])
-    assert all(word in str(caught.value) for word in said)
+    assert all(word in str(caught.value) for word in expected)
 
 
 def test_after_step_may_give_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_prograd_starts_from_the_words_of_the_datasets_template() -> None:
     assert not method.context[: -len(words)].any()
     with pytest.raises(api.UnsupportedError, match=r"n_ctx is 4.*'a dermoscopy picture of'") as e:
         words_of(ProGrad, "a dermoscopy picture of {}.", n_ctx=4)
-    assert f"set n_ctx to {len(words)}" in str(e.value)
+    assert re.search(f"n_ctx .*{len(words)}", str(e.value))
     assert words_of(ProGrad, "{}.", n_ctx=4).context.all()  # no words: drawn
 
 
@@ -113,7 +114,7 @@ def test_biomedcoop_loses_no_word_with_several_tokens() -> None:
         plain = method.task.text_features([f"{words} red spot.", f"{words} mole."])
         with torch.no_grad():
             close(method._classes(), torch.nn.functional.normalize(plain, dim=-1), 1e-5)
-    with pytest.raises(api.UnsupportedError, match=f"2 context vectors .*'{words}"):
+    with pytest.raises(api.UnsupportedError, match=f"2 .*'{words}"):
         words_of(BiomedCoOp, "{}", texts, n_ctx=2, context_init=words, n_prompts=1)
     many = words_of(
         BiomedCoOp, "{}", texts, n_ctx=1, context_init=words, n_prompts=1, class_specific=True
@@ -146,12 +147,12 @@ def test_the_recorded_figures_of_biomedcoop(shared: Path) -> None:
 def test_biomedcoop_never_makes_do_with_fewer_or_nameless_texts(shared: Path) -> None:
     golden = load_golden(shared / "golden" / "biomedcoop_a.npz")
     texts = official_descriptions(golden)
-    with pytest.raises(api.UnsupportedError, match=r"50 descriptions .* has 49 of class 'glioma"):
+    with pytest.raises(api.UnsupportedError, match=r"50 descriptions .* 49 .*'glioma"):
         build(BiomedCoOp, golden, (texts[0][:49], *texts[1:]))
-    with pytest.raises(api.UnsupportedError, match="has 0 of class"):
+    with pytest.raises(api.UnsupportedError, match=" 0 "):
         build(BiomedCoOp, golden)
     nameless = tuple(t for t in texts[2] if "normal brain" not in t) * 4
-    with pytest.raises(api.UnsupportedError, match=r"of class 'normal brain' .* none does"):
+    with pytest.raises(api.UnsupportedError, match=r"'normal brain'.*none"):
         build(BiomedCoOp, golden, (*texts[:2], nameless, texts[3]))
 
 

@@ -96,5 +96,5 @@ def test_an_absent_class_fewer_images_than_neighbours_and_a_bad_list() -> None:
         for built in (make(TransCLIP, backbone, support), make(TransCLIPFS, backbone, support)):
             built[0].prepare(support)
             assert np.isfinite(scores(built[0], test.x[:count])).all()
-    with pytest.raises(ValueError, match=r"expected numbers .*with commas"):
+    with pytest.raises(ValueError, match=r"numbers.*commas"):
         TransCLIPFS.HParams(gammas=" ")

@@ -126,10 +126,10 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, s
 def children(pid: int) -> list[int]:
     """The living child processes of `pid`."""
     try:
-        told = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children_of = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return []
-    return [int(child) for child in told if alive(int(child))]
+    return [int(child) for child in children_of if alive(int(child))]
 
 
 def alive(pid: int) -> bool:

@@ -105,15 +105,15 @@ def npz(path: Path, size: int = 900 << 20) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "name", "says"),
+    ("make", "name", "expected"),
     [
-        (png, "bomb.png", "is 20000x20000, over the limit|over the limit of 67,108,864 pixels"),
-        (text_png, "text.png", "is damaged|too large|not an image"),
-        (tiff, "bomb.tiff", "over the limit"),
-        (npz, "bomb.npz", "'train_images' would unpack from .* like a decompression bomb"),
+        (png, "bomb.png", "20000x20000|67,108,864 pixels"),
+        (text_png, "text.png", "damaged|large|image"),
+        (tiff, "bomb.tiff", "limit"),
+        (npz, "bomb.npz", "'train_images' .*bomb"),
     ],
 )
-def test_refused(tmp_path: Path, make: Callable[[Path], None], name: str, says: str) -> None:
+def test_refused(tmp_path: Path, make: Callable[[Path], None], name: str, expected: str) -> None:
     path = tmp_path / name
     make(path)
     assert path.stat().st_size < 2e6
@@ -123,7 +123,7 @@ def test_refused(tmp_path: Path, make: Callable[[Path], None], name: str, says: 
     )  # fmt: skip
     message, growth = done.stdout.splitlines()
     assert name in message
-    assert re.search(says, message), message
+    assert re.search(expected, message), message
     assert int(growth) < GROWTH
     print(f"{name}: {int(growth) / 1e6:.0f} MB")
 

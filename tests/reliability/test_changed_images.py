@@ -113,7 +113,7 @@ def test_decoders_and_splits_open_nothing_but_what_was_planned(tmp_path):
     array[0, 0] = 1
     kept.putpixel((0, 0), (1, 2, 3))
     for i, name in enumerate("abc"):
-        with pytest.raises(ImageChangedError, match=f"image '{name}'.* changed during the run"):
+        with pytest.raises(ImageChangedError, match=f"'{name}'.*changed"):
             planned.open(i)
 
 
@@ -139,7 +139,7 @@ def test_a_file_of_arrays_that_changes_during_a_run(tmp_path, how):
             file.truncate(200_000)
     else:
         np.savez(path, **{k: v[::-1] for k, v in arrays.items()})
-    with pytest.raises(ImageError, match=r"changed during the run|truncated during the run"):
+    with pytest.raises(ImageError, match=r"changed|truncated"):
         test.open(39)
 
 

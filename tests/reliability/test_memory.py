@@ -79,7 +79,7 @@ def test_injected(tmp_path: Path, errors: list[str]) -> None:
         ):
             rows.append(f"greedy[error={error},row={row},turns='{turns}']")
     env = {"GREEDY": str(data)}
-    status, told, err = grid.finish(
+    status, printed, err = grid.finish(
         grid.start(data, data / "out", ",".join(rows), seeds="1-4", env=env)
     )
     assert status == 1, err
@@ -102,14 +102,14 @@ def test_injected(tmp_path: Path, errors: list[str]) -> None:
                 assert other.ok, other.error
                 assert bits[other.key] == bits[record.key]
                 assert not other.notes
-            said = "out of memory with 4 cells at once; done again with half of them"
-            assert halved[seed].provenance["out_of_memory"] == said
-        said = "out of memory; done again with half the memory budget"
-        assert alone[1].provenance["out_of_memory"] == said
+            output = "out of memory with 4 cells at once; done again with half of them"
+            assert halved[seed].provenance["out_of_memory"] == output
+        output = "out of memory; done again with half the memory budget"
+        assert alone[1].provenance["out_of_memory"] == output
         # One retry, no more.
         failed = never[1].error
         assert failed is not None
         assert failed.type == ("MemoryError" if error == "host" else "OutOfMemoryError")
-        assert "plugin 'greedy' (greedy.py): injected" in failed.message
+        assert "'greedy' (greedy.py): injected" in failed.message
         assert [never[seed].ok for seed in (2, 3, 4)] == [True] * 3
-        assert f"note: 'greedy[error={error},row=halved" in told
+        assert f"note: 'greedy[error={error},row=halved" in printed

@@ -220,10 +220,10 @@ SHORT = [
 
 class Listener(driver.Observer):
     def __init__(self) -> None:
-        self.told: list[tuple[float, Record]] = []
+        self.reported: list[tuple[float, Record]] = []
 
     def cell_done(self, cell: driver.PlannedCell, record: Record) -> None:
-        self.told.append((time.monotonic(), record))
+        self.reported.append((time.monotonic(), record))
 
 
 def spec(data: Path, out: str, methods: list[str]) -> RunSpec:
@@ -263,8 +263,8 @@ def run_beside(data: Path, bad: list[str]) -> None:
     driver.run(spec(data, "alone", alone))
     assert grid.hashes(data / "beside") == grid.hashes(data / "alone")
     if "hangs" in bad:
-        [at] = [i for i, (_, r) in enumerate(listener.told) if r.cell.method == "hangs"]
-        gap = listener.told[at + 1][0] - listener.told[at][0]
+        [at] = [i for i, (_, r) in enumerate(listener.reported) if r.cell.method == "hangs"]
+        gap = listener.reported[at + 1][0] - listener.reported[at][0]
         print(f"the next cell was done {gap:.1f} s after the hanging one ended")
         assert gap < 5 * (os.getloadavg()[0] / (os.cpu_count() or 1) + 1)
 

@@ -41,10 +41,10 @@ def test_no_connection_and_no_secret(tmp_path: Path) -> None:
         "@vipbench.hookimpl\ndef register_methods(register):\n    register(Bad)\n"
     )
     process = grid.start(data, out, "steady[seconds=0],bad", env=env)
-    status, told, err = grid.finish(process)
+    status, message, err = grid.finish(process)
     assert status == 1, err
-    assert "BLOCKED" not in told + err
-    everything = [told, err] + [
+    assert "BLOCKED" not in message + err
+    everything = [message, err] + [
         path.read_bytes().decode("utf-8", "replace")
         for folder in (out, data / "features")
         for path in folder.rglob("*")

@@ -61,9 +61,9 @@ def test_two_share_the_work_and_each_image_is_encoded_once(tmp_path: Path) -> No
     assert status == 0, err
     for block in (data / "features").rglob("*.safetensors"):
         block.unlink()
-    status, told, err = grid.finish(start(data, two))
+    status, message, err = grid.finish(start(data, two))
     assert status == 0, err
-    assert "workers     2" in told
+    assert "workers     2" in message
     begun = at_work(data, two)
     assert len(begun) == 2
     assert sum(begun.values()) == CELLS
@@ -184,14 +184,14 @@ def test_which_worker_computes_where(
 
 
 @pytest.mark.parametrize(
-    ("device", "there", "says"),
+    ("device", "there", "expected"),
     [
         ("cuda", 0, "--device cuda: "),
-        ("cuda:0", 0, "no CUDA device is available"),
-        ("cuda:2", 2, "there is no cuda:2; there is cuda:0 to cuda:1"),
-        ("cuda:0,cuda:1", 1, "there is no cuda:1; there is cuda:0 alone"),
+        ("cuda:0", 0, "CUDA"),
+        ("cuda:2", 2, "cuda:2; .*cuda:0 to cuda:1"),
+        ("cuda:0,cuda:1", 1, "cuda:1; .*cuda:0"),
     ],
 )
-def test_devices_that_are_not_there(device: str, there: int, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_devices_that_are_not_there(device: str, there: int, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
         Share.of(device, None, there)

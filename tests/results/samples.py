@@ -201,12 +201,12 @@ def filled(folder: Path) -> Path:
 
 def content(store: Store) -> Any:
     """All that a store says, as plain values."""
-    told = []
+    pairs = []
     for record in store.records():
         p = store.predictions(record.key)
         predictions = p and (p.ids, p.groups, p.labels.tolist(), p.scores.tolist())
-        told.append((record.to_json(), predictions))
-    return told, store.status(), store.plan()
+        pairs.append((record.to_json(), predictions))
+    return pairs, store.status(), store.plan()
 
 
 def entry_of(table: Table, method: str, shots: int | str, metric: str = "accuracy") -> Entry:

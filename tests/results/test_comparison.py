@@ -64,11 +64,11 @@ def test_no_number_where_a_seed_is_missing(fate: list[str]) -> None:
         return
     assert (entry.state, entry.mean, entry.sd, entry.rank) == ("unfinished", None, None, None)
     for name in FORMATS:
-        told = render(table, name)
-        assert "12.3" not in told
-        assert "0.123" not in told
+        message = render(table, name)
+        assert "12.3" not in message
+        assert "0.123" not in message
     assert f"– ({done} of {len(fate)})" in render(table, "github")
-    assert any("1 cell failed" in n or "cells failed" in n for n in table.notes) == ("e" in fate)
+    assert any("failed" in n for n in table.notes) == ("e" in fate)
 
 
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=6))
@@ -133,36 +133,36 @@ def test_an_undefined_metric_is_no_number() -> None:
     value = record_dict(metrics={"auroc": None, "left_out": ["nevus", "melanoma", "keratosis"]})
     table = comparison([Record.of(value)], metrics=("auroc",))
     assert entry_of(table, "vip", 4, "auroc").state == "unfinished"
-    assert any("AUROC is undefined" in note for note in table.notes)
+    assert any(re.search("AUROC.*undefined", note) for note in table.notes)
     assert any("toyderm: nevus" in note for note in table.notes)
 
 
 def test_a_class_has_a_column_of_its_own() -> None:
     record = make(metrics={"sensitivity": {"nevus": 0.25, "melanoma": None, "keratosis": 1.0}})
-    with pytest.raises(UsageError, match="'naevus'; did you mean 'nevus'"):
+    with pytest.raises(UsageError, match=r"'naevus'.*'nevus'"):
         comparison([record], metrics=("sensitivity:naevus",))
     table = comparison([record], metrics=("sensitivity:nevus",))
     assert entry_of(table, "vip", 4, "sensitivity:nevus").mean == 0.25
-    assert "Sensitivity of nevus" in table.caption
+    assert "nevus" in table.caption
 
 
-def test_unequal_seeds_are_said() -> None:
+def test_unequal_seeds_are_reported() -> None:
     records = [make("coop", 4, s) for s in (1, 2)] + [make("vip", 4, s) for s in (1, 2, 3)]
     table = comparison(records)
-    assert any("unequal seeds (1, 2; 1, 2, 3)" in note for note in table.notes)
+    assert any("(1, 2; 1, 2, 3)" in note for note in table.notes)
     assert len(re.findall(r"\(n=\d\)", render(table))) == 2
 
 
-def test_nothing_to_show_is_said() -> None:
-    with pytest.raises(TableError, match="no cells"):
+def test_nothing_to_show_is_reported() -> None:
+    with pytest.raises(TableError, match="cells"):
         comparison([])
-    with pytest.raises(UsageError, match="did you mean 'auroc'"):
+    with pytest.raises(UsageError, match="'auroc'"):
         comparison([make()], metrics=("aurok",))
     with pytest.raises(TableError, match="ece"):
         comparison([make()], metrics=("ece", "ece"))
     with pytest.raises(TableError, match="decimals"):
         comparison([make()], decimals=-1)
-    with pytest.raises(UsageError, match="did you mean 'latex'"):
+    with pytest.raises(UsageError, match="'latex'"):
         render(comparison([make()]), "latx")
     table = comparison([], planned([make()]))
     assert [row.label for row in table.rows] == ["vip"]
@@ -170,9 +170,9 @@ def test_nothing_to_show_is_said() -> None:
 
 
 def test_entries_without_state_done_hold_no_number() -> None:
-    with pytest.raises(ValueError, match="unfinished entry with mean"):
+    with pytest.raises(ValueError, match="mean"):
         Entry("unfinished", mean=0.5)
-    with pytest.raises(ValueError, match="done entry"):
+    with pytest.raises(ValueError, match="done"):
         Entry("done")
 
 

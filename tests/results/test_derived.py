@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,10 +22,10 @@ from vipbench.results.tables.table import Table
 
 
 def made(
-    dataset: str, accuracy: float, told: Mapping[str, Any], seed: int = 1, method: str = "vip"
+    dataset: str, accuracy: float, protocol: Mapping[str, Any], seed: int = 1, method: str = "vip"
 ) -> Record:
     value = record_dict(method, 4, seed, dataset=dataset, metrics={"accuracy": accuracy})
-    value["protocol"] |= told
+    value["protocol"] |= protocol
     value["provenance"]["dataset"] = {"source": dataset.partition(" ")[0]}
     return Record.of(value)
 
@@ -54,7 +55,7 @@ def test_h_is_of_the_means_over_seeds() -> None:
     column = [c.dataset for c in table.columns].index("a [H]")
     entry = table.entries[-1][column]
     assert (entry.sd, entry.n, entry.n_expected) == (None, 2, 2)
-    assert "[H] is the harmonic mean of the two means" in table.caption
+    assert "harmonic mean" in table.caption
 
 
 def test_an_unfinished_half_has_no_h() -> None:
@@ -91,13 +92,13 @@ def test_averages_are_of_each_part_and_h_is_of_the_averages() -> None:
 
 def test_targets_are_averaged_without_their_source() -> None:
     def moved(target: str, value: float) -> Record:
-        told = {
+        protocol = {
             "name": "cross-dataset",
             "source": "a",
             "source_given": "npz:PATH",
             "target": target,
         }
-        return made(f"a->{target}", value, told)
+        return made(f"a->{target}", value, protocol)
 
     records = [made("a", 0.9, {}), moved("b", 0.4), moved("c", 0.6)]
     table = comparison(records, metrics=["accuracy"])
@@ -106,7 +107,7 @@ def test_targets_are_averaged_without_their_source() -> None:
         (name, "accuracy") for name in ("a", "a->b", "a->c", "average over targets of a")
     ]
     assert found["average over targets of a", "accuracy"] == pytest.approx(0.5)
-    assert "few-shot on a; cross-dataset on a->b, a->c" in table.caption
+    assert re.search("few-shot .*a; cross-dataset .*a->b, a->c", table.caption)
     # An average over datasets takes a source and its targets for no datasets of one kind.
     wide = lay_out(cells_of(records, None), Layout(metrics=("accuracy",), average=True))
     assert not any(c.dataset == "average over datasets" for c in wide.columns)
@@ -117,14 +118,14 @@ def test_targets_are_averaged_without_their_source() -> None:
 
 
 def test_a_mapping_is_part_of_the_command() -> None:
-    told = {"name": "domain-shift", "source": "a", "source_given": "a", "target": "b",
+    protocol = {"name": "domain-shift", "source": "a", "source_given": "a", "target": "b",
             "classes": {"x": ["y"]}}  # fmt: skip
-    words = run_command(made("a->b [shift]", 0.5, told))
+    words = run_command(made("a->b [shift]", 0.5, protocol))
     value = words.partition("--protocol '")[2].partition("'")[0]
     assert json.loads(value)["classes"] == {"a->b": {"x": ["y"]}}
 
 
-def test_mixed_protocols_are_told_apart() -> None:
+def test_mixed_protocols_are_reported_apart() -> None:
     records = [
         made("a", 0.5, {}),
         made("a [imbalanced]", 0.4, {"name": "imbalanced"}),
@@ -135,8 +136,8 @@ def test_mixed_protocols_are_told_apart() -> None:
         "Several protocols: few-shot on a; imbalanced on a [imbalanced]; base-to-new on a [base], "
         "a [new]" in table.caption
     )
-    assert "part mixed" not in table.caption
-    assert not any("differ in part" in note or "differ in name" in note for note in table.notes)
+    assert "mixed" not in table.caption
+    assert not any("differ" in note for note in table.notes)
     with pytest.raises(TableError, match="base-to-new alone"):
         preset("base-to-new", cells_of(records, None), Layout(), [])
     with pytest.raises(TableError, match="cross-dataset or domain-shift"):

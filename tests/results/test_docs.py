@@ -24,26 +24,26 @@ def section(repo: Path, title: str) -> str:
 
 
 def test_every_field_is_documented(repo: Path) -> None:
-    told = set(re.findall(r"`(\w+)`", section(repo, "Records")))
+    documented = set(re.findall(r"`(\w+)`", section(repo, "Records")))
     fields = {field.alias or name for name, field in Record.model_fields.items()}
-    assert fields <= told
+    assert fields <= documented
     for part in (CellId, Protocol, Data, Failure):
-        assert set(part.model_fields) <= told
+        assert set(part.model_fields) <= documented
 
 
 def test_every_metric_is_documented_as_it_is(repo: Path) -> None:
-    told = section(repo, "Metrics")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", told, re.M))
+    documented = section(repo, "Metrics")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", documented, re.M))
     assert rows.keys() == METRICS.keys()
     for name in ("accuracy", "macro_f1", "balanced_accuracy"):
         assert rows[name] == METRICS[name].definition
     assert f"over {ECE_BINS} bins" in rows["ece"]
-    assert "`left_out`" in told
+    assert "`left_out`" in documented
 
 
 def test_every_column_and_format_is_documented(repo: Path) -> None:
-    told = set(re.findall(r"`(\w+)`", section(repo, "CSV")))
-    assert set(RECORD_COLUMNS) - METRICS.keys() <= told
+    documented = set(re.findall(r"`(\w+)`", section(repo, "CSV")))
+    assert set(RECORD_COLUMNS) - METRICS.keys() <= documented
     tables = section(repo, "Tables")
     rows = set(re.findall(r"^\| `([\w-]+)` ", tables, re.M))
     assert rows == {*FORMATS, *PRESETS, *SPREADS}

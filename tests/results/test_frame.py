@@ -20,9 +20,9 @@ def test_one_row_a_record(tmp_path: Path) -> None:
     assert list(found.columns) == RECORD_COLUMNS
     assert len(found) == 4
     ok = found[found.status == "ok"]
-    told = [scored(seed)[0].metrics["accuracy"] for seed in (1, 2, 3)]
-    assert ok.accuracy.tolist() == told
-    assert ok.groupby("method").accuracy.mean()["vip"] == pytest.approx(sum(told) / 3)
+    expected = [scored(seed)[0].metrics["accuracy"] for seed in (1, 2, 3)]
+    assert ok.accuracy.tolist() == expected
+    assert ok.groupby("method").accuracy.mean()["vip"] == pytest.approx(sum(expected) / 3)
     assert ok.n.tolist() == [10, 10, 10]
     assert ok.sensitivity.iloc[0].keys() == {"nevus", "melanoma", "keratosis"}
     assert ok.hparams.iloc[0]["lr"] == 0.002
@@ -33,7 +33,7 @@ def test_one_row_a_record(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no such file"):
+    with pytest.raises(StoreError, match=r"results\.sqlite"):
         vipbench.load_results(tmp_path / "nowhere")
 
 

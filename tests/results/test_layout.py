@@ -106,8 +106,8 @@ def shown(table: Table) -> dict[tuple[str, ...], list[float | None]]:
 
 def test_the_default_layout_is_the_comparison(two: Path) -> None:
     with Store(two, readonly=True) as store:
-        told = comparison(store.records(), store.plan())
-    assert lay_out(opened(two)[0], Layout()) == told
+        printed = comparison(store.records(), store.plan())
+    assert lay_out(opened(two)[0], Layout()) == printed
 
 
 def test_preset_comparison(two: Path) -> None:
@@ -116,11 +116,11 @@ def test_preset_comparison(two: Path) -> None:
         (d, m) for d in ("toyderm", "chest_x&ray") for m in ("accuracy", "macro_f1")
     ]
     plain = shown(lay_out(select(opened(two)[0], shots=["full"]), Layout(metrics=("accuracy",))))
-    told = shown(table)
-    assert list(told)[:2] == [("majority class",), ("zero-shot",)]
-    assert told["vip",][0] == plain["vip",][1]
-    assert told["zero-shot",][0] == plain["zero-shot",][0]
-    assert "Trained on the whole training split; no training image for zero-shot" in table.caption
+    printed = shown(table)
+    assert list(printed)[:2] == [("majority class",), ("zero-shot",)]
+    assert printed["vip",][0] == plain["vip",][1]
+    assert printed["zero-shot",][0] == plain["zero-shot",][0]
+    assert re.search("training split.*zero-shot", table.caption)
     assert {e.rank for line in table.entries for e in line} >= {1, 2}
 
 
@@ -132,20 +132,20 @@ def test_preset_ablation(two: Path) -> None:
         ("off", "attention"),
         ("on", "mean"),
     ]
-    with pytest.raises(TableError, match="two or more variants of one method"):
+    with pytest.raises(TableError, match="variants"):
         preset("ablation", select(opened(two)[0], methods=["vip", "coop"]), Layout(), ())
 
 
 def test_preset_fewshot(two: Path) -> None:
     table = made(two, "fewshot")
     assert [c.shots for c in table.columns] == [0, 1, 4, "full"]
-    told = shown(table)
+    printed = shown(table)
     for column in range(1, 4):
-        each = [told[d, "vip"][column] for d in ("toyderm", "chest_x&ray")]
-        assert told[AVERAGE, "vip"][column] == pytest.approx(np.mean(each))
+        each = [printed[d, "vip"][column] for d in ("toyderm", "chest_x&ray")]
+        assert printed[AVERAGE, "vip"][column] == pytest.approx(np.mean(each))
     i = [row.cells for row in table.rows].index((AVERAGE, "vip"))
     assert table.entries[i][1].sd is None
-    assert "unweighted mean" in table.caption
+    assert "unweighted" in table.caption
 
 
 def test_preset_knowledge(four: Path) -> None:
@@ -160,7 +160,7 @@ def test_preset_knowledge(four: Path) -> None:
     assert better.mean is not None
     assert better.gain == better.mean - base.mean > 0
     assert f"(+{100 * better.gain:.1f})" in render(table, "github")
-    assert table.notes[-1] == "In brackets, with its sign: the difference to zero-shot."
+    assert re.search("brackets.*zero-shot", table.notes[-1])
 
 
 def test_preset_knowledge_of_a_trained_method(two: Path) -> None:
@@ -188,19 +188,19 @@ def test_preset_knowledge_of_a_trained_method(two: Path) -> None:
     assert own.mean is not None
     assert other.mean is not None
     assert other.gain == other.mean - own.mean
-    with pytest.raises(TableError, match="needs rows that differ in it"):
+    with pytest.raises(TableError, match="differ"):
         preset("knowledge", select(opened(two)[0], methods=["vip", "zero-shot"]), Layout(), ())
 
 
 def test_presets_take_other_flags(two: Path) -> None:
     table = made(two, "comparison", metrics=("auroc",))
     assert [c.metric for c in table.columns] == ["auroc", "auroc"]
-    with pytest.raises(UsageError, match="'compare'; did you mean 'comparison'"):
+    with pytest.raises(UsageError, match=r"'compare'.*'comparison'"):
         preset("compare", opened(two)[0], Layout(), ())
 
 
 @pytest.mark.parametrize(
-    ("rows", "cols", "says"),
+    ("rows", "cols", "expected"),
     [
         (("method",), ("shots", "metric"), "toyderm, chest_x&ray"),
         (("method",), ("dataset", "metric"), "shots to --rows"),
@@ -208,11 +208,11 @@ def test_presets_take_other_flags(two: Path) -> None:
     ],
 )
 def test_nothing_is_averaged_to_fit(
-    two: Path, rows: tuple[str, ...], cols: tuple[str, ...], says: str
+    two: Path, rows: tuple[str, ...], cols: tuple[str, ...], expected: str
 ) -> None:
     with pytest.raises(TableError, match="--rows or --cols") as caught:
         lay_out(opened(two)[0], Layout(rows=rows, cols=cols))
-    assert says in str(caught.value)
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +258,9 @@ def test_deviation_and_interval_are_never_confused(two: Path, aggregate: str) ->
     cells, load = opened(two)
     layout = Layout(metrics=("accuracy",), aggregate=aggregate)
     table = lay_out(select(cells, datasets=["toyderm"]), layout, load)
-    told = render(table, "text")
-    assert ("±" in told) == (aggregate == "sd")
-    assert bool(re.search(r"\d to \d", told)) == aggregate.startswith("ci-")
+    printed = render(table, "text")
+    assert ("±" in printed) == (aggregate == "sd")
+    assert bool(re.search(r"\d to \d", printed)) == aggregate.startswith("ci-")
     assert ("standard deviation" in table.caption) == (aggregate == "sd")
     assert ("95 % confidence interval" in table.caption) == aggregate.startswith("ci-")
     if aggregate.startswith("ci-"):
@@ -274,7 +274,7 @@ def test_deviation_and_interval_are_never_confused(two: Path, aggregate: str) ->
 def test_what_has_no_interval_says_why(tmp_path: Path) -> None:
     cells, load = opened(folder(tmp_path, seeds=(1, 2), shots=(4,), n=60))
     table = lay_out(cells, Layout(aggregate="ci-both"), load)
-    assert any(n.startswith("No interval for 6 entries") for n in table.notes)
+    assert any(re.search("interval.* 6 ", n) for n in table.notes)
     assert "3 seeds" in " ".join(table.notes)
     one = select(cells, methods=["vip"], seeds=[1])
     with pytest.raises(TableError, match=r"--aggregate ci-seeds: 1 seed "):
@@ -293,13 +293,13 @@ def test_significance(two: Path) -> None:
     assert bold == unbeaten(Pairing(cells, load), methods, place, "accuracy")
     assert "vip" in bold
     assert "coop" not in bold
-    assert any("Holm-corrected over the 6 pairs" in note for note in table.notes)
-    assert "no other method of the column is significantly better" in render(table, "github")
+    assert any(re.search("Holm.* 6 ", note) for note in table.notes)
+    assert "significantly" in render(table, "github")
     # The zero-shot column has one method: nothing to be better than.
     assert all(line[0].rank is None for line in table.entries)
     few = lay_out(select(cells, seeds=[1, 2]), layout, load)
     assert all(entry.rank is None for line in few.entries for entry in line)
-    assert any("Not tested, and nothing highlighted, in 3 columns" in n for n in few.notes)
+    assert any("3 columns" in n for n in few.notes)
     ece = unbeaten(Pairing(cells, load), methods, place, "ece")
     assert ece
 

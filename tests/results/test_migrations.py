@@ -51,11 +51,11 @@ def test_migrated(tmp_path: Path, version: int) -> None:
     assert version_of(path) == version
     before = path.read_bytes()
     with Store(tmp_path, readonly=True) as store:
-        told = content(store)
+        kept = content(store)
         assert len(store.records()) == 4
     assert path.read_bytes() == before
     with Store(tmp_path) as store:
-        assert content(store) == told
+        assert content(store) == kept
         record, predictions = scored(77)
         store.add(record, predictions, None)
     assert version_of(path) == schema.VERSION
@@ -63,7 +63,7 @@ def test_migrated(tmp_path: Path, version: int) -> None:
     assert layout_of(path) == layout_of(tmp_path / "new" / FILE)
     with Store(tmp_path, readonly=True) as store:
         records, *_ = content(store)
-        assert records[: len(told[0])] == told[0]
+        assert records[: len(kept[0])] == kept[0]
         assert store.record(record.key) == record
 
 

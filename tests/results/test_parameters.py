@@ -38,7 +38,7 @@ def test_others_than_the_record_tells_of_are_refused(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         with pytest.raises(RecordError, match=r"parameters\.sha256"):
             store.add(record, predictions, DATA + b"!")
-        with pytest.raises(RecordError, match=r"parameters\.sha256 is None"):
+        with pytest.raises(RecordError, match=r"parameters\.sha256.*None"):
             store.add(*scored(2), DATA)
         assert store.records() == []
 
@@ -55,7 +55,7 @@ def test_altered_ones_are_damage_and_missing_ones_are_none(tmp_path: Path) -> No
         with Store(tmp_path, readonly=True) as store:
             assert store.records()[0] == record
             if statement.startswith("UPDATE"):
-                with pytest.raises(StoreError, match=r"parameters of record "):
+                with pytest.raises(StoreError, match="parameters"):
                     store.parameters(record.key)
             else:
                 assert store.parameters(record.key) is None

@@ -50,18 +50,18 @@ def test_what_is_no_path_stays(text: str) -> None:
 
 
 def test_a_public_record_names_no_file() -> None:
-    told = record_dict(error="DataError")
-    told["error"] = {
+    changed = record_dict(error="DataError")
+    changed["error"] = {
         "type": "DataError",
         "message": "image 'patient-17.png' of /home/anna/x is broken",
         "traceback": 'File "/home/anna/x.py"',
         "plugin": "toy",
         "file": "toy.py",
     }
-    told["provenance"]["method"]["file"] = "toy.py"
-    told["notes"] = ["symptoms of /home/anna/symptoms.json"]
-    told["hparams"]["bank"] = "/home/anna/bank.pt"
-    record = Record.of(told)
+    changed["provenance"]["method"]["file"] = "toy.py"
+    changed["notes"] = ["symptoms of /home/anna/symptoms.json"]
+    changed["hparams"]["bank"] = "/home/anna/bank.pt"
+    record = Record.of(changed)
     text = public_record(record).to_json()
     for secret in ("anna", "patient-17", "toy.py", ".json", ".pt", "File"):
         assert secret not in text
@@ -95,15 +95,15 @@ def test_pseudonyms_of_a_folder_agree_and_others_do_not(tmp_path: Path) -> None:
 
 def test_predictions_keep_their_groups_apart() -> None:
     record, predictions = scored(1)
-    told = Pseudonyms(b"0" * 32).predictions(record, predictions)
+    changed = Pseudonyms(b"0" * 32).predictions(record, predictions)
     assert predictions.groups is not None
-    assert told.groups is not None
-    pairs = set(zip(predictions.groups, told.groups, strict=True))
-    assert len(pairs) == len(set(predictions.groups)) == len(set(told.groups))
-    assert len(set(told.ids)) == len(told.ids)
-    assert not set(told.ids) & set(predictions.ids)
-    np.testing.assert_array_equal(told.scores, predictions.scores)
-    assert isinstance(told, Predictions)
+    assert changed.groups is not None
+    pairs = set(zip(predictions.groups, changed.groups, strict=True))
+    assert len(pairs) == len(set(predictions.groups)) == len(set(changed.groups))
+    assert len(set(changed.ids)) == len(changed.ids)
+    assert not set(changed.ids) & set(predictions.ids)
+    np.testing.assert_array_equal(changed.scores, predictions.scores)
+    assert isinstance(changed, Predictions)
 
 
 @pytest.mark.parametrize(
@@ -120,22 +120,22 @@ def test_predictions_keep_their_groups_apart() -> None:
 def test_parameters_that_hold_images_are_seen(
     tensors: dict[str, list[int]] | None, shots: int, holds: bool
 ) -> None:
-    told = record_dict(shots=shots)
-    told["provenance"]["parameters"] = {"sha256": "ab", "tensors": tensors}
-    assert holds_patient_data(Record.of(told)) is holds
+    changed = record_dict(shots=shots)
+    changed["provenance"]["parameters"] = {"sha256": "ab", "tensors": tensors}
+    assert holds_patient_data(Record.of(changed)) is holds
     assert not holds_patient_data(make(shots=shots))
 
 
 def test_as_many_context_vectors_as_images_are_no_images() -> None:
-    told = record_dict(shots=4)
-    told["hparams"]["n_ctx"] = told["data"]["n_support"] = 12
+    changed = record_dict(shots=4)
+    changed["hparams"]["n_ctx"] = changed["data"]["n_support"] = 12
     for tensors, holds in (
         ({"context": [12, 512]}, False),
         ({"context": [12, 12, 512]}, True),
         ({"keys": [12, 512]}, True),
     ):
-        told["provenance"]["parameters"] = {"sha256": "ab", "tensors": tensors}
-        assert holds_patient_data(Record.of(told)) is holds
+        changed["provenance"]["parameters"] = {"sha256": "ab", "tensors": tensors}
+        assert holds_patient_data(Record.of(changed)) is holds
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_as_many_context_vectors_as_images_are_no_images() -> None:
 def test_what_is_of_shareable_data_alone_leaves(
     dataset: str, shareable: set[str], stays: bool
 ) -> None:
-    told = record_dict(shots=4)
-    told["cell"]["dataset"] = dataset
-    told["provenance"]["parameters"] = {"sha256": "ab", "tensors": {"keys": [12, 512]}}
-    assert withheld(Record.of(told), shareable) is stays
-    told["provenance"]["parameters"]["tensors"] = {"context": [4, 512]}
-    assert not withheld(Record.of(told), shareable)
+    changed = record_dict(shots=4)
+    changed["cell"]["dataset"] = dataset
+    changed["provenance"]["parameters"] = {"sha256": "ab", "tensors": {"keys": [12, 512]}}
+    assert withheld(Record.of(changed), shareable) is stays
+    changed["provenance"]["parameters"]["tensors"] = {"context": [4, 512]}
+    assert not withheld(Record.of(changed), shareable)

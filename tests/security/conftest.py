@@ -123,10 +123,10 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Stranger:
         assert done.returncode == 0, done.stderr
     with Store(folder / "results", readonly=True) as store:
         [record] = [r for r in store.records() if r.cell.method_name == "symptoms-mean"]
-        told = record.to_dict()
-        told["cell"]["backbone"] = REMOTE
+        changed = record.to_dict()
+        changed["cell"]["backbone"] = REMOTE
         with Collection(folder / "forged") as other:
-            other.add(Record.of(told), store.predictions(record.key))
+            other.add(Record.of(changed), store.predictions(record.key))
     manifest, files = read_bundle(folder / "bundle.zip")
     kept = {name: data for name, data in files.items() if not name.startswith("plugins/")}
     write_bundle(folder / "remote.zip", kept | {"suite.yaml": remote.encode()}, manifest)

@@ -217,11 +217,11 @@ def test_code_of_a_model_runs_from_the_trusted_bytes(
 def test_code_of_another_place_is_refused(tmp_path: Path, file: str, name: str) -> None:
     save_own_code(tmp_path)
     path = tmp_path / file
-    said = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [name, None]}}
-    path.write_text(json.dumps(said))
+    config = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [name, None]}}
+    path.write_text(json.dumps(config))
     source = f"transformers:{tmp_path}+remote-code"
     trust.name(source)
-    with pytest.raises(UsageError, match="outside of its folder") as caught:
+    with pytest.raises(UsageError, match="outside") as caught:
         load_registry().backbone(source)
     assert name in str(caught.value)
     assert file in str(caught.value)

@@ -157,7 +157,7 @@ def test_the_lock_file_removed_lets_nobody_do_a_cell_twice(tmp_path: Path) -> No
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "added\n"
-        with pytest.raises(StoreError, match=rf"{LOCK} was removed.*{process.pid}"):
+        with pytest.raises(StoreError, match=rf"{LOCK} .*{process.pid}"):
             store.add(*scored(79))
         process.communicate("")
     # Now that the other has ended the lock is to be had again, and its cell is known.
@@ -180,7 +180,7 @@ def test_the_parts_of_a_run_are_written_through_no_link(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"000\.log"):
         work(str(parts.out), 0)
     parts.file(0, "").symlink_to(outside)
-    with pytest.raises(FileExistsError, match="is a link"):
+    with pytest.raises(FileExistsError, match="link"):
         PartResults(parts, Part(0, 0, 1, without_support=False), print)
     parts.file(0, ".plan").symlink_to(victim)
     sealed.write(parts.file(0, ".plan"), b"new")

@@ -48,20 +48,20 @@ def serve(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[Server]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             state.asked.append(body)
             state.headers.append(dict(self.headers))
-            said = state.answer(body)
-            time.sleep(said.sleep)
-            reply = {"choices": [{"message": {"role": "assistant", "content": said.content}}]}
+            output = state.answer(body)
+            time.sleep(output.sleep)
+            reply = {"choices": [{"message": {"role": "assistant", "content": output.content}}]}
             data = json.dumps({**reply, "usage": {"total_tokens": 7}}).encode()
-            data = data if said.raw is None else said.raw
-            self.send_response(said.status)
-            if said.to:
-                self.send_header("Location", said.to)
+            data = data if output.raw is None else output.raw
+            self.send_response(output.status)
+            if output.to:
+                self.send_header("Location", output.to)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             try:
-                self.wfile.write(data[: len(data) // 2] if said.cut else data)
-                if said.cut:
+                self.wfile.write(data[: len(data) // 2] if output.cut else data)
+                if output.cut:
                     self.wfile.flush()
                     self.connection.shutdown(socket.SHUT_RDWR)
             except OSError:

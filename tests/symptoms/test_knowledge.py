@@ -63,7 +63,7 @@ def test_any_text_can_be_turned(texts: list[str]) -> None:
 
 
 def test_a_suite_refuses_other_words() -> None:
-    with pytest.raises(UsageError, match="did you mean 'incorrect'"):
+    with pytest.raises(UsageError, match="'incorrect'"):
         RunSpec.parse({"knowledge": "incorect"})
     suite = RunSpec.from_yaml(Path(__file__).parents[2] / "benchmarks" / "vip-figure3.yaml")
     assert suite.knowledge == KNOWLEDGE

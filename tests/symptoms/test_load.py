@@ -74,14 +74,14 @@ def test_order_and_case_of_the_file_never_matter(content, rng):
         ({}, "'blue nevus', 'melanoma'"),
         ([GOOD], r"a list; "),
         ({**GOOD, "melanoma": []}, "'melanoma': "),
-        ({**GOOD, "melanoma": "dark"}, r"'melanoma': got a str"),
-        ({**GOOD, "melanoma": {"a": 1}}, "'melanoma': got a dict"),
-        ({**GOOD, "melanoma": ["dark", 3]}, "'melanoma': symptom 2 is 3"),
-        ({**GOOD, "melanoma": ["dark", None]}, "'melanoma': symptom 2 is None"),
-        ({**GOOD, "melanoma": [" \n"]}, "'melanoma': symptom 1 is blank"),
-        ({**GOOD, "melanoma": ["x" * 501]}, "symptom 1 has 501 .*500"),
+        ({**GOOD, "melanoma": "dark"}, r"'melanoma': .*str"),
+        ({**GOOD, "melanoma": {"a": 1}}, "'melanoma': .*dict"),
+        ({**GOOD, "melanoma": ["dark", 3]}, "'melanoma': .*2 .*3"),
+        ({**GOOD, "melanoma": ["dark", None]}, "'melanoma': .*2 .*None"),
+        ({**GOOD, "melanoma": [" \n"]}, "'melanoma': .*1 .*blank"),
+        ({**GOOD, "melanoma": ["x" * 501]}, "1 .*501 .*500"),
         ({**GOOD, "melanoma": ["x"] * 501}, "501 symptoms.* 500"),
-        ({**GOOD, "Melanoma": ["x"]}, r"class 'Melanoma' twice \(as 'melanoma' and 'Melanoma'\)"),
+        ({**GOOD, "Melanoma": ["x"]}, r"'Melanoma' .*\('?.*'melanoma' and 'Melanoma'\)"),
     ],
 )
 def test_bad_content(content, message):
@@ -94,9 +94,9 @@ def test_bad_content(content, message):
     ("text", "message"),
     [
         ('{"melanoma": ["a"], "melanoma": ["b"]}', "'melanoma' twice"),
-        ('{"melanoma": ["a"],\n "x" ["b"]}', "is not JSON: .* in line 2, column 6"),
-        ("", "is not JSON: .* in line 1, column 1"),
-        ("[" * 100_000, "nested too deeply|is not JSON"),
+        ('{"melanoma": ["a"],\n "x" ["b"]}', "JSON: .*line 2, column 6"),
+        ("", "JSON: .*line 1, column 1"),
+        ("[" * 100_000, "nested|JSON"),
         ("null", "holds a NoneType"),
     ],
 )
@@ -108,18 +108,18 @@ def test_bad_json(text, message):
 def test_bad_files(tmp_path):
     with pytest.raises(SymptomError, match=r"gone\.json'"):
         load_symptoms(tmp_path / "gone.json", CLASSES)
-    with pytest.raises(SymptomError, match="Is a directory"):
+    with pytest.raises(SymptomError, match="directory"):
         load_symptoms(tmp_path, CLASSES)
     path = tmp_path / "latin.json"
     path.write_bytes(json.dumps({"naevus": ["größe"]}, ensure_ascii=False).encode("latin-1"))
-    with pytest.raises(SymptomError, match=r"latin\.json' is not UTF-8 text \(byte 15\)"):
+    with pytest.raises(SymptomError, match=r"latin\.json'.*UTF-8 .*\(byte 15\)"):
         load_symptoms(path, CLASSES)
     path.write_bytes(b" " * (1024 * 1024 + 1))
-    with pytest.raises(SymptomError, match="larger than 1024 KiB"):
+    with pytest.raises(SymptomError, match="1024 KiB"):
         load_symptoms(path, CLASSES)
 
 
-def test_classes_that_cannot_be_told_apart():
+def test_classes_that_cannot_be_reported_apart():
     with pytest.raises(SymptomError, match="'A b', 'a_b'"):
         parse({"a b": ["x"]}, ("A b", "a_b"))
 
@@ -129,7 +129,7 @@ def test_classes_that_cannot_be_told_apart():
     ["a melanoma", "MELANOMA!", "two melanomas", "the_melanoma", "melanoma's edge"],
 )
 def test_the_class_name_in_its_own_symptom_is_a_leak(symptom):
-    with pytest.raises(SymptomError, match=f"'melanoma': leak: the symptom '{symptom}'"):
+    with pytest.raises(SymptomError, match=f"'melanoma': .*'{symptom}'"):
         parse({**GOOD, "melanoma": ["dark", symptom]})
 
 
@@ -167,7 +167,7 @@ def test_parts_of_words_are_no_leak(name, symptom):
 def test_single_words_of_a_longer_name_warn():
     found = parse({**GOOD, "blue nevus": ["steel blue all over", "the nevuses are even"]})
     assert len(found.warnings) == 2
-    assert "'steel blue all over' holds 'blue', a word of the class name" in found.warnings[0]
+    assert re.search("'steel blue all over' .*'blue'", found.warnings[0])
     assert "holds 'nevus'" in found.warnings[1]
     names = ("no sign of disease", "disease")
     quiet = parse({names[0]: ["there is no edge of any kind"], names[1]: ["x"]}, names)
@@ -176,10 +176,10 @@ def test_single_words_of_a_longer_name_warn():
 
 def test_other_classes_and_repeats_warn():
     found = parse({"blue nevus": ["no melanoma", "Even colour"], "melanoma": ["even colour"]})
-    assert any("'no melanoma' names the class 'melanoma'" in w for w in found.warnings)
-    assert any("given 2 times: in 'blue nevus', 'melanoma'" in w for w in found.warnings)
+    assert any(re.search("'no melanoma' .*'melanoma'", w) for w in found.warnings)
+    assert any(re.search("2 .*'blue nevus', 'melanoma'", w) for w in found.warnings)
     twice = parse({**GOOD, "melanoma": ["dark", "dark"]})
-    assert twice.warnings == ["the symptom 'dark' is given 2 times: in 'melanoma'"]
+    assert re.search("'dark' .*2 .*'melanoma'", *twice.warnings)
 
 
 def test_official_files_load_with_their_warnings(shared):
@@ -187,7 +187,7 @@ def test_official_files_load_with_their_warnings(shared):
     skin = load_symptoms(official / "descriptors_skin.json", ("melanoma", "nevus"))
     assert [len(v) for v in skin.symptoms.values()] == [4, 4]
     lungs = load_symptoms(official / "descriptors_pneumonia.json", ("normal_lung", "Pneumonia"))
-    assert any("holds 'normal', a word of the class name" in w for w in lungs.warnings)
+    assert any("'normal'" in w for w in lungs.warnings)
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.json")), ids=lambda p: p.stem)
@@ -229,7 +229,7 @@ def test_a_check_names_every_finding_at_once(tmp_path: Path) -> None:
     found = check(load_symptoms(file, list(texts), strict=False))
     kinds = [one.kind for one in found]
     assert kinds == ["leak", "leak", "duplicate", "too-few"]
-    assert found[-1].text == "class 'melanoma' has 0; expected 2 or more"
+    assert re.search("'melanoma' .*0.* 2 ", found[-1].text)
     file.write_text(json.dumps({name: [] for name in texts}))
     found = check(load_symptoms(file, list(texts), strict=False))
     assert [one.kind for one in found] == ["too-few"] * 3

@@ -6,15 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import (
-    DEFAULT_FOLDER,
-    Backbones,
-    Datasets,
-    DefaultFolder,
-    Seeds,
-    Shots,
-    option,
-)
+from vipbench.cli import options
+from vipbench.cli.options import DEFAULT_FOLDER, DefaultFolder, option
 
 
 def compare(
@@ -31,10 +24,10 @@ def compare(
     metric: Annotated[
         str, option("--metric", "A,B", "Metrics, such as accuracy,auroc.")
     ] = "accuracy",
-    datasets: Datasets = None,
-    backbones: Backbones = None,
-    shots: Shots = None,
-    seeds: Seeds = None,
+    datasets: options.Datasets = None,
+    backbones: options.Backbones = None,
+    shots: options.Shots = None,
+    seeds: options.Seeds = None,
     population: Annotated[
         str,
         option(

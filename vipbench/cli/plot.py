@@ -5,18 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from vipbench.cli.options import (
-    DEFAULT_FOLDER,
-    Backbones,
-    Datasets,
-    DefaultFolder,
-    Methods,
-    Seeds,
-    Shots,
-    option,
-    out,
-    text,
-)
+from vipbench.cli import options
+from vipbench.cli.options import DEFAULT_FOLDER, DefaultFolder, option, out, text
 
 
 def plot(
@@ -46,11 +36,11 @@ def plot(
             "deviation over seeds. [ci-seeds; bars: ci-both]",
         ),
     ] = None,
-    methods: Methods = None,
-    datasets: Datasets = None,
-    backbones: Backbones = None,
-    shots: Shots = None,
-    seeds: Seeds = None,
+    methods: options.Methods = None,
+    datasets: options.Datasets = None,
+    backbones: options.Backbones = None,
+    shots: options.Shots = None,
+    seeds: options.Seeds = None,
 ) -> int:
     """Draw a figure for a paper and print its caption."""
     from vipbench.cli.commands.plot import plot_command

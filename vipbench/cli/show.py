@@ -7,16 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import (
-    DEFAULT_FOLDER,
-    Backbones,
-    Datasets,
-    DefaultFolder,
-    Methods,
-    Seeds,
-    Shots,
-    option,
-)
+from vipbench.cli import options
+from vipbench.cli.options import DEFAULT_FOLDER, DefaultFolder, option
 
 
 def show(
@@ -30,11 +22,11 @@ def show(
     ] = None,
     folder: DefaultFolder = DEFAULT_FOLDER,
     format: Annotated[str, option("--format", "text|json", "Output format.")] = "text",
-    methods: Methods = None,
-    datasets: Datasets = None,
-    backbones: Backbones = None,
-    shots: Shots = None,
-    seeds: Seeds = None,
+    methods: options.Methods = None,
+    datasets: options.Datasets = None,
+    backbones: options.Backbones = None,
+    shots: options.Shots = None,
+    seeds: options.Seeds = None,
 ) -> int:
     """Show one record in full, with errors per class."""
     from vipbench.cli.commands.show import show_command

@@ -6,17 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import (
-    DEFAULT_FOLDER,
-    Backbones,
-    Datasets,
-    DefaultFolder,
-    Methods,
-    Seeds,
-    Shots,
-    option,
-    text,
-)
+from vipbench.cli import options
+from vipbench.cli.options import DEFAULT_FOLDER, DefaultFolder, option, text
 
 
 def table(
@@ -71,11 +62,11 @@ def table(
             help="List the superseded records, which tables leave out.",
         ),
     ] = False,
-    methods: Methods = None,
-    datasets: Datasets = None,
-    backbones: Backbones = None,
-    shots: Shots = None,
-    seeds: Seeds = None,
+    methods: options.Methods = None,
+    datasets: options.Datasets = None,
+    backbones: options.Backbones = None,
+    shots: options.Shots = None,
+    seeds: options.Seeds = None,
 ) -> int:
     """Print the table of a results folder."""
     from vipbench.cli.commands.table import superseded_command, table_command

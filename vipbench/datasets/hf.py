@@ -141,7 +141,7 @@ class HuggingFaceDataset(Dataset):
             sentence = f"A tenth of train taken as val by vipbench, {how}, seed {SEED}."
             drawn = {name: drawn[name] for name in ("train", "val")}
         self.caption = f"{self.caption} {sentence}".strip()
-        made = parts | {name: _some(whole, rows.tolist()) for name, rows in drawn.items()}
+        made = parts | {name: _subset(whole, rows.tolist()) for name, rows in drawn.items()}
         return {name: made[name] for name in SPLITS}
 
 
@@ -324,7 +324,7 @@ def _split(
     return Split(_Images(raw, image, range(len(ids))), labels, ids, groups)
 
 
-def _some(split: Split, rows: Sequence[int]) -> Split:
+def _subset(split: Split, rows: Sequence[int]) -> Split:
     assert isinstance(split.images, _Images)
     return Split(
         split.images.take(rows),

@@ -101,7 +101,9 @@ def _path(known: Mapping[str, Any], name: str) -> Path | None:
 
 def methods(value: Any, folder: Path) -> Any:
     """Names, and mappings as in a suite."""
-    return [_method(item, folder) for item in value] if _many(value) else _method(value, folder)
+    return (
+        [_method(item, folder) for item in value] if _is_sequence(value) else _method(value, folder)
+    )
 
 
 def _method(value: Any, folder: Path) -> Any:
@@ -119,7 +121,7 @@ def _method(value: Any, folder: Path) -> Any:
 def datasets(value: Any, folder: Path) -> Any:
     """Names, and mappings from a name to data, which are written into `folder`."""
     found: list[str] = []
-    for item in value if _many(value) else [value]:
+    for item in value if _is_sequence(value) else [value]:
         if isinstance(item, str):
             found.append(item)
         elif type(item) is dict:
@@ -142,11 +144,11 @@ def backbones(value: Any, folder: Path) -> Any:
     if _is_model(value):
         raise unfit("backbones", value, "{'ours': (model, ...)}, with a name for the model")
     found: list[Any] = []
-    for item in value if _many(value) else [value]:
+    for item in value if _is_sequence(value) else [value]:
         if isinstance(item, Mapping):
             found.append(
                 {
-                    name: one if isinstance(one, str) else _kept(name, one)
+                    name: one if isinstance(one, str) else _cached_model(name, one)
                     for name, one in item.items()
                 }
             )
@@ -158,10 +160,10 @@ def backbones(value: Any, folder: Path) -> Any:
 
 
 def _is_model(value: Any) -> bool:
-    return _many(value) and any(hasattr(part, "state_dict") for part in value)
+    return _is_sequence(value) and any(hasattr(part, "state_dict") for part in value)
 
 
-def _kept(name: str, given: Any) -> str:
+def _cached_model(name: str, given: Any) -> str:
     from vipbench.engine.kept import cache_folder
 
     if not _is_model(given):
@@ -192,7 +194,7 @@ def _texts(kind: str, value: Any, folder: Path) -> Any:
     if not isinstance(value, Mapping) or not value:
         expected = "a file, {class: [text, ...]}, or {dataset: file or such texts}"
         raise unfit(kind, value, expected)
-    if "classes" in value or all(_many(of) for of in value.values()):
+    if "classes" in value or all(_is_sequence(of) for of in value.values()):
         return {"*": _written(kind, value, folder)}
     return {
         name: _written(kind, one, folder) if isinstance(one, Mapping) else _texts(kind, one, folder)
@@ -222,7 +224,7 @@ READERS: dict[str, Callable[[Any, Path], Any]] = {
 }
 
 
-def _many(value: Any) -> bool:
+def _is_sequence(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
@@ -231,7 +233,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return Path(value)
     if isinstance(value, set | frozenset):
-        raise UsageError(f"a set has no order, got {words.show(value)}; give a list")
+        raise UsageError(f"expected an ordered collection, got {words.show(value)}; give a list")
     if isinstance(value, range | Iterator):
         value = list(value)
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):

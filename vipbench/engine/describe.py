@@ -64,7 +64,7 @@ def describe(spec: RunSpec, names: Pseudonyms | None, store: Store) -> Descripti
     plugins += [
         registry.get("backbone", labelled(b)[1].partition(":")[0]).plugin for b in spec.backbones
     ]
-    found = Description({}, {}, {}, _files(spec, plugins), _requires(registry, plugins), {})
+    found = Description({}, {}, {}, _files(spec, plugins), _required_plugins(registry, plugins), {})
     for source in spec.datasets:
         if source in absent:
             records, why = absent[source]
@@ -241,5 +241,5 @@ def _files(spec: RunSpec, plugins: list[Plugin]) -> dict[str, Path]:
     }
 
 
-def _requires(registry: Registry, plugins: list[Plugin]) -> dict[str, str]:
+def _required_plugins(registry: Registry, plugins: list[Plugin]) -> dict[str, str]:
     return {p.name: p.version for p in plugins if not p.builtin and p.version is not None}

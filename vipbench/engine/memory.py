@@ -54,10 +54,10 @@ def _limit(folder: Path) -> Iterator[tuple[int, int]]:
         with suppress(OSError, ValueError):  # "max": no limit
             found = int((folder / limit).read_text())
             # Files in memory that can be dropped count as used.
-            yield found, int((folder / used).read_text()) - _droppable(folder)
+            yield found, int((folder / used).read_text()) - _reclaimable_bytes(folder)
 
 
-def _droppable(folder: Path) -> int:
+def _reclaimable_bytes(folder: Path) -> int:
     with suppress(OSError, ValueError, IndexError):
         for line in (folder / "memory.stat").read_text().splitlines():
             if line.startswith(("inactive_file ", "total_inactive_file ")):

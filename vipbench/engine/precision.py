@@ -24,7 +24,7 @@ class PrecisionError(RuntimeError):
 
 def use_exact_products() -> None:
     """From now on products of fp32 tensors are exact up to fp32's rounding."""
-    _set("ieee")
+    _set_precision("ieee")
 
 
 def require_exact_products(who: str) -> None:
@@ -43,7 +43,7 @@ def require_exact_products(who: str) -> None:
 def feature_precision(name: FeaturePrecision, device: torch.device) -> Iterator[None]:
     """In the block images are encoded in this precision: fp32, fp32 tensors with factors rounded to
     TF32 (CUDA alone), or bfloat16 products by autocast. After it products are exact."""
-    _set("tf32" if name == "tf32" else "ieee")
+    _set_precision("tf32" if name == "tf32" else "ieee")
     try:
         # "fp32" also ends an autocast that a plugin began.
         with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
@@ -61,7 +61,7 @@ def require(name: FeaturePrecision, device: torch.device) -> None:
         )
 
 
-def _set(cuda: str) -> None:
+def _set_precision(cuda: str) -> None:
     for number, switch in enumerate(_switches()):
         switch.fp32_precision = cuda if number < 3 else "ieee"
 

@@ -65,7 +65,7 @@ def rerun(
     """
     found: list[Rerun] = []
     for spec, pairs in _runs(list(stored), suite, out):
-        seen = _Seen()
+        seen = _PlanKeeper()
         reason = ""
         try:
             with _empty_cache():
@@ -94,7 +94,7 @@ def _empty_cache() -> Iterator[None]:
                 os.environ[CACHE_VARIABLE] = before
 
 
-class _Seen(Observer):
+class _PlanKeeper(Observer):
     """Keeps the plan: it tells why a key is none of it."""
 
     def __init__(self) -> None:
@@ -117,15 +117,15 @@ def _runs(
     for pair in sorted(stored, key=lambda pair: pair[0].cell.shots == 0):
         spec = spec_of(pair[0], suite, out)
         for place, (other, pairs) in enumerate(runs):
-            if _fit(other, spec, with_support=pair[0].cell.shots != 0):
-                runs[place] = (_union(other, spec), [*pairs, pair])
+            if _can_share_run(other, spec, with_support=pair[0].cell.shots != 0):
+                runs[place] = (_merged(other, spec), [*pairs, pair])
                 break
         else:
             runs.append((spec, [pair]))
     return runs
 
 
-def _fit(a: RunSpec, b: RunSpec, with_support: bool) -> bool:
+def _can_share_run(a: RunSpec, b: RunSpec, with_support: bool) -> bool:
     """Whether one run can be both: the same settings, and no label for two methods."""
     left_out = GRID if with_support else (*GRID, *OF_SUPPORT)
     same = all(getattr(a, k) == getattr(b, k) for k in RunSpec.model_fields if k not in left_out)
@@ -137,7 +137,7 @@ GRID = ("methods", "datasets", "backbones", "shots", "seeds", "knowledge", *PATH
 OF_SUPPORT = ("views", "sampler", "validation", "selection", "shots_unit")
 
 
-def _union(a: RunSpec, b: RunSpec) -> RunSpec:
+def _merged(a: RunSpec, b: RunSpec) -> RunSpec:
     found: dict[str, Any] = {}
     for name in ("methods", "datasets", "backbones", "shots", "seeds", "knowledge"):
         mine = getattr(a, name)
@@ -165,12 +165,12 @@ def compare(
             there.setdefault(made.slot, []).append(made)
         found_again = []
         for record, p in stored:
-            others = _known(record, (planned or {}).get(record.slot, ()), there)
+            others = _known_reasons(record, (planned or {}).get(record.slot, ()), there)
             found_again.append(_compare(record, p, store, others, tolerance, reason))
         return found_again
 
 
-def _known(
+def _known_reasons(
     record: Record, cells: Sequence[PlannedCell], there: Mapping[Any, Sequence[Record]]
 ) -> list[str | Mapping[str, Any]]:
     """Of each cell at the record's place: why it cannot be, or of what its key is made."""

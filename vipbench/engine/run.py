@@ -182,4 +182,4 @@ def plan(
 def _refuse_nothing(plan: Plan) -> None:
     """Raise UsageError where every cell was left out."""
     if not plan.cells:
-        raise UsageError("; ".join(broken_lines(plan)) or "these arguments make no cell")
+        raise UsageError("; ".join(broken_lines(plan)) or "these arguments select no cells")

@@ -45,7 +45,7 @@ class Screen(Observer):
             )
         lines = settings_lines(self.spec, plan) if self.settings else [f"cells: {counts(plan)}"]
         lines += [*_grouped(impossible), *text_lines(plan, MOST_TEXTS), *notice_lines(plan)]
-        lines += [*_again(todo), *broken_lines(plan)]
+        lines += [*_rerun_lines(todo), *broken_lines(plan)]
         for line in lines:
             self.shown.line(line)
         for cell in todo:
@@ -61,7 +61,7 @@ class Screen(Observer):
         self.done += 1
         if record.error is not None:
             self.failed += 1
-            self.shown.line(f"failed: {_name(cell)}: {_why(record)}")
+            self.shown.line(f"failed: {_name(cell)}: {_error_words(record)}")
         self._show()
         if not waiting:
             del self._shares[cell.group]
@@ -176,7 +176,7 @@ def broken_lines(plan: Plan) -> list[str]:
     return [f"failed: {clean(sentence)}" for sentence in plan.broken]
 
 
-def _again(todo: Iterable[PlannedCell]) -> list[str]:
+def _rerun_lines(todo: Iterable[PlannedCell]) -> list[str]:
     """Why cells that have a result are run, one line for each reason."""
     groups: dict[str, list[PlannedCell]] = {}
     for cell in todo:
@@ -215,7 +215,7 @@ def _name(cell: PlannedCell) -> str:
     return f"{cell.method} on {cell.dataset} with {cell.backbone}, {shots_text(cell.shots)}{seed}"
 
 
-def _why(record: Record) -> str:
+def _error_words(record: Record) -> str:
     error = record.error
     assert error is not None
     text = error.message

@@ -102,7 +102,7 @@ def open_image(
         what = f"image '{name}'"
         return _finish(image, what, of_mode(image, what), pixels, None)
     path = _as_path(image, name)
-    what = _called(path, name)
+    what = _image_words(path, name)
     data = _read(path, what)
     if sha256 is not None:
         _check_digest(hashlib.sha256(data).hexdigest(), sha256, what)
@@ -130,7 +130,7 @@ def examine_image(
         digest, what, data = digest_image(image, name), f"image '{name}'", None
     else:
         path = _as_path(image, name)
-        what = _called(path, name)
+        what = _image_words(path, name)
         data = _read(path, what)
         digest = hashlib.sha256(data).hexdigest()
         if data[:3] == b"\xff\xd8\xff" and b"MPF\0" not in data[:65536]:
@@ -175,10 +175,10 @@ def digest_image(image: ImageLike, name: str = "image") -> str:
         head = f"{image.shape}{image.dtype}".encode()
         return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
     path = _as_path(image, name)
-    return hashlib.sha256(_read(path, _called(path, name))).hexdigest()
+    return hashlib.sha256(_read(path, _image_words(path, name))).hexdigest()
 
 
-def _called(path: Path, name: str) -> str:
+def _image_words(path: Path, name: str) -> str:
     return f"image '{name}'" if str(path) == name else f"image '{name}' ({path})"
 
 

@@ -19,35 +19,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vipbench import api
-from vipbench.methods.shared.prototypes import Templates, one_hot, unit_texts
+from vipbench.methods.shared.prototypes import one_hot
 from vipbench.methods.shared.transclip import Labelled, solve
+from vipbench.methods.transclip import TransCLIP
 
 
-class TransCLIPFS(api.Method):
+class TransCLIPFS(TransCLIP):
     """Few-shot with all test images seen at once: a Gaussian mixture held to texts and labels."""
 
     name = "transclip-fs"
-    kind = "TF"
-    paper = "Zanella et al., Boosting Vision-Language Models with Transduction"
-    year = 2024
-    cost = "seconds"
-    needs = frozenset({"text", "test_images"})
+    uses_support = True
     published = api.Published(validation="min(k,4)")
 
     @dataclass(frozen=True)
-    class HParams(api.HParams):
+    class HParams(TransCLIP.HParams):
         """text_weight: λ. gammas: the values of γ to choose from, with commas. gamma: γ without
         validation."""
 
         text_weight: api.NonNegative = 0.5
         gammas: str = "0.002,0.01,0.02,0.2"
         gamma: api.NonNegative = 0.02
-        n_neighbors: api.Count = 3
-        n_most_confident: api.Count = 8
-        max_iter: api.Count = 10
-        inner_iter: api.Count = 5
-        logit_scale: api.Positive = 100.0
-        templates: Templates = "first"
         compat: Literal["paper", "official"] = "paper"
 
         tunes = (
@@ -68,7 +59,6 @@ class TransCLIPFS(api.Method):
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)
-        self.text = unit_texts(task, hparams.templates)  # (C,D)
         self.val: api.Labelled | None = None
 
     def prepare(self, support: api.Support) -> None:
@@ -76,11 +66,6 @@ class TransCLIPFS(api.Method):
         self.support = F.normalize(support.plain, dim=-1)  # (S,D)
         self.member = one_hot(support.labels, self.task.n_classes, self.support)  # (S,C)
         self.val = support.val
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The zero-shot logits: (B,D) -> (B,C)."""
-        logits: Tensor = self.hparams.logit_scale * F.normalize(x, dim=-1) @ self.text.T
-        return logits
 
     def predict(self, x: Tensor) -> Tensor:
         """All test images: (Q,D) -> log-probabilities (Q,C)."""

@@ -65,7 +65,7 @@ def closure(root: type) -> list[tuple[str, str]]:
             return
         seen[id(value)] = len(seen)
         held.append(value)
-        found.append((place, _word(value)))
+        found.append((place, _description(value)))
         for name, part in _parts(value):
             visit(f"{place}{name}", part)
 
@@ -73,13 +73,17 @@ def closure(root: type) -> list[tuple[str, str]]:
     return found
 
 
-def _word(value: Any) -> str:
+def _description(value: Any) -> str:
     if isinstance(value, FunctionType):
         return f"function {_digest(value.__code__)}"
     if isinstance(value, ModuleType):
         return "local module" if is_own(value) else f"module {value.__name__}"
     if isinstance(value, type):
-        return f"class {value.__name__}" if is_own(module_of(value)) else f"class {_path(value)}"
+        return (
+            f"class {value.__name__}"
+            if is_own(module_of(value))
+            else f"class {_qualified_name(value)}"
+        )
     if isinstance(value, enum.Enum):
         return f"{type(value).__name__}.{value.name}"
     if hasattr(value, "tobytes") and hasattr(value, "dtype"):
@@ -91,16 +95,16 @@ def _word(value: Any) -> str:
     kind: Any = type(value)
     text = "" if kind.__repr__ is object.__repr__ else repr(value)
     plain = not any(mark in text for mark in (" at 0x", "__main__", "<locals>", "vipbench_plugin_"))
-    return f"{type(value).__name__} {text if plain and not _holds(value) else ''}"
+    return f"{type(value).__name__} {text if plain and not _is_container(value) else ''}"
 
 
-def _holds(value: Any) -> bool:
+def _is_container(value: Any) -> bool:
     return isinstance(value, list | tuple | Mapping | functools.partial) or hasattr(
         value, "__dataclass_fields__"
     )
 
 
-def _path(value: Any) -> str:
+def _qualified_name(value: Any) -> str:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
 
 

@@ -40,9 +40,9 @@ class Values(ABC):
         self._imports: dict[str, None] = {}
         self._way: list[str] = []
 
-    def at(self, place: str) -> _Way:
+    def at(self, place: str) -> _Reached:
         """Within this, messages say that something was reached from `place`."""
-        return _Way(self._way, place)
+        return _Reached(self._way, place)
 
     def _refuse(self, what: str) -> typing.NoReturn:
         way = " -> ".join(self._way)
@@ -84,7 +84,7 @@ class Values(ABC):
             return found
         place = importable(value, wished)
         if place is None:
-            self._refuse(f"is {_what(value)}, which is neither source nor a constant")
+            self._refuse(f"is {_kind_of(value)}, which is neither source nor a constant")
         return self._imported(*place)
 
     def _imported(self, module: ModuleType, path: str) -> str:
@@ -185,7 +185,7 @@ class Values(ABC):
                 return f"{self._module(numpy)}.dtype({value.str!r})"
             if value.dtype.kind not in "biufcUS" or value.size > MOST_VALUES:
                 self._refuse(
-                    f"is {_what(value)}; a constant has up to {MOST_VALUES:,} numbers or texts"
+                    f"is {_kind_of(value)}; a constant has up to {MOST_VALUES:,} numbers or texts"
                 )
             held = self.express(value.tolist())
             made = f"{self._module(numpy)}.array({held}, dtype={value.dtype.str!r})"
@@ -206,7 +206,7 @@ class Values(ABC):
         return None
 
 
-class _Way:
+class _Reached:
     def __init__(self, way: list[str], place: str) -> None:
         self._all, self._place = way, place
 
@@ -217,7 +217,7 @@ class _Way:
         self._all.pop()
 
 
-def _what(value: Any) -> str:
+def _kind_of(value: Any) -> str:
     kind = type(value)
     where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
     return f"an object of {where}{kind.__qualname__}"

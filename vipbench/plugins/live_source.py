@@ -81,7 +81,7 @@ def _source_of_code(code: CodeType) -> Source:
             continue
         if node.name == code.co_name and _first(node) == code.co_firstlineno:
             return _cut(node, text, future)
-    raise NoSourceError(f"{_place(code.co_filename)} has no '{code.co_name}' at its line any more")
+    raise NoSourceError(f"{_place(code.co_filename)} no longer has '{code.co_name}' at its line")
 
 
 def _source_of_class(thing: type) -> Source:
@@ -102,7 +102,7 @@ def _source_of_class(thing: type) -> Source:
     own = [f for f in vars(thing).values() if isinstance(f, FunctionType)]
     own = [f for f in own if f.__globals__.get("__name__") == thing.__module__]
     if any("__create_fn__" not in f.__code__.co_qualname for f in own):
-        raise NoSourceError("its methods stand in no class statement of this name")
+        raise NoSourceError("no class statement of this name has its methods")
     # A class without functions: by its name and what its body binds.
     for file in _files(thing):
         try:
@@ -119,7 +119,7 @@ def _source_of_class(thing: type) -> Source:
                     for n in tree.body
                 )
                 return _cut(node, text, future)
-    raise NoSourceError(f"no source defines the class '{name}' as it is")
+    raise NoSourceError(f"no source matches the class '{name}'")
 
 
 def _files(thing: type) -> Iterator[str]:
@@ -166,7 +166,7 @@ def _tree(file: str) -> tuple[str, ast.Module]:
     if not text and file == "<string>" and "-c" in sys.orig_argv[:-1]:
         text = sys.orig_argv[sys.orig_argv.index("-c") + 1]
     if not text:
-        raise NoSourceError(f"Python keeps no source of {_place(file)}")
+        raise NoSourceError(f"Python has no source for {_place(file)}")
     return text, _parsed(text, file)
 
 
@@ -225,7 +225,7 @@ def _lambda(code: CodeType, text: str, tree: ast.Module) -> str:
             free = set(code.co_freevars)  # those read as globals when it is compiled alone
             if inner and (free or (inner[0].co_code, inner[0].co_consts) == _body(code)):
                 return found
-    raise NoSourceError(f"{_place(code.co_filename)} has no such lambda at its line any more")
+    raise NoSourceError(f"{_place(code.co_filename)} no longer has this lambda at its line")
 
 
 def _body(code: CodeType) -> tuple[bytes, tuple[Any, ...]]:

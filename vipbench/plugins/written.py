@@ -84,15 +84,15 @@ def write_class(method: type) -> Written:
             bound = writer.refer(method, method.__name__)
     except RecursionError:
         raise UsageError(
-            f"the method class '{method.__name__}' cannot be sent to the workers: what it reaches "
-            "has no end"
+            f"the method class '{method.__name__}' cannot be sent to the workers: its references "
+            "are nested without end"
         ) from None
     except CannotWriteError as error:
         raise UsageError(
             f"the method class '{method.__name__}' cannot be sent to the workers: {error}. It may "
-            "reach functions and classes (by source), constants (by value), installed packages and "
-            "local modules (by file); make anything else in its methods, or give it as a "
-            "hyperparameter"
+            "use functions and classes (copied as source), constants (copied as values), installed "
+            "packages and local modules (copied as files); create other objects in its methods, or "
+            "pass them as hyperparameters"
         ) from None
     files = {f"{_stem(name)}.py": writer.text(method, name, bound).encode()}
     files |= {f"{folder}/{place}": code for place, code in copied_modules(writer.local).items()}
@@ -142,9 +142,9 @@ class _Writer(Values):
         if name in self._bound:
             if self._bound[name] is value or _same_constant(self._bound[name], value):
                 return
-            self._refuse(f"is another thing than the '{name}' that something else of it reaches")
+            self._refuse(f"differs from the '{name}' that another part of the class uses")
         if name in _RESERVED and not isinstance(value, ModuleType):
-            self._refuse("has a name that the written file needs; rename it")
+            self._refuse("has a name that is reserved in the written file; rename it")
         self._bound[name] = value
         if isinstance(value, ModuleType):
             self._bind_module(name, value)
@@ -165,7 +165,7 @@ class _Writer(Values):
             self._body.append(f"{name} = {made}, defaults={self.express(defaults, name)})")
         elif isinstance(value, type | FunctionType):
             kind = "class" if isinstance(value, type) else "function"
-            self._refuse(f"is a {kind} that no class statement or def gave; write it as one")
+            self._refuse(f"is a {kind} made without a class statement or def; define it with one")
         else:
             self._bind_value(name, value)
 
@@ -182,7 +182,7 @@ class _Writer(Values):
 
     def _bind_module(self, name: str, module: ModuleType) -> None:
         if module.__name__ == "__main__":
-            self._refuse("is the script itself; read its names, not the module")
+            self._refuse("is the script's own module; use its names directly")
         if is_own(module):
             place = self._local(module)
             package, _, last = place.rpartition(".")
@@ -195,7 +195,7 @@ class _Writer(Values):
         """The name that the copy of a local module has. Raises CannotWriteError."""
         file = local_file(module.__name__)
         if file is None:
-            self._refuse(f"is of the module '{module.__name__}', of which there is no *.py file")
+            self._refuse(f"belongs to the module '{module.__name__}', which has no *.py file")
         self.local[module.__name__] = file
         return f"{self.folder}.{module.__name__}"
 
@@ -223,7 +223,7 @@ class _Writer(Values):
                 return None
             self._refuse(
                 f"is a {'class' if isinstance(kind, type) else 'function'} whose source cannot be "
-                f"had ({error}); put it into a script, a notebook's cell or a module"
+                f"read ({error}); define it in a script, a notebook cell or a module"
             )
 
     def _is_defined(self, name: str, value: Any) -> bool:
@@ -245,7 +245,7 @@ class _Writer(Values):
                 spelled[base.__name__] = base
         for each in names.at_once:
             if spelled[each] is NOWHERE and each != source.name and not hasattr(builtins, each):
-                self._refuse(f"reads '{each}' while it is defined, which has no value any more")
+                self._refuse(f"uses '{each}' in its definition, which no longer has a value")
         own = not enclosed and source.name == name
         if own and name in names.at_once and spelled[name] is not value:
             del self._bound[name]
@@ -301,7 +301,7 @@ class _Writer(Values):
             return
         with self.at(name):
             if name == "__file__":
-                self._refuse("is another file in the workers; write the path out")
+                self._refuse("is another path in the workers; write the path in full")
             if name.startswith("__") and name.endswith("__"):
                 return
             self.bind(name, value)
@@ -339,7 +339,7 @@ class _Writer(Values):
                 try:
                     held = cell.cell_contents
                 except ValueError:
-                    self._refuse(f"reads '{name}' of a function around it, which has no value yet")
+                    self._refuse(f"uses '{name}' of an enclosing function, which has no value yet")
                 if name != "__class__" and not (held is value and name == source.name):
                     found[name] = held
         if isinstance(value, type):

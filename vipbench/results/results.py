@@ -351,7 +351,7 @@ def _only(records: Sequence[Record], given: Mapping[str, Any]) -> Record:
     """The finished record that has the values `given`, where not None. Raises UsageError."""
     fitting = [record for record in records if record.ok]
     if not fitting:
-        raise UsageError("there is no finished cell, and so no model")
+        raise UsageError("no cell is finished, so there is no model")
     for name, value in given.items():
         if value is None:
             continue
@@ -370,7 +370,7 @@ def _only(records: Sequence[Record], given: Mapping[str, Any]) -> Record:
         for name, values in choices.items()
         if len(values) > 1
     ]
-    raise UsageError(f"{len(fitting)} models fit; give one value of {' and of '.join(words)}")
+    raise UsageError(f"{len(fitting)} models match; choose one value of {' and of '.join(words)}")
 
 
 def _frame(text: str) -> pd.DataFrame:

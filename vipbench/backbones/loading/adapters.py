@@ -65,12 +65,12 @@ def apply_adapter(model: nn.Module, folder: Path, where: str) -> None:
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in read_weights(path).items():
-            module, part = _taken_apart(name, what)
+            module, part = _split_name(name, what)
             if part:
                 low_rank.setdefault(module, {})[part] = value.float()
                 continue
             if module not in own or own[module].shape != value.shape:
-                raise _misfit(what, name)
+                raise _does_not_fit(what, name)
             own[module].copy_(value)
         for module, parts in low_rank.items():
             _add(model, module, parts, config, what)
@@ -90,17 +90,17 @@ def _check(config: Mapping[str, Any], what: str) -> None:
         )
 
 
-def _taken_apart(name: str, what: str) -> tuple[str, str]:
+def _split_name(name: str, what: str) -> tuple[str, str]:
     """The module or parameter that a weight of the file is for, and which part of an update it
     is: "A", "B", "magnitude", or "" for a parameter that is replaced."""
     inner = name.removeprefix(_PREFIX)
     if inner == name:
-        raise _misfit(what, name)
+        raise _does_not_fit(what, name)
     for ending, part in _PARTS.items():
         if inner.endswith(f".{ending}"):
             return inner.removesuffix(f".{ending}"), part
     if "lora_" in inner:
-        raise _misfit(what, name)
+        raise _does_not_fit(what, name)
     return inner.replace(".base_layer.", "."), ""
 
 
@@ -111,7 +111,7 @@ def _add(
     try:
         layer = model.get_submodule(name)
     except AttributeError:
-        raise _misfit(what, name) from None
+        raise _does_not_fit(what, name) from None
     # The output projection of nn.MultiheadAttention is a subclass of Linear: attention reads its
     # weight past peft's layer, so that an update there does nothing in the library.
     if type(layer) not in (nn.Linear, nn.Embedding, nn.Conv2d):
@@ -121,20 +121,20 @@ def _add(
         raise _refused(what, f"it changes the positions '{name}'")
     weight: Any = layer.weight
     if not {"A", "B"} <= parts.keys():
-        raise _misfit(what, name)
+        raise _does_not_fit(what, name)
     a, b = parts["A"], parts["B"]
     rank = _by_pattern(config.get("rank_pattern"), name, config.get("r", 8))
     alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
     if a.shape[0] != rank or b.shape[1] != rank:
-        raise _misfit(what, name)
+        raise _does_not_fit(what, name)
     update = b.flatten(1) @ a.flatten(1)
     update = update.T if isinstance(layer, nn.Embedding) else update
     if update.numel() != weight.numel() or len(update) != len(weight):
-        raise _misfit(what, name)
+        raise _does_not_fit(what, name)
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     changed = weight + scale * update.reshape(weight.shape)
     if ("magnitude" in parts) != bool(config.get("use_dora")):
-        raise _misfit(what, name)
+        raise _does_not_fit(what, name)
     if config.get("use_dora"):
         if not isinstance(layer, nn.Linear):
             raise _refused(what, f"use_dora for '{name}', a {type(layer).__name__}")
@@ -156,5 +156,5 @@ def _refused(what: str, why: str) -> UsageError:
     )
 
 
-def _misfit(what: str, name: str) -> UsageError:
+def _does_not_fit(what: str, name: str) -> UsageError:
     return _refused(what, f"'{name}' does not fit the base model or the adapter's settings")

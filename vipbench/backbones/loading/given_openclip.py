@@ -111,10 +111,10 @@ def _listed(model: Any) -> Iterator[dict[str, Any]]:
         same = kinds == ("timm_model_name" in vision, "hf_model_name" in texts)
         same &= getattr(visual, "output_dim", config.get("embed_dim")) == config.get("embed_dim")
         if same and (words is None or words.shape[1] == texts.get("width", 512)):
-            yield {**config, "quick_gelu": _quick(model)}
+            yield {**config, "quick_gelu": _uses_quickgelu(model)}
 
 
-def _quick(model: nn.Module) -> bool:
+def _uses_quickgelu(model: nn.Module) -> bool:
     return any(type(part).__name__ == "QuickGELU" for part in model.modules())
 
 
@@ -127,7 +127,7 @@ def _read(model: Any, folder: Path) -> Iterator[dict[str, Any]]:
     custom = {"custom_text": True} if hasattr(model, "text") else {}
     yield {
         "embed_dim": dim,
-        "quick_gelu": _quick(model),
+        "quick_gelu": _uses_quickgelu(model),
         **custom,
         "vision_cfg": vision,
         "text_cfg": text,
@@ -136,7 +136,7 @@ def _read(model: Any, folder: Path) -> Iterator[dict[str, Any]]:
 
 def _vision(tower: Any) -> tuple[dict[str, Any], int]:
     kind = type(tower).__name__
-    size = _one(tower.image_size)
+    size = _square_side(tower.image_size)
     if kind == "ModifiedResNet":
         blocks = [len(getattr(tower, f"layer{i}")) for i in (1, 2, 3, 4)]
         width = int(tower.conv3.out_channels)
@@ -164,7 +164,7 @@ def _vision(tower: Any) -> tuple[dict[str, Any], int]:
         "width": width,
         "head_width": width // int(blocks[0].attn.num_heads),
         "image_size": size,
-        "patch_size": _one(tower.patch_size),
+        "patch_size": _square_side(tower.patch_size),
         "no_ln_pre": isinstance(tower.ln_pre, nn.Identity),
         "final_ln_after_pool": bool(tower.final_ln_after_pool),
         "pool_type": tower.pool_type,
@@ -221,7 +221,7 @@ def _norm(norm: Any) -> dict[str, Any]:
     return {} if norm.eps == 1e-5 else {"norm_kwargs": {"eps": float(norm.eps)}}
 
 
-def _one(size: Any) -> int:
+def _square_side(size: Any) -> int:
     """The side of a square."""
     height, width = size if isinstance(size, list | tuple) else (size, size)
     if height != width:

@@ -100,7 +100,7 @@ def framed_wordpieces(
         return list(tokenizer(clean(text), add_special_tokens=False).input_ids)
 
     vocabulary = tokenizer.get_vocab()
-    _check_tells_apart(tokenizer, vocabulary, encode)
+    _check_distinguishes_words(tokenizer, vocabulary, encode)
     bare, framed = encode("a"), list(tokenizer(clean("a")).input_ids)
     at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
     if at is None:
@@ -127,7 +127,7 @@ def framed_wordpieces(
     )
 
 
-def _check_tells_apart(
+def _check_distinguishes_words(
     tokenizer: Any, vocabulary: Mapping[str, int], encode: Callable[[str], list[int]]
 ) -> None:
     special = set(tokenizer.all_special_ids)

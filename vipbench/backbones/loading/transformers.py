@@ -63,13 +63,15 @@ def build_pair(
     texts: TextSide
     if kind in ("siglip", "siglip2"):
         images = side_of_transformers(
-            model.vision_model, None, partial(_fresh, model.vision_model, None)
+            model.vision_model, None, partial(_untrained_tower, model.vision_model, None)
         )
         texts = SiglipSide(model.text_model, wordpieces.pad)
         dim = int(model.config.vision_config.hidden_size)
     elif kind == "vision-text-dual-encoder":
         vision, projection = model.vision_model, model.visual_projection
-        images = side_of_transformers(vision, projection, partial(_fresh, vision, projection))
+        images = side_of_transformers(
+            vision, projection, partial(_untrained_tower, vision, projection)
+        )
         texts = BertSide(model.text_model, partial(_pooler, model), model.text_projection, tokens)
         dim = int(projection.out_features)
     else:
@@ -108,7 +110,7 @@ def _pooler(model: Any, x: Tensor, lengths: Tensor) -> Tensor:
     return pooled
 
 
-def _fresh(vision: Any, projection: nn.Linear | None) -> nn.Module:
+def _untrained_tower(vision: Any, projection: nn.Linear | None) -> nn.Module:
     """The image tower with new weights."""
     new = type(vision)(vision.config)
     if projection is None:
@@ -281,7 +283,7 @@ def _built(place: _Place, kind: str, where: str, own: bool, remote: bool) -> Bac
         backbone = build_pair(
             model,
             kind,
-            wordpieces=framed_wordpieces(tokenizer, _clean(kind, tokenizer)),
+            wordpieces=framed_wordpieces(tokenizer, _text_cleaner(kind, tokenizer)),
             tokens=_most_tokens(words),
             preprocess=partial(read_preprocess, images, kind, where=where, remote=remote),
             name=f"transformers:{digest}" if own else where,
@@ -301,7 +303,7 @@ def _built(place: _Place, kind: str, where: str, own: bool, remote: bool) -> Bac
     return backbone
 
 
-def _clean(kind: str, tokenizer: Any) -> Callable[[str], str]:
+def _text_cleaner(kind: str, tokenizer: Any) -> Callable[[str], str]:
     """What is done to a text before it is tokenised. SigLIP and SigLIP 2 were trained on lowercase
     texts; the tokenizers of their own classes see to that, and Gemma's, which the repositories of
     SigLIP 2 at a fixed resolution name, does not."""
@@ -454,13 +456,13 @@ def _load(folder: Path, where: str, remote: bool) -> Any:
     if missing or misfit:
         raise UsageError(
             f"the weights of {where} do not fit its config.json: {len(missing) + len(misfit)} are "
-            f"missing or of another shape ({_few([*missing, *misfit])})"
+            f"missing or of another shape ({_first_names([*missing, *misfit])})"
         )
     strange = sorted(info["unexpected_keys"])
     if strange and not remote:
         raise UsageError(
             f"the weights of {where} do not fit its config.json: {len(strange)} have no place in "
-            f"the model ({_few(strange)})"
+            f"the model ({_first_names(strange)})"
         )
     return model
 
@@ -477,10 +479,10 @@ def _read(folder: Path) -> dict[str, Tensor]:
 def _check_numbers(model: nn.Module, where: str) -> None:
     bad = [n for n, v in model.state_dict().items() if not bool(torch.isfinite(v.float()).all())]
     if bad:
-        raise UsageError(f"the weights of {where} hold NaN or infinity ({_few(bad)})")
+        raise UsageError(f"the weights of {where} hold NaN or infinity ({_first_names(bad)})")
 
 
-def _few(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 

@@ -71,15 +71,17 @@ class Layer:
         return q, k, v
 
     def _attention(self, x: Tensor, seen: Tensor | None, tap: Tap | None) -> Tensor:
-        q, k, v = (self._through(tap, name, getattr(self, name), x) for name in "qkv")
+        q, k, v = (self._apply_linear(tap, name, getattr(self, name), x) for name in "qkv")
         flat = [t.reshape(-1, *t.shape[-2:]) for t in (q, k, v)]
         mixed = folded(partial(_attend, self.heads, seen), *flat).reshape(v.shape)
-        return self._through(tap, "o", self.o, mixed)
+        return self._apply_linear(tap, "o", self.o, mixed)
 
     def _network(self, x: Tensor, tap: Tap | None) -> Tensor:
-        return self._through(tap, "fc2", self.fc2, self.act(self._through(tap, "fc1", self.fc1, x)))
+        return self._apply_linear(
+            tap, "fc2", self.fc2, self.act(self._apply_linear(tap, "fc1", self.fc1, x))
+        )
 
-    def _through(self, tap: Tap | None, name: str, linear: Function, x: Tensor) -> Tensor:
+    def _apply_linear(self, tap: Tap | None, name: str, linear: Function, x: Tensor) -> Tensor:
         y = linear(x)
         return y if tap is None else tap.linear(self.tower, self.index, name, x, y)
 
@@ -173,7 +175,7 @@ def _timm_parts(block: Any) -> dict[str, Any]:
             "its blocks normalise or gate within attention, which taps do not know"
         )
     return {
-        **{"heads": attn.num_heads, **_thirds(lambda: attn.qkv.weight, lambda: attn.qkv.bias)},
+        **{"heads": attn.num_heads, **_packed_qkv(lambda: attn.qkv.weight, lambda: attn.qkv.bias)},
         **{"o": attn.proj},
         **{"fc1": mlp.fc1, "act": mlp.act, "fc2": mlp.fc2},
         **{"norm1": block.norm1, "norm2": block.norm2, "scale1": block.ls1, "scale2": block.ls2},
@@ -184,13 +186,15 @@ def _openclip_parts(block: Any) -> dict[str, Any]:
     attn, mlp = block.attn, block.mlp
     return {
         **{"heads": attn.num_heads, "o": attn.out_proj},
-        **_thirds(lambda: attn.in_proj_weight, lambda: attn.in_proj_bias),
+        **_packed_qkv(lambda: attn.in_proj_weight, lambda: attn.in_proj_bias),
         **{"fc1": mlp.c_fc, "act": mlp.gelu, "fc2": mlp.c_proj},
         **{"norm1": block.ln_1, "norm2": block.ln_2, "scale1": block.ls_1, "scale2": block.ls_2},
     }
 
 
-def _thirds(weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> dict[str, Function]:
+def _packed_qkv(
+    weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]
+) -> dict[str, Function]:
     """q, k and v of one packed projection, read at every call: the module may move."""
 
     def part(i: int, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ ALIGNED = 16
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """seen (*,Q,T) bool -> (*,Q,T): 0 where a row may look, else -inf."""
-    mask = _room(seen, tuple(seen.shape), dtype)
+    mask = _aligned_memory(seen, tuple(seen.shape), dtype)
     return mask.zero_().masked_fill_(~seen, -torch.inf)
 
 
@@ -26,7 +26,7 @@ def repeated(mask: Tensor, times: int) -> Tensor:
     """(n,Q,T) -> (times·n,Q,T), or as it is, (1,Q,T), where one serves all."""
     if times == 1 or len(mask) == 1:
         return mask
-    room = _room(mask, (times * len(mask), *mask.shape[1:]), mask.dtype)
+    room = _aligned_memory(mask, (times * len(mask), *mask.shape[1:]), mask.dtype)
     room.unflatten(0, (times, len(mask))).copy_(mask)
     return room
 
@@ -53,7 +53,7 @@ def queries_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _room(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _aligned_memory(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Memory for a mask; what lies between its rows is zero."""
     t = shape[-1]
     room = like.new_empty(*shape[:-1], -(-t // ALIGNED) * ALIGNED, dtype=dtype)

@@ -51,14 +51,14 @@ def embed_texts(texts: Texts, wordpieces: Wordpieces, context_length: int) -> Pr
     shape = _shape(texts, "texts")
     flat: list[_Tokens | None] = []
     pieces: set[int] = set()
-    for text in _leaves(texts, shape):
+    for text in _flattened(texts, shape):
         flat.append(None if text is None else _tokenise(text, wordpieces, context_length))
         if text is not None:
             pieces.add(1 if isinstance(text, str) else len(text))
     if len(pieces) > 1:
         raise TextError(
-            f"the texts have {_either(sorted(pieces))} pieces; all texts of one call need the "
-            f"same number, so that each has the same number of places for a context"
+            f"the texts have {_joined_numbers(sorted(pieces))} pieces; all texts of one call need "
+            "the same number, so that each has the same number of places for a context"
         )
     # A place that a ragged class leaves empty repeats a real text, so that its features are
     # finite; the first text of a class is always there.
@@ -150,19 +150,19 @@ def _shape(texts: Any, place: str) -> tuple[int, ...]:
     return (len(texts), *(max(sizes) for sizes in zip(*inner, strict=True)))
 
 
-def _leaves(texts: Any, shape: tuple[int, ...]) -> Iterator[Text | None]:
+def _flattened(texts: Any, shape: tuple[int, ...]) -> Iterator[Text | None]:
     """The texts in order, None for each place that a ragged part leaves empty."""
     if not shape:
         yield texts
         return
     for i in range(shape[0]):
         if texts is not None and i < len(texts):
-            yield from _leaves(texts[i], shape[1:])
+            yield from _flattened(texts[i], shape[1:])
         else:
-            yield from _nothing(shape[1:])
+            yield from _empty_places(shape[1:])
 
 
-def _nothing(shape: tuple[int, ...]) -> Iterator[None]:
+def _empty_places(shape: tuple[int, ...]) -> Iterator[None]:
     total = 1
     for size in shape:
         total *= size
@@ -175,5 +175,5 @@ def _quote(text: Text) -> str:
     return f"'{whole}'" if len(whole) <= 200 else f"'{whole[:200]}…'"
 
 
-def _either(numbers: list[int]) -> str:
+def _joined_numbers(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"

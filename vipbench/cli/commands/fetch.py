@@ -96,7 +96,7 @@ def _all(source: str, needed: Iterable[Needed], offline: bool) -> int:
         print(f"{source}: cannot be fetched: {error}")
         return BY_HAND
     if not count:
-        print(f"{source}: needs no file that could be fetched")
+        print(f"{source}: has no file to fetch")
     return OK
 
 

@@ -35,7 +35,7 @@ def merge_command(folders: Sequence[str], out: Path, prefer: str | None) -> int:
         outcomes = []
         for name, folder in sources:
             with Store(folder, readonly=True) as source:
-                outcomes += store.submit(_handed(source, name))
+                outcomes += store.submit(_read_submissions(source, name))
                 _add_cells(store, source.plan())
         print_counts(out, outcomes, store)
         if prefer is not None:
@@ -74,17 +74,17 @@ def _source(text: str, number: int, count: int) -> tuple[str, Path]:
     return ("run" if count == 1 else f"run {number}"), Path(text)
 
 
-def _handed(source: Store, name: str) -> Iterator[Handed]:
+def _read_submissions(source: Store, name: str) -> Iterator[Handed]:
     several = source.submissions()
     for record in source.records():
         if record.key not in several:
-            yield _as_handed(record, name, source)
+            yield _read_submission(record, name, source)
     for found in several.values():
         for number, record in found:
-            yield _as_handed(record, name, source, number)
+            yield _read_submission(record, name, source, number)
 
 
-def _as_handed(record: Record, name: str, source: Store, number: int | None = None) -> Handed:
+def _read_submission(record: Record, name: str, source: Store, number: int | None = None) -> Handed:
     predictions = source.predictions(record.key, number)
     learned = source.parameters(record.key, number)
     problems = key_problems(record)
@@ -135,7 +135,7 @@ def print_counts(out: Path, outcomes: Sequence[str], store: Store) -> None:
     counts = {word: outcomes.count(word) for word in ("new", "same", "other")}
     print(
         f"{out}: {plural(counts['new'], 'new result')}, {counts['same']:,} already there, "
-        f"{counts['other']:,} with other scores than what is there"
+        f"{counts['other']:,} with scores that differ from those there"
     )
     if counts["other"]:
         print(f"submitters: {clean(', '.join(who(r for r, _ in all_results(store))))}")

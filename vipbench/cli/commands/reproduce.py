@@ -41,7 +41,7 @@ def reproduce_command(
         there = {name: inside / name for name in files}
         if any(not p.is_file() or p.read_bytes() != files[n] for n, p in there.items()):
             raise UsageError(f"{inside} already has another bundle; give another --out") from None
-    _tell(bundle, manifest, files)
+    _print_contents(bundle, manifest, files)
     spec = _spec(inside, out, data_root, datasets, manifest)
     if yes:
         trust.allow_everything()
@@ -85,7 +85,7 @@ def _records(data: bytes, budget: Budget) -> list[tuple[Record, Predictions | No
     return found
 
 
-def _tell(bundle: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+def _print_contents(bundle: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     print(f"{bundle}: {clean(str(manifest.get('title') or 'a run'))}")
     print(f"  made with vipbench {clean(str(manifest.get('vipbench')))}, this is {__version__}")
     for name, version in as_dict(manifest.get("requires")).items():

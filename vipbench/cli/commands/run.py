@@ -40,7 +40,7 @@ def row_line(one: Estimate) -> str:
 def sum_lines(found: Sequence[Estimate], spec: RunSpec) -> list[str]:
     """The sums over all rows, and what shortens the run."""
     if not found:
-        return ["Nothing is to do: no time, no further disk."]
+        return ["Nothing to do: no time and no disk space needed."]
     known = [one for one in found if one.work_seconds is not None]
     total = sum(one.encode_seconds + (one.work_seconds or 0.0) for one in found)
     more = "" if len(known) == len(found) else ", and the rows marked ?"
@@ -94,7 +94,7 @@ def run_command(
             def first(plan: Plan) -> None:
                 _show_plan(spec, plan, shown)
                 if plan.of("todo"):
-                    shown.line("\nTo expect, measured now on this machine:")
+                    shown.line("\nEstimate, measured now on this machine:")
 
             planned, estimates = driver.estimate(
                 spec, retry, imported, first, lambda one: shown.line(row_line(one))

@@ -69,12 +69,12 @@ def _chosen(store: Store, chosen: Selection) -> Record:
     exact = [c for c in cells if chosen.shots is None or c.shots in chosen.shots]
     found = [c for c in exact or cells if c.key in keys]
     if len(found) != 1:
-        what = "no record has all of what was asked for"
+        what = "no record matches these options"
         if found:
             some = "; ".join(map(_choice, found[:MOST_CHOICES]))
             more = f" and {len(found) - MOST_CHOICES} more" if len(found) > MOST_CHOICES else ""
             what = (
-                f"{len(found)} records have that: {some}{more}. Give a key, or choose one with "
+                f"{len(found)} records match: {some}{more}. Give a key, or choose one with "
                 "--methods, --datasets, --backbones, --shots and --seeds"
             )
         raise UsageError(f"{store.out_dir}: {what}")

@@ -98,11 +98,11 @@ def show_command(dataset: str, file: Path | None, knowledge: str, root: Path | N
     for line in columns(rows):
         print(line.rstrip())
     if file is not None:
-        _say_source(load_symptoms(file, names))
+        _print_source(load_symptoms(file, names))
     return OK
 
 
-def _say_source(found: SymptomSet) -> None:
+def _print_source(found: SymptomSet) -> None:
     for key, value in found.source.items():
         if key != "prompts":
             print(f"{clean(str(key))}: {clean(str(value))}")
@@ -131,7 +131,7 @@ def rank_command(dataset: str, backbone: str, file: Path | None, root: Path | No
     for line in columns(rows):
         print(line)
     n = len(data.splits["train"])
-    print(f"AUROC of the cosine on the {n} training images, class against rest", file=sys.stderr)
+    print(f"AUROC of the cosine on {n} training images, one class versus rest", file=sys.stderr)
     return OK
 
 

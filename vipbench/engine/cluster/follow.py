@@ -134,7 +134,7 @@ class Follower:
             if jobs is not None and (answered or known or time.time() > until):
                 return jobs
             if jobs is None and not complained:
-                self.say("note: the queue cannot be asked just now; waiting for it")
+                self.say("note: the queue does not answer; trying again")
                 complained = True
             if self._stop():
                 raise KeyboardInterrupt
@@ -217,18 +217,18 @@ class Follower:
         if one.starts >= MOST_STARTS:
             one.state = "given up"
             one.why = (
-                f"{one.starts} jobs in a row ended ({state}) before they had begun; see "
+                f"{one.starts} jobs in a row ended ({state}) before the part started; see "
                 f"{self.parts.file(one.number, '.log')}"
             )
             return
         if state == OUT_OF_MEMORY and one.doubled:
             one.state = "given up"
-            one.why = "out of memory, also with twice as much; ask for more"
+            one.why = "out of memory, even with twice the memory; raise mem"
             return
         memory = 2 if state == OUT_OF_MEMORY or one.doubled else 1
         one.doubled = memory == 2
         self.say(
-            f"note: part {one.number} left the queue ({state}) with cells to do; submitted again"
+            f"note: part {one.number} left the queue ({state}) with unfinished cells; resubmitted"
             + (" with twice the memory" if memory == 2 else "")
         )
         self._submit([one.number], memory)

@@ -67,14 +67,14 @@ def prepare(
     if alive and known is not None:
         if known["digest"] != digest.hexdigest():
             raise UsageError(
-                f"jobs of another run are alive in {parts.out}; wait for them, end them with "
+                f"jobs of another run are active in {parts.out}; wait for them, cancel them with "
                 f"`vipbench cancel {parts.out}`, or give another output folder"
             )
         return known
     if known is not None and known["digest"] == digest.hexdigest():
         run = known
         if executor.jobs not in (None, len(run["parts"])):
-            say(f"note: this run was cut into {plural(len(run['parts']), 'part')} before")
+            say(f"note: this run already has {plural(len(run['parts']), 'part')}; jobs is ignored")
     else:
         make_folder(parts.folder)
         run = {"id": secrets.token_hex(4), "digest": digest.hexdigest()}
@@ -110,14 +110,14 @@ def _cut(
     jobs = executor.jobs or fitting(whole, seconds)
     limit = min(MOST_PARTS, most or MOST_PARTS)
     if jobs > limit:
-        who = "the cluster takes" if limit == most else "vipbench makes"
-        say(f"note: cut into {limit:,} parts: {who} no more at once")
+        who = "the cluster accepts" if limit == most else "vipbench makes"
+        say(f"note: limited to {limit:,} parts: {who} no more at once")
         jobs = limit
     pieces = cut(whole, jobs)
     if most is not None and first + len(pieces) > most:
         raise UsageError(
-            f"{parts.folder} holds {first} parts of earlier runs, and Slurm numbers at most "
-            f"{most}; give another output folder"
+            f"{parts.folder} has {first} parts of earlier runs, and Slurm allows {most} in all; "
+            "give another output folder"
         )
     made: list[Part] = []
     # Those with most cells begin first; the sort keeps the order of the grid among equals.
@@ -129,11 +129,11 @@ def _cut(
     at_once = min(executor.at_once or len(pieces), len(pieces))
     total = count(whole) * seconds / at_once
     say(
-        f"cut into {plural(len(pieces), 'part')} of at most {plural(longest, 'cell')}; at {how} a "
-        f"cell about {duration(max(longest * seconds, total))} with {at_once} at once"
+        f"cut into {plural(len(pieces), 'part')} of at most {plural(longest, 'cell')}; about "
+        f"{duration(max(longest * seconds, total))} with {at_once} at once, at {how} per cell"
     )
     if not executor.jobs and longest * seconds < LEAST_SECONDS / 2:
-        say("note: the parts are short; a job takes some seconds to start")
+        say("note: the parts are short: starting a job takes several seconds")
     return {"parts": [dataclasses.asdict(part) for part in made], "next": first + len(made)}
 
 
@@ -171,8 +171,8 @@ def _refuse_local(spec: RunSpec) -> None:
         inside = next((folder for folder in local if path.is_relative_to(folder)), None)
         if inside is not None:
             raise UsageError(
-                f"{what} {path} lies in {inside}, which each node of a cluster has for itself; put "
-                "it on a disk that all nodes share"
+                f"{what} {path} is in {inside}, which is local to each node of a cluster; move it "
+                "to a shared file system"
             )
 
 
@@ -195,9 +195,9 @@ def _refuse_missing(spec: RunSpec) -> None:
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if " is there" not in line]
         raise UsageError(
-            "weights or data are missing, and jobs download nothing: "
-            f"{'; '.join(lines) or done.stderr.strip()}. `vipbench fetch {' '.join(sources)}` "
-            "brings what can be fetched"
+            "weights or data are missing, and jobs do not download: "
+            f"{'; '.join(lines) or done.stderr.strip()}. First run "
+            f"`vipbench fetch {' '.join(sources)}`"
         )
 
 

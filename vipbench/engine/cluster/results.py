@@ -102,6 +102,6 @@ def read_batch(file: Path) -> Iterator[Done]:
         try:
             event = read_event(line)
         except MessageError as error:
-            raise sealed.DamagedError(f"{file} is not what vipbench writes: {error}") from None
+            raise sealed.DamagedError(f"{file} is not a valid results file: {error}") from None
         if isinstance(event, Done):
             yield event

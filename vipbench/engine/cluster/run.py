@@ -53,7 +53,9 @@ def run_parts(
         retried = [key for key, status in before.items() if status == "error"] if retry else []
         executor = executors.make(parts, spec.executor, run["id"])
         if submit_only and not executor.resubmits:
-            raise UsageError(f"--submit-only: jobs of '{spec.executor.name}' end with this command")
+            raise UsageError(
+                f"--submit-only: jobs of '{spec.executor.name}' stop when this command exits"
+            )
         progress = _Progress(shown)
         collector = Collector(parts, store, lambda text: say(f"note: {clean(text)}"), progress.take)
         cancelled = parts.cancelled
@@ -75,8 +77,8 @@ def run_parts(
                     follower.step()
                     time.sleep(paced(0.5))
                 if follower.waiting():
-                    ends = f"Jobs continue. `vipbench cancel {spec.out}` ends them."
-                    say(ends if executor.resubmits else "Parts at work end with this command.")
+                    ends = f"Jobs continue. `vipbench cancel {spec.out}` cancels them."
+                    say(ends if executor.resubmits else "Running parts stop with this command.")
                 elif left:
                     follower.step()
                 cells = collector.save_plan(spec)
@@ -150,7 +152,7 @@ class _Progress:
     def _show(self) -> None:
         if self.follower is not None:
             states = [one.state for one in self.follower.watched.values()]
-            now = f"{states.count('running')} of {plural(len(states), 'part')} at work"
+            now = f"{states.count('running')} of {plural(len(states), 'part')} running"
             self._shown.update(len(self.follower.collector.statuses), 0.0, self._failed, now)
 
 
@@ -186,7 +188,7 @@ def print_script(spec: RunSpec) -> str:
     """The batch script of a run; the parts are cut, and nothing is submitted. Raises UsageError."""
     assert spec.executor is not None
     if spec.executor.name != "slurm":
-        raise UsageError("--print-script goes with --executor slurm")
+        raise UsageError("--print-script needs --executor slurm")
     parts = Parts(spec.out)
     with Store(spec.out) as store:
         run = prepare(parts, spec, store, None, lambda line: None, _alive(parts))

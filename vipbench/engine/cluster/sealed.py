@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[Any, bytes]:
     packed = zlib.decompressobj()
     found = packed.decompress(body, max(MOST_BYTES, MOST_TIMES * len(body)))
     if not packed.eof:
-        raise DamagedError(f"{path} is larger than its {len(body)} bytes can be, unpacked")
+        raise DamagedError(f"{path}: its {len(body)} bytes unpack to more than is possible")
     return json.loads(head), found
 
 

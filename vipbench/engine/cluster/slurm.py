@@ -59,12 +59,12 @@ def _call(*command: str) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise SlurmError(f"there is no command {command[0]} on this machine") from None
+        raise SlurmError(f"command {command[0]} not found on this machine") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} gave no answer in {PATIENCE:.0f} s") from None
+        raise SlurmError(f"{command[0]} did not answer within {PATIENCE:.0f} s") from None
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()
-        raise SlurmError(f"{command[0]} failed (exit status {done.returncode}): {said}")
+        output = (done.stderr or done.stdout).strip()
+        raise SlurmError(f"{command[0]} failed (exit status {done.returncode}): {output}")
     return done.stdout
 
 

@@ -119,9 +119,9 @@ class _Checked(Observer):
         found = plan.info.get("device", "")
         if self._gpus and self._device == "auto" and found == "cpu":
             raise UsageError(
-                f"this part asked for a GPU ({GPU_VARIABLE}="
-                f"{os.environ.get(GPU_VARIABLE, '')}), and PyTorch finds none that it can use; "
-                "nothing was run. Give the nodes' driver a fitting PyTorch, or --device cpu"
+                f"this part requested a GPU ({GPU_VARIABLE}="
+                f"{os.environ.get(GPU_VARIABLE, '')}), but PyTorch finds no usable one; nothing "
+                "was run. Install a PyTorch that fits the node's driver, or use --device cpu"
             )
         if plan.broken:
             self._broken(plan.broken)
@@ -146,7 +146,7 @@ def work(
     out: Path, number: int, shown: Callable[[Any], Observer], say: Callable[[str], None]
 ) -> int:
     """Do part `number` of the run that was cut in `out`, or what is left of it; returns the exit
-    status. shown: makes of the part's RunSpec who is told of its cells. say: receives lines.
+    status. shown: makes the observer of the part's RunSpec. say: receives lines.
     Raises UsageError where there is no such part."""
     parts = Parts(out)
     run, part = parts.run(), parts.part(number)
@@ -170,10 +170,10 @@ def work(
     if parts.cancelled:
         return end("cancelled", "the run is cancelled; the same `vipbench run` resumes it", REFUSED)
     if not stack:
-        fruitless = "no leg of this part was long enough for a single cell"
-        return end("given up", f"given up: {fruitless}; give the jobs more time", REFUSED)
+        fruitless = "no job of this part ran long enough to finish a cell"
+        return end("given up", f"given up: {fruitless}; raise time", REFUSED)
     try:
-        wrong = _wrong(run, gpu)
+        wrong = _refusal(run, gpu)
         if wrong:
             return end("refused", wrong, REFUSED)
         return _run(parts, part, run, stack, shown, end)
@@ -186,16 +186,16 @@ def work(
         return end("failed", f"{where}{error.strerror or error}; finished cells are kept", 1)
 
 
-def _wrong(run: dict[str, Any], gpu: str | None) -> str:
+def _refusal(run: dict[str, Any], gpu: str | None) -> str:
     """Why nothing may be run here, or ""."""
     if run["package"] != code_digest():
         return (
-            "vipbench is not the one that submitted this run: its files differ "
-            f"({Path(vipbench.__file__).parent}); submit again, or run the same version"
+            f"this vipbench ({Path(vipbench.__file__).parent}) is not the one that submitted the "
+            "run: its files differ; submit again, or use the same version"
         )
     wanted = (run["executor"] or {}).get("gpus") or 0
     if wanted and (gpu is None or gpu.strip() in ("", "-1", "NoDevFiles")):
-        return f"a GPU was asked for, and none is visible: {GPU_VARIABLE} is {gpu!r}"
+        return f"a GPU was requested, but none is visible: {GPU_VARIABLE} is {gpu!r}"
     return ""
 
 
@@ -210,8 +210,8 @@ def _run(
     if not hmac.compare_digest(str(run.get("seal")), seal(run)):
         return end(
             "refused",
-            "you did not submit this run, or the job finds another configuration folder "
-            f"({trust.FOLDER_VARIABLE}); `vipbench run` submits it anew, and asks for its code",
+            "you did not submit this run, or the job uses another configuration folder "
+            f"({trust.FOLDER_VARIABLE}); `vipbench run` submits it again and asks for consent",
             REFUSED,
         )
     for name, value in run["environment"].items():
@@ -245,7 +245,7 @@ def _ended(outcome: Outcome, leave: _Leave, end: Callable[[str, str, int], int])
         return end("cancelled", "cancelled; the same `vipbench run` resumes it", REFUSED)
     if leave.why == "interrupted":
         return end("interrupted", "interrupted; finished cells are kept", 130)
-    status = end("interrupted", "the time is over; the next leg continues", AGAIN)
+    status = end("interrupted", "time limit reached; the next job of this part continues", AGAIN)
     if os.environ.get("SLURM_JOB_ID"):
         from vipbench.engine.cluster import slurm
 

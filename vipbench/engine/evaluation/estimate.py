@@ -54,7 +54,7 @@ class Estimator:
         features, method = runner.features, cells[0].row.method
         found: dict[str, Any] = {"cells": len(cells), "note": ""}
         try:
-            encode, open_image = self._paces(features)
+            encode, open_image = self._image_seconds(features)
             missing, views, saved = self._missing(runner, cells)
             n_test, dim = len(features.splits["test"]), features.backbone.dim
             classes = cells[0].info.n_classes
@@ -75,7 +75,7 @@ class Estimator:
             found["note"] = "brings its own training loop on images, which cannot be timed in part"
         return found
 
-    def _paces(self, features: Features) -> tuple[float, float]:
+    def _image_seconds(self, features: Features) -> tuple[float, float]:
         """Seconds to encode one image, opening included, and to open one."""
         if id(features) not in self._pace:
             n = min(ENCODE_BATCH, len(features.splits["test"]))
@@ -170,7 +170,7 @@ def _measure(runner: GroupRunner, own: Sequence[LoadedCell]) -> _Measured | None
     cell = own[0]
     begin = time.perf_counter()
     recipe = cell.hparams.recipe(cell.info)
-    support = _made_up(runner.features, cell)
+    support = _random_support(runner.features, cell)
     method = runner.try_build(dataclasses.replace(cell, part=None))
     if support is not None:
         method.prepare(support)
@@ -213,7 +213,7 @@ def _step(part: Sequence[TrainCell]) -> float:
     times = []
     for steps in (FEW, MANY):
         some = [
-            dataclasses.replace(cell, recipe=_short(cell.recipe, steps), history=[], losses=[])
+            dataclasses.replace(cell, recipe=_shortened(cell.recipe, steps), history=[], losses=[])
             for cell in part
         ]
         begin = time.perf_counter()
@@ -222,7 +222,7 @@ def _step(part: Sequence[TrainCell]) -> float:
     return max(times[1] - times[0], 0.0) / (MANY - FEW) or times[1] / MANY
 
 
-def _short(recipe: Recipe, steps: int) -> Recipe:
+def _shortened(recipe: Recipe, steps: int) -> Recipe:
     return dataclasses.replace(
         recipe, epochs=None, iterations=steps, schedule="constant", epoch_weights=None, pooled=False
     )
@@ -244,7 +244,7 @@ def _scoring(runner: GroupRunner, method: Method, open_image: float) -> float:
     return (time.perf_counter() - begin) * n / some + n * open_image
 
 
-def _made_up(features: Features, cell: LoadedCell) -> Support | None:
+def _random_support(features: Features, cell: LoadedCell) -> Support | None:
     if cell.support is None:
         return None
     images = cell.row.method.inputs == "images"

@@ -56,7 +56,7 @@ class Models:
         """Around a method's own code. Raises ForeignModelError where it loads a backbone."""
 
         def refuse(source: str) -> None:
-            raise ForeignModelError(_words(who, f"loads the backbone '{source}'", source))
+            raise ForeignModelError(_message(who, f"loads the backbone '{source}'", source))
 
         hooks = [
             register_module_parameter_registration_hook(self._register),
@@ -100,7 +100,7 @@ class Models:
             for place, value in _objects(method):
                 if isinstance(value, ImageBackbone) and all(value is not one for one in own):
                     what = f"holds the backbone '{value.name}' in '{place}'"
-                    raise ForeignModelError(_words(who, what, value.name))
+                    raise ForeignModelError(_message(who, what, value.name))
                 if isinstance(value, nn.Module):
                     for module in value.modules():
                         every.setdefault(id(module), (module, f"'{place}'"))
@@ -137,7 +137,7 @@ class Models:
             left = [(place, value) for place, value in left if digest(value) not in known]
         if len(left) >= FEWEST_MATRICES:
             what = f"uses a network with {len(left)} weight matrices that are not trained"
-            raise ForeignModelError(_words(who, f"{what} ({left[0][0]})"))
+            raise ForeignModelError(_message(who, f"{what} ({left[0][0]})"))
 
     def _check_tensors(self, method: Method) -> None:
         task = method.task
@@ -157,10 +157,10 @@ class Models:
         if len(loose) > MOST_TENSORS:
             first = next(iter(loose.values()))
             what = f"holds {len(loose)} frozen matrices of sizes that its cell has not ('{first}')"
-            raise ForeignModelError(_words(f"method '{method.name}'", what))
+            raise ForeignModelError(_message(f"method '{method.name}'", what))
 
 
-def _words(who: str, what: str, name: str = "NAME") -> str:
+def _message(who: str, what: str, name: str = "NAME") -> str:
     return (
         f"{who} {what}; neither its key nor its record would know of it. Return its name from "
         f"`HParams.backbones()`, for instance ('{name}',): x then holds the features of all "

@@ -38,7 +38,7 @@ def cannot_transfer(
             return f"'{method.name}' {what}, and cannot be tested on others"
     if hparams.recipe(info) is None:
         return None
-    here, there = _shapes(make(task)), _shapes(make(_one_more(task)))
+    here, there = _shapes(make(task)), _shapes(make(_with_extra_class(task)))
     for name, shape in here.items():
         if there.get(name) != shape:
             return (
@@ -68,7 +68,7 @@ def _shapes(method: Method) -> dict[str, tuple[int, ...]]:
     return {n: tuple(p.shape) for n, p in method.named_parameters() if p.requires_grad}
 
 
-def _one_more(task: Task) -> Task:
+def _with_extra_class(task: Task) -> Task:
     """The same problem with its first class twice: only the number of classes differs."""
 
     def more(texts: tuple[tuple[str, ...], ...] | None) -> tuple[tuple[str, ...], ...] | None:

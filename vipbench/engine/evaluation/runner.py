@@ -109,7 +109,7 @@ class GroupRunner:
         first, in full batches."""
         left = {cell.key: cell for cell in cells}
         self.set_up(cells[0])
-        self._running = _who(cells[0])
+        self._running = _method_words(cells[0])
         try:
             self._encode([*cells, *ahead])
             every = trainings(cells)
@@ -211,13 +211,16 @@ class GroupRunner:
         builtin = cell.row.plugin.builtin
         watch: AbstractContextManager[None] = nullcontext()
         if not builtin:
-            watch = self.models.watch(_who(cell), training)
+            watch = self.models.watch(_method_words(cell), training)
         try:
-            with own_randomness(seed, _who(cell), self.features.backbone.device, draws), watch:
+            with (
+                own_randomness(seed, _method_words(cell), self.features.backbone.device, draws),
+                watch,
+            ):
                 yield
-            require_exact_products(_who(cell))
+            require_exact_products(_method_words(cell))
         finally:
-            self.guard.look(_who(cell))
+            self.guard.look(_method_words(cell))
 
     def _check_models(self, ready: Sequence[Ready], more: Sequence[Method] = ()) -> None:
         """Raises ForeignModelError where a plugin's method uses a model of its own."""
@@ -283,7 +286,7 @@ class GroupRunner:
 
     def _execute(self, cells: Sequence[LoadedCell]) -> list[Finished]:
         every = trainings(cells)
-        with self.guard.watch(_who(cells[0])):
+        with self.guard.watch(_method_words(cells[0])):
             with suppress(ReplayError):
                 return self.score(every, self.trained([own[0] for own in every]))
             # Of this method no more steps are repeated.
@@ -308,7 +311,7 @@ class GroupRunner:
         self, cells: Sequence[LoadedCell], recipe: Callable[[Recipe], Recipe] = lambda one: one
     ) -> list[Ready]:
         """`trained` before the training."""
-        self._running, self.models = _who(cells[0]), Models()
+        self._running, self.models = _method_words(cells[0]), Models()
         recipes: list[Recipe | None] = []
         with self._clock() as encoding:
             for cell in cells:
@@ -419,7 +422,7 @@ class GroupRunner:
     def _task(self, cell: LoadedCell, data: LoadedDataset, trial: bool = False) -> Task:
         """trial: for a method whose changes are undone; what it makes of texts is not kept."""
         trial &= not cell.row.plugin.builtin
-        checked = "" if trial or cell.row.plugin.builtin else _who(cell)
+        checked = "" if trial or cell.row.plugin.builtin else _method_words(cell)
         names = data.dataset.class_names
         return Task(
             image_backbone=self.features.backbone,
@@ -508,13 +511,15 @@ class GroupRunner:
         with self._randomness(test.cell, test.item.generator):
             scores = method.predict(x)
         if x._version != version:
-            message = f"{_who(test.cell)} changed the test images or their features in place"
+            message = (
+                f"{_method_words(test.cell)} changed the test images or their features in place"
+            )
             raise ScoreError("test images are untouched", message)
         scores = checked_scores(scores, method.name, (len(x), method.task.info.n_classes))
         return scores if order is None else scores[order.argsort().cpu()]
 
 
-def _who(cell: LoadedCell) -> str:
+def _method_words(cell: LoadedCell) -> str:
     who = f"method '{cell.row.method.name}'"
     beside = sorted(plugin.name for plugin in cell.plugins)
     if cell.row.plugin.builtin and beside:

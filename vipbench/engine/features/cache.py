@@ -102,7 +102,7 @@ class Shelf:
             lock = files.open_own(self.folder / FILLING)
         try:
             if lock is not None:
-                while not _taken(lock) and time.time() - os.fstat(lock).st_mtime < PATIENCE:
+                while not _try_lock(lock) and time.time() - os.fstat(lock).st_mtime < PATIENCE:
                     waiting()
                     time.sleep(0.05)
                 self.alive()
@@ -123,7 +123,7 @@ class Shelf:
         name = hashlib.sha256(block).hexdigest()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._mark()
+            self._write_mark()
             files.write(self.folder / f"{name}.safetensors", block)
             self._seen.add(f"{name}.safetensors")
         except OSError as error:
@@ -173,13 +173,13 @@ class Shelf:
         except OSError:
             self._writable = False
 
-    def _mark(self) -> None:
+    def _write_mark(self) -> None:
         mark = self.folder / MARK
         if not mark.exists():
             files.write(mark, json.dumps(self.parts, sort_keys=True, default=str))
 
 
-def _taken(lock: int) -> bool:
+def _try_lock(lock: int) -> bool:
     """Whether this process has the lock now, or there are no locks here."""
     try:
         import fcntl

@@ -176,7 +176,7 @@ class Features:
                 with self._reader.decoding(len(wishes)) as ahead:
                     self._fill(shelves, wishes, ahead)
         for shelf in shelves.values():
-            self._tell(shelf)
+            self._report_problems(shelf)
 
     def _table(self, split: str, views: Views, seed: int) -> _ViewTable:
         return self._views.setdefault((split, views.scale, views.flip, seed), _ViewTable())
@@ -205,10 +205,10 @@ class Features:
                 shelf.refresh()  # another process may have encoded them for this one
             found |= shelf.get(rest)
             rest = [item for item in rest if item not in found]
-            self._tell(shelf)
+            self._report_problems(shelf)
         return found
 
-    def _tell(self, shelf: Shelf) -> None:
+    def _report_problems(self, shelf: Shelf) -> None:
         for problem in shelf.problems:
             self.note(problem)
         shelf.problems.clear()

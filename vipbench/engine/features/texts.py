@@ -42,7 +42,7 @@ class TextShelf:
         what must not have changed the tower when it encodes, for `compare`; empty: nothing."""
         items, shape = _items(prompts), prompts.shape
         found = {i: f for shelf in self._shelves for i, f in shelf.get(items).items()}
-        self._tell()
+        self._report_problems()
         if items and len(found) == len(items):
             rows = torch.stack([found[item] for item in items])
             return rows.to(self._backbone.device).reshape(*shape, -1)
@@ -65,9 +65,9 @@ class TextShelf:
         waiting, self._waiting = self._waiting, []
         items = [item for some, _ in waiting for item in some]
         self._shelves[-1].put(items, torch.cat([features for _, features in waiting]))
-        self._tell()
+        self._report_problems()
 
-    def _tell(self) -> None:
+    def _report_problems(self) -> None:
         for shelf in self._shelves:
             for problem in shelf.problems:
                 self._note(problem)

@@ -52,8 +52,8 @@ class Data:
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        said = ", ".join(self.card)
-        return f"<vipbench data: {type(self.given).__name__}{f' with {said}' if said else ''}>"
+        keys = ", ".join(self.card)
+        return f"<vipbench data: {type(self.given).__name__}{f' with {keys}' if keys else ''}>"
 
 
 def data(
@@ -92,15 +92,13 @@ def data(
         if column not in COLUMNS:
             raise unknown("key of columns", str(column), COLUMNS)
     if isinstance(given, Data):
-        raise UsageError("data() takes the data themselves, and was given what data() returned")
+        raise UsageError("data() was given its own result; pass the data themselves")
     texts = {"class_names": class_names, "templates": templates, "symptoms": symptoms}
-    said = {key: value for key, value in (texts | card).items() if value is not None}
+    card = {key: value for key, value in (texts | card).items() if value is not None}
     folder = None if images is None else Path(images).expanduser()
     if folder is not None and not folder.is_dir():
-        raise UsageError(
-            f"images: '{folder}' is no folder; expected the one that the images are in"
-        )
-    return Data(given, folder, dict(columns or {}), said)
+        raise UsageError(f"images: '{folder}' is not a folder; expected the folder of the images")
+    return Data(given, folder, dict(columns or {}), card)
 
 
 @dataclass
@@ -209,7 +207,7 @@ def _of_frame(given: Any, columns: Mapping[str, str]) -> _Table:
             raise UsageError(
                 f"the data frame has no column '{wanted}' for the {column}; its columns are "
                 f"{', '.join(map(repr, table.columns)) or 'none'}; expected path, label[, split or "
-                "fold][, group]. Name what is called otherwise: vipbench.data(frame, "
+                "fold][, group]. Where a column has another name: vipbench.data(frame, "
                 f"columns={{'{column}': NAME}})"
             )
     table.rows = [list(row) for row in given.itertuples(index=False, name=None)]
@@ -295,7 +293,7 @@ def _of_splits(given: Mapping[Any, Any], columns: Mapping[str, str]) -> _Table:
             )
     named = columns.get("split", "split")
     if first.place(named) is not None:
-        raise UsageError(f"the data of each split have a column '{named}' themselves; take it out")
+        raise UsageError(f"the data of each split already have a column '{named}'; remove it")
     rows = [[*row, split] for split, table in tables.items() for row in table.rows]
     return _Table([*first.columns, named], rows, first.image, first.class_names, first.card)
 

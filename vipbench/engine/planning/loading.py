@@ -85,7 +85,7 @@ def own_texts(
 
 
 @dataclass(frozen=True)
-class _Some(Sequence[ImageLike]):
+class _Subset(Sequence[ImageLike]):
     """Some images of a split, opened when asked for."""
 
     images: Sequence[ImageLike]
@@ -139,7 +139,7 @@ def subset(split: Split, rows: Sequence[int]) -> Split:
     groups = None if split.groups is None else tuple(split.groups[i] for i in rows)
     ids = tuple(split.ids[i] for i in rows)
     planned = None if split.planned is None else tuple(split.planned[i] for i in rows)
-    images = _Some(split.images, tuple(rows))
+    images = _Subset(split.images, tuple(rows))
     return Split(images, labels, ids, groups, planned, split.pixels)
 
 
@@ -266,14 +266,14 @@ class Beside:
         return self.further[source]
 
 
-class _Made(Protocol):
+class _FromPlugin(Protocol):
     """What a plugin gave."""
 
     @property
     def plugin(self) -> Plugin: ...
 
 
-def users(*made: _Made) -> frozenset[Plugin]:
+def users(*made: _FromPlugin) -> frozenset[Plugin]:
     """The users' plugins that something comes from."""
     return frozenset(one.plugin for one in made if not one.plugin.builtin)
 

@@ -20,7 +20,7 @@ from vipbench.images.depth import FULL, HALF_OF_16_BITS, SBIT, StoredAs, card_li
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _FoundImage:
     """An image: its split, its name, what was found."""
 
     split: str
@@ -38,20 +38,24 @@ def examine(
     given: what the user says of pixels. Raises DataError where nothing says which value is white,
     ImageError for an image that is missing.
     """
-    seen: list[_Seen] = []
+    seen: list[_FoundImage] = []
     settled = given is not None and not given.is_window
     for name in sorted(splits, key=lambda name: name != "train"):
         split = splits[name]
         for i in range(len(split)):
             if split.planned is not None:
-                seen.append(_Seen(name, split.ids[i], ImageFacts(split.planned[i], StoredAs())))
+                seen.append(
+                    _FoundImage(name, split.ids[i], ImageFacts(split.planned[i], StoredAs()))
+                )
                 continue
             wanted = name == "train" and not settled
             found = examine_image(split.images[i], split.ids[i], wanted, known=given is not None)
-            seen.append(_Seen(name, split.ids[i], found))
+            seen.append(_FoundImage(name, split.ids[i], found))
             # One value in the upper half shows that all 16 bits are used.
             settled |= given is None and (found.most or 0) >= HALF_OF_16_BITS
-    if given is None and not any(_unclear(image) and image.split == "train" for image in seen):
+    if given is None and not any(
+        _has_open_range(image) and image.split == "train" for image in seen
+    ):
         _measure_others(splits, seen)
     pixels, notes = _decide(seen, given)
     digests = {
@@ -61,33 +65,35 @@ def examine(
         name: dataclasses.replace(split, planned=digests[name], pixels=pixels)
         for name, split in splits.items()
     }
-    return made, [*_noted(seen), *notes]
+    return made, [*_further_notes(seen), *notes]
 
 
-def _measure_others(splits: Mapping[str, Split], seen: list[_Seen]) -> None:
+def _measure_others(splits: Mapping[str, Split], seen: list[_FoundImage]) -> None:
     """Put in the values of images of more than 8 bits where training images have none: as many as
     it takes to see that all 16 bits are used."""
     place = 0
     for name in sorted(splits, key=lambda name: name != "train"):
         for i in range(len(splits[name])):
-            if _unclear(seen[place]):
+            if _has_open_range(seen[place]):
                 found = examine_image(splits[name].images[i], splits[name].ids[i], values=True)
-                seen[place] = _Seen(name, splits[name].ids[i], found)
+                seen[place] = _FoundImage(name, splits[name].ids[i], found)
                 if (found.most or 0) >= HALF_OF_16_BITS:
                     return
             place += 1
 
 
-def _unclear(image: _Seen) -> bool:
+def _has_open_range(image: _FoundImage) -> bool:
     """Whether the image's file leaves its range open."""
     return image.facts.stored is not None and image.facts.stored.open
 
 
-def _decide(seen: Sequence[_Seen], given: PixelRange | None) -> tuple[PixelRange | None, list[str]]:
+def _decide(
+    seen: Sequence[_FoundImage], given: PixelRange | None
+) -> tuple[PixelRange | None, list[str]]:
     deep = [image for image in seen if image.facts.stored is not None and image.facts.stored.deep]
     if given is not None:
         return _as_given(seen, deep, given)
-    unclear = [image for image in deep if _unclear(image)]
+    unclear = [image for image in deep if _has_open_range(image)]
     measured = [image for image in unclear if image.facts.most is not None]
     if not measured:  # none, or none that can be read: whoever opens them will hear
         return None, []
@@ -112,14 +118,14 @@ def _decide(seen: Sequence[_Seen], given: PixelRange | None) -> tuple[PixelRange
     )
 
 
-def _declared(unclear: Sequence[_Seen], least: float, most: float) -> PixelRange | None:
+def _declared(unclear: Sequence[_FoundImage], least: float, most: float) -> PixelRange | None:
     """The range that files say themselves, None where none does."""
-    declared: dict[tuple[float, str, float], _Seen] = {}
+    declared: dict[tuple[float, str, float], _FoundImage] = {}
     for image in unclear:
         stored = image.facts.stored
         if stored is not None and stored.declared is not None:
-            said = stored.declared, stored.declared_by, stored.declared_low
-            declared.setdefault(said, image)
+            key = stored.declared, stored.declared_by, stored.declared_low
+            declared.setdefault(key, image)
     if not declared:
         return None
     if len(declared) > 1:
@@ -145,7 +151,7 @@ def _declared(unclear: Sequence[_Seen], least: float, most: float) -> PixelRange
 
 
 def _as_given(
-    seen: Sequence[_Seen], deep: Sequence[_Seen], given: PixelRange
+    seen: Sequence[_FoundImage], deep: Sequence[_FoundImage], given: PixelRange
 ) -> tuple[PixelRange, list[str]]:
     line = given.source.removeprefix("the card's ")
     if not deep:
@@ -174,7 +180,7 @@ def _as_given(
     return pixels, notes
 
 
-def _noted(seen: Sequence[_Seen]) -> list[str]:
+def _further_notes(seen: Sequence[_FoundImage]) -> list[str]:
     """Sentences on what was found beside the range."""
     paged = [i.name for i in seen if i.facts.stored is not None and i.facts.stored.pages]
     empty = [i.name for i in seen if i.facts.empty_alpha]

@@ -89,10 +89,10 @@ def draw_support(
     if sampler == "coop":
         # One generator for both draws, as the official programs go on with theirs.
         rng = random.Random(seed)
-        train_indices = _all(train) if shots is None else _coop(train, shots, rng)
+        train_indices = _all_rows(train) if shots is None else _coop(train, shots, rng)
         if validation == "none" or val is None:
             return SupportIndices(train_indices, None)
-        val_indices = _all(val) if val_shots is None else _coop(val, val_shots, rng)
+        val_indices = _all_rows(val) if val_shots is None else _coop(val, val_shots, rng)
         return SupportIndices(train_indices, val_indices)
 
     def nested(split: Split, purpose: str, k: int | None) -> Indices:
@@ -102,7 +102,7 @@ def draw_support(
             if shots_unit == "group":
                 chosen += [index for group in groups[:k] for index in group]
             else:
-                chosen += _rounds(groups)[:k]
+                chosen += _interleaved(groups)[:k]
         return np.array(chosen, dtype=np.int64)
 
     train_indices = nested(train, "support", shots)
@@ -117,7 +117,7 @@ def nested_order(split: Split, label: int, seed: int, purpose: str) -> Indices:
     Every prefix is a support set, so that sets are nested. Where the split has groups, each round
     takes one more image of every group that has one.
     """
-    return np.array(_rounds(_ranked_groups(split, label, seed, purpose)), dtype=np.int64)
+    return np.array(_interleaved(_ranked_groups(split, label, seed, purpose)), dtype=np.int64)
 
 
 def seeded_order(split: Split, seed: int, purpose: str) -> list[int]:
@@ -176,7 +176,7 @@ def _rank(seed: int, purpose: str, digest: str) -> str:
     return hashlib.sha256(f"{seed} {purpose} {digest}".encode()).hexdigest()
 
 
-def _rounds(groups: list[list[int]]) -> list[int]:
+def _interleaved(groups: list[list[int]]) -> list[int]:
     """One image of every group, then one more of every group that has one, and so on."""
     longest = max(map(len, groups), default=0)
     return [group[r] for r in range(longest) for group in groups if r < len(group)]
@@ -193,7 +193,7 @@ def _coop(split: Split, shots: int, rng: random.Random) -> Indices:
     return np.array(drawn, dtype=np.int64)
 
 
-def _all(split: Split) -> Indices:
+def _all_rows(split: Split) -> Indices:
     return np.arange(len(split), dtype=np.int64)
 
 

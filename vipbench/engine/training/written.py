@@ -115,7 +115,7 @@ def _refused(method: Method, names: list[str]) -> WrittenStateError:
     )
 
 
-class _Same:
+class _Unchanged:
     """Equal where it is the same object, and a tensor not written since."""
 
     def __init__(self, value: object, version: bool = True) -> None:
@@ -124,7 +124,7 @@ class _Same:
         self.version = value._version if counted else 0  # type: ignore[attr-defined]
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same):
+        if not isinstance(other, _Unchanged):
             return False
         return self.value is other.value and self.version == other.version
 
@@ -172,15 +172,15 @@ def _state(method: Method) -> dict[str, Any]:
         # Layers of a tower that is trained do as they like; it is trained alone.
         tower = bool(inside) and method.trains_towers
         for name, parameter in module._parameters.items():
-            found[prefix + name] = _Same(parameter, version=False)
+            found[prefix + name] = _Unchanged(parameter, version=False)
         for name, buffer in module._buffers.items():
-            found[prefix + name] = _Same(buffer, version=not tower)
+            found[prefix + name] = _Unchanged(buffer, version=not tower)
         if not tower:
             for name, value in vars(module).items():
                 if name not in _OWN:
                     found[prefix + name] = _content(value, own, 0)
     for name, value in vars(method).get("task", _NO_TASK).__dict__.items():
-        found[f"self.task.{name}"] = _Same(value)
+        found[f"self.task.{name}"] = _Unchanged(value)
     for owner in owners:
         found |= _globals(vars(owner), f"{owner.__name__}.", own)
     for module_name in own & sys.modules.keys():
@@ -193,11 +193,11 @@ def _globals(held: Mapping[str, Any], prefix: str, own: Set[str]) -> dict[str, A
     return {
         f"{prefix}{name}": _content(value, own, 0)
         for name, value in held.items()
-        if not name.startswith("__") and (not callable(value) or _keeps(value))
+        if not name.startswith("__") and (not callable(value) or _has_own_state(value))
     }
 
 
-def _keeps(value: object) -> bool:
+def _has_own_state(value: object) -> bool:
     """Whether it is a function with a state of its own."""
     return isinstance(value, FunctionType) and bool(
         value.__closure__ or value.__defaults__ or value.__kwdefaults__ or value.__dict__
@@ -210,36 +210,36 @@ def _content(value: Any, own: Set[str], depth: int) -> Any:
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, np.ndarray):
-        return _Same(value), value.tobytes() if value.nbytes <= 1 << 20 else None
+        return _Unchanged(value), value.tobytes() if value.nbytes <= 1 << 20 else None
     if isinstance(value, itertools.count):
-        return _Same(value), repr(value)
+        return _Unchanged(value), repr(value)
     if depth < DEPTH:
         deeper = depth + 1
         if isinstance(value, list | tuple | set | frozenset | deque):
             inner = [_content(v, own, deeper) for v in value] if len(value) <= MOST else None
-            return _Same(value), len(value), inner
+            return _Unchanged(value), len(value), inner
         if isinstance(value, dict):
             items = value.items() if len(value) <= MOST else ()
-            inner = [(_Same(k), _content(v, own, deeper)) for k, v in items]
-            return _Same(value), len(value), inner
+            inner = [(_Unchanged(k), _content(v, own, deeper)) for k, v in items]
+            return _Unchanged(value), len(value), inner
         if isinstance(value, FunctionType) and value.__module__ in own:
-            cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+            cells = [cell.cell_contents for cell in value.__closure__ or () if _has_value(cell)]
             kept = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *cells]
             kept.append(vars(value))
-            return _Same(value), [_content(v, own, deeper) for v in kept]
+            return _Unchanged(value), [_content(v, own, deeper) for v in kept]
         if isinstance(value, nn.Module):  # a module that the method hides from its own modules
-            inner = [_Same(v) for v in (*value.buffers(), *value.parameters())]
-            return _Same(value), inner, [_Same(v) for v in vars(value).values()]
+            inner = [_Unchanged(v) for v in (*value.buffers(), *value.parameters())]
+            return _Unchanged(value), inner, [_Unchanged(v) for v in vars(value).values()]
         mine = type(value).__module__ in own or isinstance(value, SimpleNamespace)
         if mine and not isinstance(value, type):
             slots = [n for t in type(value).__mro__ for n in getattr(t, "__slots__", ())]
             held = {n: getattr(value, n) for n in slots if hasattr(value, n)}
             held |= getattr(value, "__dict__", {})
-            return _Same(value), [(k, _content(v, own, deeper)) for k, v in held.items()]
-    return _Same(value)
+            return _Unchanged(value), [(k, _content(v, own, deeper)) for k, v in held.items()]
+    return _Unchanged(value)
 
 
-def _filled(cell: CellType) -> bool:
+def _has_value(cell: CellType) -> bool:
     try:
         return cell.cell_contents is not None
     except ValueError:  # of a name that has no value yet

@@ -127,7 +127,7 @@ class CatalogueEntry:
 @dataclass(frozen=True)
 class Estimate:
     """What one group of cells will take. group: the row. work_seconds: to train and score; None
-    where it cannot be told. note: why. What groups share is counted with the first. view_seconds:
+    where it is unknown. note: why. What groups share is counted with the first. view_seconds:
     of the encoding, for training views; saved_seconds: of these, what 8 views would save. measured:
     how many cells were timed, for which the others are like."""
 

@@ -219,11 +219,11 @@ class Pool:
     # Work and workers.
 
     def _assign(self, slot: Slot) -> None:
-        group = self._choice(slot)
+        group = self._choose_group(slot)
         if group is None:
             return
         if slot.worker is None or slot.worker.plugin_set != group.plugin_set:
-            self._change(slot, group.plugin_set)
+            self._change_worker(slot, group.plugin_set)
         if slot.worker is None:
             return
         if not (slot.worker.planned and slot.worker.ready):
@@ -242,7 +242,9 @@ class Pool:
                 encodings = tuple(chain(*(want.encodings for want in wants)))
                 slot.worker.send(Encode(encodings=encodings))
             else:
-                slot.worker.send(RunCells(keys=tuple(slot.keys), ahead=self._ahead(slot, group)))
+                slot.worker.send(
+                    RunCells(keys=tuple(slot.keys), ahead=self._cells_to_encode(slot, group))
+                )
         except WorkerDiedError as error:
             self._died(slot, slot.worker, error)
             return
@@ -250,7 +252,7 @@ class Pool:
         if self._queue and alike < FEW:
             self._prepare(slot)
 
-    def _ahead(self, slot: Slot, group: Group) -> tuple[str, ...]:
+    def _cells_to_encode(self, slot: Slot, group: Group) -> tuple[str, ...]:
         """Cells whose images the slot's worker is to encode with those of `group`: all of this pair
         that it may be given later. Each worker hears them once."""
         assert slot.worker is not None
@@ -261,7 +263,7 @@ class Pool:
         later = [g for g in self._queue if g.pair == group.pair and g.plugins == group.plugins]
         return tuple(key for one in later for key in self._sink.missing(one.keys))
 
-    def _choice(self, slot: Slot) -> Group | None:
+    def _choose_group(self, slot: Slot) -> Group | None:
         """Which group of the queue: one that this worker may have, else its spare; of these one
         whose images and texts it has in memory; else one of which no other worker is just making
         the features; else any. What another slot can encode for others is left to it."""
@@ -278,7 +280,7 @@ class Pool:
         left = [g for g in self._queue if not g.wants or g.plugin_set not in taken]
         return min(left, key=rank, default=None)
 
-    def _change(self, slot: Slot, plugin_set: frozenset[str]) -> None:
+    def _change_worker(self, slot: Slot, plugin_set: frozenset[str]) -> None:
         """Give a slot a worker of another plugin set; its former one waits where it is needed."""
         old, slot.worker = slot.worker, None
         if slot.spare is not None and slot.spare.plugin_set == plugin_set:
@@ -517,7 +519,7 @@ class Pool:
         if idle > max(self._limit / 4, self._limit - 30) and slot.spare is None and self._spares:
             assert slot.group is not None
             again = slot.group.alone and len(self._sink.missing(slot.group.keys)) > 1
-            coming = slot.group if again else self._choice(slot)
+            coming = slot.group if again else self._choose_group(slot)
             slot.spare = self._started(slot, (coming or slot.group).plugin_set)
         if idle > self._limit:
             slot.drop()

@@ -179,13 +179,13 @@ class Worker:
             self._in.write(to_line(request))
             self._in.flush()
         except OSError:
-            raise WorkerDiedError(self._obituary()) from None
+            raise WorkerDiedError(self._describe_end()) from None
 
     def receive(self) -> list[Event]:
         """The events that have arrived, maybe none. Raises WorkerDiedError when the worker has
         ended and all that it sent was given out."""
         if self._ended:
-            raise WorkerDiedError(self._obituary())
+            raise WorkerDiedError(self._describe_end())
         gone = self.gone()
         for _ in range(CHUNKS):
             try:
@@ -217,7 +217,7 @@ class Worker:
             elif not self.ready:
                 events.append(event)
         if self._ended and not events:
-            raise WorkerDiedError(self._obituary())
+            raise WorkerDiedError(self._describe_end())
         return events
 
     def ask(
@@ -263,7 +263,7 @@ class Worker:
         now, taken = time.monotonic(), self.memory()
         self._peak = max(self._peak, taken)
         transferred = transferred_by(self._process.pid)
-        work = transferred + self._peak - self._written()
+        work = transferred + self._peak - self._bytes_printed()
         if work - self._work > WORK:
             self._work, self._worked = work, now
         since = max(self.last, self._worked)
@@ -274,12 +274,12 @@ class Worker:
         elif now - self.last > max(SILENCE, self._most):
             self._end(f"it did not come to an end in {now - self.last:.0f} s")
 
-    def _written(self) -> int:
+    def _bytes_printed(self) -> int:
         """Bytes that it has printed: it writes where this process's descriptor stands, too."""
         return os.lseek(self._log.fileno(), 0, os.SEEK_CUR)
 
     def _end(self, why: str) -> None:
-        before = self._written()
+        before = self._bytes_printed()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(self._process.pid, signal.SIGUSR1)  # it prints where it is
         until, frames = time.monotonic() + GRACE, None
@@ -314,7 +314,7 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _last_words(self) -> int:
+    def _exit_status(self) -> int:
         """Its exit status; what it started goes with it, and so does one that only hung up."""
         if self._process.returncode is None:
             until = time.monotonic() + GRACE
@@ -336,8 +336,8 @@ class Worker:
         if os.fstat(self._log.fileno()).st_size > LOG_LIMIT:
             self._log.truncate(0)
 
-    def _obituary(self) -> str:
-        code = self._last_words()
+    def _describe_end(self) -> str:
+        code = self._exit_status()
         how = f"exit status {code}"
         if code < 0:
             how = f"signal {signal.Signals(-code).name}"

@@ -199,7 +199,9 @@ class Session:
                 for row in rows:
                     planned = _planned_cells(run, row, scene, backbone, beside)
                     if plugin_set is not None:
-                        lacking = {c.key: _lacks(registry, c, plugin_set) for c in planned}
+                        lacking = {
+                            c.key: _missing_backbones(registry, c, plugin_set) for c in planned
+                        }
                         lacks |= {
                             (_sources(c.plugins), lacking[c.key]) for c in planned if lacking[c.key]
                         }
@@ -321,7 +323,11 @@ class Session:
         """Encode images for cells that other processes run; see `find_wants`."""
         wanted: dict[tuple[str, str], dict[tuple[str, Drawn], dict[Item, None]]] = {}
         for one in encodings:
-            views = None if one.views is None else (Views(**_tuples(one.views[0])), one.views[1])
+            views = (
+                None
+                if one.views is None
+                else (Views(**_lists_as_tuples(one.views[0])), one.views[1])
+            )
             kinds = wanted.setdefault((one.backbone, one.dataset), {})
             kinds.setdefault((one.split, views), {}).update(dict.fromkeys(one.items))
         for place, kinds in wanted.items():
@@ -448,19 +454,21 @@ def _cannot_build(
             firsts.setdefault(cell.tested.dataset.name, cell)
     found: dict[str, str] = {}
     rebound = next((c for c in firsts.values() if c.rebound), None)
-    if rebound is not None and (reason := _asked(runners[rebound.place].try_transfer, rebound)):
+    if rebound is not None and (
+        reason := _refusal_of(runners[rebound.place].try_transfer, rebound)
+    ):
         return dict.fromkeys(firsts, reason), {}
     texts = {}
     for name, cell in firsts.items():
         runner = runners[cell.place]
-        if reason := _asked(runner.try_build, cell):
+        if reason := _refusal_of(runner.try_build, cell):
             found[name] = reason
         elif shown := runner.class_texts.shown():
             texts[name] = cell.tested, shown
     return found, texts
 
 
-def _asked(attempt: Callable[[LoadedCell], Any], cell: LoadedCell) -> str | None:
+def _refusal_of(attempt: Callable[[LoadedCell], Any], cell: LoadedCell) -> str | None:
     try:
         answer = attempt(cell)
     except (UnsupportedError, TextError) as error:
@@ -490,12 +498,14 @@ def _sources(plugins: Iterable[Plugin]) -> frozenset[str]:
     return frozenset(plugin.source for plugin in plugins)
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+def _lists_as_tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """JSON knows no tuples."""
     return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
 
 
-def _lacks(registry: Registry, cell: LoadedCell, plugin_set: frozenset[str]) -> tuple[str, ...]:
+def _missing_backbones(
+    registry: Registry, cell: LoadedCell, plugin_set: frozenset[str]
+) -> tuple[str, ...]:
     """The further backbones that the cell reads and nobody registers, as `unknown` has them, and
     the sources of those whose code is not to be run here."""
     names = cell.hparams.backbones()

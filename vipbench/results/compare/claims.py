@@ -153,9 +153,9 @@ class _Maker:
         if not groups:
             self.refused.append(f"{a} and {b} were not run at the same place")
         for group in groups:
-            self._try(a, b, metric, group)
+            self._add_claim(a, b, metric, group)
 
-    def _try(self, a: str, b: str, metric: str, places: Sequence[Where]) -> None:
+    def _add_claim(self, a: str, b: str, metric: str, places: Sequence[Where]) -> None:
         where = places[0].words()
         if self.population in _OVER_DATASETS:
             where = f"over datasets with {places[0].backbone}, shots {places[0].shots}"
@@ -178,7 +178,7 @@ class _Maker:
         else:
             if metric == "accuracy":
                 pairs = tuple(_mcnemar(first, r) for r in range(len(first.seeds)))
-            interval, test = self._within(first)
+            interval, test = self._interval_on_dataset(first)
         p = interval.p
         if interval.population == "images" and len(pairs) == 1 and not first.tests.grouped:
             if pairs[0].p is None:
@@ -196,7 +196,7 @@ class _Maker:
             untrained=tuple(name for name, k in shots.items() if k == 0),
         )  # fmt: skip
 
-    def _within(self, joint: Joint) -> tuple[Interval, str]:
+    def _interval_on_dataset(self, joint: Joint) -> tuple[Interval, str]:
         difference = joint.values[0] - joint.values[1]
         reps = joint.reps[:, 0] - joint.reps[:, 1]
         groups = joint.tests.n_groups

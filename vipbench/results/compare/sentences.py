@@ -50,8 +50,8 @@ def sentence(claim: Claim, found: Claims) -> str:
         means,
         f"{100 * found.level:g} % confidence interval of the difference{alone} {_signed(low)} to "
         f"{_signed(high)} points for {_population(claim)}",
-        _n(claim),
-        f"{claim.test}, {_p(claim.p_corrected)}, {family(found)}",
+        _n_words(claim),
+        f"{claim.test}, {_p_words(claim.p_corrected)}, {family(found)}",
     ]
     return f"{start}{effect}{verdict} ({'; '.join(inside)})."
 
@@ -62,12 +62,12 @@ def family(found: Claims) -> str:
     if m == 1:
         return "uncorrected, the only comparison of its family"
     a = found.claims[0].a
-    parts = [f"{a} against {and_(_every(c.b for c in found.claims))}"]
+    parts = [f"{a} against {and_(_unique(c.b for c in found.claims))}"]
     for name, values in (
-        ("metrics", _every(_metric(c.metric)[0] for c in found.claims)),
-        ("shots", _every(str(c.shots) for c in found.claims)),
-        ("datasets", _every(" + ".join(c.datasets) for c in found.claims)),
-        ("backbones", _every(c.backbone for c in found.claims)),
+        ("metrics", _unique(_metric(c.metric)[0] for c in found.claims)),
+        ("shots", _unique(str(c.shots) for c in found.claims)),
+        ("datasets", _unique(" + ".join(c.datasets) for c in found.claims)),
+        ("backbones", _unique(c.backbone for c in found.claims)),
     ):
         if len(values) > 1:
             parts.append(f"{name} {and_(values)}")
@@ -88,7 +88,7 @@ def _population(claim: Claim) -> str:
     return POPULATIONS[claim.interval.population]
 
 
-def _n(claim: Claim) -> str:
+def _n_words(claim: Claim) -> str:
     interval, parts = claim.interval, []
     if interval.n_datasets > 1:
         parts.append(f"{interval.n_datasets} datasets")
@@ -111,7 +111,7 @@ def _n(claim: Claim) -> str:
 def _pairs(claim: Claim) -> str:
     pairs = [
         f"seed {pair.seed}: {pair.only_a} images right by {claim.a} alone, {pair.only_b} by "
-        f"{claim.b} alone" + ("" if pair.p is None else f", McNemar mid-{_p(pair.p)}")
+        f"{claim.b} alone" + ("" if pair.p is None else f", McNemar mid-{_p_words(pair.p)}")
         for pair in claim.pairs
     ]
     return "; ".join(pairs)
@@ -179,11 +179,11 @@ def _signed(value: float) -> str:
     return f"−{text[1:]}" if text.startswith("-") and float(text) else text.lstrip("-")
 
 
-def _p(p: float) -> str:
+def _p_words(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {min(p, 1.0):.3f}"
 
 
-def _every(values: Iterable[str]) -> list[str]:
+def _unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 

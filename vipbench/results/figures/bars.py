@@ -74,7 +74,7 @@ def bars(table: Table, groups: Sequence[Group], lines: Sequence[str] = ()) -> Fi
         panels.setdefault((str(column.dataset), str(column.backbone)), []).append(j)
     kinds = list(dict.fromkeys(kind for group in groups for kind in group.bars))
     found = {
-        place: {row.label: _at(table, i, own) for i, row in enumerate(table.rows)}
+        place: {row.label: _entry_in_panel(table, i, own) for i, row in enumerate(table.rows)}
         for place, own in panels.items()
     }
     shown = {label for group in groups for label in group.bars.values()}
@@ -99,7 +99,7 @@ def bars(table: Table, groups: Sequence[Group], lines: Sequence[str] = ()) -> Fi
     return figure
 
 
-def _at(table: Table, i: int, own: Sequence[int]) -> Entry:
+def _entry_in_panel(table: Table, i: int, own: Sequence[int]) -> Entry:
     """A row's entry in a panel: with training images where it has any."""
     entries = [table.entries[i][j] for j in own if table.entries[i][j].state != "blank"]
     return entries[-1] if entries else Entry("blank")
@@ -129,7 +129,7 @@ def _panel(
                 x,
                 height,
                 width * 0.92,
-                facecolor=_light(COLOURS[k % len(COLOURS)]),
+                facecolor=_lightened(COLOURS[k % len(COLOURS)]),
                 edgecolor=COLOURS[k % len(COLOURS)],
                 hatch=HATCHES[k % len(HATCHES)],
                 linewidth=0.8,
@@ -167,7 +167,9 @@ def _panel(
     for n, label in enumerate(lines):
         value = at[label].mean
         if value is not None:
-            axis.axhline(value * scale, color="0.25", linestyle=_dash(n), linewidth=0.9, zorder=1)
+            axis.axhline(
+                value * scale, color="0.25", linestyle=_dash_pattern(n), linewidth=0.9, zorder=1
+            )
             top = max(top, value * scale)
     names = [text(group.name, LONGEST_NAME) for group in groups]
     if kinds == [""]:
@@ -193,7 +195,7 @@ def _panel(
 def _handles(kinds: Sequence[str], lines: Sequence[str]) -> list[Patch | Line2D]:
     found: list[Patch | Line2D] = [
         Patch(
-            facecolor=_light(COLOURS[k % len(COLOURS)]),
+            facecolor=_lightened(COLOURS[k % len(COLOURS)]),
             edgecolor=COLOURS[k % len(COLOURS)],
             hatch=HATCHES[k % len(HATCHES)],
             label=text(f"{kind} knowledge" if kind != "symptoms" else "symptoms (correct)"),
@@ -202,17 +204,19 @@ def _handles(kinds: Sequence[str], lines: Sequence[str]) -> list[Patch | Line2D]
         if kind
     ]
     found += [
-        Line2D([], [], color="0.25", linestyle=_dash(n), linewidth=0.9, label=text(label, 40))
+        Line2D(
+            [], [], color="0.25", linestyle=_dash_pattern(n), linewidth=0.9, label=text(label, 40)
+        )
         for n, label in enumerate(lines)
     ]
     return found
 
 
-def _dash(n: int) -> tuple[int, tuple[float, ...]]:
+def _dash_pattern(n: int) -> tuple[int, tuple[float, ...]]:
     return (0, ((5, 2), (1, 1.5), (6, 1.5, 1, 1.5), (3, 1, 3, 1))[n % 4])
 
 
-def _light(colour: str) -> tuple[float, float, float]:
+def _lightened(colour: str) -> tuple[float, float, float]:
     """The colour with much white: hatches and numbers can be read on it."""
     red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     return (0.45 * red + 0.55, 0.45 * green + 0.55, 0.45 * blue + 0.55)

@@ -211,7 +211,7 @@ def _ranks(cells: Cells, load: Load, metric: str) -> tuple[Figure, str]:
     cells = most_shots(cells)
     check_comparable(cells, (metric,))
     pairing = Pairing(cells, load)
-    methods, apart = _alike(cells)
+    methods, apart = _comparable_methods(cells)
     places = pairing.places(methods)
     backbones = list(dict.fromkeys(place.backbone for place in places))
     if len(backbones) > 1:
@@ -244,7 +244,7 @@ def _ranks(cells: Cells, load: Load, metric: str) -> tuple[Figure, str]:
     return critical_difference(found), caption + _code_words(cells)
 
 
-def _alike(cells: Cells) -> tuple[list[str], list[str]]:
+def _comparable_methods(cells: Cells) -> tuple[list[str], list[str]]:
     """The methods that may be ranked together, and those that may not be ranked with them: that see
     all test images, or whose texts saw more labelled images than their shots. Such methods are
     ranked where no others were chosen."""

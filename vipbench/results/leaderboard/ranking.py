@@ -46,12 +46,12 @@ def bounds(values: NDArray[np.floating[Any]]) -> Bounds:
     sd = float(values.std(ddof=1))
     if np.ptp(values) == 0:
         return Bounds(mean, n, 0.0)
-    half = _t(n - 1) * sd / math.sqrt(n)
+    half = _t_quantile(n - 1) * sd / math.sqrt(n)
     return Bounds(mean, n, sd, mean - half, mean + half, "seeds")
 
 
 @lru_cache
-def _t(df: int) -> float:
+def _t_quantile(df: int) -> float:
     from scipy import stats
 
     return float(stats.t.ppf((1 + LEVEL) / 2, df))

@@ -69,7 +69,7 @@ def pool(
     for cell in cells:
         stem, fold = split_fold(cell.dataset)
         if fold is not None:
-            groups.setdefault(_together(cell, stem).slot, {})[fold] = cell
+            groups.setdefault(_without_fold(cell, stem).slot, {})[fold] = cell
     whole = {slot: own for slot, own in groups.items() if len(own) == counts.get(slot[1], 0) > 1}
     folds: dict[str, tuple[str, ...]] = {}
     made: dict[Slot, PlannedCell] = {}
@@ -85,7 +85,7 @@ def pool(
     left = {c.key for slot, own in whole.items() for c in own.values() if c.dataset not in keep}
     shown: dict[Slot, PlannedCell] = {}
     for cell in cells:
-        pooled = made.get(_together(cell, split_fold(cell.dataset)[0]).slot)
+        pooled = made.get(_without_fold(cell, split_fold(cell.dataset)[0]).slot)
         if pooled is not None and split_fold(cell.dataset)[1] is not None:
             shown.setdefault(pooled.slot, pooled)
             if cell.dataset not in keep:
@@ -95,7 +95,7 @@ def pool(
     return Pooled([*kept, *more], list(shown.values()) if given else [], folds)
 
 
-def _together(cell: PlannedCell, stem: str) -> PlannedCell:
+def _without_fold(cell: PlannedCell, stem: str) -> PlannedCell:
     return cell.model_copy(update={"dataset": stem})
 
 

@@ -145,13 +145,13 @@ class Pairing:
             raise StatsError(
                 f"{method} on {place.words()} has {len(found)} of its {len(own)} planned runs"
                 + (f" ({older} made by older code count as not yet run)" if older else ""),
-                self._again(method)
+                self._rerun_words(method)
                 if older
                 else "run the same `vipbench run` again, or select the finished ones with --seeds",
             )
         return found
 
-    def _again(self, method: str) -> str:
+    def _rerun_words(self, method: str) -> str:
         """How to make a row's outdated records again."""
         asked = {c.key for c in self.cells.possible() if c.method == method}
         records = [r for key, r in self.cells.outdated.items() if key in asked]
@@ -213,9 +213,9 @@ class Pairing:
         return tests, np.array(values), np.stack(reps, 1)
 
     def _test_set(self, records: Sequence[Record]) -> TestSet:
-        first = self._of(records[0])
+        first = self._predictions_of(records[0])
         for record in records[1:]:
-            other = self._of(record)
+            other = self._predictions_of(record)
             same = other is first or (
                 other.ids == first.ids
                 and other.groups == first.groups
@@ -232,7 +232,7 @@ class Pairing:
             self._tests[key] = TestSet.of(first.labels, first.groups, names)
         return self._tests[key]
 
-    def _of(self, record: Record) -> Predictions:
+    def _predictions_of(self, record: Record) -> Predictions:
         if record.key not in self._predictions:
             found = self._load(record.key)
             if found is None:

@@ -90,7 +90,7 @@ def harmonic(base: Entry, new: Entry) -> Entry:
         return Entry("unfinished", n=n, n_expected=expected)
     total = base.mean + new.mean
     mean = 2 * base.mean * new.mean / total if total > 0 else 0.0
-    return Entry("done", mean, None, n, expected, saw=_saw([base, new]))
+    return Entry("done", mean, None, n, expected, saw=_most_images_seen([base, new]))
 
 
 def _means(own: Columns, name: str) -> Columns:
@@ -112,10 +112,12 @@ def _mean(entries: Sequence[Entry]) -> Entry:
     means = [e.mean for e in entries if e.mean is not None]
     if len(means) < len(entries):
         return Entry("unfinished", n=len(means), n_expected=len(entries))
-    return Entry("done", float(np.mean(means)), None, len(means), len(means), saw=_saw(entries))
+    return Entry(
+        "done", float(np.mean(means)), None, len(means), len(means), saw=_most_images_seen(entries)
+    )
 
 
-def _saw(entries: Sequence[Entry]) -> int | None:
+def _most_images_seen(entries: Sequence[Entry]) -> int | None:
     return max((e.saw for e in entries if e.saw is not None), default=None)
 
 

@@ -28,7 +28,7 @@ def older_words(cells: Cells, mark: str = f"{OLDER}: ") -> list[str]:
     sentences = []
     for (whose, what), labels in found.items():
         records = [r for cell in cells.possible() if (r := cells.record_of(cell)) is not None]
-        again = _again([r for r in records if r.cell.method in labels], cells.folder)
+        again = _rerun_words([r for r in records if r.cell.method in labels], cells.folder)
         sentences.append(
             f"{mark}{whose} is older than that of other rows ({what}): {and_(labels)}; {again}"
         )
@@ -46,7 +46,7 @@ def outdated_words(cells: Cells) -> list[str]:
     return [
         f"{label}: {len(records)} record{'s' * (len(records) > 1)} made by older code of "
         f"{_made_by(records[0])} count{'s' * (len(records) == 1)} as not yet run; "
-        f"{_again(records, cells.folder)}"
+        f"{_rerun_words(records, cells.folder)}"
         for label, records in found.items()
     ] + _earlier_words(cells)
 
@@ -60,7 +60,7 @@ def _earlier_words(cells: Cells) -> list[str]:
             found.setdefault("; ".join(changes), []).append(record)
     return [
         f"{and_(list(dict.fromkeys(r.cell.method for r in records)))}: made by another version of "
-        f"vipbench ({changes}); {_again(records, cells.folder)}"
+        f"vipbench ({changes}); {_rerun_words(records, cells.folder)}"
         for changes, records in found.items()
     ]
 
@@ -79,10 +79,12 @@ def shared_words(cells: Cells) -> list[str]:
             )
         for name, values in spread((label, texts(record)) for label, record in own).items():
             sentences.append(
-                f"The {name} of {dataset} differ (SHA-256): {by_value(_short(values))}"
+                f"The {name} of {dataset} differ (SHA-256): {by_value(_shortened_values(values))}"
             )
     for name, values in spread((label, _plugins(record)) for label, record in done).items():
-        sentences.append(f"The code of {name} differs (SHA-256): {by_value(_short(values))}")
+        sentences.append(
+            f"The code of {name} differs (SHA-256): {by_value(_shortened_values(values))}"
+        )
     return sentences
 
 
@@ -91,7 +93,7 @@ def short_validation(records: Iterable[Record]) -> str:
     found: dict[str, dict[int | str, str]] = {}
     units: dict[str, None] = {}
     for record in records:
-        shots, asked = record.cell.shots, _asked(record)
+        shots, asked = record.cell.shots, _validation_images_due(record)
         given = getattr(record.data, "n_val_groups", record.data.n_val)
         if given < asked:
             units[f"{record.protocol.shots_unit}s"] = None
@@ -131,7 +133,7 @@ def _made_by(record: Record) -> str:
     return "vipbench" if plugin in (None, "vipbench") else f"plugin '{plugin}'"
 
 
-def _again(records: Sequence[Record], folder: str) -> str:
+def _rerun_words(records: Sequence[Record], folder: str) -> str:
     commands = [f"`{command}`" for command in again_commands(records, folder)]
     cells = "cell" if len(records) == 1 else "cells"
     return f"{and_(commands)} make{'s' * (len(commands) == 1)} the {cells} again"
@@ -149,14 +151,14 @@ def _plugins(record: Record) -> dict[str, Any]:
     return found
 
 
-def _short(values: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def _shortened_values(values: Mapping[str, list[str]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for value, labels in values.items():
         found.setdefault("none" if value == "null" else value.strip('"')[:12], []).extend(labels)
     return found
 
 
-def _asked(record: Record) -> int:
+def _validation_images_due(record: Record) -> int:
     """How many validation images the policy asks for; 0 where it names no number."""
     shots, policy = record.cell.shots, record.protocol.validation
     if shots == 0 or policy not in ("k", "min(k,4)") or (shots == "full" and policy == "k"):

@@ -59,7 +59,7 @@ def features(reply: str, class_names: Sequence[str]) -> tuple[list[str], list[Dr
         text = tidy(found[1])
         reason = unfit(text, class_names)
         if reason is None and text.casefold() in kept:
-            reason = "said twice"
+            reason = "repeated"
         if reason is None and len(kept) == MOST_FEATURES:
             reason = f"more than {MOST_FEATURES} features"
         if reason is None:

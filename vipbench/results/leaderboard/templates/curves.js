@@ -1,6 +1,6 @@
 // A metric over shots, one chart a dataset and backbone.
 const CHARTS = 6;
-const LINES = 24; // more would not be told apart
+const LINES = 24; // more cannot be distinguished
 const BANDS = 6; // bands of more lines hide each other
 let allCharts = false;
 let lastDrawn = null;

@@ -85,9 +85,9 @@ function recordsTable(entry) {
 
 function intervalText(entry) {
   const m = Number(control.metric.value);
-  const told = intervalOf(entry, m);
-  if (!told) return "none: one number tells no difference";
-  return `${shown(lowOf(entry, m), m)} – ${shown(highOf(entry, m), m)}, 95 %, ${told}`;
+  const interval = intervalOf(entry, m);
+  if (!interval) return "none: a single number has no interval";
+  return `${shown(lowOf(entry, m), m)} – ${shown(highOf(entry, m), m)}, 95 %, ${interval}`;
 }
 
 function showProvenance(entry) {

@@ -107,8 +107,8 @@ function rowOf(entry, m, before) {
       row.append(head);
     } else {
       const kind = column.number ? `number ${column.id}` : column.id;
-      const told = column.id === "rank" ? { title: ruleOf(entry, m) } : {};
-      row.append(make("td", { class: kind, ...told }, cells[column.id]));
+      const title = column.id === "rank" ? { title: ruleOf(entry, m) } : {};
+      row.append(make("td", { class: kind, ...title }, cells[column.id]));
     }
   }
   return row;
@@ -134,17 +134,17 @@ function rulesText(entries, m) {
   const ranked = entries.filter((e) => rankOf(e, m) !== null);
   const paired = ranked.filter((e) => e.bounds[m][6] === "p").length;
   if (!ranked.length) return "No rank: one run tells no difference.";
-  const told = [];
+  const rules = [];
   if (paired) {
-    told.push("paired tests over seeds and test images (over test images where nothing has seeds) at "
+    rules.push("paired tests over seeds and test images (over test images where nothing has seeds) at "
       + "5 %, Holm-corrected over all pairs of a competition");
   }
   if (paired < ranked.length) {
-    told.push("95 % intervals that do not overlap, where scores or seeds allow no paired test");
+    rules.push("95 % intervals that do not overlap, where scores or seeds allow no paired test");
   }
   const counts = paired && paired < ranked.length
     ? ` (${paired} and ${ranked.length - paired} rows; a rank's title says which)` : "";
-  return `A rank is 1 + the number of significantly better methods, by ${told.join(", or by ")}`
+  return `A rank is 1 + the number of significantly better methods, by ${rules.join(", or by ")}`
     + `${counts}; = is a shared rank.`;
 }
 
