@@ -9,6 +9,7 @@ outer and 5 inner iterations, temperature 100. Tables keep the method apart from
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ class TransCLIP(api.Method):
         logit_scale: api.Positive = 100.0
         templates: Templates = "first"
 
-        tunes = (api.Range("text_weight", 0.1, 2.0),)
+        tunes: ClassVar[tuple[api.Range, ...]] = (api.Range("text_weight", 0.1, 2.0),)
 
     def __init__(self, task: api.Task, hparams: HParams) -> None:
         super().__init__(task, hparams)

@@ -41,10 +41,7 @@ class TransCLIPFS(TransCLIP):
         gamma: api.NonNegative = 0.02
         compat: Literal["paper", "official"] = "paper"
 
-        tunes = (
-            api.Range("text_weight", 0.1, 2.0),
-            api.Range("gamma", 2e-3, 0.2, log=True),
-        )
+        tunes = (*TransCLIP.HParams.tunes, api.Range("gamma", 2e-3, 0.2, log=True))
 
         def __post_init__(self) -> None:
             if not self.values or not all(0 <= value <= 1e6 for value in self.values):
