@@ -124,7 +124,7 @@ def test_an_estimate_tells_time_disk_and_memory(cli: Cli, toy: Path, tmp_path: P
     run = ["run", *flags(toy, methods), "--out", tmp_path / "o"]
     done = cli(*run, "--dry-run", "--estimate", env={"VIPBENCH_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr
-    lines = done.stdout[done.stdout.index("To expect") :].splitlines()
+    lines = done.stdout[done.stdout.index("Estimate, ") :].splitlines()
     rows = [line for line in lines if line.startswith(("coop", "vpt", "zero-shot"))]
     assert len(rows) == 3
     assert all("encoding " in row and " timed" in row for row in rows)

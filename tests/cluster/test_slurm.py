@@ -286,7 +286,7 @@ def test_a_queue_that_cannot_be_asked_changes_nothing(bench: Bench) -> None:
     assert failed.error.type == "WorkerDied"
     assert len(bench.calls("squeue")) > asked
     assert len(bench.calls("sbatch")) == submitted
-    assert "submitted again" not in out
+    assert "resubmitted" not in out
 
 
 @pytest.mark.reliability

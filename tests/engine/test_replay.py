@@ -237,7 +237,7 @@ def test_what_cannot_be_recorded(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("first", [1, 2, 17, 18, 60, 72])
-@pytest.mark.parametrize("what", ["params", "message", "first"])
+@pytest.mark.parametrize("what", ["params", "statistics", "first"])
 def test_wrong_numbers_are_found_at_the_next_comparison(first: int, what: str) -> None:
     """Wrong from one of the 72 replays on: 75 steps, the first three of which come before."""
 
@@ -245,7 +245,7 @@ def test_wrong_numbers_are_found_at_the_next_comparison(first: int, what: str) -
         if number >= first:
             places = {
                 "params": step.params["method.weight"][0, 0],
-                "told": step.statistics[0],
+                "statistics": step.statistics[0],
                 "first": step.optimizer.first["method.weight"][-1],
             }
             places[what].mul_(1.05)
