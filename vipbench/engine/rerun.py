@@ -64,7 +64,7 @@ def rerun(
     UsageError where a whole row cannot be planned for a reason that is not the row's own.
     """
     found: list[Rerun] = []
-    for spec, pairs in _runs(list(stored), suite, out):
+    for spec, pairs in runs(list(stored), suite, out):
         seen = _PlanKeeper()
         reason = ""
         try:
@@ -108,21 +108,19 @@ class _PlanKeeper(Observer):
             self.cells.setdefault(cell.slot, []).append(cell)
 
 
-def _runs(
-    stored: Sequence[Stored], suite: RunSpec, out: Path
-) -> list[tuple[RunSpec, list[Stored]]]:
+def runs(stored: Sequence[Stored], suite: RunSpec, out: Path) -> list[tuple[RunSpec, list[Stored]]]:
     """The fewest runs that make all of the cells: one for every protocol. A cell without a support
     set fits any that agrees in the rest."""
-    runs: list[tuple[RunSpec, list[Stored]]] = []
+    found: list[tuple[RunSpec, list[Stored]]] = []
     for pair in sorted(stored, key=lambda pair: pair[0].cell.shots == 0):
         spec = spec_of(pair[0], suite, out)
-        for place, (other, pairs) in enumerate(runs):
+        for place, (other, pairs) in enumerate(found):
             if _can_share_run(other, spec, with_support=pair[0].cell.shots != 0):
-                runs[place] = (_merged(other, spec), [*pairs, pair])
+                found[place] = (_merged(other, spec), [*pairs, pair])
                 break
         else:
-            runs.append((spec, [pair]))
-    return runs
+            found.append((spec, [pair]))
+    return found
 
 
 def _can_share_run(a: RunSpec, b: RunSpec, with_support: bool) -> bool:
