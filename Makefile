@@ -14,6 +14,7 @@ lint:
 	ruff check .
 	ruff format --check .
 	typos
+	hadolint Dockerfile
 
 types:
 	mypy
@@ -26,7 +27,7 @@ lock:
 	python -m pip install --quiet '$(UV)'
 	python -m pip freeze --exclude-editable | grep -v -i '^uv==' > .constraints.txt
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	  --constraint .constraints.txt --all-extras --no-annotate --no-emit-index-url \
+	  --constraint .constraints.txt --extra dev --no-annotate --no-emit-index-url \
 	  --no-emit-find-links --custom-compile-command "make lock" \
 	  --output-file requirements.lock pyproject.toml
 	rm .constraints.txt
