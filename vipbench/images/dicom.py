@@ -5,6 +5,7 @@ The steps are those of the DICOM standard (PS3.3 C.11.1, C.11.2, C.7.6.3.1), com
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,8 +96,7 @@ class Dicom:
                 # pydicom counts entries in the type of their values: 8 bits would not do for more.
                 count, first, _ = lut.LUTDescriptor
                 lut.LUTDescriptor = [count, first, 16]
-                if values.dtype.kind == "f":
-                    values = np.rint(values).astype(np.int64)
+                values = np.clip(values, first, first + (count or 1 << 16) - 1)
             output = np.asarray(apply_voi_lut(values, found), dtype=np.float64)
         share = np.clip((output - low) / (high - low), 0, 1)
         share = 1 - share if self.stored.white_is_zero else share
@@ -187,8 +187,11 @@ def _library(what: str) -> Any:
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
     """What pydicom and its decoders raise becomes ImageError; they warn of odd metadata."""
+    log = logging.getLogger("pydicom")
+    disabled = log.disabled
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        log.disabled = True
         try:
             yield
         except (ImageError, MemoryError):
@@ -198,6 +201,8 @@ def _reading(what: str) -> Iterator[None]:
                 f"{what} is damaged, or not DICOM ({error or type(error).__name__}); replace it or "
                 "remove it from the data"
             ) from error
+        finally:
+            log.disabled = disabled
 
 
 def _check_decoder(syntax: Any, what: str) -> None:

@@ -101,8 +101,9 @@ def _decide(
     most = max(image.facts.most or 0 for image in measured)
     pixels = _declared(unclear, least, most)
     if pixels is not None:
+        black = f"{pixels.low:g} is black and " if pixels.low else ""
         return pixels, [
-            f"{pixels.high:g} is white in {len(unclear)} images of more than 8 bits, by "
+            f"{black}{pixels.high:g} is white in {len(unclear)} images of more than 8 bits, by "
             f"{pixels.source}"
         ]
     kinds = [image.facts.stored for image in unclear if image.facts.stored is not None]
