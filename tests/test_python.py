@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -212,10 +213,12 @@ def test_models(results: vipbench.Results, project: Path, tmp_path: Path) -> Non
         with pytest.raises(vipbench.UsageError, match=fact):
             model.predict(bad)
 
-    from vipbench.engine.explain.prompt_files import export
+    from vipbench.engine.explain.exported import export
 
-    files, _ = export(project / "out", tmp_path / "prompts")
-    (file,) = (f for f in files if key[:12] in f.name)
+    files = export(project / "out", tmp_path / "prompts").files
+    rows = csv.DictReader((tmp_path / "prompts" / "index.csv").read_text().splitlines())
+    (name,) = (row["file"] for row in rows if row["key"] == key)
+    (file,) = (f for f in files if f.name == name)
     loaded = vipbench.load_model(file)
     assert loaded.predict(paths).tolist() == names.tolist()
     assert np.abs(loaded.scores(paths).to_numpy() - predictions.scores).max() < 1e-5
@@ -314,7 +317,7 @@ def test_the_suite_of_a_bundle_names_no_path_in_its_protocol() -> None:
         }
     )
     named = {source: {"name": source[-5]} for source in datasets}
-    texts = {name: {"symptoms": None, "descriptions": None} for name in "ab"}
+    texts: dict[str, dict[str, list[str]]] = {name: {"from_files": []} for name in "ab"}
     public = _public_suite(spec, texts, named, {})[0]
     assert "secret" not in public.to_yaml()
     assert public.protocol.source == public.datasets[0] != public.datasets[1]

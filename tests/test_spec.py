@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vipbench.errors import UsageError
 from vipbench.runspec.run import METHODS, MethodSpec, RunSpec
+from vipbench.runspec.text_sets import key
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
 lines = st.text(
@@ -71,6 +72,11 @@ def specs(draw: st.DrawFn) -> RunSpec:
         seeds=tuple(draw(st.lists(st.integers(0, 2**32 - 1), min_size=1, unique=True))),
         data_root=draw(st.none() | paths),
         symptoms=draw(st.dictionaries(st.sampled_from([*datasets, "*"]), paths)),
+        templates=draw(
+            st.dictionaries(
+                st.sampled_from([key("one"), key("two"), key("two", datasets[0]), "*"]), paths
+            )
+        ),
         out=draw(paths),
         plugins_dir=draw(st.none() | paths),
         device=draw(st.sampled_from(["auto", "cpu", "cuda", "mps", "cuda:1", "cuda:0,cuda:2"])),

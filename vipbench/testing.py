@@ -45,8 +45,8 @@ from vipbench.engine.evaluation.scoring import Finished, Ready, ScoreError
 from vipbench.engine.features.features import Features
 from vipbench.engine.guard import GlobalRandomError, SpoiltError, Weights
 from vipbench.engine.other_device import Labels, another_device
-from vipbench.engine.planning.cells import TEXTS, LoadedCell, Row, plan_cells
-from vipbench.engine.planning.loading import Beside, LoadedBackbone, load_dataset, users
+from vipbench.engine.planning.cells import LoadedCell, Row, plan_cells
+from vipbench.engine.planning.loading import TEXTS, Beside, LoadedBackbone, load_dataset, users
 from vipbench.engine.planning.protocols import Scene
 from vipbench.engine.precision import PrecisionError
 from vipbench.engine.training.step import PaddingError, last_batch

@@ -79,14 +79,28 @@ Profile = Annotated[
 ]
 Symptoms = Annotated[
     list[str] | None,
-    text("--symptoms", "[DATASET=]FILE", "Symptom file (JSON); repeatable.", panel=DATA),
+    text(
+        "--symptoms",
+        "[LABEL=][DATASET=]FILE",
+        "Symptom file (JSON); repeatable, with LABELs a row each.",
+        panel=DATA,
+    ),
 ]
 Descriptions = Annotated[
     list[str] | None,
     text(
         "--descriptions",
-        "[DATASET=]FILE",
-        "File of descriptions, texts with the class name; repeatable.",
+        "[LABEL=][DATASET=]FILE",
+        "File of descriptions, texts with the class name; likewise.",
+        panel=DATA,
+    ),
+]
+Templates = Annotated[
+    list[str] | None,
+    text(
+        "--templates",
+        "[LABEL=][DATASET=]FILE",
+        "File of prompt templates, one with {} per line; likewise.",
         panel=DATA,
     ),
 ]

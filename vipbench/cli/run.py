@@ -36,6 +36,7 @@ def run(
     images: ImageRoots = None,
     symptoms: grid.Symptoms = None,
     descriptions: grid.Descriptions = None,
+    templates: grid.Templates = None,
     knowledge: grid.Knowledge = None,
     out: grid.Out = None,
     plugins_dir: PluginsDir = None,

@@ -25,6 +25,7 @@ def tune(
     images: ImageRoots = None,
     symptoms: grid.Symptoms = None,
     descriptions: grid.Descriptions = None,
+    templates: grid.Templates = None,
     knowledge: grid.Knowledge = None,
     out: grid.Out = None,
     plugins_dir: PluginsDir = None,

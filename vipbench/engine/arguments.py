@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, TypeVar
 
@@ -38,6 +38,7 @@ class Fields(TypedDict, total=False):
     data_root: PathLike
     symptoms: PathLike | Mapping[str, Any]
     descriptions: PathLike | Mapping[str, Any]
+    templates: PathLike | Sequence[str] | Mapping[str, Any]
     images: PathLike | Mapping[str, PathLike]
     knowledge: Several[str]
     plugins_dir: PathLike
@@ -179,7 +180,8 @@ def _cached_model(name: str, given: Any) -> str:
 
 
 def symptoms(value: Any, folder: Path) -> Any:
-    """A file, the texts themselves (class name -> texts), or a mapping from dataset to either."""
+    """A file, the texts themselves (class name -> texts), or a mapping from dataset or label to
+    either."""
     return _texts("symptoms", value, folder)
 
 
@@ -188,26 +190,32 @@ def descriptions(value: Any, folder: Path) -> Any:
     return _texts("descriptions", value, folder)
 
 
+def templates(value: Any, folder: Path) -> Any:
+    """A file, a list of templates, or a mapping from dataset or label to either."""
+    return _texts("templates", value, folder)
+
+
 def _texts(kind: str, value: Any, folder: Path) -> Any:
     if isinstance(value, str | Path):
         return value
+    of_classes = kind != "templates"
     if not isinstance(value, Mapping) or not value:
-        expected = "a file, {class: [text, ...]}, or {dataset: file or such texts}"
+        if not of_classes and _is_sequence(value):
+            return _written(kind, value, folder)
+        texts = "{class: [text, ...]}" if of_classes else "[text, ...]"
+        expected = f"a file, {texts}, or {{dataset or label: file or such texts}}"
         raise unfit(kind, value, expected)
-    if "classes" in value or all(_is_sequence(of) for of in value.values()):
-        return {"*": _written(kind, value, folder)}
-    return {
-        name: _written(kind, one, folder) if isinstance(one, Mapping) else _texts(kind, one, folder)
-        for name, one in value.items()
-    }
+    if of_classes and ("classes" in value or all(_is_sequence(of) for of in value.values())):
+        return _written(kind, value, folder)
+    return {name: _texts(kind, one, folder) for name, one in value.items()}
 
 
-def _written(kind: str, value: Mapping[str, Any], folder: Path) -> Path:
+def _written(kind: str, value: Any, folder: Path) -> Path:
     """A file of the texts, named by their content: those of another run stay as they are."""
     try:
         text = json.dumps(value, ensure_ascii=False, indent=1)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{kind}: expected {{class: [text, ...]}}, and {error}") from None
+        raise UsageError(f"{kind}: expected texts, and {error}") from None
     place = folder / "data"
     make_folder(place)
     file = place / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
@@ -221,6 +229,7 @@ READERS: dict[str, Callable[[Any, Path], Any]] = {
     "backbones": backbones,
     "symptoms": symptoms,
     "descriptions": descriptions,
+    "templates": templates,
 }
 
 

@@ -9,7 +9,13 @@ from typing import Any
 
 from vipbench.api import Split
 from vipbench.engine.planning.cells import Protocol, make_rows
-from vipbench.engine.planning.loading import LoadedDataset, Texts, load_dataset, own_texts
+from vipbench.engine.planning.loading import (
+    LoadedDataset,
+    Texts,
+    TextSet,
+    load_dataset,
+    own_texts,
+)
 from vipbench.engine.planning.protocols import arrange, draw, home
 from vipbench.engine.planning.sampling import SamplingError
 from vipbench.errors import UsageError
@@ -141,7 +147,10 @@ def _from_records(
         "symptoms": _listed(texts.symptoms),
         "symptoms_sha256": records[0].data.symptoms_sha256,
         "descriptions": _listed(texts.descriptions),
+        **_given(texts.given.kinds, texts.sets),
     }
+    if texts.given.templates is not None:
+        found.prompts[name]["templates"] = list(texts.given.templates)
     found.datasets[source] = {
         "name": name,
         "fingerprint": fingerprint,
@@ -149,6 +158,19 @@ def _from_records(
         "sharing": "local",
     }
     return name
+
+
+def _given(kinds: Sequence[str], sets: Mapping[str, TextSet]) -> dict[str, Any]:
+    """Which kinds of texts files gave, and the sets under labels."""
+    found = {
+        label: {
+            kind: list(texts) if kind == "templates" else _listed(texts)
+            for kind in one.kinds
+            if (texts := getattr(one, kind)) is not None
+        }
+        for label, one in sets.items()
+    }
+    return {"from_files": list(kinds), **({"sets": found} if found else {})}
 
 
 def _listed(texts: Texts | None) -> dict[str, list[str]] | None:
@@ -220,6 +242,7 @@ def _prompts(data: LoadedDataset) -> dict[str, Any]:
         "symptoms": bound(data.symptoms),
         "symptoms_sha256": data.symptoms_sha256,
         "descriptions": bound(data.descriptions),
+        **_given(data.from_files, data.sets),
     }
 
 

@@ -21,11 +21,18 @@ from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.protocol_names import place_of, split_fold
 from vipbench.results.records.record import Record
-from vipbench.results.records.rerun_command import is_quick, knowledge, own_label, scalars
+from vipbench.results.records.rerun_command import (
+    is_quick,
+    knowledge,
+    own_label,
+    scalars,
+    text_sets,
+)
 from vipbench.results.sharing.privacy import public_source
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import PATHS_BY_DATASET, MethodSpec, RunSpec
-from vipbench.runspec.values import labelled
+from vipbench.runspec.text_sets import split_key
+from vipbench.runspec.values import dataset_keys, labelled
 
 # Of the largest stored score: other devices and libraries sum in other orders, and training
 # lets the differences grow.
@@ -124,9 +131,11 @@ def runs(stored: Sequence[Stored], suite: RunSpec, out: Path) -> list[tuple[RunS
 
 
 def _can_share_run(a: RunSpec, b: RunSpec, with_support: bool) -> bool:
-    """Whether one run can be both: the same settings, and no label for two methods."""
+    """Whether one run can be both: the same settings, sets of the same kinds of texts, and no label
+    for two methods."""
     left_out = GRID if with_support else (*GRID, *OF_SUPPORT)
     same = all(getattr(a, k) == getattr(b, k) for k in RunSpec.model_fields if k not in left_out)
+    same = same and a.labels.keys() == b.labels.keys()
     labels = {method.label: method for method in a.methods}
     return same and all(labels.get(method.label, method) == method for method in b.methods)
 
@@ -204,9 +213,15 @@ def spec_of(record: Record, suite: RunSpec, out: Path) -> RunSpec:
     }
     if c.shots != 0:
         values |= {k: getattr(p, k) for k in ("views", "sampler", "validation", "selection")}
-    named = ("*", split_fold(c.dataset)[0], *datasets)
+    named = {*dataset_keys(datasets), split_fold(c.dataset)[0]}
+    sets = ("", *text_sets(record).values())
     paths = {
-        key: {k: v for k, v in getattr(suite, key).items() if k in named}
+        key: {
+            k: v
+            for k, v in getattr(suite, key).items()
+            for label, dataset in [split_key(k)]
+            if label in sets and dataset in named
+        }
         for key in PATHS_BY_DATASET
     }
     kept: dict[str, Any] = {

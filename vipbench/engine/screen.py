@@ -10,7 +10,8 @@ from vipbench.engine.progress import Reporter
 from vipbench.engine.workers.driver import Observer, Plan, PlannedCell
 from vipbench.errors import UsageError
 from vipbench.results.records.record import Record
-from vipbench.runspec.run import RunSpec
+from vipbench.runspec.run import TEXT_FILES, RunSpec
+from vipbench.runspec.text_sets import split_key
 from vipbench.text import clean, listed, plural, ranges, shots_text
 
 # Reasons to run cells again that are listed one by one.
@@ -119,10 +120,7 @@ def settings_lines(spec: RunSpec, plan: Plan) -> list[str]:
         rows.append(("groups", "may cross splits"))
     if spec.data_root is not None:
         rows.append(("data root", spec.data_root))
-    if spec.symptoms:
-        rows.append(("symptoms", _files(spec.symptoms)))
-    if spec.descriptions:
-        rows.append(("descriptions", _files(spec.descriptions)))
+    rows += [(kind, _files(getattr(spec, kind))) for kind in TEXT_FILES if getattr(spec, kind)]
     if spec.score_on != "test":
         rows.append(("scored on", f"{spec.score_on}, not the test split"))
     if spec.plugins_dir is not None:
@@ -133,8 +131,13 @@ def settings_lines(spec: RunSpec, plan: Plan) -> list[str]:
 
 
 def _files(paths: Mapping[str, Path]) -> str:
-    """Files by dataset; "*" is every dataset."""
-    return listed(f"{file} for {'all datasets' if k == '*' else k}" for k, file in paths.items())
+    """Files by dataset, "*" for every one, and by label."""
+    shown = []
+    for key, file in paths.items():
+        label, dataset = split_key(key)
+        under = f"{label}: " if label else ""
+        shown.append(f"{under}{file} for {'all datasets' if dataset == '*' else dataset}")
+    return listed(shown)
 
 
 def _unit(spec: RunSpec) -> str:

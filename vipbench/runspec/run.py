@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vipbench.errors import UsageError, unknown
 from vipbench.files import write
-from vipbench.runspec import places
+from vipbench.runspec import places, text_sets
 from vipbench.runspec import values as specmachine
 from vipbench.runspec import values as words
 from vipbench.runspec.errors import usage_error
@@ -24,6 +24,7 @@ from vipbench.runspec.methods import MethodSpec as MethodSpec
 from vipbench.runspec.methods import methods_of, with_settings
 from vipbench.runspec.outputs import FigureOutput, TableOutput, figure_outputs, table_outputs
 from vipbench.runspec.protocol import ProtocolSpec, check_together, protocol_of
+from vipbench.runspec.text_sets import set_flags, split_key, texts_by_set
 from vipbench.runspec.values import dataset_keys, path_flags, paths_by_dataset
 from vipbench.runspec.yaml import Document, dump_yaml, parse_yaml, read_yaml
 
@@ -33,7 +34,7 @@ METHODS = ("zero-shot", "symptoms-mean", "symptoms-max", "linear-probe", "coop",
 DATASETS = ("synthderm",)
 TINY, REAL = "tiny-clip", "openclip:ViT-B-16/openai"
 SUITE_NAME = "suite.yaml"
-TEXT_FILES = ("symptoms", "descriptions")
+TEXT_FILES = ("symptoms", "descriptions", "templates")
 PATHS_BY_DATASET = (*TEXT_FILES, "images")
 KNOWLEDGE = ("symptoms", "out-of-domain", "useless", "incorrect")  # see vipbench.symptoms.knowledge
 
@@ -63,7 +64,8 @@ class RunSpec(BaseModel):
         `NAME:ARG`, kept as given; a backbone also `LABEL=NAME:ARG`, which tables show as LABEL.
         shots: images per class, or "full" for the training split.
     data_root: the folder where datasets are looked for. symptoms: dataset -> symptom file; the
-        key "*" is every dataset. descriptions: the same for texts that hold the class name.
+        key "*" is every dataset. A key that is no dataset is the label of a row of its own.
+        descriptions, templates: the same for texts that hold the class name, and for templates.
         images: dataset -> the folder below which the image files of a table, a split file or a
         folder of links lie, beside the data's own.
         knowledge: texts that replace the symptoms, one row each
@@ -100,8 +102,9 @@ class RunSpec(BaseModel):
     )
     seeds: Annotated[tuple[int, ...], BeforeValidator(words.seeds)] = (1, 2, 3)
     data_root: Annotated[Path | None, BeforeValidator(words.path)] = None
-    symptoms: Annotated[dict[str, Path], BeforeValidator(paths_by_dataset)] = {}
-    descriptions: Annotated[dict[str, Path], BeforeValidator(paths_by_dataset)] = {}
+    symptoms: Annotated[dict[str, Path], BeforeValidator(texts_by_set)] = {}
+    descriptions: Annotated[dict[str, Path], BeforeValidator(texts_by_set)] = {}
+    templates: Annotated[dict[str, Path], BeforeValidator(texts_by_set)] = {}
     images: Annotated[dict[str, Path], BeforeValidator(paths_by_dataset)] = {}
     knowledge: Annotated[tuple[str, ...], BeforeValidator(_knowledge)] = ("symptoms",)
     out: Annotated[Path, BeforeValidator(words.required_path)] = Path("vipbench-results")
@@ -141,7 +144,7 @@ class RunSpec(BaseModel):
                 f"with one number of shots, and {len(self.shots)} are given"
             )
         for name in PATHS_BY_DATASET:
-            for dataset in getattr(self, name):
+            for _, dataset in map(split_key, getattr(self, name)):
                 if dataset not in dataset_keys(self.datasets):
                     what = "folder" if name == "images" else "file"
                     raise UsageError(
@@ -208,8 +211,19 @@ class RunSpec(BaseModel):
         update |= {"protocol": protocol} if protocol != self.protocol else {}
         for key in PATHS_BY_DATASET:
             if values := getattr(self, key):
-                update[key] = {names.get(name, name): file for name, file in values.items()}
+                update[key] = {
+                    text_sets.key(label, names.get(name, name)): file
+                    for (label, name), file in zip(
+                        map(split_key, values), values.values(), strict=True
+                    )
+                }
         return self.model_copy(update=update)
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Kind of texts -> labels under which several sets of it are given."""
+        found = {kind: text_sets.labels(getattr(self, kind)) for kind in TEXT_FILES}
+        return {kind: labels for kind, labels in found.items() if labels}
 
     def as_values(self) -> dict[str, Any]:
         """The keys and plain values that a suite has for all of this; `parse` reads them back."""
@@ -219,7 +233,7 @@ class RunSpec(BaseModel):
         values["protocol"] = self.protocol.as_yaml()
         values["executor"] = None if self.executor is None else self.executor.as_yaml()
         for key in PATHS_BY_DATASET:
-            values[key] = {name: str(file) for name, file in values[key].items()}
+            values[key] = text_sets.as_values(values[key])
         for key, value in values.items():
             if isinstance(value, Path | tuple):
                 values[key] = str(value) if isinstance(value, Path) else list(value)
@@ -261,8 +275,9 @@ class RunSpec(BaseModel):
         keys, update = dataset_keys(spec.datasets), dict[str, Any]()
         for key in PATHS_BY_DATASET:
             # A suite's path for a dataset that the flags took out of the run is dropped.
-            found = {name: file for name, file in files[key].items() if name in keys}
-            found |= path_flags(more[key], spec.datasets, f"--{key}")
+            found = {k: file for k, file in files[key].items() if split_key(k)[1] in keys}
+            read = path_flags if key == "images" else set_flags
+            found |= read(more[key], spec.datasets, f"--{key}")
             if found:
                 update[key] = found
         if settings:

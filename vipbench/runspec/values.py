@@ -365,20 +365,25 @@ def dataset_keys(datasets: Iterable[str]) -> list[str]:
 
 
 def path_flags(
-    flags: Iterable[str], datasets: Sequence[str], option: str = "--symptoms"
+    flags: Iterable[str], datasets: Sequence[str], option: str = "--images"
 ) -> dict[str, Path]:
     """`[DATASET=]PATH` flags; a PATH alone is for every dataset."""
     found: dict[str, Path] = {}
     keys = dataset_keys(datasets)
     for flag in flags:
-        # A dataset such as `npz:PATH` may hold a `=` itself.
-        cuts = [i for i, char in enumerate(flag) if char == "=" and flag[:i] in keys]
-        name, file = (flag[: cuts[-1]], flag[cuts[-1] + 1 :]) if cuts else ("*", flag)
-        if not cuts and "=" in flag and not Path(flag).exists():
+        name, file = cut_path(flag, keys)
+        if not name and "=" in flag and not Path(flag).exists():
             given = flag.partition("=")[0]
             raise unknown("dataset", given, datasets, f"{option} takes [DATASET=]PATH.")
-        if name in found:
-            whose = "every dataset" if name == "*" else f"'{name}'"
+        if (name or "*") in found:
+            whose = f"'{name}'" if name else "every dataset"
             raise UsageError(f"{option} is given twice for {whose}")
-        found[name] = required_path(file)
+        found[name or "*"] = required_path(file)
     return found
+
+
+def cut_path(flag: str, keys: Sequence[str]) -> tuple[str, str]:
+    """Dataset ("" where none of `keys` is named) and path of a flag `[DATASET=]PATH`."""
+    # A dataset such as `npz:PATH` may hold a `=` itself.
+    cuts = [i for i, char in enumerate(flag) if char == "=" and flag[:i] in keys]
+    return (flag[: cuts[-1]], flag[cuts[-1] + 1 :]) if cuts else ("", flag)

@@ -16,13 +16,16 @@ from vipbench.symptoms.load import (
     shipped_descriptions,
     shipped_symptoms,
 )
+from vipbench.symptoms.templates import is_template, load_templates
 
 __all__ = [
     "KNOWLEDGE",
     "SymptomError",
     "SymptomSet",
+    "is_template",
     "load_descriptions",
     "load_symptoms",
+    "load_templates",
     "parse_symptoms",
     "replace_knowledge",
     "shipped_descriptions",

@@ -106,8 +106,12 @@ def load_symptoms(
     Class names are compared without regard to case, underscores and white space. Raises
     SymptomError.
     """
-    path = Path(path)
     what = f"{'symptom' if plain == 'symptoms' else 'description'} file '{path}'"
+    return parse_symptoms(file_text(Path(path), what), class_names, what, plain, strict)
+
+
+def file_text(path: Path, what: str) -> str:
+    """The text of a file in UTF-8. Raises SymptomError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -118,12 +122,11 @@ def load_symptoms(
     if len(data) > MAX_BYTES:
         raise SymptomError(f"{what} is larger than {MAX_BYTES // 1024} KiB, the limit")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SymptomError(
             f"{what} is not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from None
-    return parse_symptoms(text, class_names, what, plain, strict)
 
 
 def parse_symptoms(

@@ -11,6 +11,7 @@ from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.prompt_files import Trained, rebound, split_inputs, unpack
 from vipbench.engine.features.features import Features
 from vipbench.engine.planning.loading import load_whole, users
+from vipbench.errors import UsageError
 from vipbench.plugins.registry import load_registry
 from vipbench.results.records.metrics import METRICS, compute_metrics
 from vipbench.runspec.run import RunSpec
@@ -34,6 +35,9 @@ def evaluate_command(
     given = {"datasets": (dataset,), "data_root": root, "symptoms": symptoms or None}
     given["images"] = images or None
     spec = RunSpec().merge(given)
+    if spec.labels:
+        named = ", ".join(spec.labels["symptoms"])
+        raise UsageError(f"--symptoms: evaluate takes one file, without a label, got {named}=")
     data = load_whole(registry, spec, dataset, "`evaluate`")
     order = _same_classes(trained, data.dataset.class_names)
     if order is None:

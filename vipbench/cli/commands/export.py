@@ -21,6 +21,7 @@ from vipbench.results.sharing.privacy import (
 )
 from vipbench.results.sharing.rows import export_rows
 from vipbench.results.store.store import Store
+from vipbench.runspec import text_sets
 from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
 from vipbench.text import clean, plural
 
@@ -113,16 +114,13 @@ def _public_suite(
         renamed[source] = f"{public}-{count + 1}" if public != source and count else public
     texts: dict[str, dict[str, Path]] = {key: {} for key in TEXT_FILES}
     for number, source in enumerate(spec.datasets, 1):
-        name = datasets[source]["name"]
-        places = {source, name, "*", Path(source.partition(":")[2]).name}
-        # A file of --symptoms may say that it holds descriptions.
-        if not any(places & getattr(spec, key).keys() for key in TEXT_FILES):
-            continue
-        for key in TEXT_FILES:
-            if prompts[name][key] is not None:
-                file = f"{key}/dataset-{number}.json"
-                files[file] = json_bytes(prompts[name][key])
-                texts[key][renamed[source]] = Path(file)
+        own = prompts[datasets[source]["name"]]
+        given = {"": {kind: own[kind] for kind in own["from_files"]}, **own.get("sets", {})}
+        for place, (label, kinds) in enumerate(given.items()):
+            for kind, content in kinds.items():
+                file = f"{kind}/dataset-{number}{f'-set-{place}' if label else ''}.json"
+                files[file] = json_bytes(content)
+                texts[kind][text_sets.key(label, renamed[source])] = Path(file)
     update: dict[str, Any] = {
         "datasets": tuple(renamed.values()),
         "backbones": tuple(public_backbone(b) for b in spec.backbones),

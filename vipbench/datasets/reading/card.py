@@ -1,5 +1,6 @@
 """The card beside a user's data: a YAML file that says what the files cannot say.
 
+name: chest                           # in tables, instead of the file's or folder's
 class_names: [normal, pneumonia]      # npz: in the order of the labels
 class_names: {NORMAL: normal lung}    # folder, csv: what the class is called -> display name
 columns: {path: file, label: finding, group: patient}   # csv only
@@ -33,11 +34,23 @@ from vipbench.errors import UsageError, unknown
 from vipbench.images import FROM_DICOM, ImageError, dicom_value
 from vipbench.images.depth import CARD_BITS, CARD_WINDOW, PixelRange
 from vipbench.runspec.yaml import read_yaml
-from vipbench.symptoms import load_symptoms, parse_symptoms
+from vipbench.symptoms import is_template, load_symptoms, parse_symptoms
 
 COLUMNS = ("path", "label", "split", "fold", "group", "sha256")
 _TEXTS = ("modality", "licence", "citation", "caption", "images", "group")
-_KEYS = ("class_names", "columns", "templates", "symptoms", "sharing", "bits", "window", *_TEXTS)
+_KEYS = (
+    "name",
+    "class_names",
+    "columns",
+    "templates",
+    "symptoms",
+    "sharing",
+    "bits",
+    "window",
+    *_TEXTS,
+)
+# A dataset's name has nothing that names of folds, parts and targets, or lists, are made of.
+_NAME = re.compile(r"(?!.*->)[\w.+-](?:[\w.+ -]{0,58}[\w.+-])?")
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class Card:
     """
 
     path: Path
+    name: str = ""
     class_names: tuple[str, ...] | dict[str, str] | None = None
     columns: dict[str, str] = field(default_factory=dict)
     templates: tuple[str, ...] | None = None
@@ -130,6 +144,7 @@ class Card:
                 f"card '{self.path}': group is for data that list image files; '{dataset.name}' "
                 "holds none; remove the line"
             )
+        dataset.name = self.name or dataset.name
         if self.templates is not None:
             dataset.templates = self.templates
         elif self.modality:
@@ -190,6 +205,12 @@ def _make(path: Path, given: Mapping[str, Any]) -> Card:
         check_file_group(parts["group"], f"card '{path}': group")
         if "group" in (given.get("columns") or ()):
             raise UsageError(f"card '{path}': give group or columns.group, not both")
+    if "name" in given:
+        if not _is_text(given["name"]) or not _NAME.fullmatch(given["name"]):
+            raise wrong(
+                "name", "letters, digits, blanks and . _ + -, at most 60, no blank at an end"
+            )
+        parts["name"] = given["name"]
     if "class_names" in given:
         parts["class_names"] = _class_names(given["class_names"], wrong)
     if "columns" in given:
@@ -202,11 +223,7 @@ def _make(path: Path, given: Mapping[str, Any]) -> Card:
         parts["columns"] = dict(columns)
     if "templates" in given:
         templates = given["templates"]
-        if (
-            not isinstance(templates, list)
-            or not templates
-            or not all(map(_is_template, templates))
-        ):
+        if not isinstance(templates, list) or not templates or not all(map(is_template, templates)):
             raise wrong("templates", "a list of texts that hold {} once")
         if "modality" in given:
             raise UsageError(f"card '{path}': give templates or modality, not both")
@@ -267,7 +284,3 @@ def _is_text(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_template(value: Any) -> bool:
-    return _is_text(value) and value.count("{}") == 1 and value.count("{") == value.count("}") == 1

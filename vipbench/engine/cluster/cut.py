@@ -13,6 +13,7 @@ from math import prod
 from typing import TypeVar
 
 from vipbench.runspec.run import PATHS_BY_DATASET, RunSpec
+from vipbench.runspec.text_sets import split_key
 from vipbench.runspec.values import dataset_keys
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ def _datasets(spec: RunSpec, jobs: int) -> list[tuple[tuple[str, ...], int]]:
 def _of(spec: RunSpec, backbones: tuple[str, ...], datasets: tuple[str, ...]) -> RunSpec:
     known = dataset_keys(datasets)
     paths = {
-        key: {name: file for name, file in getattr(spec, key).items() if name in known}
+        key: {k: file for k, file in getattr(spec, key).items() if split_key(k)[1] in known}
         for key in PATHS_BY_DATASET
     }
     return spec.model_copy(update={"backbones": backbones, "datasets": datasets, **paths})

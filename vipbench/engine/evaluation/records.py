@@ -62,7 +62,8 @@ def base_record(cell: LoadedCell) -> dict[str, Any]:
             "knowledge": data.knowledge,
             "symptom_images_seen": data.texts_saw(row.method.needs),
             **({"class_texts": list(cell.class_texts)} if cell.class_texts else {}),
-            "texts_from_files": [kind for kind in data.from_files if kind in row.method.needs],
+            "texts_from_files": [kind for kind in data.from_files if row.reads(kind)],
+            **({"text_sets": dict(data.chosen)} if data.chosen else {}),
         },
         "provenance": {
             "vipbench": __version__,

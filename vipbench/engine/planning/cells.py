@@ -16,7 +16,16 @@ from vipbench import alive
 from vipbench.api import Backbone, CellInfo, HParams, ImageBackbone, Method
 from vipbench.engine.planning import sampling
 from vipbench.engine.planning.hparams import make_hparams
-from vipbench.engine.planning.loading import Beside, LoadedBackbone, LoadedDataset, sha, users
+from vipbench.engine.planning.loading import (
+    TEXTS,
+    Beside,
+    LoadedBackbone,
+    LoadedDataset,
+    choices,
+    reads,
+    sha,
+    users,
+)
 from vipbench.engine.planning.protocols import Part, Scene, draw, home, key_of
 from vipbench.engine.planning.sampling import (
     Sampler,
@@ -38,12 +47,11 @@ from vipbench.revisions import (
     VIEW_REVISION,
 )
 from vipbench.runspec.run import MethodSpec, RunSpec
+from vipbench.runspec.text_sets import row_label
 from vipbench.runspec.values import FeaturePrecision
 
 # Needs of methods whose scores depend on the seed, support set or none.
 SEEDED = frozenset({"test_images", "test_views"})
-# Needs that a text tower meets.
-TEXTS = frozenset({"text", "symptoms", "descriptions"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,10 @@ class Row:
     plugin: Plugin
     hparams: HParams
     note: str = ""
+
+    def reads(self, kind: str) -> bool:
+        """Whether the method reads "symptoms", "descriptions" or "templates"."""
+        return reads(self.method.needs, kind)
 
 
 @dataclass(frozen=True)
@@ -182,18 +194,17 @@ def make_rows(registry: Registry, specs: tuple[MethodSpec, ...]) -> list[Row]:
 def plan_cells(
     spec: RunSpec, row: Row, scene: Scene, backbone: LoadedBackbone, beside: Beside | None = None
 ) -> list[LoadedCell]:
-    """All cells of one row in one scene and on one backbone; of a method that reads symptoms, those
-    of every kind of knowledge, labelled with it. beside: loads a method's further backbones."""
+    """All cells of one row in one scene and on one backbone; of a method that reads texts of which
+    there are several sets, or that of several kinds of knowledge, those of each, labelled with it.
+    beside: loads a method's further backbones."""
     plan = partial(_plan_cell, spec, backbone, beside or Beside(Registry(), [backbone]))
-    if "symptoms" not in row.method.needs:
-        return _plan_row(plan, spec, row, scene)
-    found = []
-    for kind in spec.knowledge:
-        label = row.label if kind == "symptoms" else f"{row.label} ({kind} knowledge)"
+    kinds = spec.knowledge if "symptoms" in row.method.needs else ("symptoms",)
+    data, found = scene.data, []
+    for choice, kind in product(choices(data.sets, {*data.from_files}, row.method.needs), kinds):
+        label = row_label(row.label, choice)
+        label += "" if kind == "symptoms" else f" ({kind} knowledge)"
         named = dataclasses.replace(row, label=label)
-        parts = tuple(part and part.with_knowledge(kind) for part in scene.parts)
-        other = dataclasses.replace(scene, data=scene.data.with_knowledge(kind), parts=parts)
-        found += _plan_row(plan, spec, named, other)
+        found += _plan_row(plan, spec, named, scene.with_texts(choice, kind))
     return found
 
 

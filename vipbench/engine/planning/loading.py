@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, overload
 
@@ -27,26 +29,64 @@ from vipbench.plugins.registry import Plugin, Registry
 from vipbench.results.records.protocol_names import fold_name
 from vipbench.results.records.record import json_sha256
 from vipbench.results.sharing.privacy import public_source
-from vipbench.runspec.run import RunSpec
-from vipbench.runspec.values import labelled
-from vipbench.symptoms import load_descriptions, load_symptoms, replace_knowledge
+from vipbench.runspec import text_sets
+from vipbench.runspec.run import TEXT_FILES, RunSpec
+from vipbench.runspec.values import dataset_keys, labelled
+from vipbench.symptoms import (
+    load_descriptions,
+    load_symptoms,
+    load_templates,
+    replace_knowledge,
+)
 from vipbench.trust import REMOTE
 
 _NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)?")
 Texts: TypeAlias = Mapping[str, Sequence[str]]
 
 
+# Needs that a text tower meets.
+TEXTS = frozenset({"text", "symptoms", "descriptions"})
+
+
+def reads(needs: Set[str], kind: str) -> bool:
+    """Whether a method with `needs` reads "symptoms", "descriptions" or "templates", which hold the
+    class names of methods that need "text"."""
+    return ("text" if kind == "templates" else kind) in needs
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """The texts of files under one label. symptoms, descriptions: class name -> texts, None where
+    no file gave them. images_seen: of each kind, how many labelled training images of a class, at
+    most, it was written from."""
+
+    symptoms: Texts | None = None
+    descriptions: Texts | None = None
+    templates: tuple[str, ...] | None = None
+    images_seen: Mapping[str, int] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the files gave."""
+        return tuple(kind for kind in TEXT_FILES if getattr(self, kind) is not None)
+
+
 @dataclass(frozen=True)
 class OwnTexts:
-    """symptoms, descriptions: class name -> texts, None where there are none. images_seen: of each
-    kind, how many labelled training images of a class, at most, it was written from. from_files:
-    the kinds that a file gave."""
+    """symptoms, descriptions: those of the dataset, or of files without a label. given: by those
+    files. sets: label -> texts of the files under it."""
 
     symptoms: Texts | None
     descriptions: Texts | None
-    images_seen: Mapping[str, int]
-    notices: tuple[str, ...]
-    from_files: tuple[str, ...] = ()
+    given: TextSet
+    sets: Mapping[str, TextSet]
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a reader must know of the files."""
+        every = (self.given, *self.sets.values())
+        return tuple(notice for one in every for notice in one.notices)
 
 
 def own_texts(
@@ -59,13 +99,25 @@ def own_texts(
 ) -> OwnTexts:
     """Symptoms and descriptions of the dataset `name`, asked for as `source`. A file that says it
     holds descriptions counts as such whichever flag gives it. Raises UsageError."""
-    found: dict[str, Texts | None] = {"symptoms": symptoms, "descriptions": descriptions}
+    labels = dict.fromkeys(one for some in spec.labels.values() for one in some if one != name)
+    given, *sets = (_text_set(spec, label, source, name, class_names) for label in ("", *labels))
+    return OwnTexts(
+        symptoms if given.symptoms is None else given.symptoms,
+        descriptions if given.descriptions is None else given.descriptions,
+        given,
+        {label: one for label, one in zip(labels, sets, strict=True) if one.kinds},
+    )
+
+
+def _text_set(
+    spec: RunSpec, label: str, source: str, name: str, class_names: Sequence[str]
+) -> TextSet:
+    found: dict[str, Any] = {}
     seen: dict[str, int] = {}
     notices: list[str] = []
     from_file: dict[str, Path] = {}
     for flag, load in (("symptoms", load_symptoms), ("descriptions", load_descriptions)):
-        files: Mapping[str, Path] = getattr(spec, flag)
-        file = files.get(source, files.get(name, files.get("*")))
+        file = _file(getattr(spec, flag), label, source, name)
         if file is None:
             continue
         loaded = load(file, class_names)
@@ -78,10 +130,20 @@ def own_texts(
         found[loaded.kind] = loaded.symptoms
         if loaded.images_seen:
             seen[loaded.kind] = loaded.images_seen
-        notices += [f"{loaded.kind} of '{name}': {warning}" for warning in loaded.warnings]
-    return OwnTexts(
-        found["symptoms"], found["descriptions"], seen, tuple(notices), tuple(from_file)
-    )
+        of = f"{loaded.kind} '{label}'" if label else loaded.kind
+        notices += [f"{of} of '{name}': {warning}" for warning in loaded.warnings]
+    if (file := _file(spec.templates, label, source, name)) is not None:
+        found["templates"] = load_templates(file)
+    return TextSet(**found, images_seen=seen, notices=tuple(notices))
+
+
+def _file(paths: Mapping[str, Path], label: str, source: str, name: str) -> Path | None:
+    """The file under the label for the dataset `name`, asked for as `source`."""
+    names = dict.fromkeys([source, name, *(n for n in dataset_keys([source]) if n != "*")])
+    keys = [text_sets.key(label, dataset) for dataset in (*names, "*")]
+    if not label:  # what its card calls a dataset is no label
+        keys.insert(0, text_sets.key(name))
+    return next((paths[key] for key in keys if key in paths), None)
 
 
 @dataclass(frozen=True)
@@ -146,6 +208,26 @@ def subset(split: Split, rows: Sequence[int]) -> Split:
 Bound = tuple[tuple[str, ...], ...]
 
 
+def choices(sets: Mapping[str, TextSet], given: Set[str], needs: Set[str]) -> list[dict[str, str]]:
+    """The texts that the rows of a method with `needs` read: kind -> label, where the kind is from
+    a set. Kinds that share a label go together, others are combined. given: the kinds of which
+    there are texts without a label."""
+    read = [kind for kind in TEXT_FILES if reads(needs, kind)]
+    labels = {k: [name for name, one in sets.items() if k in one.kinds] for k in read}
+    axes: list[list[str]] = []
+    for kind in filter(labels.get, read):
+        joined = [axis for axis in axes if any({*labels[k]} & {*labels[kind]} for k in axis)]
+        axes = [axis for axis in axes if axis not in joined]
+        axes.append([*(k for axis in joined for k in axis), kind])
+    found = []
+    for axis in axes:
+        names = dict.fromkeys(name for kind in axis for name in labels[kind])
+        own = [{kind: name for kind in axis if name in labels[kind]} for name in names]
+        found.append([*([{}] if {*axis} & given else []), *own])
+    combined = [dict(pair for one in some for pair in one.items()) for some in product(*found)]
+    return [{kind: one[kind] for kind in read if kind in one} for one in combined]
+
+
 @dataclass(frozen=True)
 class LoadedDataset:
     """A dataset with its splits read, its symptoms and descriptions in the order of its classes.
@@ -153,7 +235,8 @@ class LoadedDataset:
     source: how a run asks for it, as records tell it: PATH stands for a path. images_seen: kind of
     texts ("symptoms" or "descriptions") -> how many labelled training images of a class, at most,
     they were written from; what is not in it was written from none. from_files: kinds of texts
-    that the user's own files gave. notes: what its records keep of odd input, see Dataset.notes.
+    that the user's own files gave. sets: label -> further texts. chosen: kind of texts -> label of
+    the set that it is from. notes: what its records keep of odd input, see Dataset.notes.
     folds: of data in folds, where each of its splits is all images. fold: which one this is.
     """
 
@@ -169,6 +252,8 @@ class LoadedDataset:
     knowledge: str = "symptoms"
     images_seen: Mapping[str, int] = field(default_factory=dict)
     from_files: tuple[str, ...] = ()
+    sets: Mapping[str, TextSet] = field(default_factory=dict)
+    chosen: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folds: tuple[Fold, ...] = ()
     fold: Fold | None = None
@@ -178,6 +263,32 @@ class LoadedDataset:
         if not self.folds:
             return dict(self.splits)
         return {f.name: subset(self.splits["test"], f.rows["test"]) for f in self.folds}
+
+    def with_texts(self, choice: Mapping[str, str]) -> LoadedDataset:
+        """This with the texts of its sets that `choice` names: kind -> label."""
+        own = {
+            kind: getattr(self.sets[label], kind)
+            for kind, label in choice.items()
+            if label in self.sets and kind in self.sets[label].kinds
+        }
+        if not own:
+            return self
+        names = self.dataset.class_names
+        changes: dict[str, Any] = {
+            "chosen": {kind: choice[kind] for kind in own},
+            "from_files": tuple(dict.fromkeys((*self.from_files, *own))),
+            "images_seen": {k: n for k, n in self.images_seen.items() if k not in own}
+            | {k: n for k in own if (n := self.sets[choice[k]].images_seen.get(k))},
+        }
+        for kind in own:
+            if kind == "templates":
+                changes["dataset"] = copy.copy(self.dataset)
+                changes["dataset"].templates = own[kind]
+            else:
+                changes[kind] = _bind(own[kind], names)
+        if "symptoms" in own:
+            changes["symptoms_sha256"] = sha(changes["symptoms"])
+        return dataclasses.replace(self, **changes)
 
     def with_knowledge(self, knowledge: str) -> LoadedDataset:
         """This with other texts in the symptoms' place; see vipbench.symptoms.knowledge."""
@@ -355,6 +466,8 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
     names = dataset.class_names
     texts = own_texts(spec, source, asked, names, dataset.symptoms, dataset.descriptions)
     bound = _bind(texts.symptoms, names)
+    if texts.given.templates is not None:
+        dataset.templates = texts.given.templates
     return LoadedDataset(
         dataset,
         plugin,
@@ -365,8 +478,9 @@ def load_dataset(registry: Registry, spec: RunSpec, source: str) -> LoadedDatase
         (*notices, *texts.notices),
         _bind(texts.descriptions, names),
         public_source(source, spec.data_root),
-        images_seen=texts.images_seen,
-        from_files=texts.from_files,
+        images_seen=texts.given.images_seen,
+        from_files=texts.given.kinds,
+        sets=texts.sets,
         notes=tuple(notes),
         folds=folds,
         fold=fold,

@@ -88,10 +88,6 @@ class Part:
     columns: tuple[tuple[int, ...], ...] | None = None
     notes: tuple[str, ...] = ()
 
-    def with_knowledge(self, kind: str) -> Part:
-        """See LoadedDataset."""
-        return dataclasses.replace(self, data=self.data.with_knowledge(kind))
-
     def key(self, needs: frozenset[str]) -> dict[str, Any]:
         """Of what the key of a cell is made, besides its training."""
         data = self.data
@@ -118,6 +114,15 @@ class Scene:
     parts: tuple[Part | None, ...] = (None,)
     protocol_fields: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
+
+    def with_texts(self, choice: Mapping[str, str], knowledge: str) -> Scene:
+        """This with other texts, of what is trained on and tested; see LoadedDataset."""
+
+        def changed(data: LoadedDataset) -> LoadedDataset:
+            return data.with_texts(choice).with_knowledge(knowledge)
+
+        parts = (p and dataclasses.replace(p, data=changed(p.data)) for p in self.parts)
+        return dataclasses.replace(self, data=changed(self.data), parts=tuple(parts))
 
 
 def home(data: LoadedDataset) -> str:

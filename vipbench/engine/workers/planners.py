@@ -158,10 +158,9 @@ class Planners:
         names = [
             f"method '{method.name}'"
             for method in self._spec.methods
-            # A method that reads symptoms has a label for each kind of knowledge.
+            # A method that reads texts has a label for each kind of knowledge and set of texts.
             if not any(
-                cell.method_name == method.name
-                and f"{cell.method} (".startswith(f"{method.label} (")
+                cell.method_name == method.name and f"{cell.method} ".startswith(f"{method.label} ")
                 for cell in cells
             )
         ]

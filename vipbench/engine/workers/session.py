@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from vipbench.engine.features.features import Features
 from vipbench.engine.features.images import Drawn
 from vipbench.engine.machine import Share, share
 from vipbench.engine.planning.cells import (
-    TEXTS,
     LoadedCell,
     Row,
     make_rows,
@@ -41,6 +41,7 @@ from vipbench.engine.planning.cells import (
 )
 from vipbench.engine.planning.hparams import hparam_types, search_space
 from vipbench.engine.planning.loading import (
+    TEXTS,
     Beside,
     LoadedBackbone,
     LoadedDataset,
@@ -210,23 +211,26 @@ class Session:
                             for cell in planned
                             if _sources(cell.plugins) == plugin_set and not lacking[cell.key]
                         ]
-                    reasons, texts = _cannot_build(self.runners, planned)
-                    seen += [
-                        TextsSeen(
-                            method=row.label,
-                            dataset=data.dataset.name,
-                            of=data.dataset.class_names[0],
-                            texts=own,
-                        )
-                        for data, own in texts.values()
-                    ]
-                    for cell in planned:
-                        if cell.tested.dataset.name in texts:
-                            own = texts[cell.tested.dataset.name][1]
-                            cell = dataclasses.replace(cell, class_texts=own)
-                        self.cells[cell.key] = cell
-                        reason = cell.impossible or reasons.get(cell.tested.dataset.name)
-                        cells.append(_planned(cell, reason, profile_note(run, cell)))
+                    # Each kind of knowledge and set of texts has a label.
+                    for label, own_cells in groupby(planned, lambda cell: cell.row.label):
+                        alike = [*own_cells]
+                        reasons, texts = _cannot_build(self.runners, alike)
+                        seen += [
+                            TextsSeen(
+                                method=label,
+                                dataset=data.dataset.name,
+                                of=data.dataset.class_names[0],
+                                texts=own,
+                            )
+                            for data, own in texts.values()
+                        ]
+                        for cell in alike:
+                            if cell.tested.dataset.name in texts:
+                                own = texts[cell.tested.dataset.name][1]
+                                cell = dataclasses.replace(cell, class_texts=own)
+                            self.cells[cell.key] = cell
+                            reason = cell.impossible or reasons.get(cell.tested.dataset.name)
+                            cells.append(_planned(cell, reason, profile_note(run, cell)))
         notices = [notice for data in datasets for notice in data.notices]
         for dataset in [d.dataset for d in datasets if d.dataset.caption]:
             prefixed = dataset.caption.startswith(f"{dataset.name} ")

@@ -16,7 +16,7 @@ from vipbench.results.figures.curves import BAND, entry_bounds
 from vipbench.results.figures.style import COLOURS, grid, legend_below, text
 from vipbench.results.records.cells import Cells
 from vipbench.results.records.comparable import TableError
-from vipbench.results.records.rerun_command import knowledge, own_label
+from vipbench.results.records.rerun_command import knowledge, without_knowledge
 from vipbench.results.tables.table import Entry, Table, metric_scale, metric_title
 from vipbench.runspec.run import KNOWLEDGE
 
@@ -48,7 +48,7 @@ def knowledge_groups(cells: Cells) -> list[Group]:
     found: dict[str, dict[str, str]] = {}
     for cell, record in cells.done():
         if "symptoms" in record.needs:
-            found.setdefault(own_label(record), {})[knowledge(record)] = cell.method
+            found.setdefault(without_knowledge(record), {})[knowledge(record)] = cell.method
     if not any(len(bars) > 1 for bars in found.values()):
         raise TableError(
             "a figure of knowledge needs rows that differ in it: run the methods with "

@@ -8,6 +8,7 @@ from typing import Any
 
 from vipbench.results.records.protocol_names import place_of
 from vipbench.results.records.record import Record, dump
+from vipbench.runspec.text_sets import row_label
 from vipbench.runspec.values import default_label
 from vipbench.runspec.yaml import Scalar
 
@@ -82,8 +83,9 @@ def _options(record: Record) -> tuple[str, ...]:
         words += ["--feature-precision", features]
     from_files = getattr(record.data, "texts_from_files", None)
     for kind in from_files if isinstance(from_files, list) else ():
-        if kind in ("symptoms", "descriptions"):
-            words += [f"--{kind}", "FILE"]
+        if kind in ("symptoms", "descriptions", "templates"):
+            label = text_sets(record).get(kind)
+            words += [f"--{kind}", f"{label}=FILE" if label else "FILE"]
     if knowledge(record) != "symptoms":
         words += ["--knowledge", knowledge(record)]
     if is_quick(record):
@@ -112,9 +114,20 @@ def knowledge(record: Record) -> str:
     return str(getattr(record.data, "knowledge", None) or "symptoms")
 
 
-def own_label(record: Record) -> str:
-    """The row's label, as the run was asked for it: without the kind of knowledge."""
+def text_sets(record: Record) -> dict[str, str]:
+    """Kind of texts -> label of the set that the row read, where the run had several."""
+    found = getattr(record.data, "text_sets", None)
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+
+def without_knowledge(record: Record) -> str:
+    """The row's label without the kind of knowledge."""
     return record.cell.method.removesuffix(f" ({knowledge(record)} knowledge)")
+
+
+def own_label(record: Record) -> str:
+    """The row's label, as the run was asked for it: also without those of sets of texts."""
+    return without_knowledge(record).removesuffix(row_label("", text_sets(record)))
 
 
 def is_quick(record: Record) -> bool:

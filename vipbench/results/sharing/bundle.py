@@ -25,7 +25,7 @@ RECORDS = "records.jsonl"
 _NAMES = re.compile(
     r"manifest\.json|suite\.yaml|records\.jsonl|splits\.json|prompts\.json|README\.md"
     r"|plugins/(?:[A-Za-z_]\w{0,99}/){0,5}[A-Za-z_]\w{0,99}\.py"
-    r"|(symptoms|descriptions)/[A-Za-z0-9_-]{1,100}\.json"
+    r"|(symptoms|descriptions|templates)/[A-Za-z0-9_-]{1,100}\.json"
     r"|parameters/[0-9a-f]{64}\.safetensors",
     re.ASCII,
 )

@@ -11,7 +11,7 @@ from vipbench.results.records.cells import Cells
 from vipbench.results.records.comparable import TableError
 from vipbench.results.records.protocol_names import split_part, targets_name
 from vipbench.results.records.record import Record
-from vipbench.results.records.rerun_command import knowledge, own_label
+from vipbench.results.records.rerun_command import knowledge, without_knowledge
 from vipbench.results.stats.pairing import select
 from vipbench.results.tables.layout import Layout, base_to_new
 
@@ -124,12 +124,14 @@ def _ablation(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
 def _knowledge(cells: Cells, layout: Layout) -> tuple[Cells, Layout]:
     """Figures 2-I and 3 of ViP: class names against symptoms, and symptoms against other texts."""
     texts_of: dict[str, tuple[str, str]] = {}
-    varied = {own_label(record) for _, record in cells.done() if knowledge(record) != "symptoms"}
+    varied = {
+        without_knowledge(record) for _, record in cells.done() if knowledge(record) != "symptoms"
+    }
     trained: set[str] = set()
     for cell, record in cells.done():
         # What a trained method owes to its texts shows beside the same method on other texts only.
-        if "symptoms" in record.needs and (cell.shots == 0 or own_label(record) in varied):
-            texts_of.setdefault(cell.method, (knowledge(record), own_label(record)))
+        if "symptoms" in record.needs and (cell.shots == 0 or without_knowledge(record) in varied):
+            texts_of.setdefault(cell.method, (knowledge(record), without_knowledge(record)))
             trained |= {cell.method} if cell.shots != 0 else set()
         elif cell.shots == 0 and "symptoms" not in record.needs:
             texts_of.setdefault(cell.method, ("class names", cell.method))
