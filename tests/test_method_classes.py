@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import linecache
-import os
 import shutil
 import subprocess
 import sys
@@ -450,7 +449,9 @@ assert set(again.state) == {"to do"}, again
 """
 
 
-def test_a_script_runs_its_class_and_the_folder_runs_on(cli: Cli, tmp_path: Path) -> None:
+def test_a_script_runs_its_class_and_the_folder_runs_on(
+    cli: Cli, environment: dict[str, str], tmp_path: Path
+) -> None:
     """A real script, then its results folder, moved, from the command line elsewhere: trusted by
     its digests, run again, exported without paths."""
     place = tmp_path / "work"
@@ -461,7 +462,7 @@ def test_a_script_runs_its_class_and_the_folder_runs_on(cli: Cli, tmp_path: Path
     )
     (place / "other.py").write_text("import torch\n")
     (place / "script.py").write_text(SCRIPT)
-    env = {**os.environ, "VIPBENCH_CACHE": str(tmp_path / "cache")}
+    env = {**environment, "VIPBENCH_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "script.py"], cwd=place, env=env, capture_output=True, text=True
     )

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests import warm
+
 REPO = Path(__file__).resolve().parents[1]
 PAGES = [REPO / "docs" / f"{name}.ipynb" for name in ("results", "own-method")]
 NUMBER = re.compile(r"-?\d+\.\d+")
@@ -62,7 +64,7 @@ def run(notebook: dict[str, Any]) -> list[str]:
             capture_output=True,
             text=True,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", "TERM": "dumb"},
+            env={**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", "TERM": "dumb", warm.WARM: "1"},
             check=False,
         )
     assert done.returncode == 0, done.stderr

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import vipbench
+from tests import warm
 from tests.conftest import Cli
 from vipbench.results import Store, StoreError
 
@@ -85,7 +86,7 @@ def ran(project: Path, environment: Mapping[str, str]) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         cwd=project,
-        env=environment,
+        env={**environment, warm.COLD: "1"},  # it looks at what is imported
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -6,13 +6,15 @@ transformers takes each of these seconds, a hundred times what the test is about
 of vipbench. Each is a process of its own, a child of the one that asked for it, with its own
 environment, working directory, streams, signal handlers and modules of vipbench.
 
-What a new interpreter alone shows gets one (see `_kind`): another hash seed, start-up files,
-variables that libraries read when they are imported. `VIPBENCH_TEST_COLD=1` gives one to all.
+Scripts (`python FILE.py`, `python -`) start warm, too. What a new interpreter alone shows gets one
+(see `_kind`): another hash seed, start-up files, variables that libraries read when they are
+imported. `VIPBENCH_TEST_COLD=1` gives one to all.
 """
 
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import ctypes
 import gc
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,15 +38,20 @@ from typing import Any, NoReturn
 REPO = Path(__file__).resolve().parents[1]
 Cold = subprocess.Popen
 COLD = "VIPBENCH_TEST_COLD"
+WARM = "VIPBENCH_TEST_WARM"  # in the environment of a `python -c` that uses vipbench
+_HUB_OFFLINE = "HF_HUB_OFFLINE"
 # Libraries read these when they are imported, the interpreter when it starts.
 _READ_EARLY = (
     *("PYTHON", "LC_", "LANG", "HF_", "HUGGING", "TRANSFORMERS_", "TORCH", "PYTORCH", "CUDA"),
     *("OMP_NUM", "MKL_", "OPENBLAS", "HOME", "XDG_", "MPL", "LD_"),
 )
+# Except for these, which `_become` sets.
+_SET_LATE = ("PYTHONPATH", _HUB_OFFLINE)
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 _MOST_SERVERS = 2
 _servers: dict[str, tuple[socket.socket, subprocess.Popen[bytes]]] = {}
 _wanted: dict[str, int] = {}
+_added: list[str] = []  # in a warm process: the folders of its PYTHONPATH
 _own: str | None = None  # in a warm process: the early variables that its libraries were read with
 
 
@@ -62,23 +70,27 @@ def install() -> None:
 
 def _early(env: Mapping[str, str]) -> str:
     """Of an environment, what cannot change once the libraries are imported."""
-    found = {k: v for k, v in env.items() if k.startswith(_READ_EARLY) and k != "PYTHONPATH"}
+    found = {k: v for k, v in env.items() if k.startswith(_READ_EARLY) and k not in _SET_LATE}
     return json.dumps(found, sort_keys=True)
 
 
 def _kind(args: Any, env: Mapping[str, str]) -> list[str] | None:
     """The arguments of a Python that may start warm, None where it may not."""
-    if not isinstance(args, list | tuple) or len(args) < 3 or os.fspath(args[0]) != sys.executable:
+    if not isinstance(args, list | tuple) or len(args) < 2 or os.fspath(args[0]) != sys.executable:
         return None
     words = [os.fsdecode(arg) for arg in args[1:]]
+    plain = words[1:] if words[0] == "-P" else words
     worker = words[:2] == ["-P", "-c"] and len(words) == 3 and "vipbench.engine" in words[2]
-    if not worker and words[:2] != ["-m", "vipbench"]:
+    program = plain[:2] == ["-m", "vipbench"]
+    script = words == ["-"] or words[0].endswith(".py") or (words[0] == "-c" and WARM in env)
+    if not (worker or program or script):
         return None
     # Offline has to be set before the libraries of the Hub are imported.
     if "--offline" in words or env.get("VIPBENCH_OFFLINE") or env.get(COLD):
         return None
-    paths = {p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p}
-    return words if paths == {str(REPO)} else None
+    first, *more = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p] or [""]
+    early = [Path(p, f"{name}customize.py") for p in more for name in ("site", "user")]
+    return words if first == str(REPO) and not any(file.exists() for file in early) else None
 
 
 class Warm(Cold):  # type: ignore[type-arg]
@@ -125,8 +137,9 @@ Start = Callable[[dict[str, Any], Sequence[int]], int]
 def _starter(env: Mapping[str, str]) -> Start | None:
     early = _early(env)
     if _own is not None:
-        # Threads would be missing in a fork, and what they hold locked would stay so.
-        return _fork if early == _own and threading.active_count() == 1 else None
+        # A child lacks the threads of its parent, and what they hold locked stays so. Python frees
+        # its own locks, and processes of vipbench that start others compute nothing.
+        return _fork if early == _own else None
     _wanted[early] = _wanted.get(early, 0) + 1
     # Variables of one test alone are not worth a server.
     if early not in _servers and early != _early(os.environ) and _wanted[early] < 2:
@@ -263,8 +276,11 @@ def _become(request: dict[str, Any], fds: Sequence[int], paths: list[str]) -> No
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
         _forget()
+        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = _HUB_OFFLINE in os.environ  # type: ignore[attr-defined]
         subprocess.Popen = Warm  # type: ignore[misc]
-        sys.path[:] = [str(REPO), *paths]
+        given = [p for p in os.environ["PYTHONPATH"].split(os.pathsep) if p]
+        sys.path[:] = [*dict.fromkeys([*given, *(p for p in paths if p not in _added)])]
+        _added[:] = given
         sys.path_importer_cache.clear()
         importlib.invalidate_caches()
         status = _status(request["words"])
@@ -287,14 +303,27 @@ def _become(request: dict[str, Any], fds: Sequence[int], paths: list[str]) -> No
 def _status(words: list[str]) -> int:
     """Runs the program; the exit status that Python gives."""
     try:
+        sys.orig_argv = [sys.executable, *words]
+        if words[0] == "-P":
+            words = words[1:]
+        else:
+            script = Path(words[0]).resolve().parent if words[0].endswith(".py") else ""
+            sys.path.insert(0, os.getcwd() if words[0] == "-m" else str(script))  # noqa: PTH109 - the program compares this text
         if words[0] == "-m":
             sys.argv = ["-m", *words[2:]]
-            sys.orig_argv = [sys.executable, *words]
-            sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the program compares this text
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            return 0
+        sys.argv = words if words[0] != "-c" else ["-c", *words[2:]]
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        main.__dict__["__builtins__"] = builtins
+        if words[0] == "-c":
+            source, name = words[1], "<string>"
+        elif words[0] == "-":
+            source, name = sys.stdin.read(), "<stdin>"
         else:
-            sys.argv = ["-c"]
-            exec(words[2], {"__name__": "__main__"})
+            name = main.__file__ = str(Path(words[0]).absolute())
+            source = Path(name).read_text(encoding="utf-8")
+        exec(compile(source, name, "exec", dont_inherit=True), vars(main))
     except SystemExit as end:
         if isinstance(end.code, int) or end.code is None:
             return (end.code or 0) & 0xFF

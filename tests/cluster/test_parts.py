@@ -187,7 +187,7 @@ def test_a_part_is_refused_where_it_must_not_run(alone: Path, cli: Cli) -> None:
     out = alone / "refused"
     pool = ("--executor", "pools:two_threads", "--jobs", "2")
     process = command(alone, out, *pool)
-    while not (out / "parts" / "run.json").exists() and process.poll() is None:
+    while not (out / "suite.yaml").exists() and process.poll() is None:
         time.sleep(0.02)
     process.kill()
     process.communicate()

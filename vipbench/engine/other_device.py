@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vipbench.api import ImageBackbone, Method
 from vipbench.engine.guard import Weights
@@ -98,15 +97,15 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         labels, kwargs = self.labels, kwargs or {}
         labels.seen += 1
-        leaves = tree_leaves((args, kwargs))
-        given = [value for value in leaves if isinstance(value, Tensor)]
+        given = [*_tensors(args), *_tensors(kwargs.values())]
         name = func.overloadpacket.__name__
-        device = [value for value in given if labels.on_device(value)]
-        host = [value for value in given if not labels.on_device(value)]
+        device, host = list[Tensor](), list[Tensor]()
+        for value in given:
+            (device if labels.on_device(value) else host).append(value)
         lifted = name in ("lift_fresh", "lift")
         if device and not lifted:
             self._check(func, name, args, kwargs, device, host)
-        drawn = any(isinstance(value, torch.Generator) for value in leaves)
+        drawn = any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
         on_device = bool(device) or (not given and labels.implied)
         if labels.target is not None:
             on_device = labels.target
@@ -124,8 +123,7 @@ class _Operations(TorchDispatchMode):
         out = func(*args, **kwargs)
         # What shares a storage with an input has its label.
         places = set() if lifted else {_place(value) for value in given}
-        new = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
-        labels.set((value for value in new if _place(value) not in places), on_device)
+        labels.set((v for v in _tensors((out,)) if _place(v) not in places), on_device)
         return out
 
     def _check(
@@ -187,7 +185,7 @@ class _Calls(TorchFunctionMode):
         before = labels.target, labels.implied
         labels.target = before[0] if target is None else target
         labels.implied = any(
-            labels.on_device(v) for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)
+            labels.on_device(v) for part in (args, kwargs.values()) for v in _tensors(part)
         )
         try:
             return func(*args, **kwargs)
@@ -241,6 +239,18 @@ def waits(func: Any, name: str, args: Any, kwargs: Any) -> bool:
         return False
     tags = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
     return any(tag in func.tags for tag in tags) or name.startswith(_SOLVERS)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among `values` and in their lists, tuples and mappings. PyTorch's own `tree_leaves`
+    takes most of the time of a small operation."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
 
 
 def _inner(value: Tensor) -> Tensor:
