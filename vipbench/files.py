@@ -70,8 +70,14 @@ def open_own(path: Path, flags: int = 0) -> int:
     return handle
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder whose name is not the user's choice. Raises FileExistsError for a link."""
-    if path.is_symlink():
-        raise FileExistsError(errno.EEXIST, "it is a link; remove it", str(path))
+def make_folder(path: Path, within: Path | None = None) -> None:
+    """Make a folder whose name is not the user's choice. within: the folder above it that is, where
+    that is not the next. Raises FileExistsError for a link below it."""
+    for part in (path, *path.parents):
+        if part == within:
+            break
+        if part.is_symlink():
+            raise FileExistsError(errno.EEXIST, "it is a link; remove it", str(part))
+        if within is None:
+            break
     path.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,6 @@ from PIL import Image
 from vipbench.cli.commands.reproduce import reproduce_command
 from vipbench.errors import UsageError
 from vipbench.results import Store
-from vipbench.results.records.record import sha256
 from vipbench.results.sharing.bundle import read_bundle, write_bundle
 
 Cli = Callable[..., "CompletedProcess[str]"]
@@ -99,20 +98,27 @@ def test_a_table_with_images_on_a_share(cli: Cli, project: Path, tmp_path: Path)
         assert text.encode() not in whole
     assert sentence.encode() in whole
 
-    # A bundle that names a folder of images is refused before anything is written.
+    # A bundle that names files of the user's, or where jobs are to run, is refused before anything
+    # is written.
     _, files = read_bundle(bundle)
-    files["suite.yaml"] += f"images: {share}\n".encode()
+    suite = files["suite.yaml"].decode()
     manifest = json.loads(zipfile.ZipFile(bundle).read("manifest.json"))
     manifest.pop("files")
     files.pop("manifest.json", None)
-    write_bundle(tmp_path / "hostile.zip", files, manifest)
-    assert (
-        sha256(files["suite.yaml"])
-        in zipfile.ZipFile(tmp_path / "hostile.zip").read("manifest.json").decode()
-    )
-    with pytest.raises(UsageError, match=r"images.*share"):
-        reproduce_command(tmp_path / "hostile.zip", tmp_path / "o", None, [], True, 1e-3)
-    assert not (tmp_path / "o").exists()
+    for key, named in (
+        (f"images: {share}", "folders of images.*share"),
+        (f"datasets: ['folder:{share}']", "data by a path .*share"),
+        ("datasets: ['csv:study.csv']", "data by a path .*study"),
+        ("datasets: ['folder:~/x']", "data by a path .*~"),
+        (f"backbones: ['openclip:RN50+gelu@{share}/x']", "weights by a path .*share"),
+        ("executor: slurm", "an executor .*slurm"),
+    ):
+        kept = [line for line in suite.splitlines() if line.split(":")[0] != key.split(":")[0]]
+        files["suite.yaml"] = "\n".join([*kept, key]).encode()
+        write_bundle(tmp_path / "hostile.zip", files, manifest)
+        with pytest.raises(UsageError, match=f"names {named}"):
+            reproduce_command(tmp_path / "hostile.zip", tmp_path / "o", None, [], True, 1e-3)
+        assert not (tmp_path / "o").exists()
 
 
 def test_audit_and_split_take_the_folder(cli: Cli, project: Path, tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_executors_are_read_as_flags_and_suites_give_them() -> None:
         ({"name": "slurm", "partitoin": "x"}, "partition"),
         ({"name": "slurm", "time": "soon"}, "soon"),
         ({"name": "slurm", "jobs": 0}, "0"),
+        ({"name": "slurm", "partition": "gpu --error=/home/x/.bashrc"}, "one word"),
     ):
         with pytest.raises(UsageError, match=named):
             executor_of(wrong)
@@ -204,7 +205,8 @@ def test_a_part_is_refused_where_it_must_not_run(alone: Path, cli: Cli) -> None:
     assert cli("work", out, "--part", "7").returncode == 2
     legs = out / "parts" / "001.legs"
     begun = {"what": "begin", "at": 1.0, "leg": 1, "stack": 1}
-    legs.write_text(f"{json.dumps(begun)}\n" * 2)
+    altered = '{"what": "end", "at": 1}\n{"what": [], "at": 1}\n{"what": "broken", "at": 1}\n'
+    legs.write_text(f"{json.dumps(begun)}\n{altered}" * 2)
     file.write_text(json.dumps(run))
     refused = cli("work", out, "--part", "1")
     assert refused.returncode == 3

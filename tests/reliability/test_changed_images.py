@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vipbench.api import ImageError, Split
+from vipbench.api import DataError, ImageError, Split
 from vipbench.datasets.npz import NpzDataset
 from vipbench.engine.features.cache import Shelf
 from vipbench.engine.planning.pixels import examine
@@ -139,8 +140,31 @@ def test_a_file_of_arrays_that_changes_during_a_run(tmp_path, how):
             file.truncate(200_000)
     else:
         np.savez(path, **{k: v[::-1] for k, v in arrays.items()})
-    with pytest.raises(ImageError, match=r"changed|truncated"):
+    with pytest.raises(ImageError, match=r"toy\.npz.*(changed|truncated)"):
         test.open(39)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("how", ["rewritten", "replaced"])
+def test_a_file_of_arrays_that_changes_while_it_is_planned(tmp_path, save, how):
+    """Labels of one file and images of another make no dataset, also of the same size and time."""
+    path, other = tmp_path / "toy.npz", tmp_path / "other.npz"
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = np.zeros((4, 8, 8), np.uint8)
+        arrays[f"{split}_labels"] = np.arange(4) % 2
+    save(path, **arrays)
+    save(other, **{k: 1 - v % 2 for k, v in arrays.items()})
+    path.with_suffix(".yaml").write_text("class_names: [a, b]\n")
+    splits = NpzDataset(str(path)).load(None)
+    old = path.stat()
+    if how == "replaced":
+        other.replace(path)
+    else:
+        path.write_bytes(other.read_bytes().ljust(old.st_size, b"\0"))
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    with pytest.raises(DataError, match=r"toy\.npz' changed while it was read"):
+        examine(splits, None)
 
 
 def test_a_cache_block_that_changes_while_it_is_open(tmp_path):

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from tests.backbones.hub_models import save_own_code
 from tests.conftest import REPO
-from vipbench.api import CellInfo
 from vipbench.engine.cluster.work import code_digest
 from vipbench.results.records.record import Record
 from vipbench.results.sharing.bundle import read_bundle, write_bundle
@@ -138,12 +137,13 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Stranger:
     return made
 
 
+INFO = {"shots": 1, "n_support": 2, "n_classes": 2, "backbone": "y", "dim": 1, "width": 1}
 CARD = {
-    "format": "vipbench-prompt", "version": 1, "method": "zero-shot", "method_revision": 1,
-    "class_names": ["a", "b"], "hparams": {}, "seed": 1, "dataset_fingerprint": "0",
-    "info": {f.name: 1 for f in dataclasses.fields(CellInfo)} | {"dataset": "x", "backbone": "y"},
-    "templates": ["a photo of {}."], "symptoms": None, "descriptions": None, "backbone": REMOTE,
-    "backbone_fingerprint": "0", "dataset": "x",
+    "format": "vipbench-prompt", "version": 1, "row": "zero-shot", "method": "zero-shot",
+    "method_revision": 1, "class_names": ["a", "b"], "hparams": {}, "seed": 1,
+    "dataset_fingerprint": "0", "info": {**INFO, "dataset": "x"}, "templates": ["a photo of {}."],
+    "symptoms": None, "descriptions": None, "backbone": REMOTE, "backbone_fingerprint": "0",
+    "dataset": "x",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import Cli
@@ -16,6 +17,9 @@ from vipbench.engine.cluster import sealed
 from vipbench.engine.cluster.executors import work
 from vipbench.engine.cluster.folder import Part, Parts
 from vipbench.engine.cluster.results import PartResults
+from vipbench.engine.given.data import write_data
+from vipbench.engine.method_classes import _save
+from vipbench.errors import UsageError
 from vipbench.fetching import FetchError, WebFile
 from vipbench.files import write
 from vipbench.results.store.lock import StoreError
@@ -192,3 +196,28 @@ def test_a_small_file_of_a_part_that_becomes_large_is_refused(tmp_path: Path) ->
     sealed.write(tmp_path / "0.done", bytes(100 << 20), {})
     with pytest.raises(sealed.DamagedError, match=r"0\.done"):
         sealed.read(tmp_path / "0.done")
+
+
+@pytest.mark.parametrize("link", ["data", "data/toy", "plugins", "plugins/own_files"])
+def test_data_and_classes_from_python_are_written_through_no_link(
+    tmp_path: Path, link: str
+) -> None:
+    """Whoever made the results folder may have put a link where vipbench writes into it."""
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    (out / link).parent.mkdir(parents=True)
+    outside.mkdir()
+    (out / link).symlink_to(outside)
+    rows = [(np.zeros((8, 8), np.uint8), "ab"[i % 2], "train") for i in range(4)]
+    code = {"own.py": b"x", "own_files/other.py": b"x"}
+    given = link.startswith("data")
+    with pytest.raises(FileExistsError, match=link):
+        write_data("toy", rows, out) if given else _save(out / "plugins", code, [])
+    assert not [*outside.iterdir()]
+
+
+def test_the_parts_of_a_strangers_run_are_no_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "parts").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is a link"):
+        Parts(tmp_path / "out").run()

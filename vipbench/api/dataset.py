@@ -28,7 +28,8 @@ class Split:
     """One split of a dataset.
 
     images: length N; each item is a path, a PIL image or a uint8 array (H,W) or (H,W,3). A lazy
-        sequence is welcome: items are asked for one at a time, and only when needed.
+        sequence is welcome: items are asked for one at a time, and only when needed. One that reads
+        them all out of one file may have its path as an attribute `file`, which errors then name.
     labels: (N,) integers in [0, C).
     ids: N stable names of the images, unique within the split (a relative path, an index).
     groups: N patient or lesion ids where the data has them, else None.
@@ -72,7 +73,10 @@ class Split:
 
     def open_given(self, index: int, image: ImageLike) -> Image.Image:
         """The same of `image`, which `images` gave for `index`."""
-        return open_image(image, self.ids[index], self.pixels, self.expected(index))
+        name, file = self.ids[index], getattr(self.images, "file", None)
+        if file is not None:
+            name = f"{name}' of '{file}"  # messages put it in quotes
+        return open_image(image, name, self.pixels, self.expected(index))
 
     def expected(self, index: int) -> str | None:
         """The digest with which the run was planned."""

@@ -35,7 +35,7 @@ def named_methods(methods: Any, folder: Path, plugins_dir: Path | None) -> tuple
     named = _named(methods, classes)
     if not classes:
         return named, plugins_dir
-    folder = folder.resolve()
+    folder = folder.parent.resolve() / folder.name
     written = _written(classes)
     own = {}
     if plugins_dir is not None and plugins_dir.resolve() != folder.resolve():
@@ -161,7 +161,7 @@ def _differences(
 
 def _put(folder: Path, content: Mapping[str, bytes]) -> None:
     for path, code in content.items():
-        files.make_folder((folder / path).parent)
+        files.make_folder((folder / path).parent, folder.parent)
         files.write(folder / path, code)
 
 

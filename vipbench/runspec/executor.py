@@ -59,8 +59,18 @@ def _memory(value: Any) -> str | None:
     return text
 
 
+def _line(value: Any) -> str | None:
+    return None if value is None else words.text(value, "one line")
+
+
 def _word(value: Any) -> str | None:
-    return None if value is None else words.text(value, "one word, as sbatch takes it")
+    """A value of sbatch's. After a space it could be further options, which write other files."""
+    if value is None:
+        return None
+    text = words.text(value, "one word, as sbatch takes it")
+    if len(text.split()) > 1:
+        raise UsageError(f"expected one word, as sbatch takes it, got {words.show(value)}")
+    return text
 
 
 def _setup(value: Any) -> tuple[str, ...]:
@@ -70,6 +80,7 @@ def _setup(value: Any) -> tuple[str, ...]:
 
 Number = Annotated[int | None, BeforeValidator(_number)]
 Word = Annotated[str | None, BeforeValidator(_word)]
+Line = Annotated[str | None, BeforeValidator(_line)]
 
 
 class ExecutorSpec(BaseModel):
@@ -102,8 +113,8 @@ class ExecutorSpec(BaseModel):
     reservation: Word = None
     gres: Word = None
     setup: Annotated[tuple[str, ...], BeforeValidator(_setup)] = ()
-    python: Word = None
-    container: Word = None
+    python: Line = None
+    container: Line = None
 
     @property
     def code(self) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from vipbench.cli.commands.predict import CAUTION
 from vipbench.cli.exit_codes import OK
 from vipbench.engine.explain.exported import INDEX, export
 from vipbench.errors import UsageError
-from vipbench.runspec.run import SUITE_NAME
 from vipbench.text import clean, plural
 
 
@@ -24,10 +23,7 @@ def prompts_command(run: Path, out: Path, patient_data: bool) -> int:
             file=sys.stderr,
         )
     for cell in made.lost:
-        print(
-            f"note: left out, as {run / SUITE_NAME} no longer makes it: {clean(cell)}",
-            file=sys.stderr,
-        )
+        print(f"note: left out: {clean(cell)}", file=sys.stderr)
     if not (made.files or made.private or made.lost):
         raise UsageError(f"{run} holds no finished cell with learned parameters")
     index = f", listed in {out / INDEX}" if made.files else ""

@@ -16,7 +16,9 @@ from vipbench.results.records.record import Record, sha256
 from vipbench.results.sharing.bundle import RECORDS, as_dict, read_bundle, unpack_bundle
 from vipbench.results.sharing.files import json_rows
 from vipbench.results.sharing.limits import Budget
+from vipbench.results.sharing.privacy import public_backbone, public_source
 from vipbench.results.sharing.rows import read_rows
+from vipbench.runspec.places import ON_DISK
 from vipbench.runspec.run import SUITE_NAME, TEXT_FILES, RunSpec
 from vipbench.runspec.yaml import MAX_BYTES
 from vipbench.text import clean, plural
@@ -32,7 +34,7 @@ def reproduce_command(
 ) -> int:
     """Unpack a bundle into OUT/bundle, run its suite into OUT, compare. Raises UsageError."""
     manifest, files = read_bundle(bundle)
-    _refuse_image_folders(bundle, files[SUITE_NAME])
+    _refuse_paths(bundle, files[SUITE_NAME])
     pairs = _records(files[RECORDS], Budget(bundle))
     inside = out / "bundle"
     try:
@@ -56,17 +58,34 @@ def reproduce_command(
     return FAILED if wrong else OK
 
 
-def _refuse_image_folders(bundle: Path, suite: bytes) -> None:
-    """Which folders are read is for the user to say, not for a file that came from others."""
-    if len(suite) > MAX_BYTES:
-        raise UsageError(f"{bundle}: its suite has {len(suite):,} bytes; expected {MAX_BYTES:,}")
-    named = RunSpec.from_yaml_text(suite.decode(errors="replace"), f"{bundle}: suite").images
-    if named:
-        raise UsageError(
-            f"{bundle}: its suite names folders of images ({', '.join(map(str, named.values()))}), "
-            "which a bundle may not; nothing was unpacked. Give your copy of the data with "
-            "--dataset NAME=SOURCE, and name the folder in its card: `images: DIR`"
-        )
+def _refuse_paths(bundle: Path, text: bytes) -> None:
+    """Which files are read, and where jobs are sent, is for the user to say, not for a file that
+    came from others."""
+    if len(text) > MAX_BYTES:
+        raise UsageError(f"{bundle}: its suite has {len(text):,} bytes; expected {MAX_BYTES:,}")
+    suite = RunSpec.from_yaml_text(text.decode(errors="replace"), f"{bundle}: suite")
+    sources = {*suite.datasets, *filter(None, [suite.protocol.source])}
+    named = {
+        "folders of images": [str(folder) for folder in suite.images.values()],
+        "data by a path": [d for d in sources if _names_a_path(d)],
+        "weights by a path": [b for b in suite.backbones if public_backbone(b) != b],
+        "an executor": [suite.executor.name] if suite.executor else [],
+    }
+    for what, found in named.items():
+        if found:
+            raise UsageError(
+                f"{bundle}: its suite names {what} ({', '.join(found)}), which a bundle may not; "
+                "nothing was unpacked. Give your copy of the data with --dataset NAME=SOURCE, and "
+                "name a folder of images in its card: `images: DIR`"
+            )
+
+
+def _names_a_path(source: str) -> bool:
+    name, _, argument = source.partition(":")
+    if name == "hf":  # also names of the Hub have a slash
+        return public_source(source, None) != source
+    on_disk = name in ON_DISK and not argument.startswith("PATH")
+    return on_disk or any(char in argument for char in "/\\~")
 
 
 def _records(data: bytes, budget: Budget) -> list[tuple[Record, Predictions | None]]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import IO, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,8 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Member:
-    """One array of an .npz file, known by its header alone."""
+    """One array of an .npz file, known by its header alone. state: of the file whose header that
+    is; arrays of no other, or of one that was written since, are read."""
 
     path: Path
     key: str
@@ -42,24 +43,39 @@ class Member:
     dtype: np.dtype[Any]
     fortran: bool
     header_bytes: int
+    state: tuple[int, ...]
 
     def read(self) -> Array:
         """The array, in memory. Raises DataError."""
-        with (
-            _errors(self.path, self.key),
-            zipfile.ZipFile(self.path) as archive,
-            archive.open(f"{self.key}.npy") as file,
-        ):
+        with self._archive() as archive, archive.open(f"{self.key}.npy") as file:
             array: Array = np.lib.format.read_array(file, allow_pickle=False)
             return array
+
+    @contextmanager
+    def _archive(self) -> Iterator[zipfile.ZipFile]:
+        """The file, which is looked at before and after it is used."""
+        with _errors(self.path, self.key), self.path.open("rb") as file:
+            self.check(file.fileno())
+            with zipfile.ZipFile(file) as archive:
+                yield archive
+            self.check(file.fileno())
+
+    def check(self, handle: int) -> None:
+        """Raise DataError where the open file is another, or was written since."""
+        if _state(handle) != self.state:
+            raise DataError(
+                f"'{self.path}' changed while it was read (array '{self.key}'); nothing of it was "
+                "used. Start the run again once it stays as it is"
+            )
 
     def rows(self) -> Array | _Rows:
         """The array, read from disk as it is used, or in memory where it is small."""
         size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-        with _errors(self.path, self.key), zipfile.ZipFile(self.path) as archive:
+        with self._archive() as archive:
             info = archive.getinfo(f"{self.key}.npy")
             if info.compress_type == zipfile.ZIP_STORED and size > 0 and not self.fortran:
-                return _Rows(self, _data_start(self.path, info) + self.header_bytes)
+                assert archive.fp is not None
+                return _Rows(self, _data_start(archive.fp, info) + self.header_bytes)
             if size <= IN_MEMORY_BYTES:
                 return self.read()
             # It has no name, and is gone from the disk when the map is.
@@ -82,6 +98,7 @@ class _Rows:
         self._member, self._start = member, start
         self._file = os.open(member.path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
+        member.check(self._file)
 
     def __getitem__(self, index: int) -> Array:
         member, shape = self._member, self._member.shape[1:]
@@ -100,7 +117,7 @@ class LazyImages(Sequence[npt.NDArray[np.uint8]]):
     """The images of a member (N,H,W) or (N,H,W,3), read when they are asked for."""
 
     def __init__(self, member: Member) -> None:
-        self.member = member
+        self.member, self.file = member, member.path
 
     def __len__(self) -> int:
         return self.member.shape[0]
@@ -119,13 +136,17 @@ class LazyImages(Sequence[npt.NDArray[np.uint8]]):
         return self.member.rows()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"member": self.member}  # an open file does not travel between processes
+        return {
+            "member": self.member,
+            "file": self.file,
+        }  # an open file does not travel between processes
 
 
 def read_members(path: Path) -> dict[str, Member]:
     """Key -> array, by the headers. Raises DataError for a file that is no .npz file."""
     members = {}
-    with _errors(path, None), zipfile.ZipFile(path) as archive:
+    with _errors(path, None), path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
+        state = _state(opened.fileno())
         for info in archive.infolist():
             key = info.filename.removesuffix(".npy")
             if key == info.filename or info.is_dir():
@@ -139,7 +160,7 @@ def read_members(path: Path) -> dict[str, Member]:
                 else:
                     raise DataError(f"'{path}': array '{key}' has the unknown version {version}")
                 shape, fortran, dtype = header
-                member = Member(path, key, shape, dtype, fortran, file.tell())
+                member = Member(path, key, shape, dtype, fortran, file.tell(), state)
             if dtype.hasobject:
                 raise DataError(
                     f"'{path}': array '{key}' holds Python objects, which are not loaded, because "
@@ -183,10 +204,16 @@ def _errors(path: Path, key: str | None) -> Iterator[None]:
         raise DataError(f"{what} is damaged ({error}); copy or download it again") from error
 
 
-def _data_start(path: Path, info: zipfile.ZipInfo) -> int:
+def _state(handle: int) -> tuple[int, ...]:
+    """Of an open file, what changes with its content: also where size and time are put back, the
+    time of that does."""
+    found = os.fstat(handle)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _data_start(file: IO[bytes], info: zipfile.ZipInfo) -> int:
     """Where a stored member's bytes begin: behind its local header, 30 bytes and two fields."""
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        fixed = file.read(30)
+    file.seek(info.header_offset)
+    fixed = file.read(30)
     name, extra = struct.unpack("<HH", fixed[26:30])
     return int(info.header_offset + 30 + name + extra)

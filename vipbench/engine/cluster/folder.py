@@ -38,6 +38,14 @@ BATCH = ".done"
 PACE_VARIABLE = "VIPBENCH_CLUSTER_PACE"
 
 
+# What the lines of a part's legs hold beside the time, by their kind; others were altered.
+_LEG: dict[str, dict[str, Any]] = {
+    "begin": {"stack": int},
+    "batch": {},
+    "broken": {"sentences": list},
+    "plan": {"most": int},
+    "end": {"status": str, "message": str},
+}
 _PART = {"number": int, "order": int, "cells": int, "without_support": bool}
 # What run.json holds in any case.
 _RUN: dict[str, type] = {
@@ -112,6 +120,8 @@ class Parts:
     def run(self) -> dict[str, Any]:
         """What run.json holds. Raises UsageError."""
         path = self.folder / "run.json"
+        if self.folder.is_symlink():
+            raise UsageError(f"{self.folder} is a link; remove it")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -168,15 +178,18 @@ class Parts:
         """What the part's jobs wrote."""
         begun: list[dict[str, Any]] = []
         for line in _lines(self.file(number, ".legs")):
-            what = line.pop("what", "")
-            if what == "begin" and isinstance(line.get("stack"), int):
+            what = str(line.pop("what", ""))
+            kinds = _LEG.get(what)
+            if kinds is None or not all(isinstance(line.get(k), t) for k, t in kinds.items()):
+                continue
+            if what == "begin":
                 begun.append({**line, "last": line["at"], "batches": 0, "end": None, "broken": []})
             elif begun:
                 begun[-1]["last"] = line["at"]
                 if what == "batch":
                     begun[-1]["batches"] += 1
                 elif what == "broken":
-                    begun[-1]["broken"] = line["sentences"]
+                    begun[-1]["broken"] = [str(sentence) for sentence in line["sentences"]]
                 elif what == "plan":
                     begun[-1]["most"] = line["most"]
                 elif what == "end":

@@ -225,7 +225,7 @@ def _copied(parts: Parts, folder: Path | None) -> str | None:
         digest.update(f"{file.relative_to(folder)}\0{trust.sha256(file.read_bytes())}\n".encode())
     copy = parts.folder / "code" / digest.hexdigest()[:16]
     if not copy.is_dir():
-        make_folder(copy.parent)
+        make_folder(copy.parent, parts.out)
         with tempfile.TemporaryDirectory(dir=copy.parent) as temporary:
             new = Path(temporary) / "copy"
             ignored = shutil.ignore_patterns("__pycache__")

@@ -33,7 +33,7 @@ class PartResults:
     ) -> None:
         self._parts, self._part, self._kept = parts, part, kept
         self._folder = parts.file(part.number, "")
-        make_folder(self._folder)
+        make_folder(self._folder, parts.out)
         self._done = parts.done()
         self._last = time.monotonic()
         for file in parts.batches(part.number):

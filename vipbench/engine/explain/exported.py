@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vipbench import files
-from vipbench.engine.explain.prompt_files import card_of, card_page, open_run, pack
+from vipbench.engine.explain.prompt_card import page, read_prompt_file
+from vipbench.engine.explain.prompt_files import open_run, pack
 from vipbench.engine.planning.cells import LoadedCell
 from vipbench.engine.planning.protocols import home
 from vipbench.engine.rerun import runs
@@ -32,7 +33,7 @@ LONGEST = 60
 @dataclass
 class Exported:
     """files: those written. private: rows left out as they may hold features of single images.
-    lost: cells left out as the folder's suite no longer makes them, with why."""
+    lost: cells left out for another reason, with why."""
 
     files: list[Path] = field(default_factory=list)
     private: list[str] = field(default_factory=list)
@@ -57,6 +58,9 @@ def export(folder: Path, out: Path, patient_data: bool = False) -> Exported:
             cell, data = cells.get(record.key), store.parameters(record.key)
             if cell is None or data is None:
                 continue
+            if (record.provenance.get("parameters") or {}).get("left_out"):
+                made.lost.append(f"{record.cell.method}: what it learned was too large to keep")
+                continue
             private = withheld(record, shareable)
             if cell.further:
                 made.private.append(f"{record.cell.method}, which reads further backbones")
@@ -70,7 +74,7 @@ def export(folder: Path, out: Path, patient_data: bool = False) -> Exported:
                 name = f"{name}-{record.key[:8]}"
             path = out / f"{name}.safetensors"
             files.write(path, pack(cell, data, record.metrics, private))
-            files.write(path.with_suffix(".md"), card_page(card_of(path)))
+            files.write(path.with_suffix(".md"), page(read_prompt_file(path)[0].model_dump()))
             c = record.cell
             place = (c.method, c.dataset, c.backbone, str(c.shots), str(c.seed))
             numbers = (f"{record.metrics['accuracy']:.4f}", "yes" if private else "no", record.key)
@@ -109,7 +113,8 @@ def _cells(
             why = what_changed(record, there[0].parts) if there else "it is no cell of the suite"
             c = record.cell
             what = f"{c.method} on {c.dataset}, {shots_text(c.shots)}, seed {c.seed}"
-            lost.append(f"{what}: {refused or why}")
+            suite_file = folder / SUITE_NAME
+            lost.append(f"{what}: {suite_file} no longer makes it: {refused or why}")
 
 
 def _name(record: Record, with_backbone: bool) -> str:

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from vipbench import __version__
-from vipbench.api import CellInfo, ImageLike, Method, Split, Task, open_image
+from vipbench.api import Backbone, ImageLike, Method, Split, Task, open_image
 from vipbench.engine.evaluation.learned import fill
 from vipbench.engine.evaluation.rebind import cannot_transfer
 from vipbench.engine.evaluation.runner import GroupRunner
+from vipbench.engine.evaluation.scoring import ScoreError, checked_scores
+from vipbench.engine.explain.prompt_card import FORMAT, VERSION, read_prompt_file
 from vipbench.engine.features.features import ENCODE_BATCH, Features
 from vipbench.engine.planning.cells import LoadedCell, impossible_pair
 from vipbench.engine.planning.hparams import make_hparams
@@ -36,13 +37,9 @@ from vipbench.errors import UsageError
 from vipbench.images import PixelRange
 from vipbench.plugins.registry import Registry
 from vipbench.results.records.record import PATH
-from vipbench.results.sharing.citations import credit
 from vipbench.results.sharing.privacy import needs_weights, public_backbone, scrub
 from vipbench.runspec.run import SUITE_NAME, RunSpec
 from vipbench.runspec.values import FeaturePrecision, labelled
-
-FORMAT = "vipbench-prompt"
-VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,16 @@ class Trained:
 
     @torch.no_grad()
     def score(self, x: Tensor) -> Tensor:
-        """Features or images (N,·), as the method takes them -> scores (N,C)."""
+        """Features or images (N,·), as the method takes them -> scores (N,C), on the CPU. Raises
+        UsageError where what was learned gives none."""
         self.require_single_images()
-        return self.method.predict(x).float().cpu()
+        name, shape = self.method.name, (len(x), len(self.class_names))
+        try:
+            return checked_scores(self.method.predict(x), name, shape)
+        except ScoreError as error:
+            raise UsageError(f"{error}; its learned parameters are damaged") from None
+        except Exception as error:
+            raise _unfit(f"what was learned does not fit '{name}'", error) from error
 
     def inputs(self, images: Sequence[ImageLike], first: int = 0) -> Tensor:
         """Images as the method takes them, read and encoded as in a run. first: the number by which
@@ -121,7 +125,12 @@ def restore(session: Session, cell: LoadedCell, parameters: bytes | None) -> Tra
             f"the store has no learned parameters of {cell.row.label} ({cell.key[:12]}); they "
             f"were too large to keep, or an older vipbench made the record"
         )
-    fill(method, {} if parameters is None else load(parameters))
+    try:
+        fill(method, {} if parameters is None else load(parameters))
+    except UsageError:
+        raise
+    except Exception as error:
+        raise _unfit(f"what {cell.key[:12]} learned does not fit '{method.name}'", error) from error
     data = cell.data
     pixels = data.splits["train"].pixels
     precision = cell.protocol.feature_precision
@@ -175,37 +184,27 @@ def unpack(
 ) -> Trained:
     """The trained method of a prompt file. named: the backbone, where the file does not say where
     its weights are; they must be the same. Raises UsageError."""
-    card, tensors = _read(path)
+    card, tensors = read_prompt_file(path)
+    if card.method not in registry.methods:
+        raise UsageError(
+            f"{path.name} is of the method '{card.method}', which is neither built in nor "
+            "installed; name the folder of its plugin: --plugins-dir DIR, in Python plugins_dir"
+        )
+    method, _ = registry.method(card.method)
+    if method.revision != card.method_revision:
+        raise UsageError(
+            f"{path.name} was made by revision {card.method_revision} of '{method.name}', "
+            f"here is revision {method.revision}: its numbers would differ"
+        )
+    source, fingerprint = card.backbone, card.backbone_fingerprint
+    key: list[object] = [card.info.shots, card.seed]
+    if card.version == 1:  # whose draws depended on the dataset
+        key.insert(0, card.dataset_fingerprint)
     try:
-        if card["method"] not in registry.methods:
-            raise UsageError(
-                f"{path.name} is of the method '{card['method']}', which is neither built in nor "
-                "installed; name the folder of its plugin: --plugins-dir DIR, in Python plugins_dir"
-            )
-        method, _ = registry.method(card["method"])
-        if method.revision != card["method_revision"]:
-            raise UsageError(
-                f"{path.name} was made by revision {card['method_revision']} of '{method.name}', "
-                f"here is revision {method.revision}: its numbers would differ"
-            )
-        names = tuple(map(str, card["class_names"]))
-        info = CellInfo(**card["info"])
-        hparams = dict(card["hparams"])
-        key: list[object] = [info.shots, int(card["seed"])]
-        if card["version"] == 1:  # whose draws depended on the dataset
-            key.insert(0, card["dataset_fingerprint"])
-        texts = {
-            k: None if card[k] is None else tuple(tuple(map(str, row)) for row in card[k])
-            for k in ("symptoms", "descriptions")
-        }
-        templates = tuple(map(str, card["templates"]))
-        source, fingerprint = str(card["backbone"]), str(card["backbone_fingerprint"])
-        pixels = PixelRange.from_json(card.get("pixels"))
-    except UsageError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        pixels = PixelRange.from_json(card.pixels)
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path.name}: its card is incomplete or damaged ({error})") from None
-    settings = make_hparams(method, hparams)
+    settings = make_hparams(method, card.hparams)
     if settings.backbones():
         raise UsageError(
             f"{path.name}: '{method.name}' reads features of further backbones, which prompt files "
@@ -217,71 +216,72 @@ def unpack(
             f"{fingerprint[:16]}; name yours: --backbone '{source.replace(PATH, 'PATH')}' with "
             "their path"
         )
+    if named is None and public_backbone(source) != source:
+        raise UsageError(
+            f"{path.name} names weights by a path, '{source}', which a prompt file may not; name "
+            "yours: --backbone"
+        )
     backbone = load_backbone(registry, source := named or source)
-    if (found := backbone.backbone.fingerprint) != fingerprint:
+    towers = backbone.backbone
+    if (found := towers.fingerprint) != fingerprint:
         raise UsageError(
             f"{path.name} was trained on other weights than those of '{source}' here: their "
             f"fingerprint is {found[:16]}, not {fingerprint[:16]}"
         )
-    backbone.backbone.to(device)
-    task = Task(
-        backbone.backbone,
-        names,
-        templates,
-        texts["symptoms"],
-        info,
-        cell_generator(*key),
-        descriptions=texts["descriptions"],
+    towers.to(device)
+    info = dataclasses.replace(
+        card.info,
+        n_classes=len(card.class_names),
+        dim=towers.dim,
+        width=towers.width if isinstance(towers, Backbone) else 0,
     )
-    built = method(task, settings).to(task.device)
-    fill(built, tensors)
-    return Trained(built, backbone, names, card, tensors, pixels)
-
-
-def card_of(path: Path) -> dict[str, Any]:
-    """The card of a prompt file. Raises UsageError."""
-    return _read(path)[0]
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {})["vipbench"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if card["format"] != FORMAT or card["version"] not in (1, VERSION):
-            raise ValueError("it has another format")
-    except FileNotFoundError:
-        raise UsageError(f"the prompt file '{path}' does not exist") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    texts = [len(of) for of in (card.symptoms, card.descriptions) if of is not None]
+    if info != card.info or any(count != info.n_classes for count in texts):
         raise UsageError(
-            f"'{path}' is not a prompt file ({error}); expected one that `vipbench prompts` wrote"
-        ) from None
-    return card, tensors
-
-
-def card_page(card: Mapping[str, Any]) -> str:
-    """A prompt file's card to read."""
-    shots = card["info"]["shots"]
-    lines = [
-        f"# {card['row']} on {card['dataset']}",
-        "",
-        "Research only, not for clinical use.",
-        "",
-        f"- backbone: {card['backbone']} (licence: {card['backbone_licence']}), fingerprint "
-        f"{card['backbone_fingerprint']}",
-        f"- shots: {'full' if shots is None else shots}, seed {card['seed']}",
-        f"- classes: {', '.join(card['class_names'])}",
-        f"- accuracy on that dataset's test split: {card['test_accuracy']}",
-        f"- data: {credit(card['dataset_citation'], card['dataset_licence'])} "
-        f"{card['caption']}".rstrip(),
-        f"- made with vipbench {card['vipbench']}, record {card['key']}",
-    ]
-    if card["contains_patient_data"]:
-        lines.append(
-            "- **contains-patient-data**: it may hold features of single images; keep it as you "
-            "keep the images"
+            f"{path.name}: its card is damaged: {card.info} and its texts do not fit its "
+            f"{len(card.class_names)} classes and '{source}'"
         )
-    return "\n".join(lines) + "\n"
+    try:
+        task = Task(
+            towers,
+            card.class_names,
+            card.templates,
+            card.symptoms,
+            info,
+            cell_generator(*key),
+            descriptions=card.descriptions,
+        )
+        built = method(task, settings).to(task.device)
+        _require_all(built, tensors)
+        fill(built, tensors)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise _unfit(f"{path.name} does not fit '{method.name}'", error) from error
+    return Trained(built, backbone, card.class_names, card.model_dump(mode="json"), tensors, pixels)
+
+
+def _require_all(method: Method, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UsageError where a tensor is missing, or is none of what a method learns."""
+    held = {**dict(method.named_parameters()), **dict(method.named_buffers())}
+    trained = [name for name, p in method.named_parameters() if p.requires_grad]
+    if missing := [name for name in trained if name not in tensors]:
+        raise UsageError(f"the prompt file lacks what '{method.name}' learned: {missing[0]}")
+    for name, value in tensors.items():
+        own = held.get(name)
+        if own is None:
+            fits = name.isidentifier() and not hasattr(method, name)
+        else:  # what is made while preparing may have had another shape, of nothing or one number
+            fits = own.dtype == value.dtype and (own.shape == value.shape or own.numel() < 2)
+        if not fits:
+            raise UsageError(
+                f"the prompt file holds {value.dtype} values {tuple(value.shape)} for {name!r}, "
+                f"and '{method.name}' learns none of that name, type and shape"
+            )
+
+
+def _unfit(what: str, error: Exception) -> UsageError:
+    return UsageError(f"{what}: {type(error).__name__}: {error}; expected what `prompts` wrote")
 
 
 def split_inputs(trained: Trained, features: Features, split: str) -> Tensor:

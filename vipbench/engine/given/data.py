@@ -493,7 +493,7 @@ def _save(name: str, written: Mapping[Path, bytes], folder: Path) -> None:
     lock = take_lock(folder.parent, LOCK)
     try:
         for file, content in new.items():
-            files.make_folder(file.parent)
+            files.make_folder(file.parent, folder.parent)
             files.write(file, content)
     finally:
         lock.release()

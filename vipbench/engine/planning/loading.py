@@ -153,6 +153,11 @@ class _Subset(Sequence[ImageLike]):
     images: Sequence[ImageLike]
     rows: tuple[int, ...]
 
+    @property
+    def file(self) -> Any:
+        """See Split."""
+        return getattr(self.images, "file", None)
+
     def __len__(self) -> int:
         return len(self.rows)
 
