@@ -127,7 +127,7 @@ def test_base_to_new_trains_once_and_tests_both_halves(cli: Cli, tmp_path: Path)
     for method, why in (
         ("linear-probe", "fitted"),
         ("taskres", "'residual'"),
-        ("stubborn", "other classes"),
+        ("stubborn", "classes"),
     ):
         [line] = [li for li in done.stdout.splitlines() if li.startswith(f"impossible: {method}")]
         assert why in line

@@ -45,7 +45,7 @@ def test_a_reduced_form_runs_to_its_table(
     assert "ViP[epochs=1]" in done.stdout
     assert "– (" not in done.stdout
     shown = " ".join(done.stdout.split())  # the caption has lines of the terminal's width
-    assert "training split" in shown
+    assert "whole" in shown
     assert re.search("validation .*full.*best_val", shown)
     files = {file.name for file in (tmp_path / "out").iterdir()}
     assert {f"table{number}.{end}" for end in ("md", "tex", "pdf", "svg", "png", "txt")} <= files
@@ -67,7 +67,7 @@ def test_names_against_symptoms_is_one_command(cli: Cli, repo: Path, tmp_path: P
     assert found["symptoms (mean)"][1] > found["names"][2]
     assert found["symptoms (maximum)"][1] > found["names"][2]
     picture = (tmp_path / "figure2.svg").read_text()
-    for word in ("names", "symptoms (mean)", "symptoms (maximum)", "majority class"):
+    for word in ("names", "symptoms (mean)", "symptoms (maximum)", "majority"):
         assert re.search(rf"<text[^>]*>{re.escape(word)}</text>", picture)
 
 

@@ -124,7 +124,7 @@ def test_no_split_column_names_the_command(folder):
         (HEADER + ROWS + "a/1.png,mel,train\n", r"classes: .*row 2 and .*row 7"),
         (
             HEADER + ROWS + "a/1.png,NV,test\n",
-            r"train \(.*row 2\) and test \(.*row 7",
+            r"train \(.*row 2\).*test \(.*row 7",
         ),
         (HEADER + ROWS + "a/99.png,NV,test\n", r"row 7: .*99\.png'.*missing"),
         (HEADER + ROWS + "A/6.png,NV,test\n", r"row 7: .*'a/6\.png'"),

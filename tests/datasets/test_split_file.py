@@ -83,7 +83,7 @@ def changed(split: str, index: int, row) -> dict:
         ("{", "JSON: .*line 1"),
         ("[1]", "'train', 'val', 'test'"),
         ({**ROWS, "val": {"a": 1}}, "'val'"),
-        ({"train": [], "val": [], "test": []}, "no images"),
+        ({"train": [], "val": [], "test": []}, "images"),
         (changed("train", 1, ["b/1.png", 1]), r"train\[1\] .*\['b/1\.png', 1\]"),
         (changed("train", 1, ["b/1.png", "1", "m"]), r"train\[1\] .*\[\"rel"),
         (changed("train", 1, ["b/1.png", True, "m"]), r"train\[1\]"),

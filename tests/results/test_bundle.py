@@ -135,7 +135,7 @@ def test_what_is_no_bundle_is_reported(data: bytes, expected: str, tmp_path: Pat
         ("[]", "vipbench"),
         ("{", "vipbench"),
         ('{"bundle_schema": "1", "files": {}}', "vipbench"),
-        ('{"bundle_schema": 2, "files": {}}', "upgrade vipbench"),
+        ('{"bundle_schema": 2, "files": {}}', "upgrade"),
         ('{"bundle_schema": 1, "files": {"gone.py": "00"}}', r"'suite\.yaml'"),
     ],
 )

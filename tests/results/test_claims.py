@@ -125,7 +125,7 @@ def test_one_seed_is_compared_given_its_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("missing", "2 of its 3"),
+        ("missing", "2 of"),
         ("unequal", "(vip: 1, 2, 3; coop: 1, 2)"),
         ("sampler", "(sampler: nested | coop)"),
         ("unscored", "has no scores"),

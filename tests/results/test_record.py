@@ -83,7 +83,7 @@ def test_what_python_brings_becomes_json() -> None:
         (("created",), "yesterday", "ISO 8601"),
         (("metrics", "accuracy"), float("nan"), "accuracy"),
         (("metrics", "accuracy"), "0.5", "accuracy"),
-        (("metrics", "n"), 9, "10 test images"),
+        (("metrics", "n"), 9, "10 "),
         (("metrics", "sensitivity"), {"nevus": float("inf")}, "sensitivity"),
         (("data", "test_counts"), [10], "test_counts"),
         (("data", "class_names"), ["a", "a", "b"], "twice"),

@@ -32,7 +32,7 @@ WRITER = Path(__file__).with_name("writer.py")
         (lambda p: os.truncate(p, p.stat().st_size - 5000), "[0-9]+ bytes"),
         (lambda p: os.truncate(p, 8000), "cut"),
         (lambda p: _sql(p, "PRAGMA application_id = 0"), "results"),
-        (lambda p: _sql(p, "PRAGMA user_version = 99"), "layout 99.*upgrade vipbench"),
+        (lambda p: _sql(p, "PRAGMA user_version = 99"), "layout 99.*upgrade"),
         (lambda p: _sql(p, "UPDATE records SET json = replace(json, '0.5', '0.9')"), "altered"),
         (lambda p: _sql(p, "UPDATE records SET status = 'ok'"), "altered"),
         (lambda p: _sql(p, "DELETE FROM records WHERE status = 'error'"), "3 .*4"),

@@ -93,7 +93,7 @@ def test_hostile_replies_never_reach_a_file_and_are_named_in_the_report() -> Non
     [
         (Answer(status=429), "answered 429"),
         (Answer(status=500), "answered 500"),
-        (Answer(GOOD, cut=True), "connection failed"),
+        (Answer(GOOD, cut=True), "connection"),
         (Answer(GOOD, sleep=0.6), "within 0.3 s"),
     ],
 )

@@ -15,8 +15,6 @@ from vipbench.results.records.plan import PlannedCell
 from vipbench.results.store.store import Store
 from vipbench.runspec.run import RunSpec
 
-Scores = bytes | None
-
 
 class Collector:
     """Takes what has arrived in OUT/parts into the open store. note: receives lines for a person.
