@@ -159,7 +159,7 @@ def test_results_of_a_folder(results: vipbench.Results, project: Path, tmp_path:
         ({"symptoms": {"a": [object()]}}, ["symptoms", "object"]),
         ({"method": "vip"}, ["method", "methods"]),
         ({"shots": 0}, ["shots", "0"]),
-        ({"seeds": {1, 2}}, ["set"]),
+        ({"seeds": {1, 2}}, ["{1, 2}", "list"]),
         ({"out": 3}, ["out", "3"]),
         ({"out": __file__}, ["out", "test_python.py"]),
     ],

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import Cli
+from tests.reliability import grid
 from vipbench.engine.precision import feature_precision, require, use_exact_products
 from vipbench.engine.workers.process import PRODUCT_VARIABLES
 from vipbench.errors import UsageError
@@ -71,8 +72,10 @@ def loose(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_features_in_bf16_are_other_features_and_say_so(
     cli: Cli, tmp_path: Path, loose: Path
 ) -> None:
+    data = grid.write_data(tmp_path) / "toy.npz"
     run = ["run", "--methods", "ncm,quiet,loose", "--plugins-dir", str(loose), "--shots", "1",
-           "--seeds", "1", "--device", "cpu", "--out"]  # fmt: skip
+           "--datasets", f"npz:{data}", "--backbones", "tiny-clip", "--seeds", "1",
+           "--device", "cpu", "--out"]  # fmt: skip
     switched = dict.fromkeys(PRODUCT_VARIABLES, "BF16")
     shown = {}
     for precision in ("fp32", "bf16"):

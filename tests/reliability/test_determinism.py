@@ -33,8 +33,8 @@ def repeat(data: Path, rows: list[str], times: int, seeds: int) -> None:
         order, out = rows[:], data / f"out-{turn}"
         rng.shuffle(order)
         # Every second run has a cache of its own, which is empty; of the others the first fills it.
-        # New interpreters: each has another hash seed, and so another order of sets.
-        env = {warm.COLD: "1"}
+        # A new interpreter has another hash seed, and so another order of sets.
+        env = {warm.COLD: "1"} if turn % 2 or times > 3 else {}
         if turn % 2:
             env["VIPBENCH_CACHE"] = str(data / f"features-{turn}")
         # Every third run trains each cell alone, a seed at a time and in any order.
