@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -11,13 +13,17 @@ import tifffile
 from PIL import Image
 
 from tests.test_image_modes import png
+from vipbench.api.dataset import Split
 from vipbench.engine.evaluation.runner import GroupRunner
 from vipbench.engine.features.features import Features
+from vipbench.engine.planning import remembered
 from vipbench.engine.planning.cells import Row, plan_cells
 from vipbench.engine.planning.loading import LoadedDataset, load_backbone, load_dataset
+from vipbench.engine.planning.pixels import examine
 from vipbench.engine.planning.protocols import Scene
+from vipbench.engine.workers.kept_plans import Reads
 from vipbench.errors import UsageError
-from vipbench.images import ImageError, PixelRange
+from vipbench.images import ImageError, PixelRange, reading
 from vipbench.plugins.registry import load_registry
 from vipbench.runspec.run import RunSpec
 
@@ -194,3 +200,46 @@ def test_pages_and_empty_alpha_are_noted(tmp_path):
     assert "('test/a/2.tif')" in printed
     assert re.search("1 of 14 .*alpha", printed)
     assert data.splits["test"].open(5).getpixel((0, 0)) == (200, 10, 10)
+
+
+def test_files_that_an_earlier_plan_examined_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIPBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remembered, "RECENT_NS", -(10**12))
+    rng = np.random.default_rng(0)
+    paths = []
+    for i in range(4):
+        deep = rng.integers(0, 3000 + 62000 * (i == 3), (8, 8)).astype(np.uint16)
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(deep).save(paths[-1])
+    labels = np.array([0, 1])
+
+    def splits() -> dict[str, Split]:
+        halves = {"train": paths[2:], "test": paths[:2]}
+        return {
+            name: Split(some, labels, tuple(p.name for p in some)) for name, some in halves.items()
+        }
+
+    def facts(found: tuple[dict[str, Split], list[str]]) -> list[object]:
+        return [*found[1], *((name, s.planned, s.pixels) for name, s in found[0].items())]
+
+    fresh = facts(examine(splits(), None))
+    modes = [path.stat().st_mode for path in paths]
+    # Any reading of their content would fail; what rests on the plan still names them.
+    reader = Reads()
+    with reader.watched() as opened:
+        monkeypatch.setattr(reading, "_read", None)
+        assert facts(examine(splits(), None)) == fresh
+    assert {str(path) for path in paths} <= opened
+    monkeypatch.undo()
+    monkeypatch.setenv("VIPBENCH_CACHE", str(tmp_path / "cache"))
+    # A file of the same size and time of change counts as changed all the same.
+    state, content = paths[0].stat(), bytearray(paths[0].read_bytes())
+    content[-20] ^= 1
+    paths[0].write_bytes(content)
+    os.utime(paths[0], ns=(state.st_atime_ns, state.st_mtime_ns))
+    again = examine(splits(), None)[0]["test"].planned
+    assert again is not None
+    assert again[0] == hashlib.sha256(content).hexdigest()
+    assert modes == [path.stat().st_mode for path in paths]

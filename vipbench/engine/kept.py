@@ -20,6 +20,10 @@ import vipbench
 from vipbench import files
 
 CACHE_VARIABLE = "VIPBENCH_CACHE"
+# What is remembered of image files.
+DIGESTS = "digests"
+# A folder of this machine that keeps copies of the features that are read from a shared disk.
+LOCAL_VARIABLE = "VIPBENCH_CACHE_LOCAL"
 
 
 def cache_folder() -> Path:
@@ -48,8 +52,9 @@ def states(paths: Iterable[str]) -> Iterable[str]:
 
 def clear() -> None:
     """Remove all answers."""
-    for file in (*cache_folder().glob("*.json"), *cache_folder().glob("plans/*.json")):
-        file.unlink(missing_ok=True)
+    for pattern in ("*.json", "plans/*.json", f"{DIGESTS}/*.json"):
+        for file in cache_folder().glob(pattern):
+            file.unlink(missing_ok=True)
 
 
 def load(name: str, state: str) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vipbench.api.dataset import DataError, Split
+from vipbench.engine.planning.remembered import Remembered
 from vipbench.images import ImageFacts, PixelRange, examine_image
 from vipbench.images.depth import FULL, HALF_OF_16_BITS, SBIT, StoredAs, card_lines
 
@@ -33,12 +34,13 @@ def examine(
 ) -> tuple[dict[str, Split], list[str]]:
     """The splits with the digests of their images and the range of their pixels, and sentences on
     what the user should know. Every image is read once, and decoded where its depth is in question;
-    those whose digests the loader gave (`Split.planned`) are not read.
+    those whose digests the loader gave (`Split.planned`), or an earlier plan found, are not read.
 
     given: what the user says of pixels. Raises DataError where nothing says which value is white,
     ImageError for an image that is missing.
     """
     seen: list[_FoundImage] = []
+    known = Remembered([split.images for split in splits.values() if split.planned is None])
     settled = given is not None and not given.is_window
     for name in sorted(splits, key=lambda name: name != "train"):
         split = splits[name]
@@ -49,14 +51,16 @@ def examine(
                 )
                 continue
             wanted = name == "train" and not settled
-            found = examine_image(split.images[i], split.ids[i], wanted, known=given is not None)
-            seen.append(_FoundImage(name, split.ids[i], found))
+            image, own = split.images[i], split.ids[i]
+            found = known.examine(image, own, wanted, known=given is not None)
+            seen.append(_FoundImage(name, own, found))
             # One value in the upper half shows that all 16 bits are used.
             settled |= given is None and (found.most or 0) >= HALF_OF_16_BITS
     if given is None and not any(
         _has_open_range(image) and image.split == "train" for image in seen
     ):
         _measure_others(splits, seen)
+    known.keep()
     pixels, notes = _decide(seen, given)
     digests = {
         name: tuple(image.facts.digest for image in seen if image.split == name) for name in splits

@@ -73,6 +73,7 @@ def of_data(paths: Collection[str]) -> list[str]:
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
     own = [sysconfig.get_path(kind) for kind in kinds]
     own += [str(Path(vipbench.__file__).parent), "/proc", "/sys", "/dev"]
+    own += [os.path.abspath(kept.cache_folder() / kept.DIGESTS)]  # noqa: PTH100 - resolves no link
     # Importing lists the folders on the path, some of which are none.
     importing = {os.path.abspath(place) for place in sys.path}  # noqa: PTH100 - resolves no link
     own += [sys.pycache_prefix] if sys.pycache_prefix else []
