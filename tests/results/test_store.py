@@ -212,3 +212,16 @@ def test_pandas_reads_the_csv(tmp_path: Path) -> None:
     right = (images.label == images.predicted)[:10].mean()
     assert right == pytest.approx(scored(1)[0].metrics["accuracy"])
     assert not list(tmp_path.glob("*.new"))
+
+
+def test_records_share_what_is_equal(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        for seed in range(3):
+            store.add(*scored(seed))
+        one, other, _ = store.records(history=False)
+        whole = [record.model_copy(update={"history": []}) for record in store.records()]
+    assert [one, other] == whole[:2]
+    assert one.data is other.data
+    assert one.protocol is other.protocol
+    assert one.provenance["backbone"] is other.provenance["backbone"]
+    assert one.provenance["key_parts"] != other.provenance["key_parts"]

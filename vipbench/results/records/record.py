@@ -269,6 +269,23 @@ class Record(_Part):
         """The record that `to_json_parts` took apart. Raises RecordError."""
         return cls.from_json(f'{text.rstrip()[:-1]},"history":{history}}}')
 
+    def sharing(self, seen: dict[str, Any]) -> Record:
+        """The same record, whose parts are those of earlier ones where they are equal: most of the
+        memory that a folder's records take. seen: what was met so far; it is added to."""
+
+        def first(value: Any) -> Any:
+            return seen.setdefault(repr(value), value)
+
+        own = {
+            name: first(getattr(self, name)) for name in ("hparams", "recipe", "protocol", "data")
+        }
+        own["provenance"] = {
+            name: first(v) if name != "key_parts" else v for name, v in self.provenance.items()
+        }
+        if isinstance(parts := own["provenance"].get("key_parts"), dict):
+            own["provenance"]["key_parts"] = {name: first(value) for name, value in parts.items()}
+        return self.model_copy(update=own)
+
     @property
     def ok(self) -> bool:
         """Whether the cell has numbers."""

@@ -180,7 +180,8 @@ class Store:
         rows = self._rows()
         rows = [row for row in rows if self._ids[row.key] == row.id]
         if not history:
-            return [self._current(row, None) for row in rows]
+            seen: dict[str, Any] = {}
+            return [self._current(row, None).sharing(seen) for row in rows]
         with explained(self.path), transaction(self._open_db(), "BEGIN") as db:
             kept = dict(database.read_all(db, self.path, "SELECT id, json FROM histories"))
         return [self._current(row, kept.get(row.id, "")) for row in rows]
