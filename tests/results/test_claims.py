@@ -167,12 +167,15 @@ def test_mixed_settings_are_reported(one: Path) -> None:
         value = record.to_dict()
         if cell.method == "vip":
             value["protocol"]["validation"] = "full"
-            value["provenance"]["torch"] = "2.13.0"
+            value["provenance"] |= {"torch": "2.13.0", "device": "NVIDIA H100"}
         records[record.key] = Record.of(value)
     found = compare(Cells(cells.planned, records), load, "vip", ["coop"])
     message = write_claims(found)
     assert "min(k,4) (coop); full (vip)" in message
     assert "torch: 2.12.0 and 2.13.0" in message
+    [warning] = (line for line in message.splitlines() if line.startswith("Warning: "))
+    assert "NVIDIA H100 (vip)" in warning
+    assert "cpu (coop)" in warning
 
 
 def test_names(one: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ def base_record(cell: LoadedCell) -> dict[str, Any]:
                 for name in ("torch", "open_clip_torch", "transformers", "timm")
             },
             "device": _device_name(backbone.backbone.device),
+            **_cuda(backbone.backbone.device, cell.protocol.feature_precision),
             "method": {
                 **provenance(row.plugin),
                 "revision": row.method.revision,
@@ -177,6 +179,19 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return kind_name(device.type)
+
+
+def _cuda(device: torch.device, features: str) -> dict[str, str]:
+    """Of a GPU what may change the last bits of a number beside its model. tf32: where products of
+    fp32 tensors round their factors to TF32, which the engine alone decides."""
+    if device.type != "cuda":
+        return {}
+    driver = Path("/sys/module/nvidia/version")
+    return {
+        "cuda": str(torch.version.cuda),
+        "driver": driver.read_text().strip() if driver.exists() else "unknown",
+        "tf32": "features" if features == "tf32" else "off",
+    }
 
 
 @lru_cache

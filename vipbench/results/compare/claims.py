@@ -18,11 +18,14 @@ from vipbench.results.records.comparable import TableError, protocol, spread, ve
 from vipbench.results.stats import LEVEL, Interval, StatsError
 from vipbench.results.stats.pairing import Joint, Load, Pairing, Where, select
 from vipbench.results.tables.differences import (
+    by_value,
     older_words,
     outdated_words,
     shared_words,
 )
 
+# How a note begins that may question a claim.
+WARNING = "Warning: "
 POPULATIONS = ("both", "images", "seeds", "average", "datasets", "datasets-bootstrap")
 _OVER_DATASETS = ("average", "datasets", "datasets-bootstrap")
 
@@ -253,7 +256,13 @@ def _notes(cells: Cells) -> list[str]:
         differing = "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
         notes.append(f"The methods differ in {name}: {differing}.")
     for name, values in spread((cell.method, versions(record)) for cell, record in done).items():
-        notes.append(f"Records differ in {name}: {' and '.join(values)}.")
+        if name == "device":
+            notes.append(
+                f"{WARNING}the records are of different devices: {by_value(values)}. Devices round "
+                "differently; run the methods on one model to rule that out."
+            )
+        else:
+            notes.append(f"Records differ in {name}: {' and '.join(values)}.")
     for apart, predicate in (
         ("transductive", "sees all test images at once (transductive)"),
         ("views", "scores several views of each test image"),

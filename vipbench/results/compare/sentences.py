@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 
 from vipbench.errors import unknown
-from vipbench.results.compare.claims import Claim, Claims
+from vipbench.results.compare.claims import WARNING, Claim, Claims
 from vipbench.results.records.csv import csv_text
 from vipbench.results.records.metrics import find_metric
 from vipbench.results.stats import POPULATIONS
@@ -129,7 +129,7 @@ def _lines(found: Claims) -> list[str]:
         if claim.pairs and claim.seeds != (0,):
             place = f"{_where(claim)}, {claim.a} and {claim.b}"
             lines.append(f"Given each trained pair, uncorrected: {place}: {_pairs(claim)}.")
-    lines += [f"Note: {note}" for note in found.notes]
+    lines += [n if n.startswith(WARNING) else f"Note: {n}" for n in found.notes]
     lines += [f"Not compared: {reason}." for reason in found.refused]
     return lines
 
