@@ -98,3 +98,57 @@ def test_eviction_takes_the_longest_unused(tmp_path: Path) -> None:
     assert [s.parts["backbone"] for s in shelves(tmp_path)] == ["1", "2"]
     clear(tmp_path)
     assert shelves(tmp_path) == []
+
+
+def test_a_cache_that_a_group_shares_keeps_its_group_and_rights(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("giving files to a group that one is not in needs root")
+    group = 54321
+    os.chown(tmp_path, -1, group)
+    tmp_path.chmod(0o2770)
+    before = os.umask(0o077)
+    try:
+        fill(tmp_path, PARTS)
+        with open_shelf(PARTS, tmp_path).filling():
+            pass
+    finally:
+        os.umask(before)
+    made = [*tmp_path.rglob("*")]
+    assert len(made) == 5  # two folders, a block, the mark, the lock
+    for path in made:
+        state = path.stat()
+        assert state.st_gid == group
+        assert state.st_mode & 0o7077 == (0o2070 if path.is_dir() else 0o060), path
+    # A cache of one's own stays so.
+    own = tmp_path / "own"
+    own.mkdir(mode=0o755)
+    before = os.umask(0o022)
+    try:
+        fill(own, PARTS)
+    finally:
+        os.umask(before)
+    assert not any(path.stat().st_mode & 0o020 for path in own.rglob("*"))
+
+
+def test_what_cannot_be_read_is_a_miss_with_a_note(tmp_path: Path) -> None:
+    features = fill(tmp_path, PARTS)
+    [block] = tmp_path.rglob("*.safetensors")
+    # Root reads everything but what is no file.
+    block.rename(tmp_path / "block")
+    block.mkdir()
+    shelf = open_shelf(PARTS, tmp_path)
+    assert not shelf.get([(0, 0)])
+    [note] = shelf.problems
+    assert str(block) in note
+    folder = block.parent
+    folder.rename(tmp_path / "shelf")
+    folder.touch()
+    shelf = open_shelf(PARTS, tmp_path)
+    assert not shelf.get([(0, 0)])
+    [note] = shelf.problems
+    assert str(folder) in note
+    folder.unlink()
+    (tmp_path / "shelf").rename(folder)
+    block.rmdir()
+    (tmp_path / "block").rename(block)
+    assert torch.equal(open_shelf(PARTS, tmp_path).get([(0, 0)])[0, 0], features[0])

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from vipbench import files
-from vipbench.engine.kept import cache_folder
+from vipbench.engine.kept import LOCAL_VARIABLE, cache_folder
 
 LIMIT_VARIABLE = "VIPBENCH_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0
@@ -98,8 +99,9 @@ class Shelf:
         there. waiting: called several times a second while another one is at it."""
         lock = None
         with contextlib.suppress(OSError):  # where it cannot be written `put` will say so
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.folder)
             lock = files.open_own(self.folder / FILLING)
+            _share(self.folder / FILLING)
         try:
             if lock is not None:
                 while not _try_lock(lock) and time.time() - os.fstat(lock).st_mtime < PATIENCE:
@@ -122,9 +124,10 @@ class Shelf:
         block = save({"items": torch.tensor(items, dtype=torch.int64), "features": features})
         name = hashlib.sha256(block).hexdigest()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.folder)
             self._write_mark()
             files.write(self.folder / f"{name}.safetensors", block)
+            _share(self.folder / f"{name}.safetensors")
             self._seen.add(f"{name}.safetensors")
         except OSError as error:
             self._writable = False
@@ -136,15 +139,22 @@ class Shelf:
         """Find the blocks that are there and were not before."""
         self._opened = True
         try:
-            blocks = sorted(
-                block for block in self.folder.glob("*.safetensors") if block.name not in self._seen
-            )
+            names = sorted(os.listdir(self.folder))  # noqa: PTH208 - glob skips what it may not list
+            blocks = [
+                self.folder / name
+                for name in names
+                if name.endswith(".safetensors") and name not in self._seen
+            ]
             self._seen.update(block.name for block in blocks)
-            if blocks:
-                # The time of last use decides what is evicted first.
-                os.utime(self.folder / MARK, follow_symlinks=False)
-        except OSError:
+        except FileNotFoundError:
             blocks = []
+        except OSError as error:
+            blocks = []
+            self.problems.append(f"a folder of the feature cache cannot be read ({error})")
+        if blocks:
+            # The time of last use decides what is evicted first. A cache may be another user's.
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / MARK, follow_symlinks=False)
         for file in blocks:
             block = self._read(file)
             if block is not None:
@@ -154,11 +164,11 @@ class Shelf:
     def _read(self, file: Path) -> dict[str, Tensor] | None:
         """A block, in memory; None where it cannot be read or is not what its name says."""
         try:
-            content = file.read_bytes()
+            content = _copied(file) or file.read_bytes()
         except OSError as error:
             self.problems.append(f"a block of the feature cache cannot be read ({error})")
             return None
-        if hashlib.sha256(content).hexdigest() != file.stem:
+        if _digest(content) != file.stem:
             self.problems.append(
                 f"a block of the feature cache is damaged and was encoded again: {file.name}"
             )
@@ -177,6 +187,26 @@ class Shelf:
         mark = self.folder / MARK
         if not mark.exists():
             files.write(mark, json.dumps(self.parts, sort_keys=True, default=str))
+            _share(mark)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of a shelf in a cache. Raises OSError."""
+    for made in (folder.parent, folder):
+        if not made.is_dir():
+            made.mkdir(parents=True, exist_ok=True)
+            _share(made)
+
+
+def _share(path: Path) -> None:
+    """Give what was made the group and the group's rights of the folder that it lies in, as a cache
+    that a group shares needs whatever each member's umask."""
+    with contextlib.suppress(OSError):
+        at, own = path.parent.stat(), path.stat()
+        if at.st_mode & stat.S_IWGRP and own.st_uid == os.getuid():
+            os.chown(path, -1, at.st_gid)
+            rights = at.st_mode & 0o2070 if path.is_dir() else at.st_mode & 0o060
+            path.chmod(stat.S_IMODE(own.st_mode) | rights)
 
 
 def _try_lock(lock: int) -> bool:
@@ -190,6 +220,31 @@ def _try_lock(lock: int) -> bool:
     except (ImportError, OSError):
         return True
     return True
+
+
+def _copied(file: Path) -> bytes | None:
+    """A block from this node's own copy, which is made where it is missing; None where nobody asked
+    for copies or none can be kept."""
+    named = os.environ.get(LOCAL_VARIABLE)
+    if not named:
+        return None
+    copy = Path(named) / file.parent.name / file.name
+    with contextlib.suppress(OSError):
+        content = copy.read_bytes()
+        if _digest(content) == copy.stem:
+            return content
+    content = file.read_bytes()
+    with contextlib.suppress(OSError):
+        files.make_folder(Path(named))
+        # In a folder that everybody may write to, another may have made it.
+        if Path(named).stat().st_uid == os.getuid() and file.stem == _digest(content):
+            copy.parent.mkdir(exist_ok=True)
+            files.write(copy, content)
+    return content
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def open_shelf(parts: Mapping[str, Any], folder: Path | None = None) -> Shelf:
