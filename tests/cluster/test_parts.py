@@ -6,23 +6,31 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import REPO, Cli
-from tests.reliability import grid
+from tests.engine.test_encoded_once import COUNTED
+from tests.reliability import grid, test_disk_full
 from tests.results import samples
-from vipbench.engine.cluster import sealed
+from vipbench.engine.cluster import sealed, slurm
+from vipbench.engine.cluster.collect import Collector
 from vipbench.engine.cluster.cut import count, cut
-from vipbench.engine.cluster.folder import Legs, Part, Parts
+from vipbench.engine.cluster.folder import EncodePart, Legs, Part, Parts
+from vipbench.engine.cluster.follow import Follower
+from vipbench.engine.cluster.prepare import prepare
+from vipbench.engine.cluster.queue import Job
 from vipbench.engine.cluster.results import PartResults
 from vipbench.engine.cluster.slurm import ranges
+from vipbench.engine.features.features import ENCODE_BATCH
 from vipbench.errors import UsageError
 from vipbench.results.store.lock import StoreError
 from vipbench.results.store.store import Store
@@ -137,11 +145,12 @@ def test_damaged_files_are_known(tmp_path: Path, damage: Callable[[bytes], bytes
         sealed.read(file)
 
 
-ROWS = "zero-shot,ncm,steady[seconds=0.4]"
+ROWS = "zero-shot,steady[seconds=0.4]"
 
 
 def command(data: Path, out: Path, *more: str, seeds: str = "1-4") -> subprocess.Popen[str]:
     env = {"PYTHONPATH": f"{REPO}:{Path(__file__).parent}", "VIPBENCH_CLUSTER_PACE": "0.05"}
+    env["VIPBENCH_CONFIG"] = str(data / "config")
     return grid.start(data, out, ROWS, *more, seeds=seeds, env=env)
 
 
@@ -156,7 +165,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_executor_of_the_standard_library(alone: Path, cli: Cli) -> None:
     out = alone / "pool"
-    pool = ("--executor", "pools:two_threads", "--jobs", "4")
+    pool = ("--executor", "pools:two_threads", "--jobs", "3")
     process = command(alone, out, *pool)
     # The parts' files arrive; their driver is killed, and one of the files is spoilt.
     until = time.monotonic() + 100
@@ -179,7 +188,7 @@ def test_an_executor_of_the_standard_library(alone: Path, cli: Cli) -> None:
     # Methods without a support set were asked for once, and nothing was done twice.
     shown = cli("status", out, "--json")
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert sum(part["done"] for part in json.loads(shown.stdout)["parts"]) == 9
+    assert sum(part["done"] for part in json.loads(shown.stdout)["parts"]) == 5
     parts = Parts(out)
     assert not [file for number in parts.parts() for file in parts.batches(number)]
 
@@ -198,6 +207,20 @@ def test_a_part_is_refused_where_it_must_not_run(alone: Path, cli: Cli) -> None:
     refused = cli("work", out, "--part", "0", env={"CUDA_VISIBLE_DEVICES": ""})
     assert refused.returncode == 3
     assert "CUDA_VISIBLE_DEVICES" in refused.stdout
+    # What the scheduler gave is passed on as it is, and computed with or not at all.
+    given = "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f,GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
+    mine = {"VIPBENCH_CONFIG": str(alone / "config")}
+    refused = cli("work", out, "--part", "0", env=mine | {"CUDA_VISIBLE_DEVICES": given})
+    assert refused.returncode == 2
+    assert refused.stdout.count(given) == 2  # at its beginning, and in the message
+    parts = Parts(out)
+    assert parts.legs(0).begun[-1]["gpu"] == given
+    assert parts.batches(0) == []
+    # The job has no time for a second batch: it ends after the first one, to be started again.
+    file.write_text(json.dumps(run))
+    soon = {"SLURM_JOB_END_TIME": f"{time.time() + 25:.0f}", "VIPBENCH_MOST_STACKED": "1"}
+    assert cli("work", out, "--part", "1", env=mine | soon).returncode == 75
+    assert len(parts.batches(1)) == 1
     file.write_text(json.dumps({**run, "package": "0" * 64}))
     refused = cli("work", out, "--part", "0")
     assert refused.returncode == 3
@@ -221,9 +244,186 @@ def test_a_part_is_refused_where_it_must_not_run(alone: Path, cli: Cli) -> None:
 
 RUN = {
     "schema": 1, "id": "01234567", "digest": "", "package": "", "executor": {"name": "ray"},
-    "environment": {}, "grants": {}, "cwd": "/", "lead": 1,
+    "environment": {}, "grants": {}, "cwd": "/", "lead": 1, "encodes": [],
     "parts": [{"number": 0, "order": 0, "cells": 1, "without_support": True}],
 }  # fmt: skip
+
+
+class Queue:
+    """An executor whose queue a test writes. answer: what `squeue` prints; None: it fails."""
+
+    resubmits = True
+
+    def __init__(self) -> None:
+        self.answer: str | None = ""
+        self.submitted: list[tuple[list[int], int]] = []
+
+    def submit(
+        self, numbers: Sequence[int], memory: int = 1, encodes: Sequence[EncodePart] = ()
+    ) -> str:
+        self.submitted.append(([*numbers], memory))
+        return str(100 + len(self.submitted))
+
+    def jobs(self) -> dict[int, Job] | None:
+        return None if self.answer is None else slurm.read_queue(self.answer)
+
+    def cancel(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def followed(empty: Parts) -> Iterator[tuple[Follower, Queue, list[float]]]:
+    """A follower whose part was submitted and runs, its queue, and the time of its clock."""
+    now, queue = [0.0], Queue()
+    with Store(empty.out) as store:
+        made = Follower(empty, queue, Collector(empty, store), print, clock=lambda: now[0])
+        made.start()
+        queue.answer = "101_0|RUNNING|n1|None"
+        made.step()
+        assert made.watched[0].state == "running"
+        yield made, queue, now
+
+
+def pass_time(follower: Follower, now: list[float], seconds: float) -> None:
+    for _ in range(int(seconds)):
+        now[0] += 1
+        follower.step()
+
+
+@pytest.mark.parametrize(
+    ("last", "state", "memory"),
+    [
+        ("PREEMPTED|n1|None", "waiting", 1),
+        ("NODE_FAIL|n1|None", "waiting", 1),
+        ("BOOT_FAIL|n1|None", "waiting", 1),
+        ("TIMEOUT|n1|TimeLimit", "waiting", 1),
+        ("FAILED|n1|NonZeroExitCode", "waiting", 1),
+        ("COMPLETED|n1|None", "waiting", 1),
+        ("CANCELLED|n1|Preempted", "waiting", 1),
+        ("OUT_OF_MEMORY|n1|OutOfMemory", "waiting", 2),
+        ("CANCELLED|n1|None", "cancelled", 0),
+        ("CANCELLED||None", "cancelled", 0),
+        ("REQUEUE_HOLD|n1|None", "waiting", 0),
+        ("SOMETHING_NEW|n1|None", "waiting", 1),
+    ],
+)
+def test_what_becomes_of_a_part_by_the_last_state_of_its_job(
+    followed: tuple[Follower, Queue, list[float]], last: str, state: str, memory: int
+) -> None:
+    follower, queue, now = followed
+    # Tasks that never began are one line.
+    queue.answer = f"101_{'[0-2,4%3]' if '||' in last else 0}|{last}"
+    # Its last file may be seen late.
+    pass_time(follower, now, 119)
+    assert len(queue.submitted) == 1
+    pass_time(follower, now, 3)
+    assert follower.watched[0].state == state
+    assert [(numbers, m) for numbers, m in queue.submitted[1:]] == ([([0], memory)] * bool(memory))
+
+
+def test_a_part_without_memory_or_beginning_is_given_up(
+    followed: tuple[Follower, Queue, list[float]],
+) -> None:
+    follower, queue, now = followed
+    for state, submitted in (("OUT_OF_MEMORY", 2), ("OUT_OF_MEMORY", 2)):
+        queue.answer = f"{100 + len(queue.submitted)}_0|{state}|n1|None"
+        pass_time(follower, now, 122)
+        assert len(queue.submitted) == submitted
+    assert follower.watched[0].state == "given up"
+    [sentence] = follower.unfinished()
+    assert "out of memory" in sentence
+
+
+def test_a_silent_queue_ends_no_part(followed: tuple[Follower, Queue, list[float]]) -> None:
+    follower, queue, now = followed
+    for answer, seconds in ((None, 600), ("101_0|RUNNING|n1|None", 1), ("", 58)):
+        queue.answer = answer
+        pass_time(follower, now, seconds)
+        assert follower.watched[0].state == "running"
+    pass_time(follower, now, 3)
+    assert follower.watched[0].state == "left"
+    pass_time(follower, now, 118)
+    assert len(queue.submitted) == 1
+    pass_time(follower, now, 3)
+    assert len(queue.submitted) == 2
+    # The queue shows the earlier job for a while.
+    queue.answer = "101_0|FAILED|n1|None"
+    pass_time(follower, now, 30)
+    assert follower.watched[0].state == "waiting"
+    for _ in range(2):
+        queue.answer = f"{100 + len(queue.submitted)}_0|FAILED|n1|None"
+        pass_time(follower, now, 122)
+    assert len(queue.submitted) == 3
+    [sentence] = follower.unfinished()
+    assert str(follower.parts.file(0, ".log")) in sentence
+
+
+small_disk = test_disk_full.small_disk
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Parts:
+    """A run with one part of which nothing was done."""
+    parts = Parts(tmp_path / "out")
+    parts.folder.mkdir(parents=True)
+    RunSpec.parse({"out": str(parts.out)}).save()
+    (parts.folder / "run.json").write_text(json.dumps(RUN))
+    return parts
+
+
+def test_the_first_of_two_results_stays_and_damaged_files_are_named(empty: Parts) -> None:
+    results = PartResults(empty, empty.part(0), print)
+    pairs = [samples.scored(i) for i in range(6)]
+    for record, predictions in pairs:
+        results.add_many([(record, predictions)])
+    # The same cells once more: two as they were, one with another last bit.
+    other = np.array(pairs[2][1].scores)
+    other.view(np.uint32)[0, 0] ^= 1
+    again = dataclasses.replace(pairs[2][1], scores=other)
+    results.add_many([pairs[0], pairs[1], (pairs[2][0], again)])
+    files = empty.batches(0)
+    files[4].write_bytes(files[4].read_bytes()[:-7])
+    flipped = bytearray(files[5].read_bytes())
+    flipped[-30] ^= 4
+    files[5].write_bytes(flipped)
+    notes: list[str] = []
+    with Store(empty.out) as store:
+        collector = Collector(empty, store, notes.append)
+        assert collector.collect([0]) == 4
+        assert collector.twice == {pairs[2][0].key}
+        kept = store.predictions(pairs[2][0].key)
+        assert kept is not None
+        assert kept.scores.tobytes() == pairs[2][1].scores.tobytes()
+    for file, note in zip(files[4:6], notes, strict=True):
+        assert str(file) in note
+        assert "again" in note
+    # The next leg has the damaged cells to do, and no other.
+    said: list[str] = []
+    left = PartResults(empty, empty.part(0), said.append)
+    cells = samples.planned([record for record, _ in pairs], status="todo")
+    assert [left.judge(cell).status for cell in cells] == ["done"] * 4 + ["todo"] * 2
+
+
+def test_a_full_disk_is_named_and_costs_one_batch(empty: Parts, small_disk: Path) -> None:
+    parts = Parts(small_disk / "out")
+    shutil.copytree(empty.out, parts.out)
+    results = PartResults(parts, parts.part(0), print)
+    pairs = [samples.scored(i) for i in range(40)]
+    results.add_many(pairs[:20])
+    test_disk_full.leave(small_disk, 4096)
+    with pytest.raises(OSError, match=str(parts.folder)):
+        results.add_many(pairs[20:])
+    assert len(list(parts.file(0, "").iterdir())) == 1
+    (small_disk / "ballast").unlink()
+    again = PartResults(parts, parts.part(0), print)
+    cells = samples.planned([record for record, _ in pairs], status="todo")
+    assert [again.judge(cell).status for cell in cells] == ["done"] * 20 + ["todo"] * 20
+    again.add_many(pairs[20:])
+    with Store(parts.out) as store:
+        assert Collector(parts, store).collect([0]) == 40
 
 
 def kill_in_transaction(out: Path) -> bool:
@@ -293,10 +493,10 @@ def test_a_collector_killed_fifty_times(tmp_path: Path) -> None:
         collect_among_kills(tmp_path / str(turn), 5)
 
 
-@pytest.mark.parametrize("name", ["id", "parts", "executor", "grants", "cwd", "lead"])
+@pytest.mark.parametrize("name", ["id", "parts", "encodes", "executor", "grants", "cwd", "lead"])
 @pytest.mark.parametrize("value", [None, 5, [], [{"number": "x"}], "../x"])
 def test_an_altered_run_is_refused(tmp_path: Path, name: str, value: object) -> None:
-    if (name, value) in (("lead", 5), ("cwd", "../x")):
+    if (name, value) in (("lead", 5), ("cwd", "../x"), ("encodes", [])):
         return
     parts = Parts(tmp_path)
     parts.folder.mkdir()
@@ -305,3 +505,51 @@ def test_an_altered_run_is_refused(tmp_path: Path, name: str, value: object) -> 
     (parts.folder / "run.json").write_text(json.dumps({**RUN, name: value}))
     with pytest.raises(UsageError, match=r"run\.json"):
         parts.parts()
+
+
+def test_images_are_encoded_once_for_all_parts(tmp_path: Path, cli: Cli) -> None:
+    plugins, passes, out = tmp_path / "plugins", tmp_path / "passes", tmp_path / "out"
+    plugins.mkdir()
+    (plugins / "counted.py").write_text(COUNTED)
+    spec = RunSpec.parse(
+        {"backbones": "counted", "datasets": "synthderm", "methods": "ncm,coop[epochs=1]",
+         "shots": "2", "seeds": "1,2", "views": 2, "plugins_dir": plugins, "out": out,
+         "executor": {"name": "pools:two_threads", "jobs": 2, "cache_local": True}}
+    )  # fmt: skip
+    parts = Parts(out)
+    with Store(out) as store:
+        prepare(parts, spec, store, None, print, False)
+    assert parts.encode(0).parts == (0, 1)
+    local = tmp_path / "node"
+    local.mkdir()
+    env = {"PASSES": str(passes), "TMPDIR": str(local), "VIPBENCH_CACHE": str(out / "cache")}
+
+    def work(*which: str) -> list[str]:
+        passes.write_text("")
+        done = cli("work", out, *which, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return passes.read_text().split()
+
+    first = work("--encode", "0")
+    # Evaluation views of 300 test images, of the support and validation images, and two views of
+    # each support image, each once but for what fills the last batch.
+    assert len(set(first)) > 300 + 2 * 2 * 6 * 2
+    assert len(first) == -len(set(first)) // ENCODE_BATCH * -ENCODE_BATCH
+    assert parts.legs("encode-000").end == "done"
+    assert work("--part", "0") == []
+    [copies] = local.glob("vipbench-*-*")
+    blocks = {file.name for file in (out / "cache").rglob("*.safetensors")}
+    assert blocks >= {file.name for file in copies.rglob("*.safetensors")} > set()
+    # A part that finds no features encodes them itself.
+    for folder in (out / "cache", copies):
+        for file in folder.rglob("*.safetensors"):
+            file.unlink()
+    assert len(set(work("--part", "1"))) > 300
+    # Other weights than the first part found.
+    [file] = (out / "parts" / "hashes").iterdir()
+    file.write_text(file.read_text().replace("\t", "\t0"))
+    changed = cli("work", out, "--part", "0", env=env)
+    assert changed.returncode == 3
+    assert "backbone 'tiny-clip'" in changed.stdout
+    for wrong in ((), ("--part", "0", "--encode", "0"), ("--encode", "3")):
+        assert cli("work", out, *wrong).returncode == 2

@@ -12,9 +12,10 @@ import pytest
 
 from tests.cluster.slurm import end, processes
 from tests.reliability import grid
+from vipbench.engine.cluster.folder import Parts
+from vipbench.runspec.run import RunSpec
 
 ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
-ROWS = ",".join(f"steady[tag={i},seconds=0.3]" for i in range(2))
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +42,19 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore")
-def test_a_killed_task_and_a_lost_node(cluster: object, tmp_path: Path) -> None:
-    data, seeds = grid.write_data(tmp_path), "1-20"
+def disturbed(cluster: object, data: Path, rows: int, seeds: str, jobs: int, count: int) -> None:
+    """A run whose tasks and nodes are lost in turn, so many times, is the undisturbed one."""
+    methods = ",".join(f"steady[tag={i},seconds=0.1]" for i in range(rows))
     # A dataset without files: those in /tmp are refused, since each node has its own.
-    alone = grid.start(data, data / "whole", ROWS, seeds=seeds, dataset="synthderm")
+    alone = grid.start(data, data / "whole", methods, seeds=seeds, dataset="synthderm")
     status, _, err = grid.finish(alone)
     assert status == 0, err
     out = data / "out"
     env = {"RAY_ADDRESS": cluster.address, "VIPBENCH_CLUSTER_PACE": "0.1"}  # type: ignore[attr-defined]
-    more = ("--executor", "ray", "--jobs", "4")
-    process = grid.start(data, out, ROWS, *more, seeds=seeds, env=env, dataset="synthderm")
-    kinds = ["task", "node"]
-    until = time.monotonic() + 150
-    while process.poll() is None and kinds and time.monotonic() < until:
+    more = ("--executor", "ray", "--jobs", str(jobs))
+    process = grid.start(data, out, methods, *more, seeds=seeds, env=env, dataset="synthderm")
+    kinds = ["task", "node"] * (count // 2)
+    while process.poll() is None and kinds:
         time.sleep(0.5)
         running = works(out)
         if not running:
@@ -71,7 +70,22 @@ def test_a_killed_task_and_a_lost_node(cluster: object, tmp_path: Path) -> None:
     status, shown, err = grid.finish(process)
     assert status == 0, shown + err
     assert not kinds
+    assert Parts(out).legs("encode-000").end == "done"
     found = grid.records(out)
-    assert (len(found), all(r.ok for r in found)) == (40, True)
+    assert len(found) == rows * len(RunSpec.parse({"seeds": seeds}).seeds)
+    assert all(record.ok for record in found)
     assert grid.bits(out) == grid.bits(data / "whole")
     assert grid.tables(out) == grid.tables(data / "whole")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_task_and_a_lost_node(cluster: object, tmp_path: Path) -> None:
+    disturbed(cluster, grid.write_data(tmp_path), 2, "1-20", 2, 2)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore")
+def test_fourteen_losses(cluster: object, tmp_path: Path) -> None:
+    disturbed(cluster, grid.write_data(tmp_path), 6, "1-100", 8, 14)

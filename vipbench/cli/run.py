@@ -111,6 +111,14 @@ def run(
         str | None,
         text("--slurm", "KEY=VALUE,...", "Resources that each job requests.", panel=CLUSTER),
     ] = None,
+    cache_local: Annotated[
+        bool,
+        typer.Option(
+            "--cache-local",
+            help="Keep a copy of the features on each node, in $TMPDIR.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = False,
     submit_only: Annotated[
         bool,
         typer.Option("--submit-only", help="Submit and return.", rich_help_panel=CLUSTER),

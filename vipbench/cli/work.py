@@ -7,13 +7,24 @@ from typing import Annotated
 import typer
 
 from vipbench.cli.options import Run
+from vipbench.errors import UsageError
 
 
 def work(
     folder: Run,
     part: Annotated[
-        int, typer.Option("--part", metavar="N", help="The part's number.", show_default=False)
-    ],
+        int | None,
+        typer.Option("--part", metavar="N", help="The part's number.", show_default=False),
+    ] = None,
+    encode: Annotated[
+        int | None,
+        typer.Option(
+            "--encode",
+            metavar="N",
+            help="Instead of a part: encode the images of one backbone and dataset for all parts.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> int:
     """Run one part of a divided run on this machine; finished cells are not rerun.
 
@@ -22,4 +33,6 @@ def work(
     """
     from vipbench.cli.commands.parts import work_command
 
-    return work_command(folder, part)
+    if (number := encode if part is None else part) is None or None not in (part, encode):
+        raise UsageError("expected either --part N or --encode N")
+    return work_command(folder, number, part is None)

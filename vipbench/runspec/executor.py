@@ -63,6 +63,12 @@ def _line(value: Any) -> str | None:
     return None if value is None else words.text(value, "one line")
 
 
+def _flag(value: Any) -> bool:
+    if value not in (None, True, False, "true", "false"):
+        raise UsageError(f"expected true or false, got {words.show(value)}")
+    return value in (True, "true")
+
+
 def _word(value: Any) -> str | None:
     """A value of sbatch's. After a space it could be further options, which write other files."""
     if value is None:
@@ -91,7 +97,8 @@ class ExecutorSpec(BaseModel):
     mem, cpus, gpus: what each part gets; time and memory as Slurm writes them. per_gpu: workers
     that share one GPU. partition, account, qos, constraint, exclude, nodelist, reservation, gres:
     as sbatch takes them. setup: lines of the script before the command. python: the interpreter on
-    the nodes. container: an image that apptainer runs it in.
+    the nodes. container: an image that apptainer runs it in. cache_local: whether each node keeps a
+    copy of the features that it reads.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -115,6 +122,7 @@ class ExecutorSpec(BaseModel):
     setup: Annotated[tuple[str, ...], BeforeValidator(_setup)] = ()
     python: Line = None
     container: Line = None
+    cache_local: Annotated[bool, BeforeValidator(_flag)] = False
 
     @property
     def code(self) -> tuple[str, ...]:
@@ -162,9 +170,14 @@ def executor_of(value: Any) -> Any:
 
 
 def with_flags(
-    base: ExecutorSpec | None, name: str | None, jobs: int | None, more: str | None
+    base: ExecutorSpec | None,
+    name: str | None,
+    jobs: int | None,
+    more: str | None,
+    cache_local: bool = False,
 ) -> ExecutorSpec | None:
-    """A suite's executor, and the flags --executor, --jobs and --slurm on it. Raises UsageError."""
+    """A suite's executor, and the flags --executor, --jobs, --slurm and --cache-local on it. Raises
+    UsageError."""
     given: dict[str, Any] = {}
     for item in words.split(more) if more else ():
         key, equals, text = item.partition("=")
@@ -174,11 +187,13 @@ def with_flags(
     if name is not None and (base is None or base.name != name):
         base = None
     if name is None and base is None:
-        if more or jobs:
-            raise UsageError(f"{'--slurm' if more else '--jobs'} goes with --executor")
+        if more or jobs or cache_local:
+            flag = "--slurm" if more else "--jobs" if jobs else "--cache-local"
+            raise UsageError(f"{flag} goes with --executor")
         return None
     if more and (name or (base and base.name)) != "slurm":
         raise UsageError("--slurm goes with --executor slurm")
     kept = {} if base is None else {k: getattr(base, k) for k in base.model_fields_set}
     found = {**kept, **({"name": name} if name else {}), **given}
+    found |= {"cache_local": True} if cache_local else {}
     return executor_of({**found, "jobs": jobs} if jobs is not None else found)  # type: ignore[no-any-return]

@@ -22,13 +22,18 @@ from vipbench.engine.screen import Screen
 from vipbench.text import clean, columns, plural
 
 
-def work_command(folder: Path, part: int) -> int:
-    """Do one part; returns the exit status. Raises UsageError where there is no such part."""
+def work_command(folder: Path, number: int, encode: bool) -> int:
+    """Do one part, or encode part; returns the exit status. Raises UsageError where there is no
+    such part."""
     if os.environ.pop(LIFELINE_VARIABLE, ""):
         threading.Thread(target=_end_with_input, daemon=True).start()
     shown = Log(raw(sys.stdout))
     return work(
-        folder, part, lambda spec: Screen(spec, shown), lambda text: shown.line(clean(text))
+        folder,
+        number,
+        lambda spec: Screen(spec, shown),
+        lambda text: shown.line(clean(text)),
+        encode,
     )
 
 
@@ -43,7 +48,7 @@ def collect_command(folder: Path, follow: bool) -> int:
     """Collect, or go on until no job is left. Raises UsageError, StoreError."""
     total = 0
     while True:
-        collector, _ = collect(folder, lambda text: print(f"note: {clean(text)}", flush=True))
+        collector = collect(folder, lambda text: print(f"note: {clean(text)}", flush=True))
         total += len(collector.new)
         found = status(folder) if follow else None
         if found is None or found.code != RUNNING:
@@ -69,10 +74,14 @@ def status_command(folder: Path, as_json: bool) -> int:
         rows.append((one.part, clean(state), clean(one.node), one.leg, *counts, clean(one.log)))
     for line in columns(rows):
         print(line)
+    for pair in found.encodes if found.code == RUNNING else ():
+        where = f" on {clean(pair['node'])}" if pair["node"] else ""
+        print(f"encode part {pair['encode']}: {pair['state']}{where}, log {clean(pair['log'])}")
     for line in found.broken:
         print(f"failed: {clean(line)}")
     for message, count in found.errors.items():
-        print(f"failed: {plural(count, 'cell')}: {clean(message)}")
+        where = f" (log {clean(found.logs[message])})" if message in found.logs else ""
+        print(f"failed: {plural(count, 'cell')}: {clean(message)}{where}")
     for part in found.parts:
         end = (Parts(folder).legs(part.part).last or {}).get("end") or {}
         if part.state in ("given up", "refused"):

@@ -63,7 +63,8 @@ def spec_of_flags(context: Any) -> RunSpec:
     spec = make_spec(suite or file, flags, given["settings"] or (), from_environment)
     if "executor" in given:
         theirs = spec.executor.code if spec.executor else ()
-        chosen = with_flags(spec.executor, executor, given["jobs"], given["slurm"])
+        own = (given["jobs"], given["slurm"], given["cache_local"])
+        chosen = with_flags(spec.executor, executor, *own)
         for text in chosen.code if chosen else ():
             if text not in theirs:
                 trust.name(text)

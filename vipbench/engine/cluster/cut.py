@@ -47,6 +47,15 @@ def count(spec: RunSpec) -> int:
     return prod(map(len, axes))
 
 
+def pairs(spec: RunSpec) -> list[RunSpec]:
+    """Of each backbone and dataset what runs on them: what can be encoded ahead."""
+    return [
+        _of(spec, (backbone,), datasets)
+        for backbone in spec.backbones
+        for datasets, _ in _datasets(spec, len(spec.datasets))
+    ]
+
+
 def fitting(spec: RunSpec, seconds: float = SECONDS) -> int:
     """The number of parts of about LEAST_SECONDS. seconds: what a cell takes."""
     return max(1, int(count(spec) * seconds // LEAST_SECONDS))

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import vipbench
-from vipbench.engine.cluster.folder import Parts
+from vipbench import trust
+from vipbench.engine.cluster.folder import EncodePart, Parts, encode_name
 from vipbench.engine.cluster.queue import Executor, Job
 from vipbench.engine.cluster.slurm import Slurm
 from vipbench.errors import UsageError
@@ -28,15 +29,23 @@ from vipbench.runspec.executor import ExecutorSpec
 LIFELINE_VARIABLE = "VIPBENCH_LIFELINE"
 
 
-def work(out: str, number: int) -> int:
+def work(out: str, number: int, *after: Any) -> int:
     """Do part `number` of the run that was cut in `out`; returns the exit status of
-    `vipbench work`."""
-    log = Parts(Path(out)).file(number, ".log")
+    `vipbench work`. after: what a scheduler was to wait for."""
+    return _work(out, "--part", number, Parts(Path(out)).file(number, ".log"))
+
+
+def encode(out: str, number: int) -> int:
+    """Encode the images of pair `number`; returns the exit status of `vipbench work`."""
+    return _work(out, "--encode", number, Parts(Path(out)).file(encode_name(number), ".log"))
+
+
+def _work(out: str, kind: str, number: int, log: Path) -> int:
     root = str(Path(vipbench.__file__).parents[1])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     with os.fdopen(open_own(log, os.O_APPEND), "ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "vipbench", "work", out, "--part", str(number)],
+            [sys.executable, "-P", "-m", "vipbench", "work", out, kind, str(number)],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,
@@ -51,18 +60,32 @@ def work(out: str, number: int) -> int:
 
 
 class Futures:
-    """Parts in an executor of the standard library's kind."""
+    """Parts in an executor of the standard library's kind. encode: begins an encode part, and gives
+    what a part that needs it takes as a further argument; None where a part cannot wait for
+    another. Then the first part that misses features encodes them, and others wait for these."""
 
     resubmits = False
 
-    def __init__(self, parts: Parts, submit: Callable[..., Future[int]], close: Callable[[], Any]):
-        self._parts, self._submit, self._close = parts, submit, close
+    def __init__(
+        self,
+        parts: Parts,
+        submit: Callable[..., Future[int]],
+        close: Callable[[], Any],
+        encode: Callable[[str, int], Any] | None = None,
+    ):
+        self._parts, self._submit, self._close, self._encode = parts, submit, close, encode
         self._futures: dict[int, Future[int]] = {}
 
-    def submit(self, numbers: Sequence[int], memory: int = 1) -> str:
+    def submit(
+        self, numbers: Sequence[int], memory: int = 1, encodes: Sequence[EncodePart] = ()
+    ) -> str:
         """See Executor."""
+        out, begun = str(self._parts.out), {}
+        if self._encode is not None:
+            begun = {one.number: self._encode(out, one.number) for one in encodes}
         for number in numbers:
-            self._futures[number] = self._submit(work, str(self._parts.out), number)
+            after = [begun[one.number] for one in encodes if begun and number in one.parts]
+            self._futures[number] = self._submit(work, out, number, *after)
         return ""
 
     def jobs(self) -> dict[int, Job]:
@@ -117,6 +140,8 @@ def _ray(parts: Parts, spec: ExecutorSpec) -> Executor:
         raise UsageError("--executor ray needs Ray: pip install 'vipbench[ray]'") from None
     names = ("VIPBENCH_", "HF_", "OMP_", "PYTHONPATH")
     environment = {k: v for k, v in os.environ.items() if k.startswith(names)}
+    # Ray's processes may have another one, and would refuse the run.
+    environment[trust.FOLDER_VARIABLE] = str(trust.trust_file().parent.absolute())
     try:
         ray.init(
             address=os.environ.get("RAY_ADDRESS"),
@@ -126,7 +151,11 @@ def _ray(parts: Parts, spec: ExecutorSpec) -> Executor:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(f"Ray cannot be reached: {error}") from None
-    task = ray.remote(num_cpus=spec.cpus or 1, num_gpus=spec.gpus or 0, max_retries=-1)(work)
+    made = ray.remote(num_cpus=spec.cpus or 1, num_gpus=spec.gpus or 0, max_retries=-1)
+    task, ahead = made(work), made(encode)
     return Futures(
-        parts, lambda _, out, number: task.remote(out, number).future(), lambda: ray.shutdown()
+        parts,
+        lambda _, *given: task.remote(*given).future(),
+        lambda: ray.shutdown(),
+        lambda out, number: ahead.remote(out, number),
     )

@@ -6,34 +6,43 @@ NNN.legs          a line of JSON for the beginning, each batch and the end of ea
                   is, starts of its job; the job's
 NNN.plan          the cells that it was planned to have; the job's
 NNN.log           what its jobs printed
+encode-NNN.yaml   a pair of backbone and dataset, whose images are encoded for all parts; its jobs
+                  write encode-NNN.legs and encode-NNN.log
 NNN/*.done        what it brought, a file for each batch; the job's, removed by the collector
 done              the keys of the cells that have a result in the store; the collector's
 submissions       a line of JSON for each submission; the submitter's
 cancelled         there while the run is cancelled
 submit.sh         the script that Slurm got
 code/             the plugins that the run names, as they were when it was submitted
+hashes/           of each backbone and plugin method what the first part found: its name and hash
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vipbench.engine.cluster import sealed
 from vipbench.errors import UsageError
+from vipbench.files import make_folder, write
 from vipbench.results.records.plan import PlannedCell, planned_cell
 from vipbench.runspec.executor import executor_of
 from vipbench.runspec.run import RunSpec
 
+T = TypeVar("T")
+
 FOLDER = "parts"
 SCHEMA = 1
-BATCH = ".done"
+BATCH, HASHES = ".done", "hashes"
 # How often things are looked at, in seconds, times this; tests have no minutes.
 PACE_VARIABLE = "VIPBENCH_CLUSTER_PACE"
 
@@ -51,7 +60,7 @@ _PART = {"number": int, "order": int, "cells": int, "without_support": bool}
 _RUN: dict[str, type] = {
     **dict.fromkeys(("executor", "environment", "grants"), dict),
     **dict.fromkeys(("digest", "package", "cwd"), str),
-    **{"parts": list, "lead": int},
+    **{"parts": list, "lead": int, "encodes": list},
 }
 
 
@@ -69,6 +78,24 @@ class Part:
     order: int
     cells: int
     without_support: bool
+
+
+@dataclass(frozen=True)
+class EncodePart:
+    """A pair of backbone and dataset, whose images are encoded ahead. parts: those that need it."""
+
+    number: int
+    parts: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """What its files are named after."""
+        return encode_name(self.number)
+
+
+def encode_name(number: int) -> str:
+    """What the files of an encode part are named after."""
+    return f"encode-{number:03d}"
 
 
 @dataclass(frozen=True)
@@ -103,6 +130,10 @@ class Legs:
     def end(self) -> str | None:
         """How the last one ended; None where it is at work or was killed."""
         return None if self.last is None or self.last["end"] is None else self.last["end"]["status"]
+
+
+class ChangedError(UsageError):
+    """Something that all parts of a run must share is another one here."""
 
 
 class Parts:
@@ -140,6 +171,14 @@ class Parts:
             kinds = _PART if isinstance(part, dict) and part.keys() == _PART.keys() else None
             if kinds is None or any(type(part[name]) is not kinds[name] for name in kinds):
                 wrong = ["parts"]
+        for one in () if wrong else found["encodes"]:
+            if not (
+                isinstance(one, dict)
+                and one.keys() == {"number", "parts"}
+                and isinstance(one["parts"], list)
+                and all(type(number) is int for number in (one["number"], *one["parts"]))
+            ):
+                wrong = ["encodes"]
         if wrong or not found["parts"]:
             raise UsageError(f"{path} was altered: {', '.join(wrong) or 'parts'}")
         executor_of(found["executor"])
@@ -149,32 +188,44 @@ class Parts:
         """Those of the run, by number."""
         return {one["number"]: Part(**one) for one in self.run()["parts"]}
 
+    def encodes(self) -> dict[int, EncodePart]:
+        """What is encoded ahead, by number."""
+        found = self.run()["encodes"]
+        return {one["number"]: EncodePart(one["number"], tuple(one["parts"])) for one in found}
+
     def part(self, number: int) -> Part:
         """One of them. Raises UsageError."""
-        known = self.parts()
+        return self._one("part", self.parts(), number)
+
+    def encode(self, number: int) -> EncodePart:
+        """One of what is encoded ahead. Raises UsageError."""
+        return self._one("encode part", self.encodes(), number)
+
+    def _one(self, what: str, known: Mapping[int, T], number: int) -> T:
         if number not in known:
-            raise UsageError(
-                f"there is no part {number} in {self.folder}; there are {min(known)} to "
-                f"{max(known)}"
-            )
+            there = f"there are {min(known)} to {max(known)}" if known else "there is none"
+            raise UsageError(f"there is no {what} {number} in {self.folder}; {there}")
         return known[number]
 
-    def file(self, number: int, ending: str) -> Path:
-        """NNN and an ending."""
-        return self.folder / f"{number:03d}{ending}"
+    # A part's files are named after its number, those of an encode part after its name.
 
-    def spec(self, number: int) -> RunSpec:
+    def file(self, number: int | str, ending: str) -> Path:
+        """NNN or encode-NNN, and an ending."""
+        stem = number if isinstance(number, str) else f"{number:03d}"
+        return self.folder / f"{stem}{ending}"
+
+    def spec(self, number: int | str) -> RunSpec:
         """The RunSpec of a part. Raises UsageError."""
         return RunSpec.from_yaml(self.file(number, ".yaml"))
 
     # Legs.
 
-    def note(self, number: int, what: str, **fields: Any) -> None:
+    def note(self, number: int | str, what: str, **fields: Any) -> None:
         """Add a line to a part's legs. Raises OSError."""
         line = {"what": what, "at": round(time.time(), 1), **fields}
         _append(self.file(number, ".legs"), line)
 
-    def legs(self, number: int) -> Legs:
+    def legs(self, number: int | str) -> Legs:
         """What the part's jobs wrote."""
         begun: list[dict[str, Any]] = []
         for line in _lines(self.file(number, ".legs")):
@@ -195,6 +246,29 @@ class Parts:
                 elif what == "end":
                     begun[-1]["end"] = line
         return Legs(tuple(begun))
+
+    # What must be the same for all parts.
+
+    def require_same(self, hashes: Mapping[str, str]) -> None:
+        """Raise ChangedError where an earlier part of the run found another hash of one of these
+        names. Raises OSError."""
+        folder = self.folder / HASHES
+        make_folder(folder, self.out)
+        for name, own in hashes.items():
+            file = folder / hashlib.sha256(name.encode()).hexdigest()[:32]
+            first = f"{name}\t{own}"
+            if not file.exists():
+                part = file.with_name(f".{secrets.token_hex(8)}")
+                write(part, first)
+                with suppress(FileExistsError):
+                    os.link(part, file)  # the first one stays
+                part.unlink()
+            if (there := file.read_text(encoding="utf-8")) != first:
+                raise ChangedError(
+                    f"{name} is not what the other parts of this run used (hash {own[:12]}, there "
+                    f"{there.rpartition(chr(9))[2][:12]}); `vipbench cancel {self.out}`, and give "
+                    "the same `vipbench run` once it is as it should be on all nodes"
+                )
 
     # Submissions.
 

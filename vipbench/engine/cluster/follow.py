@@ -145,7 +145,13 @@ class Follower:
         self.collector.note_done(self.retried)
         run = self.parts.run()["id"]
         self.parts.note_submission(run=run, what="submitting", parts=numbers)
-        job = self.executor.submit(numbers, memory)
+        # Who alone needs a pair encodes it by itself.
+        encodes = [
+            one
+            for one in self.parts.encodes().values()
+            if len({*one.parts} & {*numbers}) > 1 and self.parts.legs(one.name).end != "done"
+        ]
+        job = self.executor.submit(numbers, memory, encodes)
         self.parts.note_submission(run=run, what="submitted", parts=numbers, job=job)
         for number in numbers:
             one = self.watched[number]
@@ -254,7 +260,8 @@ class Follower:
 
 
 def _older(found: Job, known: Job) -> bool:
-    """Whether the queue shows an earlier job than the one that was submitted last."""
-    if not (found.job.isdigit() and known.job.isdigit()):
+    """Whether the queue shows an earlier job than those that were submitted last."""
+    first = known.job.partition(",")[0]
+    if not (found.job.isdigit() and first.isdigit()):
         return False
-    return int(found.job) < int(known.job)
+    return int(found.job) < int(first)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from vipbench.engine.cluster.cut import (
     count,
     cut,
     fitting,
+    pairs,
 )
-from vipbench.engine.cluster.folder import SCHEMA, Part, Parts
+from vipbench.engine.cluster.folder import HASHES, SCHEMA, Part, Parts, encode_name
 from vipbench.engine.cluster.slurm import lead
 from vipbench.engine.cluster.work import code_digest, seal
 from vipbench.engine.kept import CACHE_VARIABLE
@@ -78,8 +79,9 @@ def prepare(
     else:
         make_folder(parts.folder)
         run = {"id": secrets.token_hex(4), "digest": digest.hexdigest()}
-        first = 0 if known is None else known["next"]
-        run |= _cut(parts, whole, first, store, most, say)
+        first = {"next": 0, "next_encode": 0} if known is None else known
+        run |= _cut(parts, whole, first["next"], store, most, say)
+        run |= _encodes(parts, whole, first["next_encode"], run["parts"])
     cache = os.environ.get(CACHE_VARIABLE) or str(parts.out / "cache")
     run |= {
         "schema": SCHEMA,
@@ -92,6 +94,7 @@ def prepare(
         "lead": lead(executor),
     }
     run["seal"] = seal(run)
+    shutil.rmtree(parts.folder / HASHES, ignore_errors=True)
     write(parts.folder / "run.json", json.dumps(run, indent=1))
     return run
 
@@ -108,9 +111,10 @@ def _cut(
     assert executor is not None
     seconds, how = _measured(store)
     jobs = executor.jobs or fitting(whole, seconds)
-    limit = min(MOST_PARTS, most or MOST_PARTS)
+    # Each pair of backbone and dataset is a job more.
+    limit = MOST_PARTS if most is None else min(MOST_PARTS, max(1, most - len(pairs(whole))))
     if jobs > limit:
-        who = "the cluster accepts" if limit == most else "vipbench makes"
+        who = "vipbench makes" if limit == MOST_PARTS else "the cluster accepts"
         say(f"note: limited to {limit:,} parts: {who} no more at once")
         jobs = limit
     pieces = cut(whole, jobs)
@@ -135,6 +139,24 @@ def _cut(
     if not executor.jobs and longest * seconds < LEAST_SECONDS / 2:
         say("note: the parts are short: starting a job takes several seconds")
     return {"parts": [dataclasses.asdict(part) for part in made], "next": first + len(made)}
+
+
+def _encodes(
+    parts: Parts, whole: RunSpec, first: int, made: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The encode parts of a run, by the RunSpecs of its parts."""
+    specs = {one["number"]: parts.spec(one["number"]) for one in made}
+    found = []
+    for number, pair in enumerate(pairs(whole), first):
+        suite = pair.model_copy(update={"out": parts.out, "executor": None})
+        write(parts.file(encode_name(number), ".yaml"), suite.to_yaml())
+        needed = [
+            part
+            for part, spec in specs.items()
+            if pair.backbones[0] in spec.backbones and pair.datasets[0] in spec.datasets
+        ]
+        found.append({"number": number, "parts": needed})
+    return {"encodes": found, "next_encode": first + len(found)}
 
 
 def _suite(piece: Piece, executor: ExecutorSpec, out: Path) -> RunSpec:

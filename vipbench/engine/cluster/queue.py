@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from vipbench.engine.cluster.folder import EncodePart
+
 
 @dataclass(frozen=True)
 class Job:
@@ -25,8 +27,12 @@ class Executor(Protocol):
 
     resubmits: bool
 
-    def submit(self, numbers: Sequence[int], memory: int = 1) -> str:
-        """Submit parts; returns the job's id. Raises UsageError."""
+    def submit(
+        self, numbers: Sequence[int], memory: int = 1, encodes: Sequence[EncodePart] = ()
+    ) -> str:
+        """Submit parts; returns the job's id. memory: how many times as much as the run asks for.
+        encodes: what is to be encoded before those of the parts begin that need it. Raises
+        UsageError."""
 
     def jobs(self) -> dict[int, Job] | None:
         """Of each part its last job; None where that is not known now."""

@@ -55,8 +55,11 @@ class PartResults:
         return cell.shots == 0 and cell.seed == 0 and not self._part.without_support
 
     def save_plan(self, cells: Iterable[PlannedCell]) -> None:
-        """Keep what the part is asked for. Raises OSError."""
+        """Keep what the part is asked for. Raises ChangedError, OSError."""
         cells = [cell for cell in cells if not self._is_of_another(cell)]
+        hashes = {f"backbone '{c.backbone}'": c.parts.get("backbone") for c in cells}
+        hashes |= {f"method '{c.method_name}'": c.parts.get("method.code") for c in cells}
+        self._parts.require_same({name: own for name, own in hashes.items() if own})
         groups: dict[str, int] = {}
         for cell in cells:
             groups[cell.group] = groups.get(cell.group, 0) + (cell.status == "todo")

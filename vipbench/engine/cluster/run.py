@@ -24,7 +24,7 @@ from vipbench.results.records.record import Record
 from vipbench.results.store.lock import StoreError
 from vipbench.results.store.store import FILE, Store
 from vipbench.runspec.executor import ExecutorSpec
-from vipbench.runspec.run import RunSpec
+from vipbench.runspec.run import SUITE_NAME, RunSpec
 from vipbench.text import clean, plural
 
 
@@ -207,7 +207,7 @@ def cancel(out: Path) -> int:
     return len(run["parts"])
 
 
-def collect(out: Path, say: Callable[[str], None]) -> tuple[Collector, RunSpec]:
+def collect(out: Path, say: Callable[[str], None]) -> Collector:
     """Take what has arrived into the store. Raises UsageError, StoreError where another process
     has it."""
     parts = Parts(out)
@@ -215,9 +215,10 @@ def collect(out: Path, say: Callable[[str], None]) -> tuple[Collector, RunSpec]:
     with Store(out) as store:
         collector = Collector(parts, store, say)
         collector.collect(parts.parts())
-        spec = RunSpec.from_yaml(parts.out / "suite.yaml")
-        collector.save_plan(spec)
-        return collector, spec
+        suite = parts.out / SUITE_NAME
+        if suite.exists():  # the command that made the parts may have been killed before
+            collector.save_plan(RunSpec.from_yaml(suite))
+        return collector
 
 
 def collect_if_free(out: Path) -> None:

@@ -9,9 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from vipbench.engine.cluster.folder import Parts, paced
+from vipbench.engine.cluster.folder import EncodePart, Parts, paced
 from vipbench.engine.cluster.queue import Job
 from vipbench.errors import UsageError
 from vipbench.runspec.executor import PLAIN, ExecutorSpec
@@ -33,6 +33,7 @@ ALIVE = frozenset(
 _NAMES = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "SHELL", "LD_LIBRARY_PATH"),
     *("PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "OMP_NUM_THREADS", "SLURM_CONF"),
+    *("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"),
 )
 _PREFIXES = ("VIPBENCH_", "HF_")
 _OWN = ("SLURM_", "SBATCH_", "SRUN_")
@@ -48,6 +49,7 @@ def _call(*command: str) -> str:
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(_OWN) or k == "SLURM_CONF"
     }
+    environment["SLURM_BITSTR_LEN"] = "0"  # no list of tasks is cut short
     try:
         done = subprocess.run(
             command,
@@ -107,11 +109,12 @@ def script(parts: Parts, name: str, spec: ExecutorSpec, numbers: Sequence[int], 
     lines = [
         "#!/bin/bash",
         "# A run of vipbench that was cut into parts: each task of this array does one of them.",
+        "# With the argument --encode, a task encodes the images of one backbone and dataset.",
         *(f"#SBATCH --{key}={value}" for key, value in options.items()),
         "#SBATCH --requeue",
         "",
         *spec.setup,
-        f"exec {inside}{python} -P -m vipbench work {out} --part $SLURM_ARRAY_TASK_ID",
+        f'exec {inside}{python} -P -m vipbench work {out} "${{1:---part}}" $SLURM_ARRAY_TASK_ID',
     ]
     return "\n".join(lines) + "\n"
 
@@ -155,22 +158,55 @@ class Slurm:
         self._asked = float("-inf")
         self._answer: dict[int, Job] | None = None
 
-    def submit(self, numbers: Sequence[int], memory: int = 1) -> str:
-        """Submit these parts. memory: how many times as much as the script asks for. Returns the
-        job's id. Raises UsageError."""
-        array = ranges(numbers) + (f"%{self._spec.at_once}" if self._spec.at_once else "")
+    def submit(
+        self, numbers: Sequence[int], memory: int = 1, encodes: Sequence[EncodePart] = ()
+    ) -> str:
+        """See Executor. Parts that wait for the same encode parts are one array."""
         more = [f"--mem={_times(self._spec.mem, memory)}"] if memory > 1 and self._spec.mem else []
         try:
-            answer = _call(
-                *("sbatch", "--parsable", f"--array={array}", *more),
-                str(self._parts.folder / SCRIPT),
-            )
+            arrays: dict[tuple[str, ...], list[int]] = {}
+            if encodes:
+                jobs = self._encode([one.number for one in encodes])
+                for number in numbers:
+                    needed = tuple(jobs[one.number] for one in encodes if number in one.parts)
+                    arrays.setdefault(needed, []).append(number)
+                if self._spec.at_once and len(arrays) > 1:
+                    # Of several arrays each would have so many tasks at once.
+                    arrays = {tuple(jobs.values()): list(numbers)}
+            else:
+                arrays[()] = list(numbers)
+            found = []
+            for needed, some in arrays.items():
+                # afterok would leave them waiting for ever, should encoding fail.
+                after = [f"--dependency=afterany:{':'.join(needed)}"] if needed else []
+                found.append(self._sbatch(some, *more, *after))
         except SlurmError as error:
             raise UsageError(
-                f"{error}; nothing was submitted. `--print-script` shows the script"
+                f"{error}. Parts that are in the queue stay there; the same command submits the "
+                "others. `--print-script` shows the script"
             ) from None
         self._asked = float("-inf")
+        return ",".join(found)
+
+    def _sbatch(self, numbers: Sequence[int], *options: str, argument: str = "") -> str:
+        array = ranges(numbers) + (f"%{self._spec.at_once}" if self._spec.at_once else "")
+        script = str(self._parts.folder / SCRIPT)
+        words = ("sbatch", "--parsable", f"--array={array}", *options, script)
+        answer = _call(*words, *([argument] if argument else []))
         return answer.strip().partition(";")[0]
+
+    def _encode(self, numbers: Sequence[int]) -> dict[int, str]:
+        """Submit these encode parts; of each its job and task. An earlier driver may have been
+        killed when it had done so."""
+        name = f"{self.name}-encode"
+        there = read_queue(_call(*QUESTION, f"--name={name}"))
+        found = {n: f"{there[n].job}_{n}" for n in numbers if n in there and there[n].alive}
+        missing = [number for number in numbers if number not in found]
+        if missing:
+            log = f"--output={self._parts.folder}/encode-%3a.log"
+            job = self._sbatch(missing, f"--job-name={name}", log, argument="--encode")
+            found |= {number: f"{job}_{number}" for number in missing}
+        return found
 
     def jobs(self) -> dict[int, Job] | None:
         """Of each part its last job, by the queue; None where the queue cannot be asked now."""
@@ -178,7 +214,7 @@ class Slurm:
         if now - self._asked >= paced(ASK_EVERY):
             self._asked = now
             try:
-                self._answer = _read(_call(*QUESTION, f"--name={self.name}"))
+                self._answer = read_queue(_call(*QUESTION, f"--name={self.name}"))
             except SlurmError:
                 self._answer = None
         return self._answer
@@ -186,7 +222,8 @@ class Slurm:
     def cancel(self) -> None:
         """End all jobs of the run. Raises UsageError."""
         try:
-            _call("scancel", f"--name={self.name}")
+            for name in (self.name, f"{self.name}-encode"):
+                _call("scancel", f"--name={name}")
         except SlurmError as error:
             raise UsageError(str(error)) from None
 
@@ -194,17 +231,28 @@ class Slurm:
         """Jobs need nobody."""
 
 
-def _read(answer: str) -> dict[int, Job]:
+def read_queue(answer: str) -> dict[int, Job]:
+    """Of each task its last job, by the answer to QUESTION."""
     latest: dict[int, tuple[int, Job]] = {}
     for line in answer.splitlines():
         name, state, node, reason, *_ = [*line.strip().split("|"), "", "", ""]
-        job, _, task = name.partition("_")
-        if not (job.isdigit() and task.isdigit()):
+        job, _, named = name.partition("_")
+        if not job.isdigit():
             continue
         found = Job(state, state in ALIVE, node, "" if reason == "None" else reason, job)
-        if int(task) not in latest or latest[int(task)][0] <= int(job):
-            latest[int(task)] = int(job), found
+        for task in _tasks(named):
+            if task not in latest or latest[task][0] <= int(job):
+                latest[task] = int(job), found
     return {task: found for task, (_, found) in latest.items()}
+
+
+def _tasks(named: str) -> Iterator[int]:
+    """The tasks of an array as the queue names them: 3, or [0-3,7%2] for those that ended before
+    they began."""
+    for part in named.strip("[]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            yield from range(int(first), int(last or first) + 1)
 
 
 def _times(memory: str, times: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vipbench.engine.cluster import sealed
-from vipbench.engine.cluster.folder import Legs, Parts
+from vipbench.engine.cluster.folder import EncodePart, Legs, Parts
 from vipbench.engine.cluster.queue import Job
 from vipbench.engine.cluster.run import collect
 from vipbench.engine.cluster.slurm import Slurm
@@ -50,15 +51,18 @@ class PartStatus:
 class RunStatus:
     """All parts. restarts, lost: legs after the first, and seconds from a leg's last sign of life
     to the next one's beginning. left: seconds, None where nothing tells. gpu_hours: of all legs.
-    errors: message -> how many cells have it.
-    broken: what plugins were left out, in sentences."""
+    errors: message -> how many cells have it. logs: message -> the log of a part that has it.
+    broken: what plugins were left out, in sentences. encodes: of each pair of backbone and dataset
+    that is encoded for several parts number, state, node and log."""
 
     parts: list[PartStatus]
+    encodes: list[dict[str, Any]] = field(default_factory=list)
     restarts: int = 0
     lost: float = 0.0
     left: float | None = None
     gpu_hours: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
 
     def count(self, state: str) -> int:
@@ -99,7 +103,7 @@ class RunStatus:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
-        kept = ("restarts", "lost", "left", "gpu_hours", "errors", "broken")
+        kept = ("restarts", "lost", "left", "gpu_hours", "errors", "logs", "broken", "encodes")
         return {
             "line": self.line(),
             "state": {DONE: "done", ERRORS: "errors", RUNNING: "running"}[self.code],
@@ -116,13 +120,16 @@ def status(out: Path) -> RunStatus:
     jobs: dict[int, Job] | None = {}
     if executor.name == "slurm":
         jobs = Slurm(parts, executor, f"vipbench-{run['id']}").jobs()
-    statuses, errors = _kept(parts)
+    statuses, failed = _kept(parts)
+    errors = Counter(failed.values())
     found, legs = [], []
     for number in parts.parts():
         one = parts.legs(number)
         legs.append(one)
         job = None if jobs is None else jobs.get(number)
         found.append(_part(parts, number, one, job, bool(jobs), statuses))
+    encodes = [_encode(parts, one) for one in parts.encodes().values() if len(one.parts) > 1]
+    legs += [parts.legs(one.name) for one in parts.encodes().values()]
     restarts, lost, seconds = _legs(legs)
     busy = sum(part.done + part.failed for part in found)
     at_once = max(1, sum(part.state == "running" for part in found))
@@ -130,18 +137,41 @@ def status(out: Path) -> RunStatus:
     left = seconds / busy * todo / at_once if busy and todo else None
     gpus = executor.gpus or 0
     broken = list(dict.fromkeys(line for one in legs for line in one.broken))
-    return RunStatus(found, restarts, lost, left, seconds * gpus / 3600, errors, broken)
+    hours = seconds * gpus / 3600
+    logs = {
+        failed[key]: str(parts.file(part, ".log")) for part, key in _planned(parts) if key in failed
+    }
+    return RunStatus(found, encodes, restarts, lost, left, hours, dict(errors), logs, broken)
 
 
-def _kept(parts: Parts) -> tuple[dict[str, str], dict[str, int]]:
-    """key -> status of all results, and the messages of those that failed."""
+def _planned(parts: Parts) -> Iterator[tuple[int, str]]:
+    """Number and key of each cell that a part was planned to have."""
+    for number in parts.parts():
+        for cell in parts.plan(number) or []:
+            yield number, cell.key
+
+
+def _encode(parts: Parts, one: EncodePart) -> dict[str, Any]:
+    legs = parts.legs(one.name)
+    state = "not begun" if legs.last is None else legs.end or "running"
+    log = str(parts.file(one.name, ".log"))
+    return {
+        "encode": one.number,
+        "state": state,
+        "node": str((legs.last or {}).get("node", "")),
+        "log": log,
+    }
+
+
+def _kept(parts: Parts) -> tuple[dict[str, str], dict[str, str]]:
+    """key -> status of all results, and key -> message of those that failed."""
     if (parts.out / FILE).exists():
         with suppress(StoreError):
-            collector, _ = collect(parts.out, lambda line: None)
+            collector = collect(parts.out, lambda line: None)
             with Store(parts.out, readonly=True) as store:
-                failed = [r.error for r in store.records(history=False) if r.error is not None]
-            messages = Counter(f"{error.type}: {error.message}" for error in failed)
-            return collector.statuses, dict(messages)
+                every = store.records(history=False)
+            failed = {r.key: f"{r.error.type}: {r.error.message}" for r in every if r.error}
+            return collector.statuses, failed
     statuses = parts.done()
     for number in parts.parts():
         for file in parts.batches(number):

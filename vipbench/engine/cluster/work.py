@@ -17,10 +17,11 @@ from typing import Any
 
 import vipbench
 from vipbench import trust
-from vipbench.engine.cluster.folder import Part, Parts
+from vipbench.engine.cluster.folder import ChangedError, EncodePart, Part, Parts
 from vipbench.engine.cluster.results import PartResults
 from vipbench.engine.evaluation.stack_size import MOST_STACKED
 from vipbench.engine.evaluation.stack_size import VARIABLE as STACK_VARIABLE
+from vipbench.engine.kept import LOCAL_VARIABLE
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.driver import Observer, Outcome, Plan, Signal
 from vipbench.errors import UsageError
@@ -143,28 +144,36 @@ def seal(run: dict[str, Any]) -> str:
 
 
 def work(
-    out: Path, number: int, shown: Callable[[Any], Observer], say: Callable[[str], None]
+    out: Path,
+    number: int,
+    shown: Callable[[Any], Observer],
+    say: Callable[[str], None],
+    encode: bool = False,
 ) -> int:
     """Do part `number` of the run that was cut in `out`, or what is left of it; returns the exit
-    status. shown: makes the observer of the part's RunSpec. say: receives lines.
-    Raises UsageError where there is no such part."""
+    status. shown: makes the observer of the part's RunSpec. say: receives lines. encode: whether it
+    is an encode part. Raises UsageError where there is no such part."""
     parts = Parts(out)
-    run, part = parts.run(), parts.part(number)
-    legs = parts.legs(number)
+    run = parts.run()
+    part = parts.encode(number) if encode else parts.part(number)
+    name = part.name if isinstance(part, EncodePart) else number
+    what = f"encode part {number}" if encode else f"part {number}"
+    legs = parts.legs(name)
     leg = len(legs.begun) + 1
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     gpu = os.environ.get(GPU_VARIABLE)
     visible = "" if gpu is None else f", {GPU_VARIABLE}={gpu}"
-    say(f"part {number} of {parts.out}, leg {leg} on {node}{visible}")
-    stack = legs.stack(MOST_STACKED)
+    say(f"{what} of {parts.out}, leg {leg} on {node}{visible}")
+    # What is encoded has no stacks.
+    stack = MOST_STACKED if encode else legs.stack(MOST_STACKED)
     about = {"leg": leg, "node": node, "job": job, "gpu": gpu, "stack": stack}
-    parts.note(number, "begin", **about)
+    parts.note(name, "begin", **about)
 
     def end(status: str, message: str, code: int) -> int:
-        parts.note(number, "end", status=status, message=message)
+        parts.note(name, "end", status=status, message=message)
         if message:
-            say(f"part {number}: {message}")
+            say(f"{what}: {message}")
         return code
 
     if parts.cancelled:
@@ -177,6 +186,8 @@ def work(
         if wrong:
             return end("refused", wrong, REFUSED)
         return _run(parts, part, run, stack, shown, end)
+    except ChangedError as error:
+        return end("refused", str(error), REFUSED)
     except UsageError as error:
         return end("refused", str(error), 2)
     except trust.UntrustedCodeError as error:
@@ -201,7 +212,7 @@ def _refusal(run: dict[str, Any], gpu: str | None) -> str:
 
 def _run(
     parts: Parts,
-    part: Part,
+    part: Part | EncodePart,
     run: dict[str, Any],
     stack: int,
     shown: Callable[[Any], Observer],
@@ -214,26 +225,34 @@ def _run(
             f"({trust.FOLDER_VARIABLE}); `vipbench run` submits it again and asks for consent",
             REFUSED,
         )
+    executor = run["executor"] or {}
     for name, value in run["environment"].items():
         os.environ.setdefault(name, value)
+    if executor.get("cache_local"):
+        # The same for all jobs of the run on a node, as far as they share $TMPDIR.
+        folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"vipbench-{os.getuid()}-{run['id']}"
+        os.environ.setdefault(LOCAL_VARIABLE, str(folder))
     offline.obey()
     if stack < MOST_STACKED:
         os.environ[STACK_VARIABLE] = str(stack)
     os.chdir(run["cwd"])
     trust.obey(run["grants"])
-    spec = parts.spec(part.number)
+    name = part.name if isinstance(part, EncodePart) else part.number
+    spec = parts.spec(name)
     if run["plugins_dir"] is not None:
         spec = spec.model_copy(update={"plugins_dir": Path(run["plugins_dir"])})
-    executor = run["executor"] or {}
 
     def note_broken(sentences: list[str]) -> None:
-        parts.note(part.number, "broken", sentences=sentences)
+        parts.note(name, "broken", sentences=sentences)
 
     observer = _Checked(shown(spec), executor.get("gpus") or 0, spec.device, note_broken)
     leave = _Leave(parts, run["lead"])
-    results = PartResults(parts, part, observer.note, leave.kept)
     with _signals(leave):
-        outcome = driver.run(spec, observer, results=results, stopped=leave)
+        if isinstance(part, EncodePart):
+            outcome = driver.encode(spec, observer, leave)
+        else:
+            results = PartResults(parts, part, observer.note, leave.kept)
+            outcome = driver.run(spec, observer, results=results, stopped=leave)
         return _ended(outcome, leave, end)
 
 

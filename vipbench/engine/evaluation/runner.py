@@ -128,6 +128,13 @@ class GroupRunner:
         self.set_up(cell)
         return self._execute([cell])[0]
 
+    def encode(self, cells: Sequence[LoadedCell]) -> None:
+        """Encode what these cells are sure to read, for whoever runs them later."""
+        self.set_up(cells[0])
+        self._running = _method_words(cells[0])
+        with suppress(SpoiltError):  # reported where the cells are run
+            self._encode(cells)
+
     def _encode(self, cells: Sequence[LoadedCell]) -> None:
         """Encode what the cells are sure to read. What fails here fails again, and is reported,
         where the cells are run."""

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,13 +22,18 @@ from vipbench.engine.workers.messages import (
     Catalogue,
     CatalogueEntry,
     Done,
+    EncodeCells,
+    Encoding,
     Estimate,
     Estimated,
     Event,
+    GroupDone,
     ListPlugins,
     MakeEstimate,
+    MakePlan,
     Note,
     Plan,
+    Tick,
 )
 from vipbench.engine.workers.plan import Keeper, Observer, Outcome, Results, Stored
 from vipbench.engine.workers.planners import Planners
@@ -93,6 +98,7 @@ __all__ = [
     "Plan",
     "PlannedCell",
     "catalogue",
+    "encode",
     "estimate",
     "plan",
     "run",
@@ -209,6 +215,48 @@ def run(
         finally:
             driver.close()
         return replace(driver.outcome, signal=stopped.number)
+
+
+def encode(spec: RunSpec, observer: Observer, stopped: Signal) -> Outcome:
+    """Encode the images that the cells of `spec` read, for whoever runs them; no cell is run. What
+    cannot be encoded is reported by the cells that read it. Raises UsageError."""
+    _require(spec.plugins_dir)
+    keys: dict[frozenset[str], list[str]] = {}
+    wants: dict[frozenset[str], list[Encoding]] = {}
+    with suppress(Stopped), Planners(spec, stopped) as planners, ExitStack() as held:
+        plan = _made(planners, spec)
+        observer.planned(plan)
+        cells = {cell.key: cell for cell in plan.cells}
+        for group in plan.groups():
+            plugin_set = frozenset(cells[group[0]].plugins)
+            keys.setdefault(plugin_set, []).extend(group)
+            for want in planners.wants(plugin_set, group):
+                wants.setdefault(frozenset(want.plugins), []).extend(want.encodings)
+        free = {worker.plugin_set: worker for worker in planners.release({*keys, *wants})}
+        for worker in free.values():
+            held.callback(worker.close)
+        # What serves most is encoded first; cells of plugins then find it.
+        for plugin_set in sorted({*keys, *wants}, key=lambda found: (len(found), sorted(found))):
+            own, others = keys.get(plugin_set, []), wants.get(plugin_set, [])
+            worker = free.get(plugin_set) or held.enter_context(Worker(plugin_set))
+            try:
+                if not worker.planned:
+                    command = MakePlan(spec=spec, plugins=tuple(sorted(plugin_set)))
+                    worker.ask(command, Plan, stopped)
+                first = cells[own[0]] if own else plan.cells[0]
+
+                def show(event: Event, cell: PlannedCell = first) -> None:
+                    if isinstance(event, Tick) and event.encoded is not None:
+                        observer.encoding(cell, *event.encoded)
+                    elif isinstance(event, Note):
+                        observer.note(event.text)
+
+                asked = EncodeCells(keys=tuple(own), encodings=tuple(others))
+                worker.ask(asked, GroupDone, stopped, show)
+            except (UsageError, WorkerDiedError) as error:
+                observer.note(f"not encoded ahead: {error}")
+            worker.close()
+    return Outcome(0, 0, 0, 0, signal=stopped.number)
 
 
 def _require(plugins_dir: Path | None) -> None:

@@ -192,6 +192,15 @@ class Encode(_Message):
     encodings: tuple[Encoding, ...]
 
 
+class EncodeCells(_Message):
+    """Encode the images that these cells read, for whoever runs them later. encodings: first these,
+    which others asked for (see `FindWants`)."""
+
+    do: Literal["encode_cells"] = "encode_cells"
+    keys: tuple[str, ...]
+    encodings: tuple[Encoding, ...] = ()
+
+
 class MakeEstimate(_Message):
     """Measure what one group will take. seconds: after which no further cell is measured."""
 
@@ -212,7 +221,9 @@ class Track(_Message):
     cell: Mapping[str, Any] | None = None
 
 
-Command: TypeAlias = ListPlugins | MakePlan | RunCells | FindWants | Encode | MakeEstimate | Track
+Command: TypeAlias = (
+    ListPlugins | MakePlan | RunCells | FindWants | Encode | EncodeCells | MakeEstimate | Track
+)
 
 
 class Grants(_Message):

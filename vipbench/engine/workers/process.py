@@ -225,18 +225,25 @@ class Worker:
         command: Command,
         expected: type[Answer],
         stop: Callable[[], bool] = lambda: False,
+        seen: Callable[[Event], None] = lambda event: None,
     ) -> Answer:
         """Give a command, wait until it is done, and return its last event, of type `expected`.
 
-        stop: asked several times a second; True raises Stopped. Where the worker meets code that
-        it may not run, this process is asked (see `trust.require`), and the command is given again.
+        stop: asked several times a second; True raises Stopped. seen: called with each event. Where
+        the worker meets code that it may not run, this process is asked (see `trust.require`), and
+        the command is given again.
         Raises WorkerDiedError, UntrustedCodeError, and UsageError where the worker answers with
         one.
         """
         self.send(command)
-        return self.answer(expected, stop)
+        return self.answer(expected, stop, seen)
 
-    def answer(self, expected: type[Answer], stop: Callable[[], bool] = lambda: False) -> Answer:
+    def answer(
+        self,
+        expected: type[Answer],
+        stop: Callable[[], bool] = lambda: False,
+        seen: Callable[[Event], None] = lambda event: None,
+    ) -> Answer:
         """`ask` for a command that was given before."""
         answer: Event | None = None
         while not self.ready:
@@ -248,11 +255,12 @@ class Worker:
             for event in self.receive():
                 if isinstance(event, Refused):
                     raise UsageError(event.message)
+                seen(event)
                 answer = event
         if isinstance(answer, Untrusted):
             trust.require(answer.what, answer.asked, answer.files)
             assert self._command is not None
-            return self.ask(self._command, expected, stop)
+            return self.ask(self._command, expected, stop, seen)
         if not isinstance(answer, expected):
             self.kill()
             raise WorkerDiedError(f"the worker process answered with {type(answer).__name__}")

@@ -61,6 +61,7 @@ from vipbench.engine.workers.messages import (
     Command,
     Done,
     Encode,
+    EncodeCells,
     Encoding,
     Estimate,
     Estimated,
@@ -127,6 +128,8 @@ class Session:
                     self.find_wants(command.keys)
                 case Encode():
                     self.encode(command.encodings)
+                case EncodeCells():
+                    self.encode_cells(command)
                 case MakeEstimate():
                     self.estimate(command.keys, command.seconds)
                 case Track():
@@ -339,6 +342,18 @@ class Session:
             with suppress(Exception):
                 self.runners[place].features.fetch(kinds)
         evict()
+
+    def encode_cells(self, asked: EncodeCells) -> None:
+        """See `EncodeCells`."""
+        self.encode(asked.encodings)
+        places: dict[tuple[str, str], list[LoadedCell]] = {}
+        for key in asked.keys:
+            places.setdefault(self.cells[key].place, []).append(self.cells[key])
+        for place, cells in places.items():
+            self.runners[place].encode(cells)
+        evict()
+        encoded = sum(self.runners[place].encoded_images for place in places)
+        self.send(GroupDone(encoded_images=encoded, encoded_texts=0, spoilt=False))
 
     def estimate(self, keys: Sequence[str], seconds: float = 3600.0) -> None:
         """What one group will take."""
