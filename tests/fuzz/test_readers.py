@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.results.samples import scored
+from tests.test_dicom import CT, LUNG, dicom, noise
 from vipbench.api import DataError
 from vipbench.datasets.csv_manifest import CsvDataset
 from vipbench.datasets.derm7pt import Derm7ptDataset
 from vipbench.datasets.npz import NpzDataset
 from vipbench.datasets.split_file import SplitFileDataset
 from vipbench.errors import UsageError
+from vipbench.images import ImageError, dicom_value, open_image
 from vipbench.results import Record
 from vipbench.results.sharing.files import read_file, write_rows
 from vipbench.results.sharing.rows import COLUMNS, export_rows, read_rows
@@ -222,3 +225,16 @@ def test_any_value_in_an_export(
     except REFUSED:
         return
     assert [r.metrics for r in found] == [scored(seed)[0].metrics for seed in (1, 2)]
+
+
+@fuzz
+@given(places=changes, cut=st.integers(0, 400))
+def test_a_dicom_file_that_is_altered(folder: Path, places: list, cut: int) -> None:
+    path = folder / "good.dcm"
+    if not path.exists():
+        dicom(path, noise(12), bits=12, **CT, **LUNG)
+    other = folder / "other.dcm"
+    other.write_bytes(altered(path.read_bytes(), places, cut))
+    for read in (open_image, lambda file: dicom_value(file, "PatientID")):
+        with suppress(ImageError):
+            read(other)

@@ -118,13 +118,13 @@ class Tracking(Observer):
         self._spec = spec
         self._inner = inner
         self._trackers: list[_Tracker] = []
+        self._started = False
         try:
             for name in spec.track:
                 self._trackers.append(_tracker(name, spec))
         except BaseException:
             self.close()
             raise
-        self._started = False
 
     def planned(self, plan: Plan) -> None:
         """Start, and write the cells that were done before."""

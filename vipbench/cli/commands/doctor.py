@@ -30,7 +30,10 @@ LIBRARIES = tuple(
         "scikit-learn scipy pandas pillow pydantic typer"
     ).split()
 )
-EXTRAS = ("openai", "pyarrow", "sentencepiece")
+EXTRAS = (
+    *("openai", "pyarrow", "sentencepiece", "datasets", "pydicom", "pylibjpeg"),
+    *("tensorboard", "mlflow", "wandb", "ray"),
+)
 START = "from vipbench.engine.doctor import main; main()"
 
 
@@ -76,13 +79,15 @@ def _versions(broken: list[str]) -> None:
     print(f"  libraries {', '.join(found)}")
     if lacking:
         broken.append(f"not installed: {', '.join(lacking)}; `pip install vipbench` installs them")
-    extras = []
+    extras, left_out = [], []
     for name in EXTRAS:
         try:
             extras.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            extras.append(f"{name} not installed")
-    print(f"  extras    {', '.join(extras)}")
+            left_out.append(name)
+    print(f"  extras    {', '.join(extras) or 'none'}")
+    if left_out:
+        print(f"            not installed: {', '.join(left_out)}")
 
 
 def _look(
