@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -194,7 +195,9 @@ class Tracking(Observer):
                 if cell.folder.is_dir() and not cell.folder.is_symlink():
                     shutil.rmtree(cell.folder)  # of a failed result, or of one written in part
                 cell.folder.mkdir()
-            tracker.call(hook, TrackedRun(tracker.folder, self._spec.as_values()), cell)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the libraries, to their own users
+                tracker.call(hook, TrackedRun(tracker.folder, self._spec.as_values()), cell)
             if cell is not None:
                 said = "ok" if cell.error is None else cell.record["created"]
                 write(cell.folder / WRITTEN, json.dumps({"result": said}))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -25,6 +26,8 @@ def _client(folder: Path) -> MlflowClient:
 @vipbench.hookimpl
 def on_run_start(run: TrackedRun) -> None:
     """Make the data base and the experiment."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     client = _client(run.folder)
     if client.get_experiment_by_name(EXPERIMENT) is None:
         artifacts = (run.folder.absolute() / "artifacts").as_uri()
