@@ -1,7 +1,8 @@
-"""Plain words for the terminal and for logs."""
+"""Plain words for the terminal, logs and pages."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Sequence
 
 from vipbench.errors import one_line
@@ -56,6 +57,11 @@ def duration(seconds: float) -> str:
     (big, size), (small, step) = units[first : first + 2]
     rest = whole % size // step
     return f"{whole // size} {big}" + (f" {rest} {small}" if rest else "")
+
+
+def png_url(image: bytes) -> str:
+    """A PNG file as the address that embeds it in a page or a request."""
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
 def columns(rows: Iterable[Sequence[object]]) -> list[str]:

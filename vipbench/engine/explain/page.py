@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from vipbench import files
 from vipbench.engine.explain.explain import Explained, Explanation
 from vipbench.errors import UsageError
 from vipbench.results.sharing import citations
+from vipbench.text import png_url
 
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem;
@@ -142,8 +142,7 @@ def _case(made: Explanation, one: Explained, images: bool) -> Iterator[str]:
         fresh.info.clear()
         fresh.thumbnail((256, 256))
         fresh.save(stream, format="PNG")
-        data = base64.b64encode(stream.getvalue()).decode()
-        picture = f'<img alt="{e(one.shown)}" src="data:image/png;base64,{data}">'
+        picture = f'<img alt="{e(one.shown)}" src="{png_url(stream.getvalue())}">'
     else:
         picture = "<div class=none>image not embedded (licence)</div>"
     first, second = one.order[:2]

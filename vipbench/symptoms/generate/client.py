@@ -6,7 +6,6 @@ the environment is not asked for addresses of this machine. The key comes from t
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import json
 import os
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from vipbench.errors import UsageError
 from vipbench.symptoms.generate.cassette import Cassette
 from vipbench.symptoms.generate.grids import pixel_hash
+from vipbench.text import png_url
 
 KEY_VARIABLES = ("VIPBENCH_LLM_KEY", "OPENAI_API_KEY")
 MOST_BYTES = 256 * 1024  # of a reply
@@ -82,9 +82,8 @@ class Client:
             )
         content: Any = prompt
         if images:
-            urls = [f"data:image/png;base64,{base64.b64encode(i).decode()}" for i in images]
             content = [{"type": "text", "text": prompt}]
-            content += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+            content += [{"type": "image_url", "image_url": {"url": png_url(i)}} for i in images]
         problem, where = "", f"{what}, {address(self.base_url)}"
         for wait in [*self.waits, None]:
             self._spend(what)
