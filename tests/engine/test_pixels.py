@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +244,27 @@ def test_files_that_an_earlier_plan_examined_are_not_read_again(
     assert again is not None
     assert again[0] == hashlib.sha256(content).hexdigest()
     assert modes == [path.stat().st_mode for path in paths]
+
+
+def test_a_link_to_another_file_of_the_same_times_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are unpacked together have the same times, as far as the clock tells."""
+    monkeypatch.setenv("VIPBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remembered, "RECENT_NS", -(10**12))
+    files = [tmp_path / f"{i}.bmp" for i in range(40)]
+    for i, file in enumerate(files):
+        Image.new("L", (8, 8), i).save(file)
+    for file in files:
+        os.utime(file, ns=(0, 0))
+    times = [(file, file.stat().st_ctime_ns) for file in files]
+    pairs = [(one, two) for (one, at), (two, then) in pairwise(times) if at == then]
+    if not pairs:
+        pytest.skip("the clock of this file system is too fine")
+    link, digests = tmp_path / "link.bmp", []
+    for target in pairs[0]:
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        split = Split([link], np.array([0]), ("link",))
+        digests.append(examine({"train": split}, None)[0]["train"].planned)
+    assert digests[0] != digests[1]

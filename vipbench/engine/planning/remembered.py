@@ -1,9 +1,9 @@
 """What was found out about image files, remembered in the cache for later plans.
 
 A plan reads every image once; the parts of a run on a cluster would each read all of them. A file
-counts as unchanged by its path, size, and the times of change of its content (mtime_ns) and of its
-entry (ctime_ns), which no program can set. This spares planning alone: whoever encodes an image
-still compares the bytes that it decodes with the digest.
+counts as unchanged by its path, inode, size, and the times of change of its content (mtime_ns) and
+of its entry (ctime_ns), which no program can set. This spares planning alone: whoever encodes an
+image still compares the bytes that it decodes with the digest.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Remembered:
             sys.audit("open", path, None, 0)
             return _facts(entry[3])
         found = examine_image(image, name, values, known)
-        if state is not None and max(state[1:]) < time.time_ns() - RECENT_NS:
+        if state is not None and max(state[2:]) < time.time_ns() - RECENT_NS:
             facts = json.loads(json.dumps(asdict(found), default=float))
             if _facts(facts) == found:
                 self._new[path] = [state, values, known, facts]
@@ -78,7 +78,7 @@ def _state(path: str) -> list[int] | None:
         at = os.stat(path)  # noqa: PTH116 - speed
     except OSError:
         return None
-    return [at.st_size, at.st_mtime_ns, at.st_ctime_ns]
+    return [at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns]
 
 
 def _facts(entry: dict[str, Any]) -> ImageFacts:
