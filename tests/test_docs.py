@@ -256,3 +256,11 @@ def test_the_python_blocks_of_the_page_and_the_readme_run(
     assert done.returncode == 0, done.stderr
     assert re.search("accuracy .*ncm", done.stdout)
     assert "Model(ncm on synthderm" in done.stdout
+
+
+def test_each_promise_of_security_names_its_test() -> None:
+    promises = (REPO / "SECURITY.md").read_text().partition("## What it cannot do")[0]
+    for promise in promises.split("\n- **")[1:]:
+        named = re.findall(r"`(tests/[\w/.]+)`", promise)
+        assert named, promise
+        assert all((REPO / file).exists() for file in named), promise

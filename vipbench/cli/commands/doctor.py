@@ -113,7 +113,7 @@ def _look(
     try:
         state: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        lines = done.stderr.strip().splitlines() or ["nothing was lines"]
+        lines = done.stderr.strip().splitlines() or ["it printed nothing"]
         broken.append(f"the libraries cannot be used (exit status {done.returncode}): {lines[-1]}")
         return None
     if "untrusted" in state:
