@@ -15,13 +15,14 @@ ROWS = ",".join(f"steady[tag={i}]" for i in range(25))
 SEEDS = "1-8"
 
 
-def stop_at_random(data: Path, out: Path, rng: random.Random) -> float:
-    """One run, stopped at a random moment; returns the seconds to its end."""
+def stop_at_random(data: Path, out: Path, rng: random.Random, latest: float) -> float:
+    """One run, stopped at a random moment within `latest` seconds; returns the seconds to its
+    end."""
     before = {r.key: r.created for r in grid.records(out) if r.ok}
     number = rng.choice((signal.SIGINT, signal.SIGTERM))
     twice = rng.random() < 0.3
     process = grid.start(data, out, ROWS, seeds=SEEDS)
-    seen, until = set[int](), time.monotonic() + rng.uniform(0, 8)
+    seen, until = set[int](), time.monotonic() + rng.uniform(0, latest)
     while time.monotonic() < until and process.poll() is None:
         seen |= set(grid.children(process.pid))
         time.sleep(0.02)
@@ -44,17 +45,17 @@ def stop_at_random(data: Path, out: Path, rng: random.Random) -> float:
     return took
 
 
-def stop_often(data: Path, times: int, seed: int) -> None:
+def stop_often(data: Path, times: int, seed: int, latest: float = 8) -> None:
     rng, longest = random.Random(seed), 0.0
     for turn in range(times):
         # A folder takes 200 cells, more than fit between some twenty stops.
-        longest = max(longest, stop_at_random(data, data / f"out-{turn // 20}", rng))
+        longest = max(longest, stop_at_random(data, data / f"out-{turn // 20}", rng, latest))
         if turn % 10 == 9 or turn + 1 == times:
             print(f"{turn + 1} stops, the slowest took {longest:.1f} s", flush=True)
 
 
 def test_two_stops(tmp_path: Path) -> None:
-    stop_often(grid.write_data(tmp_path), 2, seed=1)
+    stop_often(grid.write_data(tmp_path), 2, seed=1, latest=5)
 
 
 @pytest.mark.reliability
@@ -66,18 +67,18 @@ def test_a_hundred_stops(tmp_path: Path) -> None:
 def test_signals_of_a_batch_system_end_no_worker(tmp_path: Path) -> None:
     """It sends them to every process of a job; what is at work is no cell's fault."""
     data = grid.write_data(tmp_path)
-    process = grid.start(data, data / "out", "steady[seconds=1.0]", seeds="1-5")
+    process = grid.start(data, data / "out", "steady[seconds=0.5]", seeds="1-4")
     sent = 0
     while process.poll() is None:
         for worker in grid.children(process.pid):
             if signals_are_ignored(worker):
                 for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
                     sent += grid.send(worker, number)
-        time.sleep(0.2)
+        time.sleep(0.1)
     status, _, err = grid.finish(process)
     assert status == 0, err
     assert sent > 4
-    assert [r.ok for r in grid.records(data / "out")] == [True] * 5
+    assert [r.ok for r in grid.records(data / "out")] == [True] * 4
 
 
 def signals_are_ignored(pid: int) -> bool:

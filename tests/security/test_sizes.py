@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +20,70 @@ from vipbench.results.sharing.rows import COLUMNS
 
 MIB = 1 << 20
 MOST_RSS = 700 * MIB
-# Reads a file to its end, as `import` and `reproduce` do, and says how much memory that took.
+# Reads each file to its end, as `import` and `reproduce` do, in a process of its own, and says how
+# much memory that took.
 READ = """
-import io, re, sys
+import io, json, os, re, signal, sys
+from contextlib import suppress
 from pathlib import Path
+with suppress(ImportError):
+    import pyarrow.parquet
 from vipbench.errors import UsageError
 from vipbench.results.sharing.bundle import read_bundle
 from vipbench.results.sharing.files import json_rows, read_file
 from vipbench.results.sharing.limits import Budget
-path = Path(sys.argv[1])
-try:
-    if path.suffix == ".zip":
-        records = read_bundle(path)[1]["records.jsonl"]
-        rows = list(json_rows(io.BytesIO(records), Budget(path)))
-    else:
-        for row in read_file(path):
-            pass
-    print("read")
-except UsageError as error:
-    print(error)
-print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+def read(path):
+    try:
+        if path.suffix == ".zip":
+            records = read_bundle(path)[1]["records.jsonl"]
+            rows = list(json_rows(io.BytesIO(records), Budget(path)))
+        else:
+            for row in read_file(path):
+                pass
+    except UsageError as error:
+        return str(error)
+    return "read"
+
+for line in sys.stdin:
+    if os.fork() == 0:
+        signal.alarm(120)
+        said = read(Path(line.strip()))
+        peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
+        print(json.dumps([said, int(peak)]), flush=True)
+        os._exit(0)
+    if os.wait()[1]:
+        print("null", flush=True)
 """
+Read = Callable[[Path], str]
 
 
 def limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (4096 * MIB, 4096 * MIB))
 
 
-def read(path: Path) -> str:
-    """What reading it said, within the limits of memory."""
-    done = subprocess.run(
-        [sys.executable, "-c", READ, str(path)],
-        capture_output=True, text=True, timeout=120, check=False, preexec_fn=limit,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    content, peak = done.stdout.strip().rsplit("\n", 1)
-    assert int(peak) * 1024 < MOST_RSS, (content, peak)
-    return content
+@pytest.fixture(scope="module")
+def read() -> Iterator[Read]:
+    """What reading a file said, within the limits of memory."""
+    with subprocess.Popen(
+        [sys.executable, "-c", READ],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=limit,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        ask, answer = process.stdin, process.stdout
+
+        def one(path: Path) -> str:
+            ask.write(f"{path}\n")
+            ask.flush()
+            found = json.loads(answer.readline())
+            assert found is not None, "the reader ended"
+            said, peak = found
+            assert peak * 1024 < MOST_RSS, (said, peak)
+            return str(said)
+
+        yield one
+        ask.close()
 
 
 def parquet(path: Path, rows: int, column: Any, **how: Any) -> None:
@@ -202,7 +229,7 @@ def understated(path: Path) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_flood_is_refused(
-    make: Callable[[Path], None], ending: str, fact: str, tmp_path: Path
+    read: Read, make: Callable[[Path], None], ending: str, fact: str, tmp_path: Path
 ) -> None:
     path = tmp_path / f"flood.{ending}"
     make(path)
