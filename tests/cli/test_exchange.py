@@ -144,6 +144,7 @@ def test_verify_finds_what_is_wrong(cli: Cli, ran: Path, toy: Path, tmp_path: Pa
     done = cli("verify", ran, "--rerun", "9", "--allow-code", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "metrics: 9 " in done.stdout
+    assert re.search("of 9 cells", done.stderr)  # its progress
     again = re.search(r"run again: 9 cells .*: (\d) identical, (\d) within the tol", done.stdout)
     assert again is not None
     assert int(again[1]) + int(again[2]) == 9

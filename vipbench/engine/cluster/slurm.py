@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from vipbench.engine.cluster.folder import EncodePart, Parts, paced
 from vipbench.engine.cluster.queue import Job
@@ -49,7 +49,6 @@ def _call(*command: str) -> str:
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(_OWN) or k == "SLURM_CONF"
     }
-    environment["SLURM_BITSTR_LEN"] = "0"  # no list of tasks is cut short
     try:
         done = subprocess.run(
             command,
@@ -214,10 +213,21 @@ class Slurm:
         if now - self._asked >= paced(ASK_EVERY):
             self._asked = now
             try:
-                self._answer = read_queue(_call(*QUESTION, f"--name={self.name}"))
+                self._answer = read_queue(_call(*QUESTION, f"--name={self.name}"), self._members)
             except SlurmError:
                 self._answer = None
         return self._answer
+
+    def _members(self, job: str) -> set[int]:
+        """The parts of an array: as was noted of it, or those whose submission was not noted."""
+        noted, open_ = set[int](), set[int]()
+        for line in self._parts.submissions():
+            if line["what"] == "submitting":
+                open_.update(line["parts"])
+            else:
+                open_.difference_update(line["parts"])
+                noted.update(line["parts"] if job in line["job"].split(",") else ())
+        return noted or open_
 
     def cancel(self) -> None:
         """End all jobs of the run. Raises UsageError."""
@@ -231,28 +241,28 @@ class Slurm:
         """Jobs need nobody."""
 
 
-def read_queue(answer: str) -> dict[int, Job]:
-    """Of each task its last job, by the answer to QUESTION."""
-    latest: dict[int, tuple[int, Job]] = {}
+def read_queue(
+    answer: str, members: Callable[[str], Collection[int]] = lambda job: ()
+) -> dict[int, Job]:
+    """Of each task its last job, by the answer to QUESTION. members: the tasks of an array. One
+    that was cancelled before it began is a line without its tasks."""
+    latest: dict[int, Job] = {}
+    whole = []
     for line in answer.splitlines():
         name, state, node, reason, *_ = [*line.strip().split("|"), "", "", ""]
-        job, _, named = name.partition("_")
-        if not job.isdigit():
-            continue
+        job, _, task = name.partition("_")
         found = Job(state, state in ALIVE, node, "" if reason == "None" else reason, job)
-        for task in _tasks(named):
-            if task not in latest or latest[task][0] <= int(job):
-                latest[task] = int(job), found
-    return {task: found for task, (_, found) in latest.items()}
-
-
-def _tasks(named: str) -> Iterator[int]:
-    """The tasks of an array as the queue names them: 3, or [0-3,7%2] for those that ended before
-    they began."""
-    for part in named.strip("[]").partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit() and (last or first).isdigit():
-            yield from range(int(first), int(last or first) + 1)
+        if job.isdigit() and task.isdigit():
+            if int(task) not in latest or int(latest[int(task)].job) <= int(job):
+                latest[int(task)] = found
+        elif job.isdigit():
+            whole.append(found)
+    for found in whole:
+        for number in members(found.job):
+            known = latest.get(number)
+            if known is None or (not known.alive and int(known.job) < int(found.job)):
+                latest[number] = found
+    return latest
 
 
 def _times(memory: str, times: int) -> str:
