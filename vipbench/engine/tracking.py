@@ -92,7 +92,8 @@ def _title(cell: Any) -> str:
 def folder_name(cell: Any, key: str) -> str:
     """The name of a cell's folder: what it is, in signs that every file system takes, and the
     beginning of its key."""
-    parts = (cell.method, cell.dataset, cell.backbone, cell.shots, cell.seed)
+    parts = [cell.method, cell.dataset, cell.backbone, shots_text(cell.shots)]
+    parts += [f"seed {cell.seed}"] if cell.seed or cell.shots else []
     words = [re.sub(r"[^\w.+=-]+", "-", str(part)).strip("-.")[:48] for part in parts]
     return "_".join([*words, key[:8]])
 
