@@ -67,7 +67,7 @@ def test_names_against_symptoms_is_one_command(cli: Cli, repo: Path, tmp_path: P
     assert found["symptoms (mean)"][1] > found["names"][2]
     assert found["symptoms (maximum)"][1] > found["names"][2]
     picture = (tmp_path / "figure2.svg").read_text()
-    for word in ("names", "symptoms (mean)", "symptoms (maximum)", "majority"):
+    for word in ("names", "symptoms (mean)", "symptoms (maximum)", "majority class"):
         assert re.search(rf"<text[^>]*>{re.escape(word)}</text>", picture)
 
 
