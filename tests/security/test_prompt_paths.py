@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+import vipbench
 from tests.conftest import Cli
+from vipbench.engine.explain.exported import export
+from vipbench.errors import UsageError
 
 LOCAL = '''
 """tiny-clip, as if its weights were in a file; their digest is what the file says."""
@@ -34,32 +37,26 @@ def test_prompt_files_hold_no_path(cli: Cli, tmp_path: Path) -> None:
     (plugins / "local.py").write_text(LOCAL)
     private.parent.mkdir()
     private.write_text("the weights")
-    image = tmp_path / "a.png"
-    Image.fromarray(np.full((28, 28), 230, np.uint8)).save(image)
-    done = cli(
-        "run", "--methods", "ncm", "--datasets", "synthderm", "--backbones", f"local:{private}",
-        "--shots", "1", "--seeds", "1", "--views", "none", "--validation", "none",
-        "--plugins-dir", plugins, "--out", tmp_path / "run",
+    vipbench.run(
+        "ncm", "synthderm", f"local:{private}", shots=1, seeds=1, out=tmp_path / "run", quiet=True,
+        views="none", validation="none", plugins_dir=plugins,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    done = cli("prompts", tmp_path / "run", "-o", tmp_path / "out", "--patient-data")
-    assert done.returncode == 0, done.stderr
+    export(tmp_path / "run", tmp_path / "out", patient_data=True)
     made = list((tmp_path / "out").iterdir())
-    assert {file.suffix for file in made} == {".safetensors", ".md", ".csv"}
+    assert len(made) == 3
     for file in made:
         assert str(tmp_path).encode() not in file.read_bytes()
         assert b"ward-seven" not in file.read_bytes()
-        assert file.suffix == ".csv" or b"local:PATH" in file.read_bytes()
+        assert b"local:PATH" in file.read_bytes() or file.suffix == ".csv"
     (prompt,) = (file for file in made if file.suffix == ".safetensors")
-    code = ("--plugins-dir", plugins)
-    for words in (("predict", prompt, image), ("evaluate", prompt, "--dataset", "synthderm")):
-        done = cli(*words, *code)
-        assert done.returncode == 2
-        assert "--backbone 'local:PATH'" in done.stderr
-        done = cli(*words, *code, "--backbone", f"local:{private}")
-        assert done.returncode == 0, done.stderr
-    other = tmp_path / "other.bin"
+    with pytest.raises(UsageError, match="--backbone 'local:PATH'"):
+        vipbench.load_model(prompt, plugins_dir=plugins)
+    image, other = tmp_path / "a.png", tmp_path / "other.bin"
+    Image.fromarray(np.full((28, 28), 230, np.uint8)).save(image)
+    code = ("--plugins-dir", plugins, "--backbone", f"local:{private}")
+    done = cli("predict", prompt, image, *code)
+    assert done.returncode == 0, done.stderr
+    assert str(image) in done.stdout
     other.write_text("other weights")
-    done = cli("predict", prompt, image, *code, "--backbone", f"local:{other}")
-    assert done.returncode == 2
-    assert re.search(r"fingerprint .*[0-9a-f]{16}.* [0-9a-f]{16}", done.stderr)
+    with pytest.raises(UsageError, match=r"fingerprint is [0-9a-f]{16}, not [0-9a-f]{16}"):
+        vipbench.load_model(prompt, f"local:{other}", plugins)
