@@ -15,7 +15,7 @@ RUN apt-get update \
 
 ENV PATH=/opt/vipbench/bin:$PATH \
   VIRTUAL_ENV=/opt/vipbench \
-  PYTHONDONTWRITEBYTECODE=1
+  UV_COMPILE_BYTECODE=1
 RUN python3 -m venv /opt/vipbench && pip install --no-cache-dir uv==0.13.9
 
 WORKDIR /opt/source

@@ -23,6 +23,7 @@ test:
 	pytest
 
 # The versions of this environment, with hashes, for every platform. Run it where the suite has just passed.
+# Of the extras those that tests and checks need: others may not go together with these versions.
 lock:
 	python -m pip install --quiet '$(UV)'
 	python -m pip freeze --exclude-editable | grep -v -i '^uv==' > .constraints.txt

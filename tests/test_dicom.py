@@ -261,13 +261,15 @@ def test_a_run_on_a_folder_keeps_patients_together_and_predicts(ward: Path, tmp_
 def test_tables_splits_and_python_know_them(cli: Cli, ward: Path, tmp_path: Path) -> None:
     rows = [f"{p.relative_to(ward)},{p.parent.name}" for p in sorted(ward.glob("*/*"))]
     table = tmp_path / "study.csv"
-    table.write_text("\n".join(["path,label", *rows]) + "\n")
+    lines = ["path,label,group", *(f"{row},same" for row in rows)]
+    table.write_text("\n".join(lines) + "\n")
     done = cli(
         *("dataset", "split", f"csv:{table}", "--images", ward),
         *("--group", "dicom:PatientID", "--folds", "2"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 groups" in done.stdout
+    assert "column 'group'" in done.stdout
     folds: dict[str, set[str]] = {}
     for line in (tmp_path / "study-folds.csv").read_text().splitlines()[1:]:
         _, _, fold, group, *_ = line.split(",")

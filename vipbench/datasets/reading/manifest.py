@@ -137,7 +137,12 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
     if (flags := one_hot(unread, [row for _, row in cells])) is not None:
         notes.append(flags.beside(columns.get("label", "label")))
     patients = patient_column(unread)
-    if patients is not None and places["group"] is None:
+    if card.group and places["group"] is not None:
+        notes.append(
+            f"the column '{names[places['group']]}' is not read, since the card takes groups from "
+            f"the images: {card.group}"
+        )
+    if patients is not None and places["group"] is None and not card.group:
         notes.append(
             f"the column '{patients}' is not read, so that images of one patient may be in two "
             f"splits; where it holds ids of patients or lesions, say so in the card: "
