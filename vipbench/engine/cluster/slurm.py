@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from datetime import datetime
 
 from vipbench.engine.cluster.folder import EncodePart, Parts, paced
 from vipbench.engine.cluster.queue import Job
@@ -133,6 +135,20 @@ def most_parts() -> int | None:
             answer = ""  # no accounting
         limits += [int(word) for word in answer.split() if word.isdigit()]
     return min(limits, default=None)
+
+
+def end_of_this_job() -> float | None:
+    """When this job's time is over, in seconds since the epoch; None where nothing tells."""
+    given, job = os.environ.get("SLURM_JOB_END_TIME", ""), os.environ.get("SLURM_JOB_ID")
+    if given.isdigit() and int(given):
+        return float(given)
+    if job is None:
+        return None
+    # Before version 23 Slurm set no such variable.
+    with suppress(SlurmError, ValueError):
+        found = re.search(r"\bEndTime=(\S+)", _call("scontrol", "-o", "show", "job", job))
+        return None if found is None else datetime.fromisoformat(found[1]).timestamp()
+    return None
 
 
 def requeue_this_job() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import vipbench
 from vipbench import trust
+from vipbench.engine.cluster import slurm
 from vipbench.engine.cluster.folder import ChangedError, EncodePart, Part, Parts
 from vipbench.engine.cluster.results import PartResults
 from vipbench.engine.evaluation.stack_size import MOST_STACKED
@@ -39,15 +40,14 @@ GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 class _Leave(Signal):
     """When a part is to stop: a signal came, its time is nearly over, or the run was cancelled."""
 
-    def __init__(self, parts: Parts, lead: float) -> None:
+    def __init__(self, parts: Parts, lead: float, end: float | None) -> None:
         super().__init__()
         self.why = ""
         self._parts, self._lead = parts, lead
         self._looked = time.monotonic()
         self._until: float | None = None
         self._longest = 0.0
-        end = os.environ.get("SLURM_JOB_END_TIME", "")
-        self._end = float(end) if end.isdigit() and int(end) else None
+        self._end = end
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The batch system says that the time is nearly over; SIGINT: a person wants the end."""
@@ -167,7 +167,8 @@ def work(
     say(f"{what} of {parts.out}, leg {leg} on {node}{visible}")
     # What is encoded has no stacks.
     stack = MOST_STACKED if encode else legs.stack(MOST_STACKED)
-    about = {"leg": leg, "node": node, "job": job, "gpu": gpu, "stack": stack}
+    until = slurm.end_of_this_job()
+    about = {"leg": leg, "node": node, "job": job, "gpu": gpu, "stack": stack, "until": until}
     parts.note(name, "begin", **about)
 
     def end(status: str, message: str, code: int) -> int:
@@ -185,7 +186,8 @@ def work(
         wrong = _refusal(run, gpu)
         if wrong:
             return end("refused", wrong, REFUSED)
-        return _run(parts, part, run, stack, shown, end)
+        leave = _Leave(parts, run["lead"], until)
+        return _run(parts, part, run, stack, leave, shown, end)
     except ChangedError as error:
         return end("refused", str(error), REFUSED)
     except UsageError as error:
@@ -215,6 +217,7 @@ def _run(
     part: Part | EncodePart,
     run: dict[str, Any],
     stack: int,
+    leave: _Leave,
     shown: Callable[[Any], Observer],
     end: Callable[[str, str, int], int],
 ) -> int:
@@ -246,7 +249,6 @@ def _run(
         parts.note(name, "broken", sentences=sentences)
 
     observer = _Checked(shown(spec), executor.get("gpus") or 0, spec.device, note_broken)
-    leave = _Leave(parts, run["lead"])
     with _signals(leave):
         if isinstance(part, EncodePart):
             outcome = driver.encode(spec, observer, leave)
@@ -266,7 +268,5 @@ def _ended(outcome: Outcome, leave: _Leave, end: Callable[[str, str, int], int])
         return end("interrupted", "interrupted; finished cells are kept", 130)
     status = end("interrupted", "time limit reached; the next job of this part continues", AGAIN)
     if os.environ.get("SLURM_JOB_ID"):
-        from vipbench.engine.cluster import slurm
-
         slurm.requeue_this_job()
     return status
