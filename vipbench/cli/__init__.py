@@ -48,7 +48,7 @@ def _run(args: Sequence[str]) -> int:
         return NO_READER
     except Exception as error:
         if hasattr(error, "format_message"):  # all that the parser of the arguments raises
-            return _refuse(_parser_complaint(error))
+            return _refuse(_parser_complaint(error, args))
         if _is_file_error(error):
             return _refuse(str(error))
         if isinstance(error, UnicodeEncodeError):
@@ -65,27 +65,31 @@ def _refuse(message: str) -> int:
     return USAGE
 
 
-def _parser_complaint(error: Any) -> str:
+def _parser_complaint(error: Any, args: Sequence[str]) -> str:
     text = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     if context is None:
         return text
     text += "" if text.endswith("?") else "."
-    hint = _hint(error, context.command)
+    hint = _hint(error, context.command, args)
     return " ".join([text, *([hint] if hint else []), f"See `{context.command_path} --help`."])
 
 
-def _hint(error: Any, command: Any) -> str:
+def _hint(error: Any, command: Any, args: Sequence[str]) -> str:
     """What somebody meant who named an option or a subcommand that does not exist."""
     from difflib import get_close_matches
 
     flag = getattr(error, "option_name", None)
     options = [name for param in command.params for name in param.opts]
     if flag and "--set" in options and not get_close_matches(flag, options, cutoff=0.75):
-        name = flag.lstrip("-").replace("-", "_")
+        name, value = flag.lstrip("-").replace("-", "_"), _value_of(flag, args) or "VALUE"
+        methods = re.findall(r"[^,\[]+(?:\[[^\]]*\])?", _value_of("--methods", args))
+        method = methods[0] if len(methods) == 1 else "METHOD"
+        row = f"{method[:-1]},{name}={value}]" if method[-1] == "]" else f"{method}[{name}={value}]"
+        some = f", METHOD one of {', '.join(methods)}" if len(methods) > 1 else ""
         return (
-            f"A hyperparameter is set for a method: --methods 'METHOD[{name}=VALUE]' or "
-            f"--set METHOD.{name}=VALUE."
+            f"A hyperparameter is set for a method: --methods '{row}' or "
+            f"--set {method.partition('[')[0]}.{name}={value}{some}."
         )
     given = re.search("No such command '(.+?)'[.]?$", error.format_message())
     meant = [
@@ -95,6 +99,16 @@ def _hint(error: Any, command: Any) -> str:
         if given[1].casefold() in (about := one.get_short_help_str(99)).casefold()
     ]
     return f"Similar: {', '.join(meant)}." if meant else ""
+
+
+def _value_of(flag: str, args: Sequence[str]) -> str:
+    """What follows a flag on the command line; "" for nothing."""
+    for place, word in enumerate(args):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+        if word == flag and place + 1 < len(args) and not args[place + 1].startswith("--"):
+            return args[place + 1]
+    return ""
 
 
 def _is_file_error(error: Exception) -> bool:
