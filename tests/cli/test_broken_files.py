@@ -31,11 +31,16 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_a_damaged_image_in_an_audit(cli: Cli, images: Path) -> None:
-    done = cli("audit", f"folder:{images}")
+def test_a_damaged_image_is_found_before_a_run(cli: Cli, images: Path) -> None:
+    (images / "test" / "a" / "1.png").write_text("<html>not found</html>")
+    given = ("--methods", "zero-shot", "--backbones", "tiny-clip")
+    done = cli("run", *given, "--datasets", f"folder:{images}", "--dry-run")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "train/b/2.png" in done.stderr
+    # The image of the training set is taken for validation, which is read last.
+    assert f"dataset 'folder:{images}': image 'test/a/1.png'" in done.stderr
+    assert "is not an image" in done.stderr
+    assert "1 more cannot be read, such as 'train/b/2.png'" in done.stderr
 
 
 def test_a_plugin_whose_name_is_no_text(cli: Cli, tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"
 # Endings of volumes, which are refused, and what to do with them.
 VOLUMES = (".nii", ".nii.gz")
 VOLUME_HINT = "volumes are not read; save the slices that are meant as PNG or DICOM files"
+# Starts of files, and how whole ones end: others of these formats may be cut off.
+_ENDS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG", b"IEND\xaeB`\x82"))
 _EXTRA_SAMPLES = 338
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,10 +64,9 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """An image as it lies there. digest: SHA-256, as `digest_image` gives it. stored: None where
-    the file cannot be read, as whoever opens it will hear. empty_alpha: whether alpha was stored
-    and is zero everywhere. least, most: the stored values of more than 8 bits; None where they
-    were not asked for."""
+    """An image as it lies there. digest: SHA-256, as `digest_image` gives it. stored: None of an
+    array. empty_alpha: whether alpha was stored and is zero everywhere. least, most: the stored
+    values of more than 8 bits; None where they were not asked for."""
 
     digest: str
     stored: StoredAs | None = None
@@ -120,8 +121,8 @@ def examine_image(
 
     values: whether to decode values of more than 8 bits for the least and the most of them; known:
         also where the file says their range itself.
-    Raises ImageError where it is missing, cannot be read from the disk, or is a DICOM file or
-    volume that is no single image.
+    Raises ImageError where it is missing or cannot be read. A JPEG or PNG file that ends as such
+    files do is not decoded for that.
     """
     alive.sign()
     if isinstance(image, np.ndarray):
@@ -133,21 +134,27 @@ def examine_image(
         what = _image_words(path, name)
         data = _read(path, what)
         digest = hashlib.sha256(data).hexdigest()
-        if data[:3] == b"\xff\xd8\xff" and b"MPF\0" not in data[:65536]:
+        whole = _ends_as_whole(data)
+        if whole and data[:3] == b"\xff\xd8\xff" and b"MPF\0" not in data[:65536]:
             return ImageFacts(digest, StoredAs())  # JPEG has 8 bits, no alpha, one page
         _refuse_volume(path, data, what)
         if is_dicom(data, path.suffix):
             return _dicom_facts(_sized(open_dicom(data, what), what), digest, values, known)
-    try:
-        if data is None:
-            assert isinstance(image, Image.Image)
-            stored = of_mode(image, what)
-            return _facts(image, digest, stored, what, values and (known or stored.open), None)
-        with _opened(data, what) as opened:
-            stored = stored_as(opened, data, what)
-            return _facts(opened, digest, stored, what, values and (known or stored.open), data)
-    except ImageError:
-        return ImageFacts(digest)
+    if data is None:
+        assert isinstance(image, Image.Image)
+        stored = of_mode(image, what)
+        return _facts(image, digest, stored, what, values and (known or stored.open), None)
+    with _opened(data, what) as opened:
+        stored = stored_as(opened, data, what)
+        _check_size(opened, what)
+        if not whole:
+            _load(opened, what)
+        return _facts(opened, digest, stored, what, values and (known or stored.open), data)
+
+
+def _ends_as_whole(data: bytes) -> bool:
+    tail = data[-64:].rstrip(b"\0\r\n ")
+    return any(data.startswith(start) and tail.endswith(end) for start, end in _ENDS)
 
 
 def to_rgb(image: Image.Image, what: str = "image") -> Image.Image:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from vipbench.api.dataset import DataError, Split
 from vipbench.engine.planning.remembered import Remembered
-from vipbench.images import ImageFacts, PixelRange, examine_image
+from vipbench.images import ImageError, ImageFacts, PixelRange, examine_image
 from vipbench.images.depth import FULL, HALF_OF_16_BITS, SBIT, StoredAs, card_lines
 
 
@@ -37,10 +37,11 @@ def examine(
     those whose digests the loader gave (`Split.planned`), or an earlier plan found, are not read.
 
     given: what the user says of pixels. Raises DataError where nothing says which value is white,
-    ImageError for an image that is missing.
+    ImageError for images that cannot be read.
     """
     seen: list[_FoundImage] = []
     known = Remembered([split.images for split in splits.values() if split.planned is None])
+    refused: list[tuple[str, ImageError]] = []
     settled = given is not None and not given.is_window
     for name in sorted(splits, key=lambda name: name != "train"):
         split = splits[name]
@@ -51,11 +52,22 @@ def examine(
                 )
                 continue
             wanted = name == "train" and not settled
-            image, own = split.images[i], split.ids[i]
-            found = known.examine(image, own, wanted, known=given is not None)
+            own = split.ids[i]
+            try:
+                image = split.images[i]
+                found = known.examine(image, own, wanted, known=given is not None)
+            except ImageError as error:
+                refused.append((own, error))
+                continue
             seen.append(_FoundImage(name, own, found))
             # One value in the upper half shows that all 16 bits are used.
             settled |= given is None and (found.most or 0) >= HALF_OF_16_BITS
+    if refused:
+        (_, first), *others = refused
+        more = (
+            f"; and {len(others)} more cannot be read, such as '{others[0][0]}'" if others else ""
+        )
+        raise ImageError(f"{first}{more}") from first
     if given is None and not any(
         _has_open_range(image) and image.split == "train" for image in seen
     ):
@@ -99,7 +111,7 @@ def _decide(
         return _as_given(seen, deep, given)
     unclear = [image for image in deep if _has_open_range(image)]
     measured = [image for image in unclear if image.facts.most is not None]
-    if not measured:  # none, or none that can be read: whoever opens them will hear
+    if not measured:
         return None, []
     least = min(image.facts.least or 0 for image in measured)
     most = max(image.facts.most or 0 for image in measured)
