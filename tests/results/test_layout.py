@@ -29,6 +29,7 @@ from vipbench.results.tables import FORMATS, render
 from vipbench.results.tables.comparison import comparison
 from vipbench.results.tables.layout import Layout, lay_out
 from vipbench.results.tables.presets import PRESETS, preset
+from vipbench.results.tables.render import GLOSSARY
 from vipbench.results.tables.significance import interval, unbeaten
 from vipbench.results.tables.table import AVERAGE, SPREADS, Table
 
@@ -311,7 +312,8 @@ class Elements(HTMLParser):
         self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert {name for name, _ in attrs} <= {"colspan", "scope"}
+        assert {name for name, _ in attrs} <= {"colspan", "scope", "href"}
+        assert dict(attrs).get("href", GLOSSARY) == GLOSSARY
         self.found.append(tag)
 
     def handle_data(self, data: str) -> None:
@@ -324,7 +326,7 @@ def test_hostile_names_in_html() -> None:
     page.feed(render(comparison([make(hostile, 4, 1), make("b", 4, 1, dataset="<b>")]), "html"))
     assert set(page.found) <= {
         *("figure", "table", "caption", "thead", "tbody", "tr", "th", "td", "figcaption", "p"),
-        *("b", "u"),
+        *("a", "b", "u"),
     }
     assert '<script>alert("1")</script>&amp;\\u202e' in page.text
 

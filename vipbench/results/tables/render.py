@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Sequence
@@ -17,17 +18,29 @@ from vipbench.results.tables.latex import latex
 from vipbench.results.tables.parts import equal, legend, row_cells, spans, titles, value
 from vipbench.results.tables.table import Table
 
+GLOSSARY = "https://github.com/vipbench/vipbench/blob/main/docs/glossary.md"
+# Words of captions that the glossary explains.
+_TERMS = re.compile(
+    r"(?<![\w-])(backbones?|seeds?|shots|support set|support sampler|training views|"
+    r"validation images per class|model selection|transductive)(?![\w-])"
+)
+
 
 def html(table: Table) -> str:
-    """A `figure` with the table and its words: elements alone, no script, style or link, so that it
-    takes the looks of the page it is put into."""
+    """A `figure` with the table and its words: elements alone, no script or style, so that it takes
+    the looks of the page it is put into. Terms of the caption link to the glossary."""
 
     def mark(text: str, rank: int | None) -> str:
         return {1: f"<b>{text}</b>", 2: f"<u>{text}</u>"}.get(rank or 0, text)
 
     levels, heads = table.levels(), len(table.heads)
     columns = range(len(table.columns))
-    lines = ["<figure>", "<table>", f"<caption>{plain(table.caption)}</caption>", "<thead>"]
+    lines = [
+        "<figure>",
+        "<table>",
+        f"<caption>{_linked(plain(table.caption))}</caption>",
+        "<thead>",
+    ]
     for depth, level in enumerate(levels[:-1]):
         cells = [f'<th colspan="{heads}"></th>']
         cells += [
@@ -46,6 +59,18 @@ def html(table: Table) -> str:
     lines += ["</tbody>", "</table>", "<figcaption>"]
     lines += [f"<p>{plain(w)}</p>" for w in (*table.notes, *legend(table, "Bold", "underlined"))]
     return "\n".join([*lines, "</figcaption>", "</figure>"]) + "\n"
+
+
+def _linked(text: str) -> str:
+    """HTML with a link to the glossary at the first use of each of its terms."""
+    seen: set[str] = set()
+
+    def link(found: re.Match[str]) -> str:
+        new = found[0] not in seen
+        seen.add(found[0])
+        return f'<a href="{GLOSSARY}">{found[0]}</a>' if new else found[0]
+
+    return _TERMS.sub(link, text)
 
 
 def plain(text: str) -> str:
