@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.cluster_plan import simulate
 from benchmarks.speed.graphs import compare
 from benchmarks.speed.grid import Grid
 from tests.engine.test_replay import Tapes
@@ -59,3 +60,12 @@ def test_what_the_benchmark_of_graphs_compares(name: str) -> None:
     assert f"{(steps - 3) / steps:.0%} of {steps} " in shown
     assert shown.endswith(" 0.0e+00")
     assert [tape.closed for tape in tapes.tapes] == [True]
+
+
+def test_the_plan_of_a_large_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    simulate(800, tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert "800 cells in 200 parts" in shown
+    for step in ("cut", "jobs write", "collect", "table"):
+        assert re.search(f"^{step} .* ms a cell$", shown, re.MULTILINE)
+    assert re.search("files in a folder: at most [0-9,]+$", shown, re.MULTILINE)

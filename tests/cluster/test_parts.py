@@ -101,6 +101,9 @@ def test_executors_are_read_as_flags_and_suites_give_them() -> None:
     assert more is not None
     assert (more.jobs, more.gpus, more.partition, more.mem) == (8, 1, "gpu", "24G")
     assert with_flags(suite, "ray", None, None) == executor_of("ray")
+    assert with_flags(None, "slurm", None, None, True) == executor_of(
+        {"name": "slurm", "cache_local": "true"}
+    )
     times = {"90": 5400, "90m": 5400, "2d": 172800, "1:30": 90, "1:00:30": 3630, "1-12": 129600}
     for text, seconds in times.items():
         assert executor_of({"name": "slurm", "time": text}).seconds == seconds
@@ -109,12 +112,14 @@ def test_executors_are_read_as_flags_and_suites_give_them() -> None:
         ({"name": "slurm", "partitoin": "x"}, "partition"),
         ({"name": "slurm", "time": "soon"}, "soon"),
         ({"name": "slurm", "jobs": 0}, "0"),
+        ({"name": "slurm", "cache_local": "perhaps"}, "perhaps"),
         ({"name": "slurm", "partition": "gpu --error=/home/x/.bashrc"}, "one word"),
     ):
         with pytest.raises(UsageError, match=named):
             executor_of(wrong)
-    with pytest.raises(UsageError, match="--executor"):
-        with_flags(None, None, 3, None)
+    for given in ((3, None), (None, "gpus=1"), (None, None, True)):
+        with pytest.raises(UsageError, match="--executor"):
+            with_flags(None, None, *given)
 
 
 def test_ranges_are_written_as_an_array_takes_them() -> None:
