@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +37,7 @@ class Remembered:
         self._name = _name([os.fspath(p) for p in firsts if isinstance(p, str | os.PathLike)])
         self._state = kept.state_of_code() if self._name else ""
         kept_before = kept.load(self._name, self._state) if self._name else None
-        self._known: dict[str, Any] = kept_before or {}
+        self._known: dict[str, Any] = kept_before if isinstance(kept_before, dict) else {}
         self._new: dict[str, Any] = {}
 
     def examine(self, image: ImageLike, name: str, values: bool, known: bool) -> ImageFacts:
@@ -45,18 +46,20 @@ class Remembered:
             return examine_image(image, name, values, known)
         path = os.path.abspath(os.fspath(image))  # noqa: PTH100 - resolves no link
         state = _state(path)
-        entry = self._known.get(path) or [None]
+        entry = self._known.get(path)
         # What was asked for decides what the pixels of a dataset mean.
-        if state is not None and entry[:3] == [state, values, known]:
-            alive.sign()
-            # What rests on this plan rests on the file, though it is not opened.
-            sys.audit("open", path, None, 0)
-            return _facts(entry[3])
+        if state is not None and isinstance(entry, list) and entry[:3] == [state, values, known]:
+            with suppress(KeyError, TypeError, IndexError):  # altered
+                facts = _facts(entry[3])
+                alive.sign()
+                # What rests on this plan rests on the file, though it is not opened.
+                sys.audit("open", path, None, 0)
+                return facts
         found = examine_image(image, name, values, known)
         if state is not None and max(state[2:]) < time.time_ns() - RECENT_NS:
-            facts = json.loads(json.dumps(asdict(found), default=float))
-            if _facts(facts) == found:
-                self._new[path] = [state, values, known, facts]
+            own = json.loads(json.dumps(asdict(found), default=float))
+            if _facts(own) == found:
+                self._new[path] = [state, values, known, own]
         return found
 
     def keep(self) -> None:
@@ -83,4 +86,6 @@ def _state(path: str) -> list[int] | None:
 
 def _facts(entry: dict[str, Any]) -> ImageFacts:
     stored = entry["stored"]
+    if not isinstance(entry["digest"], str):
+        raise TypeError
     return ImageFacts(**{**entry, "stored": None if stored is None else StoredAs(**stored)})
