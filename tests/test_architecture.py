@@ -203,6 +203,11 @@ def test_the_engine_imports_no_concrete_plugin() -> None:
             assert room_of(name) not in concrete, f"{file.name}:{line} imports {name}"
 
 
+def test_only_the_messages_of_the_engine_encode_bytes() -> None:
+    naming = {file.name for file in files(PACKAGE / "engine") if "base64" in file.read_text()}
+    assert naming == {"messages.py"}
+
+
 def test_built_ins_do_not_know_the_engine() -> None:
     for room in ("methods", "backbones", "datasets", "symptoms", "api"):
         for file in files(PACKAGE / room):
