@@ -15,6 +15,8 @@ from tests.reliability import grid
 from vipbench.engine.cluster.folder import Parts
 from vipbench.runspec.run import RunSpec
 
+# A share of what the long test does, for a trial.
+SHARE = float(os.environ.get("VIPBENCH_TRIAL", "1"))
 ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
 
@@ -88,4 +90,5 @@ def test_a_killed_task_and_a_lost_node(cluster: object, tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore")
 def test_fourteen_losses(cluster: object, tmp_path: Path) -> None:
-    disturbed(cluster, grid.write_data(tmp_path), 6, "1-100", 8, 14)
+    rows, count = max(1, round(6 * SHARE)), 2 * max(1, round(7 * SHARE))
+    disturbed(cluster, grid.write_data(tmp_path), rows, "1-100", 8, count)
