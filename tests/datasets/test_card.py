@@ -30,6 +30,9 @@ from vipbench.datasets.reading.card import find_card, read_card
         ("symptoms: [a]", "beside"),
         ("symptoms: ../x.json", r"symptoms: path '\.\./x\.json'"),
         ("symptoms: /etc/passwd", "'/etc/passwd'"),
+        ("name: a->b", "name"),
+        ("name: 'a [base]'", "name"),
+        ("name: 3", "name"),
         ("a: [", "card"),
     ],
 )
@@ -39,6 +42,15 @@ def test_bad_cards(tmp_path, text, message):
     with pytest.raises(DataError, match=message) as caught:
         read_card(path)
     assert "card.yaml" in str(caught.value)
+
+
+def test_a_card_names_its_dataset(tmp_path):
+    from vipbench.datasets.synthderm import SynthDerm
+
+    (tmp_path / "card.yaml").write_text("name: Skin study 2.1\n")
+    dataset = SynthDerm()
+    read_card(tmp_path / "card.yaml").apply(dataset)
+    assert dataset.name == "Skin study 2.1"
 
 
 def test_two_cards(tmp_path):
