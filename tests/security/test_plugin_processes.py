@@ -261,7 +261,7 @@ time.sleep(60)
 """
 READS = """
     def backbones(self):
-        until = time.monotonic() + 8
+        until = time.monotonic() + 6
         while time.monotonic() < until:
             Path("toy.npz").read_bytes() * 100
         return ()
@@ -274,7 +274,7 @@ def test_plugins_whose_planning_never_ends_are_named(
     """At the import, in a method's hook, and where a child keeps the pipe of a worker that ended.
     Who reads files for longer than the limit is not cut."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(process, "SILENCE", 5.0)
+    monkeypatch.setattr(process, "SILENCE", 4.0)
     plugins(folder, "good")
     hparams = "\n    @dataclasses.dataclass(frozen=True)\n    class HParams(api.HParams):"
     for name, at_import, inside in (
@@ -295,8 +295,8 @@ def test_plugins_whose_planning_never_ends_are_named(
     monkeypatch.setenv("SEEN", str(folder / "hangs.seen"))
     found = driver.plan(spec)
     for name, facts in {
-        "waits": ("imported", "5 s"),
-        "loops": ("for_cell", "5 s"),
+        "waits": ("imported", "4 s"),
+        "loops": ("for_cell", "4 s"),
         "leaves": ("status 5",),
     }.items():
         [line] = [line for line in found.broken if f"plugin '{name}' ({name}.py)" in line]
