@@ -112,6 +112,7 @@ def test_a_table_with_images_on_a_share(cli: Cli, project: Path, tmp_path: Path)
         ("datasets: ['folder:~/x']", "data by a path .*~"),
         (f"backbones: ['openclip:RN50+gelu@{share}/x']", "weights by a path .*share"),
         ("executor: slurm", "an executor .*slurm"),
+        ("track: [wandb]", "trackers .*wandb"),
     ):
         kept = [line for line in suite.splitlines() if line.split(":")[0] != key.split(":")[0]]
         files["suite.yaml"] = "\n".join([*kept, key]).encode()

@@ -19,11 +19,14 @@ from vipbench.engine.cluster.folder import Part, Parts
 from vipbench.engine.cluster.results import PartResults
 from vipbench.engine.given.data import write_data
 from vipbench.engine.method_classes import _save
+from vipbench.engine.tracking import Tracking, _Tracker, folder_name
+from vipbench.engine.workers.driver import Observer
 from vipbench.errors import UsageError
 from vipbench.fetching import FetchError, WebFile
 from vipbench.files import write
 from vipbench.results.store.lock import StoreError
 from vipbench.results.store.store import FILE, LOCK, Store
+from vipbench.runspec.run import RunSpec
 
 ENDS = ("", ".part", ".new", ".new-journal", ".tmp")
 COMMANDS = (
@@ -221,3 +224,21 @@ def test_the_parts_of_a_strangers_run_are_no_link(tmp_path: Path) -> None:
     (tmp_path / "out" / "parts").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="is a link"):
         Parts(tmp_path / "out").run()
+
+
+@pytest.mark.parametrize("link", ["tracking", "tracking/own"])
+def test_trackers_write_and_remove_through_no_link(tmp_path: Path, link: str) -> None:
+    out, outside, (record, _) = tmp_path / "out", tmp_path / "outside", scored(1)
+    kept = outside / "own" / folder_name(record.cell, record.key) / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    (out / link).parent.mkdir(parents=True)
+    (out / link).symlink_to(outside / link.removeprefix("tracking").lstrip("/"))
+    notes: list[str] = []
+    observer = Observer()
+    observer.note = notes.append  # type: ignore[method-assign]
+    tracking = Tracking(RunSpec.parse({"out": out}), observer)
+    tracking._trackers = [_Tracker("own", out / "tracking" / "own", lambda *given: None)]
+    tracking._write([record])
+    assert "is a link" in notes[0]
+    assert kept.exists()

@@ -25,7 +25,7 @@ from vipbench.engine.workers.driver import Observer, Plan, PlannedCell
 from vipbench.engine.workers.messages import Track, Tracked
 from vipbench.engine.workers.process import Worker, WorkerDiedError
 from vipbench.errors import UsageError, unknown
-from vipbench.files import write
+from vipbench.files import make_folder, write
 from vipbench.hookspecs import TrackedCell, TrackedRun
 from vipbench.plugins.files import every_source
 from vipbench.results.records.record import Record
@@ -191,7 +191,7 @@ class Tracking(Observer):
     def _try(self, tracker: _Tracker, hook: str, cell: TrackedCell | None) -> None:
         what = "" if cell is None else f" for {cell.title}"
         try:
-            tracker.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(tracker.folder, self._spec.out.absolute())
             if cell is not None:
                 if cell.folder.is_dir() and not cell.folder.is_symlink():
                     shutil.rmtree(cell.folder)  # of a failed result, or of one written in part

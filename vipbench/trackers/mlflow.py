@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 import vipbench
+from vipbench.files import open_own
 from vipbench.hookspecs import TrackedCell, TrackedRun
 
 EXPERIMENT = "vipbench"
@@ -28,6 +30,7 @@ def on_run_start(run: TrackedRun) -> None:
     """Make the data base and the experiment."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    os.close(open_own(run.folder / "mlflow.db"))  # no link to another
     client = _client(run.folder)
     if client.get_experiment_by_name(EXPERIMENT) is None:
         artifacts = (run.folder.absolute() / "artifacts").as_uri()

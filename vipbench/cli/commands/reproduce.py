@@ -70,6 +70,7 @@ def _refuse_paths(bundle: Path, text: bytes) -> None:
         "data by a path": [d for d in sources if _names_a_path(d)],
         "weights by a path": [b for b in suite.backbones if public_backbone(b) != b],
         "an executor": [suite.executor.name] if suite.executor else [],
+        "trackers": [*suite.track],
     }
     for what, found in named.items():
         if found:
