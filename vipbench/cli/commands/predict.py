@@ -49,7 +49,7 @@ def predict_command(
         first = [names[i] for i in order[:, 0]]
         files.write(out, FORMATS[out.suffix.lower()](names, [*scores.index], first, found))
         counts = (f"{count} {name}" for name, count in Counter(first).most_common())
-        print(f"{out}: {plural(len(first), 'image')}, predicted {listed(counts)}")
+        print(f"{out}: {plural(len(first), 'image')}, predicted {clean(listed(counts))}")
     print(f"{CAUTION} These scores are not calibrated probabilities.")
     return OK
 
@@ -72,7 +72,7 @@ def _json(names: Sequence[str], images: Sequence[str], first: Sequence[str], fou
         }
         for image, name, row in zip(images, first, found, strict=True)
     ]
-    return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+    return printable(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
 
 
 FORMATS = {".csv": _csv, ".json": _json}

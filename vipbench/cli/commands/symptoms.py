@@ -19,7 +19,7 @@ from vipbench.engine.planning.loading import (
     load_whole,
 )
 from vipbench.engine.planning.sampling import SamplingError, draw_support, nested_order
-from vipbench.errors import UsageError, unknown
+from vipbench.errors import UsageError, printable, unknown
 from vipbench.plugins.registry import Registry, load_registry
 from vipbench.runspec.run import RunSpec
 from vipbench.symptoms import KNOWLEDGE, SymptomSet, load_symptoms
@@ -229,7 +229,7 @@ def _print_prompts(asked: Asked, source: str, out: Path | None) -> int:
     for number, name in enumerate(asked.class_names, 1):
         stage = "text" if asked.kind == "symptoms" else "descriptions"
         print(f"# {clean(name)} ({number} of {len(asked.class_names)})")
-        print(f"{prompt_of(asked, stage, name)}\n")
+        print(f"{printable(prompt_of(asked, stage, name))}\n")
     file = str(out or f"{asked.kind}.json")
     form = f'{{{json.dumps(asked.class_names[0], ensure_ascii=False)}: ["...", ...], ...}}'
     say("No model was asked and no file written: --base-url names a server to ask. By hand: paste")
