@@ -40,7 +40,8 @@ def files(folder: Path) -> dict[str, tuple[str, ...]]:
     split = {"train": rows, "val": rows, "test": rows}
     (folder / "images" / "split.json").write_text(json.dumps(split))
     (folder / "symptoms.json").write_text(json.dumps({HOSTILE: ["red"], "nevus": [HOSTILE]}))
-    card = json.dumps({"format": "vipbench-prompt", "version": 1, "method": HOSTILE})
+    known = {"format": "vipbench-prompt", "version": 1, "row": "a", "method": "vip"}
+    card = json.dumps(known | {"method_revision": 1, "hparams": {HOSTILE: []}})
     header = json.dumps({"__metadata__": {"vipbench": card}}).encode()
     (folder / "prompt.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     return {
