@@ -194,12 +194,12 @@ def demo() -> str:
     established = "establishes" if holds(texts) else "does not establish"
     return (
         f"{run.table()}\n"
-        "How to read it: `zero-shot` reads class names, which tiny-clip has never met, and has\n"
-        f"{_accuracy(run, 'zero-shot')}; `symptoms-mean` reads symptoms, whose words it has met, "
-        f"and has {_accuracy(run, 'symptoms-mean')} without any training.\n"
+        "How to read it: `zero-shot` uses class names, which tiny-clip never saw in training, and\n"
+        f"reaches {_accuracy(run, 'zero-shot')}; `symptoms-mean` uses symptoms, whose words it saw, "
+        f"and reaches {_accuracy(run, 'symptoms-mean')} without further training.\n"
         f"`vipbench compare symptoms-mean zero-shot` {established} the difference: {points(texts)} "
-        f"points, p {_p(texts)}.\n`vip` starts from those symptoms. Its accuracy against that of "
-        "every other row, by `vipbench compare vip all`\n"
+        f"points, p {_p(texts)}.\n`vip` starts from the same symptoms. Its accuracy compared with "
+        "that of every other row, by `vipbench compare vip all`\n"
         f"({len(claims)} comparisons, Holm-corrected, at 5 %):\n\n"
         f"{against(claims)}"
     )
@@ -211,7 +211,7 @@ def pneumonia() -> str:
     claims = run.claims("linear-probe")
     return (
         f"{run.table()}\n"
-        "The accuracy of `linear-probe`, which reads no text, against that of the others, by\n"
+        "The accuracy of `linear-probe`, which uses no text, compared with that of the others, by\n"
         f"`vipbench compare linear-probe all` ({len(claims)} comparisons, Holm-corrected, at 5 %):"
         "\n\n"
         f"{against(claims)}"
