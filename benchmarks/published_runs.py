@@ -195,8 +195,8 @@ def demo() -> str:
     return (
         f"{run.table()}\n"
         "How to read it: `zero-shot` uses class names, which tiny-clip never saw in training, and\n"
-        f"reaches {_accuracy(run, 'zero-shot')}; `symptoms-mean` uses symptoms, whose words it saw, "
-        f"and reaches {_accuracy(run, 'symptoms-mean')} without further training.\n"
+        f"reaches {_accuracy(run, 'zero-shot')}; `symptoms-mean` uses symptoms, whose words it "
+        f"saw, and reaches {_accuracy(run, 'symptoms-mean')} without further training.\n"
         f"`vipbench compare symptoms-mean zero-shot` {established} the difference: {points(texts)} "
         f"points, p {_p(texts)}.\n`vip` starts from the same symptoms. Its accuracy compared with "
         "that of every other row, by `vipbench compare vip all`\n"
