@@ -39,14 +39,11 @@ REPO = Path(__file__).resolve().parents[1]
 Cold = subprocess.Popen
 COLD = "VIPBENCH_TEST_COLD"
 WARM = "VIPBENCH_TEST_WARM"  # in the environment of a `python -c` that uses vipbench
-_HUB_OFFLINE = "HF_HUB_OFFLINE"
 # Libraries read these when they are imported, the interpreter when it starts.
 _READ_EARLY = (
-    *("PYTHON", "LC_", "LANG", "HF_", "HUGGING", "TRANSFORMERS_", "TORCH", "PYTORCH", "CUDA"),
+    *("PYTHON", "LC_", "LANG", "TRANSFORMERS_", "TORCH", "PYTORCH", "CUDA"),
     *("OMP_NUM", "MKL_", "OPENBLAS", "HOME", "XDG_", "MPL", "LD_"),
 )
-# Except for these, which `_become` sets.
-_SET_LATE = ("PYTHONPATH", _HUB_OFFLINE)
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 _MOST_SERVERS = 2
 _servers: dict[str, tuple[socket.socket, subprocess.Popen[bytes]]] = {}
@@ -70,7 +67,7 @@ def install() -> None:
 
 def _early(env: Mapping[str, str]) -> str:
     """Of an environment, what cannot change once the libraries are imported."""
-    found = {k: v for k, v in env.items() if k.startswith(_READ_EARLY) and k not in _SET_LATE}
+    found = {k: v for k, v in env.items() if k.startswith(_READ_EARLY) and k != "PYTHONPATH"}
     return json.dumps(found, sort_keys=True)
 
 
@@ -225,6 +222,21 @@ def _forget() -> None:
         del sys.modules[name]
 
 
+def _set_hub() -> None:
+    """Give modules that have constants of the Hub's library those of this environment."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    before = dict(vars(constants))
+    changed = {
+        name: value
+        for name, value in vars(importlib.reload(constants)).items()
+        if name.isupper() and before.get(name) != value and type(value) in (bool, str)
+    }
+    for module in [m for m in sys.modules.values() if m is not constants and changed]:
+        for name, value in changed.items():
+            if name in vars(module) and vars(module)[name] == before.get(name):
+                setattr(module, name, value)
+
+
 def _fork(request: dict[str, Any], fds: Sequence[int]) -> int:
     """In a warm process: a child of it that has none of its state."""
     gc.collect()
@@ -276,7 +288,7 @@ def _become(request: dict[str, Any], fds: Sequence[int], paths: list[str]) -> No
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
         _forget()
-        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = _HUB_OFFLINE in os.environ  # type: ignore[attr-defined]
+        _set_hub()
         subprocess.Popen = Warm  # type: ignore[misc]
         given = [p for p in os.environ["PYTHONPATH"].split(os.pathsep) if p]
         sys.path[:] = [*dict.fromkeys([*given, *(p for p in paths if p not in _added)])]

@@ -21,6 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests import warm
 from tests.backbones.clips import pictures, random_backbone, random_clip, tiny_config
 from vipbench.api import Backbone
 from vipbench.backbones.open_clip import openclip, register_backbones, tiny_clip
@@ -529,6 +530,7 @@ def in_process(*arguments: str, home: Path, **env: str) -> list[str]:
     """A line for each `openclip(argument)`, in a process with `home` as Hugging Face's."""
     mine = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     mine |= {"HF_HOME": str(home), "PYTHONPATH": str(REPO), "HF_HUB_DISABLE_XET": "1", **env}
+    mine[warm.WARM] = "1"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments],
         env=mine,

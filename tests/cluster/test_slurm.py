@@ -172,7 +172,7 @@ def disturb(bench: Bench, kind: str, task: str, node: str) -> None:
         if kind == "preempt by cancel":
             call("scontrol", "update", "PartitionName=main", "PreemptMode=CANCEL")
         call("sbatch", "-p", "high", "-w", node, "-o", "/dev/null", "--wrap", "sleep 1")
-        bench.slurm.wait(lambda: (task, node) not in bench.slurm.running(), 15, "not preempted")
+        bench.slurm.wait(lambda: (task, node) not in bench.slurm.running(), 90, "not preempted")
         if kind == "preempt by cancel":
             call("scontrol", "update", "PartitionName=main", "PreemptMode=REQUEUE")
     elif kind == "kill":
@@ -225,7 +225,7 @@ def check_same(bench: Bench, out: str, whole: str) -> None:
     assert grid.tables(bench.folder / out) == grid.tables(bench.folder / whole)
 
 
-ROWS = ",".join(f"steady[tag={i},seconds=0.05]" for i in range(4))
+ROWS = ",".join(f"steady[tag={i},seconds=0.3]" for i in range(4))
 SLURM = ("--executor", "slurm", "--slurm", "gpus=1,mem=500M,time=10m")
 
 
