@@ -76,7 +76,7 @@ def _parser_complaint(error: Any, args: Sequence[str]) -> str:
 
 
 def _hint(error: Any, command: Any, args: Sequence[str]) -> str:
-    """What somebody meant who named an option or a subcommand that does not exist."""
+    """A suggestion for an option or a subcommand that does not exist."""
     from difflib import get_close_matches
 
     flag = getattr(error, "option_name", None)
@@ -86,9 +86,9 @@ def _hint(error: Any, command: Any, args: Sequence[str]) -> str:
         methods = re.findall(r"[^,\[]+(?:\[[^\]]*\])?", _value_of("--methods", args))
         method = methods[0] if len(methods) == 1 else "METHOD"
         row = f"{method[:-1]},{name}={value}]" if method[-1] == "]" else f"{method}[{name}={value}]"
-        some = f", METHOD one of {', '.join(methods)}" if len(methods) > 1 else ""
+        some = f", where METHOD is one of {', '.join(methods)}" if len(methods) > 1 else ""
         return (
-            f"A hyperparameter is set for a method: --methods '{row}' or "
+            f"A hyperparameter is set for one method: --methods '{row}' or "
             f"--set {method.partition('[')[0]}.{name}={value}{some}."
         )
     given = re.search("No such command '(.+?)'[.]?$", error.format_message())
@@ -102,7 +102,7 @@ def _hint(error: Any, command: Any, args: Sequence[str]) -> str:
 
 
 def _value_of(flag: str, args: Sequence[str]) -> str:
-    """What follows a flag on the command line; "" for nothing."""
+    """The value of a flag on the command line, or ""."""
     for place, word in enumerate(args):
         if word.startswith(f"{flag}="):
             return word.partition("=")[2]

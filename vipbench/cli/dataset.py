@@ -27,7 +27,7 @@ def split(
         option(
             "--group",
             "COLUMN",
-            "Column of patients or lesions, each kept in one split; or dicom:PatientID.",
+            "Column of patient or lesion ids, each kept in one split, or dicom:PatientID.",
         ),
     ] = None,
     ratios: Annotated[

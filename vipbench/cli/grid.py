@@ -82,7 +82,7 @@ Symptoms = Annotated[
     text(
         "--symptoms",
         "[LABEL=][DATASET=]FILE",
-        "Symptom file (JSON); repeatable, with LABELs a row each.",
+        "Symptom file (JSON); repeatable, one row per LABEL.",
         panel=DATA,
     ),
 ]
@@ -91,7 +91,7 @@ Descriptions = Annotated[
     text(
         "--descriptions",
         "[LABEL=][DATASET=]FILE",
-        "File of descriptions, texts with the class name; likewise.",
+        "File of descriptions (texts that contain the class name); likewise.",
         panel=DATA,
     ),
 ]
@@ -100,7 +100,7 @@ Templates = Annotated[
     text(
         "--templates",
         "[LABEL=][DATASET=]FILE",
-        "File of prompt templates, one with {} per line; likewise.",
+        "File of prompt templates, one per line, each with {}; likewise.",
         panel=DATA,
     ),
 ]
@@ -220,7 +220,7 @@ Track = Annotated[
     text(
         "--track",
         "A,B",
-        "Write cells for tensorboard, mlflow, wandb or a plugin's tracker.",
+        "Trackers to write cells to: tensorboard, mlflow, wandb or a plugin's.",
         panel=OUTPUT,
     ),
 ]

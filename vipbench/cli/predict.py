@@ -14,16 +14,17 @@ def predict(
     prompt: Prompt,
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...", show_default=False, help="Image files and folders."),
+        typer.Argument(metavar="IMAGE...", show_default=False, help="Image files or folders."),
     ],
     out: Annotated[
-        Path | None, out("FILE", "Write all scores to FILE.csv or FILE.json instead.")
+        Path | None,
+        out("FILE", "Write the scores of all classes to FILE.csv or FILE.json instead."),
     ] = None,
     backbone: PromptBackbone = None,
     plugins_dir: PluginsDir = None,
     allow_code: AllowCode = False,
 ) -> int:
-    """Classify image files, or those of folders. Research only, not for clinical use."""
+    """Classify image files, or all images in folders. Research only, not for clinical use."""
     from vipbench.cli.commands.predict import predict_command
 
     return predict_command(prompt, images, plugins_dir, backbone, out)

@@ -115,7 +115,7 @@ def run(
         bool,
         typer.Option(
             "--cache-local",
-            help="Keep a copy of the features on each node, in $TMPDIR.",
+            help="Keep a copy of the features in $TMPDIR on each node.",
             rich_help_panel=CLUSTER,
         ),
     ] = False,

@@ -37,7 +37,7 @@ def generate(
         text(
             "--base-url",
             "URL",
-            "The server. Without it --cassette replays, or the prompts are printed.",
+            "The server. Without it, --cassette replays or the prompts are printed.",
         ),
     ] = None,
     kind: Annotated[

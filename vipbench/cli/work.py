@@ -21,7 +21,7 @@ def work(
         typer.Option(
             "--encode",
             metavar="N",
-            help="Instead of a part: encode the images of one backbone and dataset for all parts.",
+            help="Instead of a part, encode the images of one backbone and dataset for all parts.",
             show_default=False,
         ),
     ] = None,

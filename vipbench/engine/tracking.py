@@ -1,7 +1,7 @@
-"""Trackers of a run: TensorBoard and others, told of its cells through hooks.
+"""Trackers of a run: TensorBoard and others, which receive its cells through hooks.
 
 Built-in trackers (vipbench/trackers/) are called here, in the driver; a plugin's hooks are called
-in a process of their own, which plans and runs no cells. What a tracker raises costs a note.
+in a separate process that plans and runs no cells. If a tracker raises, a note reports it.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from vipbench.text import shots_text
 
 BUILTIN = ("tensorboard", "mlflow", "wandb")
 FOLDER = "tracking"
-# In the folder of a cell, beside what its tracker writes: which result that is.
+# In the folder of a cell, beside the tracker's files: which result they show.
 WRITTEN = "written.json"
-# What a record holds of an epoch.
+# The values of an epoch in a record.
 CURVES = ("loss", "support_accuracy", "val_accuracy", "gradient_norm")
 
-# A hook, and what it is given.
+# Calls a hook by name with its arguments.
 _Call = Callable[[str, TrackedRun, TrackedCell | None], None]
 
 
 def tracked_cell(record: Record, folder: Path) -> TrackedCell:
-    """What trackers are given of a record."""
+    """The data of a record that trackers receive."""
     cell = record.cell
     settings = cell.model_dump() | record.protocol.model_dump()
     settings |= {f"hparams.{name}": value for name, value in record.hparams.items()}
@@ -90,8 +90,8 @@ def _title(cell: Any) -> str:
 
 
 def folder_name(cell: Any, key: str) -> str:
-    """The name of a cell's folder: what it is, in signs that every file system takes, and the
-    beginning of its key."""
+    """The name of a cell's folder: its description, in characters that every file system accepts,
+    and the start of its key."""
     parts = [cell.method, cell.dataset, cell.backbone, shots_text(cell.shots)]
     parts += [f"seed {cell.seed}"] if cell.seed or cell.shots else []
     words = [re.sub(r"[^\w.+=-]+", "-", str(part)).strip("-.")[:48] for part in parts]
@@ -100,8 +100,8 @@ def folder_name(cell: Any, key: str) -> str:
 
 @dataclass
 class _Tracker:
-    """name: as on the command line. call: runs a hook. close: ends what it runs in. failed: whether
-    it is given no more cells of this run."""
+    """name: as on the command line. call: runs a hook. close: ends the process that it runs in.
+    failed: whether it receives no more cells of this run."""
 
     name: str
     folder: Path
@@ -111,9 +111,9 @@ class _Tracker:
 
 
 class Tracking(Observer):
-    """Observes a run for its trackers, and for `inner`; to be used in a `with` block.
+    """Observes a run for its trackers and for `inner`; used in a `with` block.
 
-    Raises UsageError for a name that is no tracker, and for one whose package is missing.
+    Raises UsageError for an unknown tracker and for one whose package is missing.
     """
 
     def __init__(self, spec: RunSpec, inner: Observer) -> None:
@@ -129,12 +129,12 @@ class Tracking(Observer):
             raise
 
     def planned(self, plan: Plan) -> None:
-        """Start, and write the cells that were done before."""
+        """Start the trackers, and write the cells that were already done."""
         self._inner.planned(plan)
         self.write_done(plan)
 
     def cell_done(self, cell: PlannedCell, record: Record) -> None:
-        """Write it."""
+        """Write the cell."""
         self._inner.cell_done(cell, record)
         self._write([record])
 
@@ -157,7 +157,7 @@ class Tracking(Observer):
         self.close()
 
     def write_done(self, plan: Plan) -> None:
-        """Write those cells of `plan` that have a result and were not written before."""
+        """Write the cells of `plan` that have a result and are not written yet."""
         if not self._trackers:
             return
         self._start()
@@ -194,24 +194,24 @@ class Tracking(Observer):
             make_folder(tracker.folder, self._spec.out.absolute())
             if cell is not None:
                 if cell.folder.is_dir() and not cell.folder.is_symlink():
-                    shutil.rmtree(cell.folder)  # of a failed result, or of one written in part
+                    shutil.rmtree(cell.folder)  # of a failed cell, or incomplete
                 cell.folder.mkdir()
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the libraries, to their own users
+                warnings.simplefilter("ignore")  # from the libraries, for their own users
                 tracker.call(hook, TrackedRun(tracker.folder, self._spec.as_values()), cell)
             if cell is not None:
-                said = "ok" if cell.error is None else cell.record["created"]
-                write(cell.folder / WRITTEN, json.dumps({"result": said}))
+                result = "ok" if cell.error is None else cell.record["created"]
+                write(cell.folder / WRITTEN, json.dumps({"result": result}))
         except (Exception, SystemExit) as error:
             tracker.failed = True
             kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
             self.note(
                 f"tracker '{tracker.name}' failed in {hook}{what}: {kind}{error}; the run "
-                "continues without it, and the same command writes what is missing"
+                "continues without it; run the same command again to write the missing cells"
             )
 
     def close(self) -> None:
-        """The run ends."""
+        """End the run for all trackers."""
         for tracker in self._trackers:
             if self._started and not tracker.failed:
                 self._try(tracker, "on_run_end", None)
@@ -220,15 +220,15 @@ class Tracking(Observer):
 
 
 def _written(folder: Path) -> str | None:
-    """What is written of a cell: "ok", or when its error record was made; None where nothing."""
+    """The result of a cell that is written: "ok", the time of its error record, or None."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads((folder / WRITTEN).read_text("utf-8"))["result"])
     return None
 
 
 def check(spec: RunSpec) -> None:
-    """Raises UsageError for a tracker of `spec` that is unknown or misses its package; a plugin's
-    is known by name alone."""
+    """Raises UsageError for a tracker of `spec` that is unknown or whose package is missing.
+    Plugins are checked by name only."""
     for name in spec.track:
         if name in BUILTIN:
             _builtin(name)
@@ -255,14 +255,14 @@ def _builtin(name: str) -> ModuleType:
         return importlib.import_module(f"vipbench.trackers.{name}")
     except ImportError as error:
         raise UsageError(
-            f"track: '{name}' needs a package that is not installed or does not load ({error}): "
+            f"track: '{name}' needs a package that is not installed or fails to import ({error}): "
             f"pip install 'vipbench[{name}]'"
         ) from None
 
 
 def _source(name: str, plugins_dir: Path | None) -> str:
-    """The source of the plugin `name`: the name of a file in the plugins' folder, without `.py`,
-    or of an installed distribution or its entry point."""
+    """The source of the plugin `name`, the name of a file in the plugins' folder without `.py`, of
+    an installed distribution, or of an entry point."""
     known: dict[str, str] = {}
     for source in every_source(plugins_dir):
         owner, _, point = source.partition(":")
@@ -270,7 +270,7 @@ def _source(name: str, plugins_dir: Path | None) -> str:
             known.setdefault(one, source)
     if name not in known:
         shown = [*BUILTIN, *(one for one in known if one and not one.endswith(".py"))]
-        raise unknown("tracker", name, shown, "A plugin's tracker has the name of its file.")
+        raise unknown("tracker", name, shown, "A plugin's tracker is named after its file.")
     return known[name]
 
 

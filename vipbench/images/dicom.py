@@ -1,4 +1,4 @@
-"""DICOM files as images (extra `dicom`: pydicom): the modality step, the window, the colours.
+"""DICOM files as images (extra `dicom`: pydicom): modality transformation, window, colours.
 
 The steps are those of the DICOM standard (PS3.3 C.11.1, C.11.2, C.7.6.3.1), computed by pydicom.
 """
@@ -34,14 +34,14 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def is_dicom(data: bytes, suffix: str) -> bool:
-    """Whether the file `data` is DICOM, by its content or, as the oldest have no mark, its name."""
+    """Whether the file `data` is DICOM, by its content or its name (old files have no prefix)."""
     return data[128:132] == b"DICM" or suffix.lower() in DICOM_SUFFIXES
 
 
 @dataclass(frozen=True)
 class Dicom:
-    """A DICOM file whose pixels are not decoded yet. size: (W,H). stored: what the file says of its
-    values after the modality step."""
+    """A DICOM file whose pixels are not decoded yet. size: (W,H). stored: what the file states
+    about its values after the modality transformation."""
 
     size: tuple[int, int]
     stored: StoredAs
@@ -49,7 +49,7 @@ class Dicom:
     _what: str
 
     def values(self) -> Values:
-        """The values after the modality step (H,W), or colours (H,W,3). Raises ImageError."""
+        """Values after the modality transformation (H,W), or colours (H,W,3). Raises ImageError."""
         from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
         found = self._dataset
@@ -64,8 +64,8 @@ class Dicom:
             return values
 
     def to_rgb(self, pixels: PixelRange | None) -> Image.Image:
-        """The image as RGB. pixels: the range of values of more than 8 bits in its dataset, which
-        the card's goes before the file's own window. Raises ImageError."""
+        """The image as RGB. pixels: the range of values of more than 8 bits in its dataset; a range
+        from the card overrides the file's own window. Raises ImageError."""
         values, stored = self.values(), self.stored
         grey = values.ndim == 2
         by_card = pixels is not None and pixels.by_card and grey
@@ -93,7 +93,7 @@ class Dicom:
         with _reading(self._what):
             if (lut := _lut(found, "VOILUTSequence")) is not None:
                 low, high = 0, (1 << lut.LUTDescriptor[2]) - 1
-                # pydicom counts entries in the type of their values: 8 bits would not do for more.
+                # pydicom indexes entries in the type of their values: 8 bits fail for longer LUTs.
                 count, first, _ = lut.LUTDescriptor
                 lut.LUTDescriptor = [count, first, 16]
                 values = np.clip(values, first, first + (count or 1 << 16) - 1)
@@ -104,19 +104,19 @@ class Dicom:
 
 
 def open_dicom(data: bytes, what: str) -> Dicom:
-    """The DICOM file `data`. Raises ImageError for one that is no single image that can be
-    decoded, and where pydicom is missing."""
+    """The DICOM file `data`. Raises ImageError if it is not a single image that can be decoded,
+    or if pydicom is missing."""
     pydicom = _library(what)
     if _DEFLATED in data[128:4096]:
         raise ImageError(
-            f"{what} is DICOM that is packed as a whole (Deflated Explicit VR Little Endian), "
-            "which is not read; save it in another transfer syntax"
+            f"{what} is a DICOM file with the transfer syntax Deflated Explicit VR Little Endian, "
+            "which is not supported; save it in another transfer syntax"
         )
     with _reading(what):
         found = pydicom.dcmread(BytesIO(data), force=True)
         if not any(name in found for name in _PIXELS):
             kind = found.get("SOPClassUID")
-            named = f" ({kind.name})" if kind else ", or no DICOM file"
+            named = f" ({kind.name})" if kind else ", or not a DICOM file"
             raise ImageError(
                 f"{what} is a DICOM file without pixels{named}; expected an image; remove it from "
                 "the data"
@@ -124,8 +124,8 @@ def open_dicom(data: bytes, what: str) -> Dicom:
         frames = int(found.get("NumberOfFrames") or 1)
         if frames > 1:
             raise ImageError(
-                f"{what} is a multi-frame DICOM file of {frames} frames; expected one image; save "
-                "the frame that is meant as a file of its own"
+                f"{what} is a multi-frame DICOM file with {frames} frames; expected one image; "
+                "save the frame that you need as a separate file"
             )
         photometric = str(found.PhotometricInterpretation)
         if photometric not in (*_GREYS, *_COLOURS):
@@ -149,19 +149,19 @@ def open_dicom(data: bytes, what: str) -> Dicom:
 
 
 def dicom_value(path: Path, keyword: str) -> str:
-    """The element `keyword` (such as PatientID) of the DICOM file `path`; "" where it has none.
-    Raises ImageError for a file that is none, or a word that is no keyword."""
+    """The element `keyword` (such as PatientID) of the DICOM file `path`, or "" if it has none.
+    Raises ImageError if the file is not DICOM or the keyword is unknown."""
     what = f"'{path}'"
     pydicom = _library(what)
     tag = pydicom.datadict.tag_for_keyword(keyword)
     if tag is None:
         raise ImageError(
-            f"'{keyword}' is no keyword of a DICOM element; expected one such as PatientID"
+            f"'{keyword}' is not the keyword of a DICOM element; expected one such as PatientID"
         )
     try:
         with path.open("rb") as file:
             if not is_dicom(file.read(132), path.suffix):
-                raise ImageError(f"{what} is no DICOM file, and has no {keyword}")
+                raise ImageError(f"{what} is not a DICOM file, so it has no {keyword}")
             file.seek(0)
             with _reading(what):
                 found = pydicom.dcmread(
@@ -179,14 +179,14 @@ def _library(what: str) -> Any:
         import pydicom.uid
     except ImportError:
         raise ImageError(
-            f"{what} is a DICOM file, and pydicom, which reads them, is not installed: {_INSTALL}"
+            f"{what} is a DICOM file; reading it needs pydicom, which is not installed: {_INSTALL}"
         ) from None
     return pydicom
 
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """What pydicom and its decoders raise becomes ImageError; they warn of odd metadata."""
+    """Turn errors of pydicom and its decoders into ImageError, and hide warnings on metadata."""
     log = logging.getLogger("pydicom")
     disabled = log.disabled
     with warnings.catch_warnings():
@@ -198,7 +198,7 @@ def _reading(what: str) -> Iterator[None]:
             raise
         except Exception as error:  # of damaged files: any kind
             raise ImageError(
-                f"{what} is damaged, or not DICOM ({error or type(error).__name__}); replace it or "
+                f"{what} is damaged or not DICOM ({error or type(error).__name__}); replace it or "
                 "remove it from the data"
             ) from error
         finally:
@@ -206,19 +206,19 @@ def _reading(what: str) -> Iterator[None]:
 
 
 def _check_decoder(syntax: Any, what: str) -> None:
-    """Compressed pixels are decoded by pylibjpeg alone, so that numbers do not depend on which
-    decoders are installed; RLE, which is exact, by pydicom."""
+    """Compressed pixels are decoded by pylibjpeg alone, so numbers do not depend on which decoders
+    are installed; RLE, which is exact, is decoded by pydicom."""
     from pydicom.pixels import get_decoder
 
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise ImageError(
-            f"{what} has the transfer syntax {syntax.name}, which is not read"
+            f"{what} has the transfer syntax {syntax.name}, which is not supported"
         ) from None
     if syntax.is_compressed and syntax != _RLE and "pylibjpeg" not in decoder.available_plugins:
         raise ImageError(
-            f"{what} is compressed ({syntax.name}), and pylibjpeg, which decodes it, is not "
+            f"{what} is compressed ({syntax.name}); decoding it needs pylibjpeg, which is not "
             "installed: pip install 'vipbench[dicom-compressed]'"
         )
 
@@ -254,8 +254,8 @@ def _plain(value: float) -> float:
 
 
 def _range(found: Any) -> tuple[float, float]:
-    """What the least and the largest value that the stored bits can hold become in the modality
-    step: the output range of pydicom's window. With a negative slope the first is the larger."""
+    """The smallest and the largest value of the stored bits after the modality transformation: the
+    output range of pydicom's window. With a negative slope, the first is the larger."""
     lut = _lut(found, "ModalityLUTSequence")
     bits = int(found.BitsStored if lut is None else lut.LUTDescriptor[2])
     low, high = 0.0, float((1 << bits) - 1)
@@ -274,7 +274,7 @@ def _rescaled(found: Any) -> bool:
 
 
 def _has_window(found: Any) -> bool:
-    """Whether there is a window, or a LUT in its place."""
+    """Whether there is a window or a VOI LUT."""
     window = None not in (found.get("WindowCenter"), found.get("WindowWidth"))
     return window or _lut(found, "VOILUTSequence") is not None
 

@@ -47,7 +47,7 @@ MAX_BYTES = 1 << 30
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # Endings of volumes, which are refused, and what to do with them.
 VOLUMES = (".nii", ".nii.gz")
-VOLUME_HINT = "volumes are not read; save the slices that are meant as PNG or DICOM files"
+VOLUME_HINT = "volumes are not supported; save the slices that you need as PNG or DICOM files"
 # Starts of files, and how whole ones end: others of these formats may be cut off.
 _ENDS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG", b"IEND\xaeB`\x82"))
 _EXTRA_SAMPLES = 338

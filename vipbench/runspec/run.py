@@ -53,7 +53,9 @@ def _trackers(value: Any) -> tuple[str, ...]:
     names = words.once(map(str, words.items(value, "trackers such as tensorboard")))
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise UsageError(f"track: '{name}' is no name; expected one such as tensorboard")
+            raise UsageError(
+                f"track: '{name}' is not a valid name; expected one such as tensorboard"
+            )
     return names
 
 

@@ -95,8 +95,8 @@ def _label(given: Any, known: Sequence[str]) -> str:
     """A label; a dataset's name that is spelled wrong is none."""
     label = words.text(given, "a label")
     if set(_RESERVED) & set(label) or DOT.strip() in label:
-        raise UsageError(f"the label {words.show(label)} holds one of {' '.join(_RESERVED)} ·")
+        raise UsageError(f"the label {words.show(label)} contains one of {' '.join(_RESERVED)} ·")
     if close := get_close_matches(label, [name for name in known if name != "*"], 1, 0.85):
-        hint = "A label of texts must differ more from the names of datasets."
+        hint = "A label of texts must not resemble the name of a dataset."
         raise unknown("dataset", label, close, hint)
     return label

@@ -1,4 +1,4 @@
-"""Built-in trackers: one file a program that shows runs, named as on the command line.
+"""Built-in trackers: one file per experiment tracker, named as on the command line.
 
-Each implements hooks of vipbench.hookspecs. They run in the driver, which imports no torch.
+Each implements hooks of vipbench.hookspecs. They run in the driver, which does not import torch.
 """

@@ -1,6 +1,6 @@
 """MLflow: a run per cell in OUT/tracking/mlflow/mlflow.db (extra `mlflow`).
 
-`mlflow ui --backend-store-uri sqlite:///OUT/tracking/mlflow/mlflow.db` shows them.
+To view them: `mlflow ui --backend-store-uri sqlite:///OUT/tracking/mlflow/mlflow.db`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vipbench.files import open_own
 from vipbench.hookspecs import TrackedCell, TrackedRun
 
 EXPERIMENT = "vipbench"
-# What MLflow keeps of a parameter's value, and takes at once.
+# The longest parameter value that MLflow stores, in characters; the most parameters per call.
 LENGTH, AT_ONCE = 500, 90
 
 
@@ -27,10 +27,10 @@ def _client(folder: Path) -> MlflowClient:
 
 @vipbench.hookimpl
 def on_run_start(run: TrackedRun) -> None:
-    """Make the data base and the experiment."""
+    """Create the database and the experiment."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    os.close(open_own(run.folder / "mlflow.db"))  # no link to another
+    os.close(open_own(run.folder / "mlflow.db"))  # refuses a link to another file
     client = _client(run.folder)
     if client.get_experiment_by_name(EXPERIMENT) is None:
         artifacts = (run.folder.absolute() / "artifacts").as_uri()
@@ -39,7 +39,7 @@ def on_run_start(run: TrackedRun) -> None:
 
 @vipbench.hookimpl
 def on_cell_done(run: TrackedRun, cell: TrackedCell) -> None:
-    """Write a cell as a run of MLflow; one of the same key gives way."""
+    """Write a cell as an MLflow run, which replaces a run with the same key."""
     client = _client(run.folder)
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     for old in client.search_runs([experiment], f"tags.`vipbench.key` = '{cell.key}'"):
@@ -62,5 +62,5 @@ def on_cell_done(run: TrackedRun, cell: TrackedCell) -> None:
 
 
 def _name(text: str) -> str:
-    """MLflow takes letters, digits and a few signs."""
+    """A name with the characters that MLflow accepts: letters, digits and a few signs."""
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in text)

@@ -1,6 +1,6 @@
 """TensorBoard: event files in OUT/tracking/tensorboard/CELL (extra `tensorboard`).
 
-`tensorboard --logdir OUT/tracking/tensorboard` shows them.
+To view them: `tensorboard --logdir OUT/tracking/tensorboard`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vipbench.hookspecs import TrackedCell, TrackedRun
 
 @vipbench.hookimpl
 def on_cell_done(run: TrackedRun, cell: TrackedCell) -> None:
-    """Write a cell's curves by epoch, its metrics, and its settings as a text."""
+    """Write a cell's curves by epoch, its metrics, and its settings as text."""
     writer = EventFileWriter(str(cell.folder))
     try:
         for epoch, values in cell.epochs:

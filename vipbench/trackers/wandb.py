@@ -1,7 +1,8 @@
 """Weights & Biases: a run per cell in OUT/tracking/wandb/CELL (extra `wandb`).
 
-Nothing is sent: runs are written in offline mode, and `wandb sync OUT/tracking/wandb/*/wandb/*`
-sends them. WANDB_MODE=online sends them at once, WANDB_PROJECT names another project.
+Nothing is uploaded by default: runs are written in offline mode, and `wandb sync
+OUT/tracking/wandb/*/wandb/*` uploads them. WANDB_MODE=online uploads them at once; WANDB_PROJECT
+sets another project.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vipbench.hookspecs import TrackedCell, TrackedRun
 
 @vipbench.hookimpl
 def on_cell_done(run: TrackedRun, cell: TrackedCell) -> None:
-    """Write a cell as a run of its own."""
+    """Write a cell as its own run."""
     asked = os.environ.get("WANDB_MODE") == "online" and not offline.forbidden()
     mode: Literal["online", "offline"] = "online" if asked else "offline"
     made = wandb.init(

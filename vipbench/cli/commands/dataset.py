@@ -187,7 +187,7 @@ def _from_manifest(path: Path, group: str | None, images: Path | None) -> _Found
 
 
 def _grouped(card: Card, group: str | None) -> Card:
-    """The card, with what the command line says of groups."""
+    """The card, with the groups of the command line."""
     if group is not None and group.startswith(FROM_DICOM):
         check_file_group(group, "--group")
         return replace(card, group=group)
@@ -199,8 +199,8 @@ def _from_folder(path: Path, group: str | None, images: Path | None) -> _Found:
     card = _grouped(found_card, group)
     if group is not None and not card.group:
         raise UsageError(
-            f"'{path}' is a folder, which has no column '{group}'; write a table path,label,group "
-            f"and split that: csv:PATH, or give {FROM_DICOM}PatientID for DICOM files"
+            f"'{path}' is a folder, so it has no column '{group}'; write a table path,label,group "
+            f"and split it (csv:PATH), or give {FROM_DICOM}PatientID for DICOM files"
         )
     trusted = card.image_folders(images)
     folders = visible_folders(path, path, trusted)

@@ -37,7 +37,7 @@ def evaluate_command(
     spec = RunSpec().merge(given)
     if spec.labels:
         named = ", ".join(spec.labels["symptoms"])
-        raise UsageError(f"--symptoms: evaluate takes one file, without a label, got {named}=")
+        raise UsageError(f"--symptoms: evaluate takes one file without a label; got {named}=")
     data = load_whole(registry, spec, dataset, "`evaluate`")
     order = _same_classes(trained, data.dataset.class_names)
     if order is None:

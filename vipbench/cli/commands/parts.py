@@ -23,8 +23,8 @@ from vipbench.text import clean, columns, plural
 
 
 def work_command(folder: Path, number: int, encode: bool) -> int:
-    """Do one part, or encode part; returns the exit status. Raises UsageError where there is no
-    such part."""
+    """Run one part or encode part and return the exit status. Raises UsageError if there is no such
+    part."""
     if os.environ.pop(LIFELINE_VARIABLE, ""):
         threading.Thread(target=_end_with_input, daemon=True).start()
     shown = Log(raw(sys.stdout))

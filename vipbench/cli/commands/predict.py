@@ -30,8 +30,8 @@ def predict_command(
     backbone: str | None = None,
     out: Path | None = None,
 ) -> int:
-    """Print class and share of each image, or write all scores to `out`, as its suffix says. Of a
-    folder all image files are taken. Raises UsageError, OSError."""
+    """Print the class and softmax share of each image, or write all scores to `out` in the format
+    of its suffix. A folder stands for all its image files. Raises UsageError, OSError."""
     if out is not None and out.suffix.lower() not in FORMATS:
         raise UsageError(f"--out {out}: expected a file name that ends in {' or '.join(FORMATS)}")
     model = Model(unpack(prompt, load_registry(plugins_dir), named=backbone), prompt.name)

@@ -17,15 +17,15 @@ def prompts_command(run: Path, out: Path, patient_data: bool) -> int:
     made = export(run, out, patient_data)
     if made.private:
         print(
-            "note: left out, as they may hold features of single images: "
+            "note: not written, because they may hold features of single images: "
             f"{clean('; '.join(made.private))}"
             " (--patient-data writes them, marked contains-patient-data)",
             file=sys.stderr,
         )
     for cell in made.lost:
-        print(f"note: left out: {clean(cell)}", file=sys.stderr)
+        print(f"note: not written: {clean(cell)}", file=sys.stderr)
     if not (made.files or made.private or made.lost):
-        raise UsageError(f"{run} holds no finished cell with learned parameters")
+        raise UsageError(f"{run} contains no finished cell with learned parameters")
     index = f", listed in {out / INDEX}" if made.files else ""
     print(f"{plural(len(made.files), 'prompt file')} with cards in {out}{index}. {CAUTION}")
     return OK

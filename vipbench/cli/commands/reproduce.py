@@ -59,8 +59,7 @@ def reproduce_command(
 
 
 def _refuse_paths(bundle: Path, text: bytes) -> None:
-    """Which files are read, and where jobs are sent, is for the user to say, not for a file that
-    came from others."""
+    """Which files are read and where jobs are sent is the user's decision, not that of a bundle."""
     if len(text) > MAX_BYTES:
         raise UsageError(f"{bundle}: its suite has {len(text):,} bytes; expected {MAX_BYTES:,}")
     suite = RunSpec.from_yaml_text(text.decode(errors="replace"), f"{bundle}: suite")
@@ -75,15 +74,15 @@ def _refuse_paths(bundle: Path, text: bytes) -> None:
     for what, found in named.items():
         if found:
             raise UsageError(
-                f"{bundle}: its suite names {what} ({', '.join(found)}), which a bundle may not; "
-                "nothing was unpacked. Give your copy of the data with --dataset NAME=SOURCE, and "
-                "name a folder of images in its card: `images: DIR`"
+                f"{bundle}: its suite names {what} ({', '.join(found)}), which is not allowed in a "
+                "bundle; nothing was unpacked. Give your copy of the data with --dataset "
+                "NAME=SOURCE, and name a folder of images in its card: `images: DIR`"
             )
 
 
 def _names_a_path(source: str) -> bool:
     name, _, argument = source.partition(":")
-    if name == "hf":  # also names of the Hub have a slash
+    if name == "hf":  # names on the Hub have a slash too
         return public_source(source, None) != source
     on_disk = name in ON_DISK and not argument.startswith("PATH")
     return on_disk or any(char in argument for char in "/\\~")

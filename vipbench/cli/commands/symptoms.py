@@ -158,14 +158,14 @@ def generate_command(
         raise unknown("intersection", intersection, INTERSECTIONS)
     if base_url is None and cassette is not None and not cassette.exists():
         raise UsageError(
-            f"--cassette {cassette} does not exist: give --base-url, the server whose replies it "
-            "is to record, such as http://127.0.0.1:11434/v1"
+            f"--cassette {cassette} does not exist: to record it, give the server with --base-url, "
+            "such as http://127.0.0.1:11434/v1"
         )
     by_hand = base_url is None and cassette is None
     if by_hand and send_images:
         raise UsageError(
-            "--send-images goes with --base-url, the server to ask, such as "
-            "http://127.0.0.1:11434/v1; there is no default"
+            "--send-images needs a server: give --base-url, such as http://127.0.0.1:11434/v1; "
+            "there is no default"
         )
     if base_url is not None:
         host_of(base_url)
@@ -175,7 +175,7 @@ def generate_command(
         raise UsageError(f"--images {images} needs --send-images")
     if not by_hand and (model is None or out is None):
         missing = "--model NAME" if model is None else "--out FILE"
-        raise UsageError(f"{missing} is required where --base-url or --cassette is given")
+        raise UsageError(f"{missing} is required with --base-url or --cassette")
     registry, data = loaded(dataset, data_root, images=send_images)
     names = data.dataset.class_names
     asked: dict[str, Any] = {
@@ -225,15 +225,15 @@ def generate_command(
 
 
 def _print_prompts(asked: Asked, source: str, out: Path | None) -> int:
-    """The prompts of all classes, to be pasted into a chat, and what to do with the replies."""
+    """Print the prompts of all classes, to paste into a chat, and what to do with the replies."""
     for number, name in enumerate(asked.class_names, 1):
         stage = "text" if asked.kind == "symptoms" else "descriptions"
         print(f"# {clean(name)} ({number} of {len(asked.class_names)})")
         print(f"{printable(prompt_of(asked, stage, name))}\n")
     file = str(out or f"{asked.kind}.json")
     form = f'{{{json.dumps(asked.class_names[0], ensure_ascii=False)}: ["...", ...], ...}}'
-    say("No model was asked and no file written: --base-url names a server to ask. By hand: paste")
-    say(f"each prompt into a chat, write the replies into {file} as {form}, then:")
+    say("No model was queried and no file was written; --base-url sets a server to query. To do it")
+    say(f"by hand, paste each prompt into a chat, save the replies in {file} as {form}, then run:")
     if asked.kind == "symptoms":
         say(f"  {shlex.join(['vipbench', 'symptoms', 'check', file, '--dataset', source])}")
     say(f"  {shlex.join(['vipbench', 'run', '--datasets', source, f'--{asked.kind}', file])}")

@@ -199,7 +199,7 @@ def _check(spec: RunSpec, asked: Asked) -> None:
     if len(spec.knowledge) > 1:
         raise UsageError(f"knowledge: {listed(spec.knowledge)}; tune takes one kind at a time")
     for kind, names in spec.labels.items():
-        raise UsageError(f"{kind}: {listed(names)}; tune takes one set of texts, without a label")
+        raise UsageError(f"{kind}: {listed(names)}; tune takes one set of texts without a label")
     if spec.protocol.name != "few-shot":
         raise UsageError(
             f"protocol {spec.protocol.name}: settings are tuned under few-shot (--shots full for "

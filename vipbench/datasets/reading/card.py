@@ -134,15 +134,15 @@ class Card:
         groups.update((name, name) for name in lacking)
         return groups, [
             f"{len(lacking)} of {len(files)} images have no {keyword} ('{lacking[0]}', ...); each "
-            "is taken as a group of its own"
+            "forms a group of its own"
         ] if lacking else []
 
     def apply(self, dataset: Dataset) -> None:
         """Set the attributes of `dataset`, whose class names are known by now. Raises DataError."""
         if self.group and not dataset.takes_images:
             raise DataError(
-                f"card '{self.path}': group is for data that list image files; '{dataset.name}' "
-                "holds none; remove the line"
+                f"card '{self.path}': group is only for datasets of image files, which "
+                f"'{dataset.name}' is not; remove the line"
             )
         dataset.name = self.name or dataset.name
         if self.templates is not None:
@@ -204,11 +204,12 @@ def _make(path: Path, given: Mapping[str, Any]) -> Card:
     if "group" in parts:
         check_file_group(parts["group"], f"card '{path}': group")
         if "group" in (given.get("columns") or ()):
-            raise UsageError(f"card '{path}': give group or columns.group, not both")
+            raise UsageError(f"card '{path}': give either group or columns.group, not both")
     if "name" in given:
         if not _is_text(given["name"]) or not _NAME.fullmatch(given["name"]):
             raise wrong(
-                "name", "letters, digits, blanks and . _ + -, at most 60, no blank at an end"
+                "name",
+                "up to 60 letters, digits, spaces and . _ + -, without a leading or trailing space",
             )
         parts["name"] = given["name"]
     if "class_names" in given:

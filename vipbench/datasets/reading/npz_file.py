@@ -64,8 +64,8 @@ class Member:
         """Raise DataError where the open file is another, or was written since."""
         if _state(handle) != self.state:
             raise DataError(
-                f"'{self.path}' changed while it was read (array '{self.key}'); nothing of it was "
-                "used. Start the run again once it stays as it is"
+                f"'{self.path}' changed while it was read (array '{self.key}'); it was not used; "
+                "start the run again when the file no longer changes"
             )
 
     def rows(self) -> Array | _Rows:

@@ -120,7 +120,7 @@ def _cut(
     pieces = cut(whole, jobs)
     if most is not None and first + len(pieces) > most:
         raise UsageError(
-            f"{parts.folder} has {first} parts of earlier runs, and Slurm allows {most} in all; "
+            f"{parts.folder} has {first} parts from earlier runs; Slurm allows {most} in total; "
             "give another output folder"
         )
     made: list[Part] = []
@@ -133,7 +133,7 @@ def _cut(
     at_once = min(executor.at_once or len(pieces), len(pieces))
     total = count(whole) * seconds / at_once
     say(
-        f"cut into {plural(len(pieces), 'part')} of at most {plural(longest, 'cell')}; about "
+        f"split into {plural(len(pieces), 'part')} of at most {plural(longest, 'cell')}; about "
         f"{duration(max(longest * seconds, total))} with {at_once} at once, at {how} per cell"
     )
     if not executor.jobs and longest * seconds < LEAST_SECONDS / 2:

@@ -32,8 +32,8 @@ LONGEST = 60
 
 @dataclass
 class Exported:
-    """files: those written. private: rows left out as they may hold features of single images.
-    lost: cells left out for another reason, with why."""
+    """files: the files written. private: rows left out because they may hold features of single
+    images. lost: cells left out for another reason, with the reason."""
 
     files: list[Path] = field(default_factory=list)
     private: list[str] = field(default_factory=list)
@@ -59,11 +59,11 @@ def export(folder: Path, out: Path, patient_data: bool = False) -> Exported:
             if cell is None or data is None:
                 continue
             if (record.provenance.get("parameters") or {}).get("left_out"):
-                made.lost.append(f"{record.cell.method}: what it learned was too large to keep")
+                made.lost.append(f"{record.cell.method}: its parameters were too large to keep")
                 continue
             private = withheld(record, shareable)
             if cell.further:
-                made.private.append(f"{record.cell.method}, which reads further backbones")
+                made.private.append(f"{record.cell.method}, which uses further backbones")
                 continue
             if private and not patient_data:
                 made.private.append(f"{record.cell.method}, {record.cell.shots} shots")
@@ -110,11 +110,11 @@ def _cells(
                 yield record.key, other.cells[record.key]
                 continue
             there = [cell for cell in other.cells.values() if cell.id == record.cell]
-            why = what_changed(record, there[0].parts) if there else "it is no cell of the suite"
+            why = what_changed(record, there[0].parts) if there else "it is not a cell of the suite"
             c = record.cell
             what = f"{c.method} on {c.dataset}, {shots_text(c.shots)}, seed {c.seed}"
             suite_file = folder / SUITE_NAME
-            lost.append(f"{what}: {suite_file} no longer makes it: {refused or why}")
+            lost.append(f"{what}: {suite_file} no longer produces this cell: {refused or why}")
 
 
 def _name(record: Record, with_backbone: bool) -> str:

@@ -1,4 +1,4 @@
-"""The card in a prompt file: what it holds, read without trusting it, and as a page."""
+"""The card in a prompt file: its fields, a reader that trusts none of them, and a readable page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vipbench.results.sharing.citations import credit
 
 FORMAT = "vipbench-prompt"
 VERSION = 2
-# Far more than the learned parameters of a cell, which have at most 5 MB, and its texts.
+# Far more than the texts of a cell and its learned parameters, at most 5 MB.
 MOST_BYTES = 64 << 20
 
 
@@ -32,13 +32,13 @@ def _name(text: str) -> str:
 
 def _template(text: str) -> str:
     if text.count("{}") != 1:
-        raise ValueError("expected a text with one {}")
+        raise ValueError("expected a text with exactly one {}")
     return text
 
 
 def _differ(names: tuple[str, ...]) -> tuple[str, ...]:
     if len({name.casefold().replace("_", " ") for name in names}) < len(names):
-        raise ValueError("expected names that differ")
+        raise ValueError("expected distinct names")
     return names
 
 
@@ -49,7 +49,7 @@ Texts = tuple[tuple[str, ...], ...]
 
 
 class Card(BaseModel):
-    """What is read of a card. symptoms, descriptions: of each class its texts."""
+    """The fields of a card that are used. symptoms, descriptions: the texts of each class."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -73,7 +73,7 @@ class Card(BaseModel):
 
 
 def read_prompt_file(path: Path) -> tuple[Card, dict[str, Tensor]]:
-    """Card and tensors. The file is read once, so that one which changes meanwhile mixes nothing.
+    """Card and tensors. The file is read once, so they match even if it changes meanwhile.
     Raises UsageError."""
     try:
         data = _content(path)
@@ -85,24 +85,25 @@ def read_prompt_file(path: Path) -> tuple[Card, dict[str, Tensor]]:
         raise UsageError(f"the prompt file '{path}' does not exist") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "it"
+        place = ".".join(map(str, first["loc"])) or "the card"
         raise UsageError(
             f"'{path}': the card of this prompt file is incomplete or damaged: {place}: "
             f"{first['msg']}"
         ) from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"'{path}' is not a prompt file ({error}); expected one that `vipbench prompts` wrote"
+            f"'{path}' is not a prompt file ({error}); expected one written by `vipbench prompts`"
         ) from None
     return card, tensors
 
 
 def _content(path: Path) -> bytes:
-    """Raises OSError, ValueError for what is no regular file or too large."""
-    # A pipe without a writer would be waited for.
+    """The bytes of a prompt file. Raises OSError, or ValueError if it is too large or not a regular
+    file."""
+    # Do not wait for a pipe without a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
@@ -110,7 +111,7 @@ def _content(path: Path) -> bytes:
 
 
 def page(card: Mapping[str, Any]) -> str:
-    """A card to read, as Markdown."""
+    """A readable page of a card, in Markdown."""
     shots = card["info"]["shots"]
     lines = [
         f"# {card['row']} on {card['dataset']}",
@@ -121,14 +122,14 @@ def page(card: Mapping[str, Any]) -> str:
         f"{card['backbone_fingerprint']}",
         f"- shots: {'full' if shots is None else shots}, seed {card['seed']}",
         f"- classes: {', '.join(card['class_names'])}",
-        f"- accuracy on that dataset's test split: {card['test_accuracy']}",
+        f"- accuracy on the test split of {card['dataset']}: {card['test_accuracy']}",
         f"- data: {credit(card['dataset_citation'], card['dataset_licence'])} "
         f"{card['caption']}".rstrip(),
         f"- made with vipbench {card['vipbench']}, record {card['key']}",
     ]
     if card["contains_patient_data"]:
         lines.append(
-            "- **contains-patient-data**: it may hold features of single images; keep it as you "
-            "keep the images"
+            "- **contains-patient-data**: this file may contain features of individual images; "
+            "protect it like the images"
         )
     return "\n".join(lines) + "\n"

@@ -188,13 +188,13 @@ def unpack(
     if card.method not in registry.methods:
         raise UsageError(
             f"{path.name} is of the method '{card.method}', which is neither built in nor "
-            "installed; name the folder of its plugin: --plugins-dir DIR, in Python plugins_dir"
+            "installed; give its plugin folder with --plugins-dir DIR (in Python: plugins_dir)"
         )
     method, _ = registry.method(card.method)
     if method.revision != card.method_revision:
         raise UsageError(
             f"{path.name} was made by revision {card.method_revision} of '{method.name}', "
-            f"here is revision {method.revision}: its numbers would differ"
+            f"but revision {method.revision} is installed, which gives other numbers"
         )
     source, fingerprint = card.backbone, card.backbone_fingerprint
     key: list[object] = [card.info.shots, card.seed]
@@ -218,8 +218,8 @@ def unpack(
         )
     if named is None and public_backbone(source) != source:
         raise UsageError(
-            f"{path.name} names weights by a path, '{source}', which a prompt file may not; name "
-            "yours: --backbone"
+            f"{path.name} names weights by a path, '{source}', which is not allowed in a prompt "
+            "file; give your weights with --backbone"
         )
     backbone = load_backbone(registry, source := named or source)
     towers = backbone.backbone
@@ -266,7 +266,7 @@ def _require_all(method: Method, tensors: Mapping[str, Tensor]) -> None:
     held = {**dict(method.named_parameters()), **dict(method.named_buffers())}
     trained = [name for name, p in method.named_parameters() if p.requires_grad]
     if missing := [name for name in trained if name not in tensors]:
-        raise UsageError(f"the prompt file lacks what '{method.name}' learned: {missing[0]}")
+        raise UsageError(f"the prompt file lacks a learned tensor of '{method.name}': {missing[0]}")
     for name, value in tensors.items():
         own = held.get(name)
         if own is None:
@@ -276,12 +276,14 @@ def _require_all(method: Method, tensors: Mapping[str, Tensor]) -> None:
         if not fits:
             raise UsageError(
                 f"the prompt file holds {value.dtype} values {tuple(value.shape)} for {name!r}, "
-                f"and '{method.name}' learns none of that name, type and shape"
+                f"but '{method.name}' has no learned tensor with that name, type and shape"
             )
 
 
 def _unfit(what: str, error: Exception) -> UsageError:
-    return UsageError(f"{what}: {type(error).__name__}: {error}; expected what `prompts` wrote")
+    return UsageError(
+        f"{what}: {type(error).__name__}: {error}; expected the output of `vipbench prompts`"
+    )
 
 
 def split_inputs(trained: Trained, features: Features, split: str) -> Tensor:

@@ -434,7 +434,7 @@ def _draw(
     groups = None
     if of_file:
         if not all(isinstance(image, Path) for image in images):
-            raise UsageError(f"group is '{of_file}', and some images are no files")
+            raise UsageError(f"group is '{of_file}', but some images are not files")
         keyword = of_file.removeprefix(FROM_DICOM)
         ids = [dicom_value(image, keyword) or f"image {i}" for i, image in enumerate(images)]
         groups = groups_by_content(ids, digests)
