@@ -220,7 +220,7 @@ Track = Annotated[
     text(
         "--track",
         "A,B",
-        "Trackers to write cells to: tensorboard, mlflow, wandb or a plugin's.",
+        "Trackers to write cells to: tensorboard, mlflow, wandb or a plugin.",
         panel=OUTPUT,
     ),
 ]

@@ -105,7 +105,7 @@ def run(
         text("--executor", "slurm|ray|MODULE:FUNCTION", "Where to run the parts.", panel=CLUSTER),
     ] = None,
     jobs: Annotated[
-        int | None, text("--jobs", "N", "Cut the run into N parts.", panel=CLUSTER)
+        int | None, text("--jobs", "N", "Split the run into N parts.", panel=CLUSTER)
     ] = None,
     slurm: Annotated[
         str | None,
