@@ -178,3 +178,17 @@ def test_wrong_templates(tmp_path: Path, text: str, says: str) -> None:
         load_templates(file)
     assert says in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_a_method_that_takes_the_first_of_several_templates_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.txt").write_text("a scan of a {}.\n{}.\n")
+    rows = "zero-shot,zero-shot[templates=all]"
+    grid = ("--methods", rows, "--datasets", "synthderm", "--backbones", "tiny-clip")
+    files = ("--templates", tmp_path / "t.txt", "--out", tmp_path / "out")
+    assert command("run", *grid, *files, "--dry-run") == 0
+    said = capsys.readouterr()
+    notes = [line for line in (said.out + said.err).splitlines() if line.startswith("note: ")]
+    (note,) = (line for line in notes if "2 templates" in line)
+    assert "zero-shot takes" in note

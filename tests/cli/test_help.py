@@ -63,6 +63,7 @@ def test_every_option_is_a_field_of_the_suite(cli: Cli) -> None:
         (["--foo"], "--foo"),
         (["runn"], "'runn'"),
         (["symptoms", "compare", "a", "b"], "`diff`"),
+        (["plot", "results", "curves.pdf"], "--out"),
         (["run", "--epochs", "3"], "METHOD[epochs=3]"),
         (["run", "--methods", "coop[n_ctx=4]", "--epochs=3"], "'coop[n_ctx=4,epochs=3]'"),
         (["run", "--mehtods", "vip"], "--methods"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vipbench.api import DataError
-from vipbench.datasets.csv_manifest import CsvDataset
+from vipbench.datasets.csv_manifest import CsvDataset, no_split
 from vipbench.errors import UsageError
 
 HEADER = "path,label,split\n"
@@ -101,6 +101,7 @@ def test_no_split_column_names_the_command(folder):
         load(folder, "path,label\na/1.png,NV\na/2.png,mel\n")
     with pytest.raises(UsageError, match=r"--group patient_id --ratios 6/1/3"):
         load(folder, "path,label,patient_id\na/1.png,NV,p\na/2.png,mel,q\n")
+    assert "--images '../my scans'" in no_split("csv:skin.csv", "group", images=Path("../my scans"))
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,14 @@ def test_the_command(cli: Cli, seven: Path, tmp_path: Path) -> None:
     assert "CD = " in out.read_text()
 
 
+def test_curves_of_one_seed_have_no_band() -> None:
+    one = [Record.of(record_dict("coop", shots, 1)) for shots in (1, 4)]
+    cells = cells_of(one, planned(one))
+    assert "band" not in draw("fewshot", cells, {}.get)[1]
+    with pytest.raises(TableError, match="1 seed "):
+        draw("fewshot", cells, {}.get, aggregate="ci-seeds")
+
+
 def test_training_curves_hold_the_histories() -> None:
     def record(seed: int, history: list[dict[str, float]]) -> Record:
         value = record_dict("coop", 4, seed)
@@ -231,6 +239,8 @@ def test_training_curves_hold_the_histories() -> None:
         assert list(line.get_xdata()) == [1, 2, 3]
         np.testing.assert_allclose(line.get_ydata(), expected)
     assert "coop" in caption
+    assert "lowest to highest" in caption
+    assert "lowest" not in draw("training", cells_of(records[:1], planned(records[:1])), {}.get)[1]
     bare = [record(1, [])]
     with pytest.raises(TableError, match="training"):
         draw("training", cells_of(bare, planned(bare)), {}.get)

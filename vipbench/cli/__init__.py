@@ -91,6 +91,8 @@ def _hint(error: Any, command: Any, args: Sequence[str]) -> str:
             f"A hyperparameter is set for one method: --methods '{row}' or "
             f"--set {method.partition('[')[0]}.{name}={value}{some}."
         )
+    if error.format_message().startswith("Got unexpected extra argument"):
+        return "--out names the file to write." if "--out" in options else ""
     given = re.search("No such command '(.+?)'[.]?$", error.format_message())
     meant = [
         f"`{name}` ({about.rstrip('.')})"

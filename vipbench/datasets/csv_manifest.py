@@ -70,7 +70,7 @@ class CsvDataset(Dataset):
             column = card.columns.get("group", "group") if grouped else patient_column(header)
             column = card.group or column
             beside = None if Path(self.argument).expanduser().exists() else root
-            raise UsageError(no_split(f"csv:{self.argument}", column, beside))
+            raise UsageError(no_split(f"csv:{self.argument}", column, beside, self.image_root))
         found = classes_of(entries)
         self.class_names = card.display_names(found)
         place_of = _fold_of if manifest.has_folds else _split_of
@@ -109,10 +109,13 @@ def image_folders(path: Path, card: Card, given: Path | None) -> ImageFolders:
     return ImageFolders([*card.image_folders(given), path.parent], card=name)
 
 
-def no_split(source: str, group: str | None, root: Path | None = None) -> str:
+def no_split(
+    source: str, group: str | None, root: Path | None = None, images: Path | None = None
+) -> str:
     """What to do with data that have no split. group: the column with patient ids, where there is
-    one; root: the data folder, where the source was found there."""
-    where = "" if root is None else f" --data-root {shlex.quote(str(root))}"
+    one; root: the data folder, where the source was found there; images: what --images names."""
+    flags = (("--data-root", root), ("--images", images))
+    where = "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in flags if value)
     hint = ""
     if group is None:
         hint = (

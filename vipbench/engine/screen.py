@@ -120,11 +120,14 @@ def settings_lines(spec: RunSpec, plan: Plan) -> list[str]:
         rows.append(("groups", "may cross splits"))
     if spec.data_root is not None:
         rows.append(("data root", spec.data_root))
-    rows += [(kind, _files(getattr(spec, kind))) for kind in TEXT_FILES if getattr(spec, kind)]
+    files = ("images", *TEXT_FILES)
+    rows += [(kind, _files(getattr(spec, kind))) for kind in files if getattr(spec, kind)]
     if spec.score_on != "test":
         rows.append(("scored on", f"{spec.score_on}, not the test split"))
     if spec.plugins_dir is not None:
         rows.append(("plugins", spec.plugins_dir))
+    if spec.track:
+        rows.append(("trackers", f"{listed(spec.track)}, in {spec.out / 'tracking'}"))
     rows.append(("cells", counts(plan)))
     head = [f"vipbench {__version__}", *([spec.title] if spec.title else [])]
     return [*head, *(f"  {name:<11} {clean(str(value))}" for name, value in rows)]

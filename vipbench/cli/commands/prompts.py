@@ -26,6 +26,9 @@ def prompts_command(run: Path, out: Path, patient_data: bool) -> int:
         print(f"note: not written: {clean(cell)}", file=sys.stderr)
     if not (made.files or made.private or made.lost):
         raise UsageError(f"{run} contains no finished cell with learned parameters")
-    index = f", listed in {out / INDEX}" if made.files else ""
-    print(f"{plural(len(made.files), 'prompt file')} with cards in {out}{index}. {CAUTION}")
+    if not made.files:
+        print(f"No prompt file was written into {out}.")
+        return OK
+    count = plural(len(made.files), "prompt file")
+    print(f"{count} with cards in {out}, listed in {out / INDEX}. {CAUTION}")
     return OK

@@ -66,7 +66,7 @@ def export(folder: Path, out: Path, patient_data: bool = False) -> Exported:
                 made.private.append(f"{record.cell.method}, which uses further backbones")
                 continue
             if private and not patient_data:
-                made.private.append(f"{record.cell.method}, {record.cell.shots} shots")
+                made.private.append(f"{record.cell.method}, {shots_text(record.cell.shots)}")
                 continue
             out.mkdir(parents=True, exist_ok=True)
             name = _name(record, several)

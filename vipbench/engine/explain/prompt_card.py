@@ -83,6 +83,8 @@ def read_prompt_file(path: Path) -> tuple[Card, dict[str, Tensor]]:
         tensors = load(data)
     except FileNotFoundError:
         raise UsageError(f"the prompt file '{path}' does not exist") from None
+    except IsADirectoryError:
+        raise UsageError(f"'{path}' is a folder; expected one of its prompt files") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the card"

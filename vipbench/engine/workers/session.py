@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from vipbench import alive
-from vipbench.api import TextError, UnsupportedError, Views
+from vipbench.api import Dataset, TextError, UnsupportedError, Views
 from vipbench.engine.evaluation.count_parameters import trainable_counts
 from vipbench.engine.evaluation.estimate import Estimator
 from vipbench.engine.evaluation.records import base_record
@@ -193,6 +193,7 @@ class Session:
         if device != self.device:
             self.device, self.replays = device, replays(device, self.note)
         self.cells, cells, lacks, seen = {}, [], set(), list[TextsSeen]()
+        partial: list[str] = []
         for backbone in backbones:
             backbone.backbone.to(device)
             for data in datasets:
@@ -227,6 +228,12 @@ class Session:
                             )
                             for data, own in texts.values()
                         ]
+                        partial += [
+                            f"{data.dataset.name}: {label} takes the first of "
+                            f"{len(data.dataset.templates)} templates"
+                            for data, own in texts.values()
+                            if "templates" in data.from_files and _first_alone(data.dataset, own)
+                        ]
                         for cell in alike:
                             if cell.tested.dataset.name in texts:
                                 own = texts[cell.tested.dataset.name][1]
@@ -235,6 +242,7 @@ class Session:
                             reason = cell.impossible or reasons.get(cell.tested.dataset.name)
                             cells.append(_planned(cell, reason, profile_note(run, cell)))
         notices = [notice for data in datasets for notice in data.notices]
+        notices += dict.fromkeys(partial)
         for dataset in [d.dataset for d in datasets if d.dataset.caption]:
             prefixed = dataset.caption.startswith(f"{dataset.name} ")
             notices.append(dataset.caption if prefixed else f"{dataset.name}: {dataset.caption}")
@@ -485,6 +493,12 @@ def _cannot_build(
         elif shown := runner.class_texts.shown():
             texts[name] = cell.tested, shown
     return found, texts
+
+
+def _first_alone(dataset: Dataset, texts: Sequence[str]) -> bool:
+    """Whether a method's texts of the first class are the first of several templates."""
+    first, *others = dataset.templates
+    return bool(others) and [*texts] == [first.replace("{}", dataset.class_names[0])]
 
 
 def _refusal_of(attempt: Callable[[LoadedCell], Any], cell: LoadedCell) -> str | None:

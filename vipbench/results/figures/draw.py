@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib as mpl
@@ -27,7 +28,7 @@ from vipbench.results.tables.caption import figure_words
 from vipbench.results.tables.differences import OLDER, and_, older_words, outdated_words
 from vipbench.results.tables.layout import Layout, lay_out
 from vipbench.results.tables.presets import most_shots
-from vipbench.results.tables.table import metric_title
+from vipbench.results.tables.table import Table, metric_title
 
 KINDS = {
     "fewshot": "a metric against shots, with intervals; methods without training images at 0",
@@ -39,7 +40,11 @@ KINDS = {
     "training": "loss, gradient norm, support and validation accuracy by epoch",
 }
 # The intervals that each kind shows where nothing else is asked for: the first that the runs carry.
-AGGREGATES = {"bars": ("ci-both", "ci-images"), "knowledge": ("ci-both", "ci-images")}
+AGGREGATES = {
+    "fewshot": ("ci-seeds", "none"),
+    "bars": ("ci-both", "ci-images"),
+    "knowledge": ("ci-both", "ci-images"),
+}
 SUFFIXES = (".pdf", ".svg", ".png")
 
 
@@ -65,8 +70,7 @@ def draw(
     spreads = (aggregate,) if aggregate else AGGREGATES.get(kind, ("ci-seeds",))
     with mpl.rc_context(RC):
         if kind == "fewshot":
-            layout = Layout(metrics=(metric,), aggregate=spreads[0], highlight="none", title=title)
-            table = lay_out(cells, layout, load)
+            table = _table(cells, load, metric, spreads, title)
             return curves(table), figure_words(table, cells, title, "curves")
         if kind in ("bars", "knowledge"):
             return _bars(kind, cells, load, metric, spreads, title)
@@ -113,15 +117,22 @@ def _bars(
         )[:2]
         shown = {label for group in groups for label in group.bars.values()}
         cells = select(cells, methods=[*lines, *(m for m in _methods(cells) if m in shown)])
-    for spread in spreads:
-        layout = Layout(metrics=(metric,), aggregate=spread, highlight="none", title=title)
-        try:
-            table = lay_out(cells, layout, load)
-            break
-        except TableError:
-            if spread == spreads[-1]:
-                raise
+    table = _table(cells, load, metric, spreads, title)
     return bars(table, groups, lines), figure_words(table, cells, title, "bars")
+
+
+def _table(
+    cells: Cells, load: Load, metric: str, spreads: Sequence[str], title: str | None
+) -> Table:
+    """With the first of the spreads that the cells allow. Raises TableError."""
+    layouts = [
+        Layout(metrics=(metric,), aggregate=spread, highlight="none", title=title)
+        for spread in spreads
+    ]
+    for layout in layouts[:-1]:
+        with suppress(TableError):
+            return lay_out(cells, layout, load)
+    return lay_out(cells, layouts[-1], load)
 
 
 def _training_words(cells: Cells) -> str:
@@ -129,9 +140,11 @@ def _training_words(cells: Cells) -> str:
     methods = dict.fromkeys(cell.method for cell, record in done if record.history)
     seeds = sorted({cell.seed for cell, record in done if record.history})
     without = dict.fromkeys(cell.method for cell, record in done if not record.history)
+    lines = f"seed {''.join(map(str, seeds))}"
+    if len(seeds) > 1:
+        lines = f"lines: mean over seeds {and_(list(map(str, seeds)))}, bands: lowest to highest"
     words = (
-        f"Training of {and_(list(methods))} by epoch; lines: mean over seeds "
-        f"{and_(list(map(str, seeds)))}, bands: lowest to highest. Loss, gradient norm and support "
+        f"Training of {and_(list(methods))} by epoch; {lines}. Loss, gradient norm and support "
         "accuracy are means over the steps of an epoch."
     )
     left = [name for name in without if name not in methods]
