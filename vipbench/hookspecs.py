@@ -106,18 +106,18 @@ class TrackedCell:
 
 @hookspec
 def on_run_start(run: TrackedRun) -> None:
-    """A run that names this plugin's tracker begins."""
+    """Called before the first cell of a run that names this plugin's tracker."""
 
 
 @hookspec
 def on_cell_done(run: TrackedRun, cell: TrackedCell) -> None:
-    """A cell's record is on the disk, of this run or of an earlier one in the same folder; called
-    once for each."""
+    """Called once for each cell whose record is on disk, from this run or an earlier one in the
+    same folder."""
 
 
 @hookspec
 def on_run_end(run: TrackedRun) -> None:
-    """The run ends, interrupted or not."""
+    """Called at the end of the run, also when it is interrupted."""
 
 
 TRACKER_HOOKS = ("on_run_start", "on_cell_done", "on_run_end")
