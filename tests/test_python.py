@@ -39,6 +39,14 @@ class Boom(Method):
 
     def forward(self, x):
         return x[:, :2]
+
+
+class Flat(Method):
+    name = "flat"
+    kind = "TF"
+
+    def forward(self, x):
+        return x[:, :2]
 """
 # No `if __name__ == "__main__":`, and neither torch nor pandas before the run.
 SYMPTOMS = {"dark lesion": ["a deep colour"], "pale lesion": ["a light colour"]}
@@ -48,7 +56,7 @@ import vipbench
 
 assert not {{"torch", "pandas"}} & set(sys.modules), "import vipbench is slow"
 symptoms = {SYMPTOMS}
-methods = ["zero-shot", "ncm", {{"name": "vip", "label": "ours", "epochs": 1}}, "boom"]
+methods = ["zero-shot", "ncm", {{"name": "vip", "label": "ours", "epochs": 1}}, "boom", "flat"]
 given = dict(datasets="csv:table/study.csv", backbones="tiny-clip", shots=[2], out="out",
              symptoms=symptoms, views="none", plugins_dir="plugins")
 planned = vipbench.plan(methods, seeds=range(3), **given)
@@ -99,8 +107,8 @@ def results(project: Path, ran: object) -> vipbench.Results:
 
 
 def test_a_script_on_standard_input(ran: subprocess.CompletedProcess[str]) -> None:
-    assert "{'to do': 10} 3" in ran.stdout
-    assert re.search("7 .*3 failed", ran.stdout)
+    assert "{'to do': 13} 3" in ran.stdout
+    assert re.search("10 .*3 failed", ran.stdout)
     assert "ours" in ran.stdout
     # Progress and notes are no output.
     assert "went off" in ran.stderr
@@ -110,8 +118,8 @@ def test_a_script_on_standard_input(ran: subprocess.CompletedProcess[str]) -> No
 
 def test_results_of_a_folder(results: vipbench.Results, project: Path, tmp_path: Path) -> None:
     frame = results.frame()
-    assert len(frame) == 10
-    assert set(frame.method) == {"zero-shot", "ncm", "ours", "boom"}
+    assert len(frame) == 13
+    assert set(frame.method) == {"zero-shot", "ncm", "ours", "boom", "flat"}
     first = results.failed[0]
     assert (first.method, first.shots, len(results.failed)) == ("boom", 2, 3)
     assert "went off" in first.error
@@ -176,7 +184,7 @@ def test_arguments_that_are_refused(
 
 
 def test_models(results: vipbench.Results, project: Path, tmp_path: Path) -> None:
-    with pytest.raises(vipbench.UsageError, match=r"method \('zero-shot', 'ncm', 'ours'\)"):
+    with pytest.raises(vipbench.UsageError, match=r"method \('zero-shot', 'ncm', 'ours', 'flat'\)"):
         results.model()
     with pytest.raises(vipbench.UsageError, match=r"seed \(0, 1, 2\)"):
         results.model("ours")
@@ -200,6 +208,8 @@ def test_models(results: vipbench.Results, project: Path, tmp_path: Path) -> Non
     for images in (opened, [np.asarray(i) for i in opened], np.stack([*map(np.asarray, opened)])):
         assert model.predict(images).tolist() == names.tolist()
     assert len(model.predict(project / "table")) == 24
+    # What reads no support set learned nothing.
+    assert len(results.model("flat", seed=1).predict(paths)) == len(paths)
     shares = model.explain(paths[0])
     assert sorted(shares.symptom) == ["a deep colour", "a light colour"]
     assert shares["class"].iloc[0] == names[0]

@@ -120,7 +120,7 @@ def runner_of(session: Session, cell: LoadedCell) -> GroupRunner:
 def restore(session: Session, cell: LoadedCell, parameters: bytes | None) -> Trained:
     """The cell's method as it was after training. Raises UsageError."""
     method = runner_of(session, cell).try_build(cell)
-    if cell.support is not None and parameters is None:
+    if cell.support is not None and parameters is None and _reads_support(method):
         raise UsageError(
             f"the store has no learned parameters of {cell.row.label} ({cell.key[:12]}); they "
             f"were too large to keep, or an older vipbench made the record"
@@ -136,6 +136,13 @@ def restore(session: Session, cell: LoadedCell, parameters: bytes | None) -> Tra
     precision = cell.protocol.feature_precision
     names = data.dataset.class_names
     return Trained(method, cell.backbone, names, {}, pixels=pixels, precision=precision)
+
+
+def _reads_support(method: Method) -> bool:
+    """Whether the support set may have changed the method: by a hook, or by training."""
+    own, base = type(method), Method
+    hooks = (own.prepare, own.fit, own.finish) != (base.prepare, base.fit, base.finish)
+    return hooks or any(p.requires_grad for p in method.parameters())
 
 
 def pack(
