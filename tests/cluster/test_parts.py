@@ -29,7 +29,9 @@ from vipbench.engine.cluster.follow import Follower
 from vipbench.engine.cluster.prepare import prepare
 from vipbench.engine.cluster.queue import Job
 from vipbench.engine.cluster.results import PartResults
+from vipbench.engine.cluster.run import collect
 from vipbench.engine.cluster.slurm import ranges
+from vipbench.engine.cluster.status import status as status_of
 from vipbench.engine.features.features import ENCODE_BATCH
 from vipbench.errors import UsageError
 from vipbench.results.store.lock import StoreError
@@ -410,6 +412,31 @@ def test_the_first_of_two_results_stays_and_damaged_files_are_named(empty: Parts
     left = PartResults(empty, empty.part(0), said.append)
     cells = samples.planned([record for record, _ in pairs], status="todo")
     assert [left.judge(cell).status for cell in cells] == ["done"] * 4 + ["todo"] * 2
+
+
+def test_what_is_collected_of_an_ended_part_is_removed(empty: Parts) -> None:
+    pairs = [samples.scored(0), (samples.make(seed=1, error="ValueError"), None)]
+    results = PartResults(empty, empty.part(0), print)
+    empty.note(0, "begin", leg=1, stack=1)
+    results.save_plan(samples.planned([record for record, _ in pairs], status="todo"))
+    results.add_many(pairs)
+    # While the part is at work, its files stay; the error counts as new each time.
+    assert len(collect(empty.out, print).new) == 2
+    assert len(empty.batches(0)) == 1
+    empty.note(0, "end", status="done", message="")
+    assert len(collect(empty.out, print).new) == 1
+    assert empty.batches(0) == []
+    assert len(collect(empty.out, print).new) == 0
+    assert empty.done() == {record.key: record.status for record, _ in pairs}
+    # A person gives the command again: its next leg is no preemption.
+    empty.note(0, "begin", leg=2, stack=1)
+    assert status_of(empty.out).restarts == 0
+
+
+def test_data_of_one_machine_is_refused(empty: Parts) -> None:
+    given = {"executor": "slurm", "data_root": "/usr/../tmp", "out": str(empty.out)}
+    with Store(empty.out) as store, pytest.raises(UsageError, match="/tmp"):
+        prepare(empty, RunSpec.parse(given), store, None, print, False)
 
 
 @pytest.mark.parametrize("free", [4096, pytest.param(-1, marks=pytest.mark.reliability)])

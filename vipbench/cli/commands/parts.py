@@ -46,15 +46,15 @@ def _end_with_input() -> None:
 
 def collect_command(folder: Path, follow: bool) -> int:
     """Collect, or go on until no job is left. Raises UsageError, StoreError."""
-    total = 0
+    new: set[str] = set()
     while True:
         collector = collect(folder, lambda text: print(f"note: {clean(text)}", flush=True))
-        total += len(collector.new)
+        new |= collector.new
         found = status(folder) if follow else None
         if found is None or found.code != RUNNING:
             break
         time.sleep(paced(3 * SCAN_EVERY))
-    print(f"{plural(total, 'result')} collected into {folder}")
+    print(f"{plural(len(new), 'result')} collected into {folder}")
     return OK if found is None else found.code
 
 

@@ -117,8 +117,8 @@ def _finish(finished: Finished) -> int:
         print(f"vipbench: {again if plan.cells else finished.interrupted()}", file=sys.stderr)
         return 128 + outcome.signal
     left = sum(cell.reason == NOT_AGAIN for cell in plan.of("done"))
-    if not plan.of("todo"):
-        done = outcome.skipped - left
+    done = outcome.skipped - left
+    if not plan.of("todo") and (done or not plan.broken):
         print(f"Nothing to do: {plural(done, 'cell')} {_are(done)} done.")
     if finished.table:
         print(f"\n{finished.table}\n")

@@ -37,6 +37,7 @@ class Collector:
         self.new: set[str] = set()
         self.twice: set[str] = set()
         self._seen: set[Path] = set()
+        self._keys: dict[int, list[str]] = {}
 
     def collect(self, numbers: Iterable[int]) -> int:
         """Take in the new files of these parts; how many results were new. Raises StoreError."""
@@ -77,6 +78,15 @@ class Collector:
             self.new.add(record.key)
             self.arrived(record)
         return len(pairs)
+
+    def complete(self, number: int, retried: Collection[str] = ()) -> bool:
+        """Whether each cell of a part has a result; those of the keys `retried` do not count."""
+        if number not in self._keys:
+            plan = self.parts.plan(number)
+            if plan is None:
+                return False
+            self._keys[number] = [cell.key for cell in plan if cell.status != "impossible"]
+        return all(k in self.statuses and k not in retried for k in self._keys[number])
 
     def _compare(self, done: Done, kept: Predictions | None) -> None:
         """The first result that was collected stays."""

@@ -123,13 +123,24 @@ def make(parts: Parts, spec: ExecutorSpec, run_id: str) -> Executor:
     try:
         made = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"--executor {spec.name} cannot be imported: {error}") from None
+        raise UsageError(
+            f"--executor {spec.name} cannot be imported: {error}; the folder of {module}.py must "
+            "be in PYTHONPATH"
+        ) from None
     if not isinstance(made, FuturesExecutor) and not hasattr(made, "submit"):
         raise UsageError(
             f"--executor {spec.name} returned a {type(made).__name__}; expected a "
             "concurrent.futures.Executor"
         )
-    return Futures(parts, made.submit, lambda: made.shutdown(wait=False, cancel_futures=True))
+    return Futures(parts, made.submit, lambda: _shut_down(made))
+
+
+def _shut_down(made: Any) -> None:
+    """Without waiting for parts that have not begun."""
+    try:
+        made.shutdown(wait=False, cancel_futures=True)
+    except TypeError:  # Dask's takes `wait` alone, and cancels
+        made.shutdown(wait=False)
 
 
 def _ray(parts: Parts, spec: ExecutorSpec) -> Executor:

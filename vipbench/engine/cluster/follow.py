@@ -71,7 +71,6 @@ class Follower:
         self.say, self._retried, self._clock = say, frozenset(retried), clock
         self.watched = {n: Watched(n, legs=len(parts.legs(n).begun)) for n in parts.parts()}
         self._scanned = float("-inf")
-        self._keys: dict[int, list[str]] = {}
         self._ending: set[tuple[int, str]] = set()  # parts and jobs that were cancelled before
 
     # What is known.
@@ -83,13 +82,7 @@ class Follower:
 
     def complete(self, number: int) -> bool:
         """Whether each cell of a part has a result."""
-        if number not in self._keys:
-            plan = self.parts.plan(number)
-            if plan is None:
-                return False
-            self._keys[number] = [cell.key for cell in plan if cell.status != "impossible"]
-        kept, retried = self.collector.statuses, self.retried
-        return all(key in kept and key not in retried for key in self._keys[number])
+        return self.collector.complete(number, self.retried)
 
     def waiting(self) -> list[int]:
         """The parts of which something is still to come."""
@@ -229,15 +222,21 @@ class Follower:
             return
         if state == OUT_OF_MEMORY and one.doubled:
             one.state = "given up"
-            one.why = "out of memory, even with twice the memory; raise mem"
+            tried = ", even with twice the memory; raise mem" if self._mem() else " twice; set mem"
+            one.why = f"out of memory{tried}"
             return
         memory = 2 if state == OUT_OF_MEMORY or one.doubled else 1
         one.doubled = memory == 2
         self.say(
             f"note: part {one.number} left the queue ({state}) with unfinished cells; resubmitted"
-            + (" with twice the memory" if memory == 2 else "")
+            + (" with twice the memory" if memory == 2 and self._mem() else "")
         )
         self._submit([one.number], memory)
+
+    def _mem(self) -> str | None:
+        """What the run asks for; otherwise Slurm's default holds, which nobody can double."""
+        found: str | None = self.parts.run()["executor"].get("mem")
+        return found
 
     def _cancelled(self, one: Watched) -> bool:
         """Whether a person ended the part's job since this command was given."""

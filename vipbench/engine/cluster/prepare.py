@@ -82,6 +82,7 @@ def prepare(
         first = {"next": 0, "next_encode": 0} if known is None else known
         run |= _cut(parts, whole, first["next"], store, most, say)
         run |= _encodes(parts, whole, first["next_encode"], run["parts"])
+    _show(whole, [part["cells"] for part in run["parts"]], store, say)
     cache = os.environ.get(CACHE_VARIABLE) or str(parts.out / "cache")
     run |= {
         "schema": SCHEMA,
@@ -109,8 +110,7 @@ def _cut(
 ) -> dict[str, Any]:
     executor = whole.executor
     assert executor is not None
-    seconds, how = _measured(store)
-    jobs = executor.jobs or fitting(whole, seconds)
+    jobs = executor.jobs or fitting(whole, _measured(store)[0])
     # Each pair of backbone and dataset is a job more.
     limit = MOST_PARTS if most is None else min(MOST_PARTS, max(1, most - len(pairs(whole))))
     if jobs > limit:
@@ -129,16 +129,22 @@ def _cut(
         number = first + len(made)
         write(parts.file(number, ".yaml"), _suite(piece, executor, parts.out).to_yaml())
         made.append(Part(number, order, piece.cells, piece.without_support))
-    longest = max(piece.cells for piece in pieces)
-    at_once = min(executor.at_once or len(pieces), len(pieces))
+    return {"parts": [dataclasses.asdict(part) for part in made], "next": first + len(made)}
+
+
+def _show(whole: RunSpec, cells: Sequence[int], store: Store, say: Callable[[str], None]) -> None:
+    """What is about to be submitted. cells: of each part."""
+    executor = whole.executor
+    assert executor is not None
+    seconds, how = _measured(store)
+    longest, at_once = max(cells), min(executor.at_once or len(cells), len(cells))
     total = count(whole) * seconds / at_once
     say(
-        f"split into {plural(len(pieces), 'part')} of at most {plural(longest, 'cell')}; about "
+        f"split into {plural(len(cells), 'part')} of at most {plural(longest, 'cell')}; about "
         f"{duration(max(longest * seconds, total))} with {at_once} at once, at {how} per cell"
     )
     if not executor.jobs and longest * seconds < LEAST_SECONDS / 2:
         say("note: the parts are short: starting a job takes several seconds")
-    return {"parts": [dataclasses.asdict(part) for part in made], "next": first + len(made)}
 
 
 def _encodes(
@@ -190,7 +196,9 @@ def _refuse_local(spec: RunSpec) -> None:
     """Raises UsageError for data of this machine alone."""
     local = [Path(folder) for folder in {*LOCAL_FOLDERS, tempfile.gettempdir()}]
     for what, path in _paths(spec):
-        inside = next((folder for folder in local if path.is_relative_to(folder)), None)
+        # Through links and `..`, too.
+        places = (path, path.resolve())
+        inside = next((f for f in local if any(p.is_relative_to(f) for p in places)), None)
         if inside is not None:
             raise UsageError(
                 f"{what} {path} is in {inside}, which is local to each node of a cluster; move it "

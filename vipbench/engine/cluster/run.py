@@ -67,7 +67,11 @@ def run_parts(
                 left = follower.start(cancelled)
                 job = next((o.job.job for o in follower.watched.values() if o.job), "")
                 if submit_only:
-                    say(f"submitted as job {job}. To see its state, and to collect its results:")
+                    new = sum(one.starts for one in follower.watched.values())
+                    what = f"submitted as job {job}" if new else "nothing was submitted: "
+                    if not new:
+                        what += f"its jobs are active ({job})" if left else "all cells are done"
+                    say(f"{what}. To see the state, and to collect results:")
                     say(f"  vipbench status {spec.out}")
                     say(f"  vipbench collect {spec.out} --follow")
                     return Outcome(0, 0, 0, 0), Plan()
@@ -191,7 +195,15 @@ def print_script(spec: RunSpec) -> str:
         raise UsageError("--print-script needs --executor slurm")
     parts = Parts(spec.out)
     with Store(spec.out) as store:
-        run = prepare(parts, spec, store, None, lambda line: None, _alive(parts))
+        # Without Slurm on this machine, another scheduler gets the parts.
+        most = None
+        with suppress(UsageError):
+            most = _most(spec.executor)
+        alive = _alive(parts)
+        run = prepare(parts, spec, store, most, lambda line: None, alive)
+        if not alive:
+            errors = [key for key, status in store.status().items() if status == "error"]
+            Collector(parts, store).note_done(errors)
         return _write_script(parts, spec.executor, run)
 
 
@@ -218,6 +230,11 @@ def collect(out: Path, say: Callable[[str], None]) -> Collector:
         suite = parts.out / SUITE_NAME
         if suite.exists():  # the command that made the parts may have been killed before
             collector.save_plan(RunSpec.from_yaml(suite))
+        # Errors that were not noted as done are tried again.
+        noted, kept = parts.done(), collector.statuses
+        retried = {k for k, s in kept.items() if s == "error"} - noted.keys() - collector.new
+        ended = [n for n in parts.parts() if parts.legs(n).end == "done"]
+        collector.remove([n for n in ended if collector.complete(n, retried)], retried)
         return collector
 
 

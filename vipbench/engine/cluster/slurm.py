@@ -111,13 +111,18 @@ def script(parts: Parts, name: str, spec: ExecutorSpec, numbers: Sequence[int], 
         "#!/bin/bash",
         "# A run of vipbench that was cut into parts: each task of this array does one of them.",
         "# With the argument --encode, a task encodes the images of one backbone and dataset.",
-        *(f"#SBATCH --{key}={value}" for key, value in options.items()),
+        *(f"#SBATCH --{key}={_quoted(str(value))}" for key, value in options.items()),
         "#SBATCH --requeue",
         "",
         *spec.setup,
         f'exec {inside}{python} -P -m vipbench work {out} "${{1:---part}}" $SLURM_ARRAY_TASK_ID',
     ]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str) -> str:
+    """As sbatch reads it in a script: a folder's name may have spaces."""
+    return shlex.quote(value) if re.search(r"[\s\"'#\\]", value) else value
 
 
 def most_parts() -> int | None:

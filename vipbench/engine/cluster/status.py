@@ -223,7 +223,9 @@ def _legs(every: list[Legs]) -> tuple[int, float, float]:
     for legs in every:
         for leg, after in zip_longest(legs.begun, legs.begun[1:]):
             seconds += leg["last"] - leg["at"]
-            if after is not None:
+            # A leg that ended by itself was continued when a person gave the command again.
+            ended = leg["end"] is not None and leg["end"]["status"] != "interrupted"
+            if after is not None and not ended:
                 restarts += 1
                 lost += max(0.0, after["at"] - leg["last"])
     return restarts, lost, seconds
