@@ -104,9 +104,10 @@ def explain(
                 break
         if found is None:
             raise UsageError(
-                f"{folder} holds no finished cell"
+                f"the last run of {folder} has no finished cell"
                 + (f" whose key begins with '{key}' and" if key else "")
-                + " that merges symptoms (vip, symptoms-mean, symptoms-max)"
+                + " that merges symptoms (vip, symptoms-mean, symptoms-max); run "
+                f"such a method with --out {folder} first"
             )
         cell, trained, (features, weights) = found
         kept = store.predictions(cell.key)
