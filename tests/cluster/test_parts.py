@@ -419,7 +419,9 @@ def test_what_is_collected_of_an_ended_part_is_removed(empty: Parts) -> None:
     results = PartResults(empty, empty.part(0), print)
     empty.note(0, "begin", leg=1, stack=1)
     results.save_plan(samples.planned([record for record, _ in pairs], status="todo"))
+    assert not results.complete
     results.add_many(pairs)
+    assert results.complete
     # While the part is at work, its files stay; the error counts as new each time.
     assert len(collect(empty.out, print).new) == 2
     assert len(empty.batches(0)) == 1

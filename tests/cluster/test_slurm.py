@@ -269,6 +269,9 @@ def test_a_disturbed_run_is_the_undisturbed_one(bench: Bench) -> None:
     assert "vipbench status out" in shown
     assert "vipbench collect out" in shown
     assert len(bench.calls("sbatch")) == 3
+    # Where no node is free Slurm may name that first.
+    reasons = ("squeue", "-h", "-r", "-o", "%r")
+    bench.slurm.wait(lambda: "Dependency" in bench.slurm.call(*reasons), 60, "no dependency")
     status, shown, _ = bench.call("status", "out")
     assert (status, "(Dependency)" in shown) == (3, True), shown
     assert "encode part 0" in shown

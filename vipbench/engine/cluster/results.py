@@ -36,6 +36,7 @@ class PartResults:
         make_folder(self._folder, parts.out)
         self._done = parts.done()
         self._last = time.monotonic()
+        self._todo: set[str] | None = None
         for file in parts.batches(part.number):
             try:
                 self._done.update(sealed.read(file)[0])
@@ -60,12 +61,18 @@ class PartResults:
         hashes = {f"backbone '{c.backbone}'": c.parts.get("backbone") for c in cells}
         hashes |= {f"method '{c.method_name}'": c.parts.get("method.code") for c in cells}
         self._parts.require_same({name: own for name, own in hashes.items() if own})
+        self._todo = {cell.key for cell in cells if cell.status == "todo"}
         groups: dict[str, int] = {}
         for cell in cells:
             groups[cell.group] = groups.get(cell.group, 0) + (cell.status == "todo")
         sealed.write_json(self._parts.file(self._part.number, ".plan"), [c.stored() for c in cells])
         self._parts.note(self._part.number, "plan", most=max([1, *groups.values()]))
         self._last = time.monotonic()
+
+    @property
+    def complete(self) -> bool:
+        """Whether each cell that was planned has a result."""
+        return self._todo is not None and not self._todo
 
     def add_many(
         self,
@@ -83,6 +90,7 @@ class PartResults:
         name = f"{time.time_ns():020d}-{secrets.token_hex(4)}{BATCH}"
         sealed.write(self._folder / name, b"".join(map(to_line, done)), statuses, sync=True)
         self._done.update(statuses)
+        self._todo = None if self._todo is None else self._todo - statuses.keys()
         failed = sum(status != "ok" for status in statuses.values())
         self._parts.note(self._part.number, "batch", cells=len(done), failed=failed)
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import os
@@ -255,6 +256,8 @@ def _run(
         else:
             results = PartResults(parts, part, observer.note, leave.kept)
             outcome = driver.run(spec, observer, results=results, stopped=leave)
+            if results.complete:  # the signal came during the last batch
+                outcome = dataclasses.replace(outcome, signal=None)
         return _ended(outcome, leave, end)
 
 
