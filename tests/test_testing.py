@@ -37,7 +37,7 @@ TOWER = REGISTRY.backbone("tiny-clip")[0]
 def test_every_method_keeps_the_rules(name: str) -> None:
     method = REGISTRY.methods[name].target
     # Images are never stacked, and take long.
-    check_method(method, TOWER, epochs=1, stacking=method.inputs == "features")
+    check_method(method, TOWER, epochs=2, stacking=method.inputs == "features")
 
 
 def test_the_bundled_backbone_and_dataset_keep_the_rules() -> None:

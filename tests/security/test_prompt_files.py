@@ -51,8 +51,8 @@ def written(
 ) -> Path:
     card, tensors = copy.deepcopy(honest[0]), dict(honest[1])
     text = None if change is None else change(card, tensors)
-    told = text if isinstance(text, str) else json.dumps(card)
-    path.write_bytes(save(tensors, {"vipbench": told}))
+    content = text if isinstance(text, str) else json.dumps(card)
+    path.write_bytes(save(tensors, {"vipbench": content}))
     return path
 
 

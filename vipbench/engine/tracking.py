@@ -51,7 +51,10 @@ def tracked_cell(record: Record, folder: Path) -> TrackedCell:
     settings |= {f"hparams.{name}": value for name, value in record.hparams.items()}
     flat = {k: v if isinstance(v, _PLAIN) or v is None else str(v) for k, v in settings.items()}
     epochs = [
-        (int(entry["epoch"]) + 1, {name: float(entry[name]) for name in CURVES if _is(entry, name)})
+        (
+            int(entry["epoch"]) + 1,
+            {name: float(entry[name]) for name in CURVES if _has_number(entry, name)},
+        )
         for entry in record.history
         if "epoch" in entry
     ]
@@ -71,7 +74,7 @@ def tracked_cell(record: Record, folder: Path) -> TrackedCell:
 _PLAIN = (str, int, float, bool)
 
 
-def _is(entry: Mapping[str, Any], name: str) -> bool:
+def _has_number(entry: Mapping[str, Any], name: str) -> bool:
     value = entry.get(name)
     return isinstance(value, int | float) and math.isfinite(value)
 
@@ -184,7 +187,7 @@ class Tracking(Observer):
         for record in records:
             for tracker in self._active():
                 folder = tracker.folder / folder_name(record.cell, record.key)
-                if _written(folder) == "ok" or _written(folder) == record.created:
+                if _written(folder) in ("ok", record.created):
                     continue
                 self._try(tracker, "on_cell_done", tracked_cell(record, folder))
 

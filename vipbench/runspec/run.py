@@ -83,8 +83,8 @@ class RunSpec(BaseModel):
         paper's own validation and selection, or cheap settings. shots_unit: whether shots count
         images or groups (patients, lesions). allow_group_overlap: run although splits share
         groups. cell_timeout: seconds a cell may take. tables, figures: what else the run leaves in
-        its folder: presets of `vipbench table`, kinds of `vipbench plot`. track: trackers that are
-        told of each cell, see docs/tracking.md. executor: who computes
+        its folder: presets of `vipbench table`, kinds of `vipbench plot`. track: trackers that
+        receive each cell, see docs/tracking.md. executor: who computes
         its parts where that is not this machine; see `ExecutorSpec`.
     Paths of a suite file are relative to its folder.
     """

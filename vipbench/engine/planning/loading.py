@@ -57,7 +57,7 @@ def reads(needs: Set[str], kind: str) -> bool:
 @dataclass(frozen=True)
 class TextSet:
     """The texts of files under one label. symptoms, descriptions: class name -> texts, None where
-    no file gave them. images_seen: of each kind, how many labelled training images of a class, at
+    no file gave them. images_seen: of each kind, how many labelled training images per class, at
     most, it was written from."""
 
     symptoms: Texts | None = None
@@ -238,7 +238,7 @@ class LoadedDataset:
     """A dataset with its splits read, its symptoms and descriptions in the order of its classes.
 
     source: how a run asks for it, as records tell it: PATH stands for a path. images_seen: kind of
-    texts ("symptoms" or "descriptions") -> how many labelled training images of a class, at most,
+    texts ("symptoms" or "descriptions") -> how many labelled training images per class, at most,
     they were written from; what is not in it was written from none. from_files: kinds of texts
     that the user's own files gave. sets: label -> further texts. chosen: kind of texts -> label of
     the set that it is from. notes: what its records keep of odd input, see Dataset.notes.
