@@ -12,10 +12,10 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, cast
 
 import torch
@@ -245,7 +245,7 @@ def clip_wordpieces(tokenizer: Any = None, options: str = "{}") -> Wordpieces:
 
     tokenizer: an `open_clip.tokenizer.SimpleTokenizer` made with `options`; by default plain.
     """
-    bpe = tokenizer or _tokenizer_module().SimpleTokenizer()
+    bpe = tokenizer or _plain_tokenizer()
     return Wordpieces(
         encode=bpe.encode,
         decode=lambda ids: bpe.decode([i for i in ids if i not in bpe.all_special_ids]).strip(),
@@ -257,11 +257,16 @@ def clip_wordpieces(tokenizer: Any = None, options: str = "{}") -> Wordpieces:
 
 
 @cache
-def _tokenizer_module() -> ModuleType:
-    """open_clip's module of tokenizers, run by itself: importing the package takes seconds."""
-    package: Any = importlib.util.find_spec("open_clip")
-    file = Path(package.submodule_search_locations[0]) / "tokenizer.py"
-    spec: Any = importlib.util.spec_from_file_location("_vipbench_open_clip_tokenizer", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _plain_tokenizer() -> Any:
+    """The `SimpleTokenizer()` that open_clip's module of tokenizers makes for itself: reading its
+    merges takes as long as all else that tiny-clip loads."""
+    module: Any = sys.modules.get("open_clip.tokenizer")
+    if module is None:
+        # The module by itself: importing the package takes seconds.
+        package: Any = importlib.util.find_spec("open_clip")
+        file = Path(package.submodule_search_locations[0]) / "tokenizer.py"
+        spec: Any = importlib.util.spec_from_file_location("_vipbench_open_clip_tokenizer", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    found = getattr(module, "_tokenizer", None)
+    return found if type(found) is module.SimpleTokenizer else module.SimpleTokenizer()
