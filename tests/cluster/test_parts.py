@@ -24,7 +24,7 @@ from tests.results import samples
 from vipbench.engine.cluster import sealed, slurm
 from vipbench.engine.cluster.collect import Collector
 from vipbench.engine.cluster.cut import count, cut
-from vipbench.engine.cluster.folder import EncodePart, Legs, Part, Parts
+from vipbench.engine.cluster.folder import TIME_LIMIT, EncodePart, Legs, Part, Parts
 from vipbench.engine.cluster.follow import Follower
 from vipbench.engine.cluster.prepare import prepare
 from vipbench.engine.cluster.queue import Job
@@ -32,10 +32,12 @@ from vipbench.engine.cluster.results import PartResults
 from vipbench.engine.cluster.run import collect
 from vipbench.engine.cluster.slurm import ranges
 from vipbench.engine.cluster.status import status as status_of
+from vipbench.engine.cluster.work import _Leave
 from vipbench.engine.features.features import ENCODE_BATCH
 from vipbench.errors import UsageError
 from vipbench.results.store.lock import StoreError
 from vipbench.results.store.store import Store
+from vipbench.results.store.submissions import submitted_by
 from vipbench.runspec.executor import executor_of, with_flags
 from vipbench.runspec.run import RunSpec
 
@@ -430,15 +432,99 @@ def test_what_is_collected_of_an_ended_part_is_removed(empty: Parts) -> None:
     assert empty.batches(0) == []
     assert len(collect(empty.out, print).new) == 0
     assert empty.done() == {record.key: record.status for record, _ in pairs}
-    # A person gives the command again: its next leg is no preemption.
+    # A person gives the command again: its next leg is no preemption. Nor is one that follows a
+    # time limit.
     empty.note(0, "begin", leg=2, stack=1)
     assert status_of(empty.out).restarts == 0
+    empty.note(0, "end", status=TIME_LIMIT, message="")
+    empty.note(0, "begin", leg=3, stack=1)
+    empty.note(0, "begin", leg=4, stack=1)
+    found = status_of(empty.out)
+    assert (found.restarts, found.time_limits) == (1, 1)
+    assert "; 1 preemption cost " in found.line()
+    assert "; 1 time limit" in found.line()
+
+
+def test_imported_results_count_where_asked(empty: Parts) -> None:
+    record, predictions = samples.scored(0)
+    with Store(empty.out) as store:
+        store.add(submitted_by(record, "somebody"), predictions)
+        assert Collector(empty, store, imported=True).statuses == {record.key: "ok"}
+        collector = Collector(empty, store)
+        assert collector.statuses == {}
+        collector.note_done()
+        results = PartResults(empty, empty.part(0), print)
+        (cell,) = samples.planned([record], status="todo")
+        assert results.judge(cell).status == "todo"
+        results.add_many([(record, predictions)])
+        assert collector.collect([0]) == 1
+        assert store.status(imported=False) == {record.key: "ok"}
+    assert collect(empty.out, print).statuses == {record.key: "ok"}
+
+
+@pytest.mark.parametrize(
+    ("end", "signal_at", "batches", "left_at"),
+    [
+        # Slurm may send the signal a minute early: three more batches end in time.
+        (600, 420, 30, 570),
+        # Without a signal, too, no batch begins that would end too late.
+        (600, None, 200, 400),
+        # One that is too long is stopped where the time is over.
+        (600, 480, 1000, 570),
+        # A preemption: nobody says how much time there is.
+        (9000, 100, 1000, 100),
+        # Outside Slurm the signal alone tells: 120 s are left.
+        (None, 100, 30, 180),
+        (None, 100, 1000, 190),
+    ],
+)
+def test_a_job_leaves_as_late_as_it_can(
+    empty: Parts,
+    monkeypatch: pytest.MonkeyPatch,
+    end: float | None,
+    signal_at: float | None,
+    batches: float,
+    left_at: float,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: 5000 + now)
+    leave = _Leave(empty, 120, None if end is None else 5000 + end)
+    while not leave():
+        now += 1
+        assert now < 10_000
+        if now == signal_at:
+            leave.handle(signal.SIGUSR2, None)
+        if now % batches == 0:
+            leave.kept(batches)
+    assert (now, leave.why) == (left_at, "time")
+
+
+def test_no_more_jobs_are_submitted_than_the_user_may_have(
+    empty: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"scontrol": "MaxArraySize = 1001", "sacctmgr": "40", "squeue": "\n".join("abc")}
+    folder = empty.folder / "bin"
+    folder.mkdir()
+    for name, answer in answers.items():
+        (folder / name).write_text(f"#!/bin/sh\ncat <<'E'\n{answer}\nE\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    assert slurm.limits() == (1001, 37)
+    (empty.folder / "run.json").unlink()
+    given = {"methods": "ncm", "datasets": "synthderm", "seeds": "1-50", "backbones": "tiny-clip"}
+    spec = RunSpec.parse({**given, "executor": {"name": "slurm", "jobs": 50}, "out": empty.out})
+    lines: list[str] = []
+    with Store(empty.out) as store:
+        run = prepare(empty, spec, store, slurm.limits(), lines.append, False)
+    assert len(run["parts"]) == 36  # beside one that encodes
+    assert any("36 parts" in line for line in lines)
 
 
 def test_data_of_one_machine_is_refused(empty: Parts) -> None:
     given = {"executor": "slurm", "data_root": "/usr/../tmp", "out": str(empty.out)}
     with Store(empty.out) as store, pytest.raises(UsageError, match="/tmp"):
-        prepare(empty, RunSpec.parse(given), store, None, print, False)
+        prepare(empty, RunSpec.parse(given), store, slurm.Limits(), print, False)
 
 
 @pytest.mark.parametrize("free", [4096, pytest.param(-1, marks=pytest.mark.reliability)])
@@ -563,7 +649,7 @@ def test_images_are_encoded_once_for_all_parts(tmp_path: Path, cli: Cli) -> None
     )  # fmt: skip
     parts = Parts(out)
     with Store(out) as store:
-        prepare(parts, spec, store, None, print, False)
+        prepare(parts, spec, store, slurm.Limits(), print, False)
     assert parts.encode(0).parts == (0, 1)
     local = tmp_path / "node"
     local.mkdir()

@@ -160,7 +160,7 @@ def run(
     if print_script:
         from vipbench.engine.cluster.run import print_script as script_of
 
-        print(script_of(spec), end="")
+        print(script_of(spec, use_imported), end="")
         return 0
     if debug:
         from vipbench.cli.commands.debug import debug_command

@@ -66,7 +66,9 @@ def perform(
         if spec.executor is None:
             outcome = driver.run(spec, observer, retry, imported=imported, own_process=own_process)
         else:
-            outcome, screen.plan = run_parts(spec, screen.shown, retry, submit_only, own_process)
+            outcome, screen.plan = run_parts(
+                *(spec, screen.shown, retry, submit_only, imported, own_process)
+            )
             observer.write_done(screen.plan)
     screen.shown.stop()
     if outcome.signal is not None or submit_only:

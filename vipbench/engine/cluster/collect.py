@@ -19,9 +19,9 @@ from vipbench.runspec.run import RunSpec
 class Collector:
     """Takes what has arrived in OUT/parts into the open store. note: receives lines for a person.
 
-    arrived: called with each new record once it is in the store. statuses: key -> "ok" or "error"
-    of what the store holds. new: the keys of what was taken in. twice: those of cells that were
-    computed twice with different scores.
+    arrived: called with each new record once it is in the store. imported: whether results that
+    somebody handed in count. statuses: key -> "ok" or "error" of what the store holds. new: the
+    keys of what was taken in. twice: those of cells that were computed twice with different scores.
     """
 
     def __init__(
@@ -30,10 +30,11 @@ class Collector:
         store: Store,
         note: Callable[[str], None] = lambda line: None,
         arrived: Callable[[Record], None] = lambda record: None,
+        imported: bool = False,
     ) -> None:
         self.parts, self.store = parts, store
         self.note, self.arrived = note, arrived
-        self.statuses = store.status()
+        self.statuses = store.status(imported)
         self.new: set[str] = set()
         self.twice: set[str] = set()
         self._seen: set[Path] = set()

@@ -43,6 +43,8 @@ T = TypeVar("T")
 FOLDER = "parts"
 SCHEMA = 1
 BATCH, HASHES = ".done", "hashes"
+# How a leg ended whose time was over; the part is continued.
+TIME_LIMIT = "time limit"
 # How often things are looked at, in seconds, times this; tests have no minutes.
 PACE_VARIABLE = "VIPBENCH_CLUSTER_PACE"
 

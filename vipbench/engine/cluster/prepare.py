@@ -27,7 +27,7 @@ from vipbench.engine.cluster.cut import (
     pairs,
 )
 from vipbench.engine.cluster.folder import HASHES, SCHEMA, Part, Parts, encode_name
-from vipbench.engine.cluster.slurm import lead
+from vipbench.engine.cluster.slurm import Limits, lead
 from vipbench.engine.cluster.work import code_digest, seal
 from vipbench.engine.kept import CACHE_VARIABLE
 from vipbench.errors import UsageError
@@ -48,13 +48,15 @@ def prepare(
     parts: Parts,
     spec: RunSpec,
     store: Store,
-    most: int | None,
+    limits: Limits,
     say: Callable[[str], None],
     alive: bool,
+    imported: bool = False,
 ) -> dict[str, Any]:
     """What run.json holds of this run: as it was cut before, with the code of now, or cut now.
-    most: how many parts there may be. say: receives lines. alive: whether jobs of the run that was
-    cut before may be alive; then nothing is changed. Raises UsageError, OSError."""
+    limits: what the cluster accepts. say: receives lines. alive: whether jobs of the run that was
+    cut before may be alive; then nothing is changed. imported: whether results that somebody handed
+    in count as done. Raises UsageError, OSError."""
     executor = spec.executor
     assert executor is not None
     whole = _absolute(spec)
@@ -80,10 +82,13 @@ def prepare(
         make_folder(parts.folder)
         run = {"id": secrets.token_hex(4), "digest": digest.hexdigest()}
         first = {"next": 0, "next_encode": 0} if known is None else known
-        run |= _cut(parts, whole, first["next"], store, most, say)
+        run |= _cut(parts, whole, first["next"], store, limits, say)
         run |= _encodes(parts, whole, first["next_encode"], run["parts"])
     _show(whole, [part["cells"] for part in run["parts"]], store, say)
-    cache = os.environ.get(CACHE_VARIABLE) or str(parts.out / "cache")
+    cache = Path(os.environ.get(CACHE_VARIABLE) or parts.out / "cache").absolute()
+    for what, path in (("results folder", parts.out), ("feature cache", cache)):
+        if executor.name in ("slurm", "ray") and (inside := _local(path)) is not None:
+            say(f"note: the {what} {path} is in {inside}; all nodes must share that folder")
     run |= {
         "schema": SCHEMA,
         "executor": {k: v for k, v in executor.model_dump(mode="json").items() if v},
@@ -91,8 +96,9 @@ def prepare(
         "plugins_dir": _copied(parts, spec.plugins_dir),
         "grants": trust.grants(),
         "cwd": os.getcwd(),  # noqa: PTH109 - relative names of data and models start here
-        "environment": {CACHE_VARIABLE: str(Path(cache).absolute()), "HF_HUB_OFFLINE": "1"},
+        "environment": {CACHE_VARIABLE: str(cache), "HF_HUB_OFFLINE": "1"},
         "lead": lead(executor),
+        "imported": imported,
     }
     run["seal"] = seal(run)
     shutil.rmtree(parts.folder / HASHES, ignore_errors=True)
@@ -105,23 +111,24 @@ def _cut(
     whole: RunSpec,
     first: int,
     store: Store,
-    most: int | None,
+    limits: Limits,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     executor = whole.executor
     assert executor is not None
     jobs = executor.jobs or fitting(whole, _measured(store)[0])
     # Each pair of backbone and dataset is a job more.
-    limit = MOST_PARTS if most is None else min(MOST_PARTS, max(1, most - len(pairs(whole))))
+    accepted = MOST_PARTS if limits.jobs is None else max(1, limits.jobs - len(pairs(whole)))
+    limit = min(MOST_PARTS, accepted, limits.numbers or MOST_PARTS)
     if jobs > limit:
         who = "vipbench makes" if limit == MOST_PARTS else "the cluster accepts"
         say(f"note: limited to {limit:,} parts: {who} no more at once")
         jobs = limit
     pieces = cut(whole, jobs)
-    if most is not None and first + len(pieces) > most:
+    if limits.numbers is not None and first + len(pieces) > limits.numbers:
         raise UsageError(
-            f"{parts.folder} has {first} parts from earlier runs; Slurm allows {most} in total; "
-            "give another output folder"
+            f"{parts.folder} has {first} parts from earlier runs; Slurm allows {limits.numbers} in "
+            "total; give another output folder"
         )
     made: list[Part] = []
     # Those with most cells begin first; the sort keeps the order of the grid among equals.
@@ -194,16 +201,19 @@ def _absolute(spec: RunSpec) -> RunSpec:
 
 def _refuse_local(spec: RunSpec) -> None:
     """Raises UsageError for data of this machine alone."""
-    local = [Path(folder) for folder in {*LOCAL_FOLDERS, tempfile.gettempdir()}]
     for what, path in _paths(spec):
-        # Through links and `..`, too.
-        places = (path, path.resolve())
-        inside = next((f for f in local if any(p.is_relative_to(f) for p in places)), None)
-        if inside is not None:
+        if (inside := _local(path)) is not None:
             raise UsageError(
                 f"{what} {path} is in {inside}, which is local to each node of a cluster; move it "
                 "to a shared file system"
             )
+
+
+def _local(path: Path) -> Path | None:
+    """The folder of this machine alone that `path` is in, also through links and `..`."""
+    local = [Path(folder) for folder in {*LOCAL_FOLDERS, tempfile.gettempdir()}]
+    places = (path, path.resolve())
+    return next((f for f in local if any(p.is_relative_to(f) for p in places)), None)
 
 
 def _refuse_missing(spec: RunSpec) -> None:

@@ -33,11 +33,13 @@ def run_parts(
     shown: Reporter,
     retry: bool = True,
     submit_only: bool = False,
+    imported: bool = False,
     own_process: bool = True,
 ) -> tuple[Outcome, Plan]:
     """Run `spec` on its executor and collect until all parts are done; returns what it came to and
-    the cells. submit_only: return once all parts are submitted, with an empty plan. Raises
-    UsageError, StoreError, OSError."""
+    the cells. submit_only: return once all parts are submitted, with an empty plan. imported:
+    whether results that somebody handed in count as done. Raises UsageError, StoreError, OSError.
+    """
     assert spec.executor is not None
     parts = Parts(spec.out)
     say = shown.line
@@ -45,8 +47,8 @@ def run_parts(
         what = f"`{text}`, a command of the run's executor,"
         trust.require(what, text, [(text, trust.sha256(text.encode()))])
     with Store(spec.out) as store:
-        before = store.status()
-        run = prepare(parts, spec, store, _most(spec.executor), say, _alive(parts))
+        before = store.status(imported)
+        run = prepare(parts, spec, store, _limits(spec.executor), say, _alive(parts), imported)
         if spec.executor.name == "slurm":
             _write_script(parts, spec.executor, run)
         spec.save()
@@ -57,7 +59,9 @@ def run_parts(
                 f"--submit-only: jobs of '{spec.executor.name}' stop when this command exits"
             )
         progress = _Progress(shown)
-        collector = Collector(parts, store, lambda text: say(f"note: {clean(text)}"), progress.take)
+        collector = Collector(
+            *(parts, store, lambda text: say(f"note: {clean(text)}"), progress.take, imported)
+        )
         cancelled = parts.cancelled
         (parts.folder / "cancelled").unlink(missing_ok=True)
         try:
@@ -172,11 +176,11 @@ def _alive(parts: Parts) -> bool:
     return jobs is None or any(job.alive for job in jobs.values())
 
 
-def _most(spec: ExecutorSpec) -> int | None:
+def _limits(spec: ExecutorSpec) -> slurm.Limits:
     if spec.name != "slurm":
-        return None
+        return slurm.Limits()
     try:
-        return slurm.most_parts()
+        return slurm.limits()
     except slurm.SlurmError as error:
         raise UsageError(f"--executor slurm: {error}") from None
 
@@ -188,22 +192,23 @@ def _write_script(parts: Parts, spec: ExecutorSpec, run: dict[str, Any]) -> str:
     return text
 
 
-def print_script(spec: RunSpec) -> str:
-    """The batch script of a run; the parts are cut, and nothing is submitted. Raises UsageError."""
+def print_script(spec: RunSpec, imported: bool = False) -> str:
+    """The batch script of a run; the parts are cut, and nothing is submitted. imported: as of
+    `run_parts`. Raises UsageError."""
     assert spec.executor is not None
     if spec.executor.name != "slurm":
         raise UsageError("--print-script needs --executor slurm")
     parts = Parts(spec.out)
     with Store(spec.out) as store:
         # Without Slurm on this machine, another scheduler gets the parts.
-        most = None
+        limits = slurm.Limits()
         with suppress(UsageError):
-            most = _most(spec.executor)
+            limits = _limits(spec.executor)
         alive = _alive(parts)
-        run = prepare(parts, spec, store, most, lambda line: None, alive)
+        run = prepare(parts, spec, store, limits, lambda line: None, alive, imported)
         if not alive:
             errors = [key for key, status in store.status().items() if status == "error"]
-            Collector(parts, store).note_done(errors)
+            Collector(parts, store, imported=imported).note_done(errors)
         return _write_script(parts, spec.executor, run)
 
 
@@ -223,9 +228,9 @@ def collect(out: Path, say: Callable[[str], None]) -> Collector:
     """Take what has arrived into the store. Raises UsageError, StoreError where another process
     has it."""
     parts = Parts(out)
-    parts.run()
+    imported = parts.run().get("imported") is True
     with Store(out) as store:
-        collector = Collector(parts, store, say)
+        collector = Collector(parts, store, say, imported=imported)
         collector.collect(parts.parts())
         suite = parts.out / SUITE_NAME
         if suite.exists():  # the command that made the parts may have been killed before

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
+from typing import NamedTuple
 
 from vipbench.engine.cluster.folder import EncodePart, Parts, paced
 from vipbench.engine.cluster.queue import Job
@@ -39,6 +40,14 @@ _NAMES = (
 )
 _PREFIXES = ("VIPBENCH_", "HF_")
 _OWN = ("SLURM_", "SBATCH_", "SRUN_")
+
+
+class Limits(NamedTuple):
+    """What the cluster accepts, None where there is no limit. numbers: the numbers of parts are
+    less. jobs: how many may be submitted now."""
+
+    numbers: int | None = None
+    jobs: int | None = None
 
 
 class SlurmError(RuntimeError):
@@ -125,12 +134,10 @@ def _quoted(value: str) -> str:
     return shlex.quote(value) if re.search(r"[\s\"'#\\]", value) else value
 
 
-def most_parts() -> int | None:
-    """How many parts one array may have; None where Slurm sets no limit. Raises SlurmError."""
-    limits = []
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.M)
-    if found:
-        limits.append(int(found[1]) - 1)
+def limits() -> Limits:
+    """What this user may submit now. Raises SlurmError."""
+    array = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.M)
+    jobs = None
     if shutil.which("sacctmgr"):
         user = os.environ.get("USER", "")
         question = ("show", "assoc", f"user={user}", "format=MaxSubmitJobs")
@@ -138,8 +145,10 @@ def most_parts() -> int | None:
             answer = _call("sacctmgr", "-n", "-P", *question)
         except SlurmError:
             answer = ""  # no accounting
-        limits += [int(word) for word in answer.split() if word.isdigit()]
-    return min(limits, default=None)
+        if allowed := [int(word) for word in answer.split() if word.isdigit()]:
+            others = _call("squeue", "-h", "-r", "-t", "PD,R", "-u", user, "-o", "%i").split()
+            jobs = max(0, min(allowed) - len(others))
+    return Limits(None if array is None else int(array[1]), jobs)
 
 
 def end_of_this_job() -> float | None:

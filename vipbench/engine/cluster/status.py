@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from vipbench.engine.cluster import sealed
-from vipbench.engine.cluster.folder import EncodePart, Legs, Parts
+from vipbench.engine.cluster.folder import TIME_LIMIT, EncodePart, Legs, Parts
 from vipbench.engine.cluster.queue import Job
 from vipbench.engine.cluster.run import collect
 from vipbench.engine.cluster.slurm import Slurm
 from vipbench.results.store.lock import StoreError
 from vipbench.results.store.store import FILE, Store
 from vipbench.runspec.executor import ExecutorSpec
-from vipbench.text import duration
+from vipbench.text import duration, plural
 
 DONE, ERRORS, RUNNING = 0, 1, 3
 
@@ -49,8 +49,10 @@ class PartStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """All parts. restarts, lost: legs after the first, and seconds from a leg's last sign of life
-    to the next one's beginning. left: seconds, None where nothing tells. gpu_hours: of all legs.
+    """All parts. restarts, lost: legs that were cut short and begun again, and seconds from the
+    last sign of life of each to the next one's beginning. time_limits: legs that ended by
+    themselves when their time was over, and were continued. left: seconds, None where nothing
+    tells. gpu_hours: of all legs.
     errors: message -> how many cells have it. logs: message -> the log of a part that has it.
     broken: what plugins were left out, in sentences. encodes: of each pair of backbone and dataset
     that is encoded for several parts number, state, node and log."""
@@ -59,6 +61,7 @@ class RunStatus:
     encodes: list[dict[str, Any]] = field(default_factory=list)
     restarts: int = 0
     lost: float = 0.0
+    time_limits: int = 0
     left: float | None = None
     gpu_hours: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
@@ -95,19 +98,19 @@ class RunStatus:
         found = [", ".join(counts)]
         found += [f"{failed} error{'s' if failed > 1 else ''}"] if failed else []
         if self.restarts:
-            plural = "preemptions" if self.restarts > 1 else "preemption"
-            found.append(f"{self.restarts} {plural} cost {duration(self.lost)}")
+            found.append(f"{plural(self.restarts, 'preemption')} cost {duration(self.lost)}")
+        found += [plural(self.time_limits, "time limit")] if self.time_limits else []
         found += [f"left about {duration(self.left)}"] if self.left else []
         found += [f"{self.gpu_hours:,.0f} GPU h so far"] if self.gpu_hours >= 0.5 else []
         return "; ".join(found)
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
-        kept = ("restarts", "lost", "left", "gpu_hours", "errors", "logs", "broken", "encodes")
+        kept = {k: v for k, v in vars(self).items() if k != "parts"}
         return {
             "line": self.line(),
             "state": {DONE: "done", ERRORS: "errors", RUNNING: "running"}[self.code],
-            **{name: getattr(self, name) for name in kept},
+            **kept,
             "parts": [{**vars(part), "todo": part.todo} for part in self.parts],
         }
 
@@ -130,7 +133,7 @@ def status(out: Path) -> RunStatus:
         found.append(_part(parts, number, one, job, bool(jobs), statuses))
     encodes = [_encode(parts, one) for one in parts.encodes().values() if len(one.parts) > 1]
     legs += [parts.legs(one.name) for one in parts.encodes().values()]
-    restarts, lost, seconds = _legs(legs)
+    restarts, lost, limits, seconds = _legs(legs)
     busy = sum(part.done + part.failed for part in found)
     at_once = max(1, sum(part.state == "running" for part in found))
     todo = sum(part.todo for part in found)
@@ -141,7 +144,18 @@ def status(out: Path) -> RunStatus:
     logs = {
         failed[key]: str(parts.file(part, ".log")) for part, key in _planned(parts) if key in failed
     }
-    return RunStatus(found, encodes, restarts, lost, left, hours, dict(errors), logs, broken)
+    return RunStatus(
+        parts=found,
+        encodes=encodes,
+        restarts=restarts,
+        lost=lost,
+        time_limits=limits,
+        left=left,
+        gpu_hours=hours,
+        errors=dict(errors),
+        logs=logs,
+        broken=broken,
+    )
 
 
 def _planned(parts: Parts) -> Iterator[tuple[int, str]]:
@@ -216,16 +230,19 @@ def _part(
     )
 
 
-def _legs(every: list[Legs]) -> tuple[int, float, float]:
-    """How many legs were cut short, what that cost until the next one began, and the seconds of all
-    legs."""
-    restarts, lost, seconds = 0, 0.0, 0.0
+def _legs(every: list[Legs]) -> tuple[int, float, int, float]:
+    """How many legs were cut short, what that cost until the next one began, how many ended at the
+    end of their time, and the seconds of all legs."""
+    restarts, lost, limits, seconds = 0, 0.0, 0, 0.0
     for legs in every:
         for leg, after in zip_longest(legs.begun, legs.begun[1:]):
             seconds += leg["last"] - leg["at"]
-            # A leg that ended by itself was continued when a person gave the command again.
-            ended = leg["end"] is not None and leg["end"]["status"] != "interrupted"
-            if after is not None and not ended:
+            if after is None:
+                continue
+            # One that ended in another way was continued when a person gave the command again.
+            if leg["end"] is None:
                 restarts += 1
                 lost += max(0.0, after["at"] - leg["last"])
-    return restarts, lost, seconds
+            elif leg["end"]["status"] == TIME_LIMIT:
+                limits += 1
+    return restarts, lost, limits, seconds

@@ -19,7 +19,7 @@ from typing import Any
 import vipbench
 from vipbench import trust
 from vipbench.engine.cluster import slurm
-from vipbench.engine.cluster.folder import ChangedError, EncodePart, Part, Parts
+from vipbench.engine.cluster.folder import TIME_LIMIT, ChangedError, EncodePart, Part, Parts
 from vipbench.engine.cluster.results import PartResults
 from vipbench.engine.evaluation.stack_size import MOST_STACKED
 from vipbench.engine.evaluation.stack_size import VARIABLE as STACK_VARIABLE
@@ -33,8 +33,11 @@ from vipbench.fetching import offline
 REFUSED, AGAIN = 3, 75
 # How often a job looks whether its run was cancelled, in seconds.
 LOOK = 5.0
-# Before the end of its time a job has so many seconds to leave in order.
+# Before the end of its time a job has so many seconds to leave in order, or half of the time
+# between the signal and the end, if that is less.
 LEAVING = 30.0
+# Slurm may send the signal so many seconds before it is due.
+EARLY = 60.0
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -45,25 +48,34 @@ class _Leave(Signal):
         super().__init__()
         self.why = ""
         self._parts, self._lead = parts, lead
+        self._leaving = min(LEAVING, lead / 2)
         self._looked = time.monotonic()
-        self._until: float | None = None
         self._longest = 0.0
-        self._end = end
+        # Until then, by the clock of `time.monotonic`, a batch has to have ended.
+        self._until = float("inf") if end is None else self._last(end - time.time())
+        self._known, self._signalled = end is not None, False
+
+    def _last(self, left: float) -> float:
+        return time.monotonic() + max(0.0, left - self._leaving)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The batch system says that the time is nearly over; SIGINT: a person wants the end."""
         if number == signal.SIGINT:
             self.why, self.number = "interrupted", number
-        elif self._until is None:
+            return
+        self._signalled = True
+        if not self._known:
             # What is trained now may still come to its end.
-            self._until = time.monotonic() + max(0.0, self._lead - LEAVING)
+            self._until = min(self._until, self._last(self._lead))
+        elif self._until - time.monotonic() > self._lead + EARLY:
+            # Not the end of the job's time, but a preemption or a person: nobody says when.
+            self._until = time.monotonic()
 
     def kept(self, seconds: float) -> None:
         """A batch came after so many seconds: the moment to leave, where the next one would not
         end in time."""
         self._longest = max(self._longest, seconds)
-        late = self._end is not None and time.time() + self._longest + LEAVING > self._end
-        if self._until is not None or late:
+        if time.monotonic() + self._longest > self._until:
             self._leave("time")
 
     def _leave(self, why: str) -> None:
@@ -72,7 +84,8 @@ class _Leave(Signal):
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if self._until is not None and now >= self._until:
+        # Without a signal, the first batch is tried however short the time is.
+        if self._signalled and now >= self._until:
             self._leave("time")
         if now - self._looked > LOOK:
             self._looked = now
@@ -269,7 +282,7 @@ def _ended(outcome: Outcome, leave: _Leave, end: Callable[[str, str, int], int])
         return end("cancelled", "cancelled; the same `vipbench run` resumes it", REFUSED)
     if leave.why == "interrupted":
         return end("interrupted", "interrupted; finished cells are kept", 130)
-    status = end("interrupted", "time limit reached; the next job of this part continues", AGAIN)
+    status = end(TIME_LIMIT, "time limit reached; the next job of this part continues", AGAIN)
     if os.environ.get("SLURM_JOB_ID"):
         slurm.requeue_this_job()
     return status
