@@ -19,7 +19,7 @@ from vipbench.results.compare.claims import Claim, Claims, compare
 from vipbench.results.compare.sentences import sentence, write_claims
 from vipbench.results.leaderboard.page import save_leaderboard
 from vipbench.results.records.plan import PlannedCell
-from vipbench.results.records.record import Record
+from vipbench.results.records.record import CellId, Record
 from vipbench.results.selection import Selection, labels, opened, title_of
 from vipbench.results.store.store import FILE, Store
 from vipbench.results.tables import Table, render
@@ -214,28 +214,21 @@ class Results:
         return [record for record in records if record.key not in gone]
 
 
-@dataclass(frozen=True)
-class FailedCell:
-    """A cell that failed. shots: images per class, 0 for zero-shot, or "full". error: the message;
-    traceback: where the record has one."""
+class FailedCell(CellId):
+    """A cell that failed. error: the message; traceback: where the record has one."""
 
-    method: str
-    dataset: str
-    backbone: str
-    shots: int | str
-    seed: int
-    error: str
     key: str
+    error: str
     traceback: str | None = None
 
     @classmethod
     def of(cls, record: Record) -> FailedCell:
         """The failed cell of `record`."""
-        cell, error = record.cell, record.error
+        error = record.error
         assert error is not None
         message = f"{error.type}: {error.message}"
-        place = (cell.method, cell.dataset, cell.backbone, cell.shots, cell.seed)
-        return cls(*place, message, record.key, error.traceback)
+        cell = record.cell.model_dump()
+        return cls(**cell, key=record.key, error=message, traceback=error.traceback)
 
 
 @dataclass(frozen=True, repr=False)
