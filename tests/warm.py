@@ -6,9 +6,9 @@ transformers takes each of these seconds, a hundred times what the test is about
 of vipbench. Each is a process of its own, a child of the one that asked for it, with its own
 environment, working directory, streams, signal handlers and modules of vipbench.
 
-Scripts (`python FILE.py`, `python -`) start warm, too. What a new interpreter alone shows gets one
-(see `_kind`): another hash seed, start-up files, variables that libraries read when they are
-imported. `VIPBENCH_TEST_COLD=1` gives one to all.
+Scripts (`python FILE.py`, `python -`) and processes of multiprocessing's "spawn" start warm, too.
+What a new interpreter alone shows gets one (see `_kind`): another hash seed, start-up files,
+variables that libraries read when they are imported. `VIPBENCH_TEST_COLD=1` gives one to all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import atexit
 import builtins
 import contextlib
 import ctypes
+import fcntl
 import gc
 import importlib
 import io
@@ -32,6 +33,9 @@ import traceback
 import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import process as mp_process
+from multiprocessing import resource_tracker
+from multiprocessing import util as mp_util
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,6 +48,7 @@ _READ_EARLY = (
     *("PYTHON", "LC_", "LANG", "TRANSFORMERS_", "TORCH", "PYTORCH", "CUDA"),
     *("OMP_NUM", "MKL_", "OPENBLAS", "HOME", "XDG_", "MPL", "LD_"),
 )
+_OFFLINE = ("VIPBENCH_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 _MOST_SERVERS = 2
 _servers: dict[str, tuple[socket.socket, subprocess.Popen[bytes]]] = {}
@@ -62,12 +67,19 @@ def install() -> None:
     if os.environ.get(COLD) or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
+    _replace()
+
+
+def _replace() -> None:
     subprocess.Popen = Warm  # type: ignore[misc]
+    mp_util.spawnv_passfds = _spawn  # type: ignore[attr-defined]
 
 
 def _early(env: Mapping[str, str]) -> str:
     """Of an environment, what cannot change once the libraries are imported."""
-    found = {k: v for k, v in env.items() if k.startswith(_READ_EARLY) and k != "PYTHONPATH"}
+    # PyTorch sets the last one itself, some time.
+    apart = ("PYTHONPATH", *_OFFLINE, "TORCHINDUCTOR_CACHE_DIR")
+    found = {k: v for k, v in env.items() if k.startswith(_READ_EARLY) and k not in apart}
     return json.dumps(found, sort_keys=True)
 
 
@@ -82,8 +94,7 @@ def _kind(args: Any, env: Mapping[str, str]) -> list[str] | None:
     script = words == ["-"] or words[0].endswith(".py") or (words[0] == "-c" and WARM in env)
     if not (worker or program or script):
         return None
-    # Offline has to be set before the libraries of the Hub are imported.
-    if "--offline" in words or env.get("VIPBENCH_OFFLINE") or env.get(COLD):
+    if env.get(COLD):
         return None
     first, *more = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p] or [""]
     early = [Path(p, f"{name}customize.py") for p in more for name in ("site", "user")]
@@ -126,6 +137,31 @@ class Warm(Cold):  # type: ignore[type-arg]
         devnull = getattr(self, "_devnull", None)
         if devnull is not None:
             os.close(devnull)
+
+
+_cold_spawn = mp_util.spawnv_passfds  # type: ignore[attr-defined]
+
+
+def _spawn(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+    """`multiprocessing.util.spawnv_passfds` that forks what it can."""
+    words = [os.fsdecode(arg) for arg in args]
+    start = None
+    spawn = "-c" in words and "spawn_main" in words[words.index("-c") + 1]
+    # A worker that starts decoders computes; what its threads hold locked a fork would never get.
+    if spawn and _own is None and not os.environ.get(COLD):
+        start = _starter(os.environ)
+    if start is None:
+        return int(_cold_spawn(path, args, passfds))
+    keep = sorted({fd for fd in passfds if fd > 2})
+    request = {
+        "words": words[words.index("-c") :],
+        "env": dict(os.environ),
+        "cwd": os.getcwd(),  # noqa: PTH109 - as a child inherits it
+        "session": False,
+        "keep": keep,
+        "blocked": [int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
+    }
+    return start(request, [0, 1, 2, *keep])
 
 
 Start = Callable[[dict[str, Any], Sequence[int]], int]
@@ -180,7 +216,7 @@ def serve(link: socket.socket) -> NoReturn:
     gc.collect()
     gc.freeze()
     while True:
-        data, fds, _, _ = socket.recv_fds(link, 1 << 20, 3)
+        data, fds, _, _ = socket.recv_fds(link, 1 << 20, 16)
         if not data:
             os._exit(0)
         read, write = os.pipe()
@@ -222,15 +258,20 @@ def _forget() -> None:
         del sys.modules[name]
 
 
-def _set_hub() -> None:
-    """Give modules that have constants of the Hub's library those of this environment."""
+def _set_hub(offline: bool) -> None:
+    """Give modules that have constants of the Hub's library those of this environment. offline:
+    whether vipbench is about to set the library offline, as it does before it is imported."""
     constants = importlib.import_module("huggingface_hub.constants")
     before = dict(vars(constants))
+    given = dict(os.environ)
+    os.environ.update(dict.fromkeys(_OFFLINE[1:], "1") if offline else {})
     changed = {
         name: value
         for name, value in vars(importlib.reload(constants)).items()
         if name.isupper() and before.get(name) != value and type(value) in (bool, str)
     }
+    os.environ.clear()
+    os.environ.update(given)
     for module in [m for m in sys.modules.values() if m is not constants and changed]:
         for name, value in changed.items():
             if name in vars(module) and vars(module)[name] == before.get(name):
@@ -252,26 +293,30 @@ def _become(request: dict[str, Any], fds: Sequence[int], paths: list[str]) -> No
     global _own
     status = 1
     try:
-        held = [os.dup(fd) for fd in fds]
-        high = [os.dup2(fd, 100 + i) for i, fd in enumerate(held)]
-        for number, fd in enumerate(high):
+        numbers = [0, 1, 2, *request.get("keep", ())]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, numbers[-1] + 100) for fd in fds]
+        for number, fd in zip(numbers, high, strict=True):
             os.dup2(fd, number)
-        os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
+        ends = [*numbers[3:], min(os.sysconf("SC_OPEN_MAX"), 1 << 20)]
+        for before, after in zip(numbers[2:], ends, strict=True):
+            os.closerange(before + 1, after)
         if request["session"]:
             os.setsid()
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.pthread_sigmask(signal.SIG_SETMASK, request.get("blocked", ()))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         # What would be done at the end of the process that was forked is not this one's.
         atexit._clear()
         weakref.finalize._registry.clear()  # type: ignore[attr-defined]
-        if (util := sys.modules.get("multiprocessing.util")) is not None:
-            atexit.register(util._exit_function)
+        mp_process._children.clear()  # type: ignore[attr-defined]
+        mp_util._finalizer_registry.clear()  # type: ignore[attr-defined]
+        resource_tracker._resource_tracker.__init__()  # type: ignore[attr-defined, misc]
+        atexit.register(mp_util._exit_function)  # type: ignore[attr-defined]
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
@@ -288,9 +333,9 @@ def _become(request: dict[str, Any], fds: Sequence[int], paths: list[str]) -> No
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
         _forget()
-        _set_hub()
-        subprocess.Popen = Warm  # type: ignore[misc]
-        given = [p for p in os.environ["PYTHONPATH"].split(os.pathsep) if p]
+        _set_hub("--offline" in request["words"] or bool(os.environ.get("VIPBENCH_OFFLINE")))
+        _replace()
+        given = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         sys.path[:] = [*dict.fromkeys([*given, *(p for p in paths if p not in _added)])]
         _added[:] = given
         sys.path_importer_cache.clear()

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests import warm
 from tests.conftest import REPO, Cli
 from tests.engine.light import Light, OwnWay, Shrink
 from tests.reliability import grid
@@ -285,18 +286,22 @@ def test_what_another_process_cannot_do_right_is_left_to_threads(
         why = "another process cannot read its preprocessing (ModuleNotFoundError"
     backbone = Light(liar)
     backbone.name = case
-    seen = set[int]()
     alone = encoded(monkeypatch, tmp_path, 0, files, backbone, cut=1)
-    found = encoded(
-        monkeypatch, tmp_path, 2, files, backbone, cut=1,
-        meanwhile=lambda: seen.update(c.pid or 0 for c in active_children()),
-    )  # fmt: skip
+    started: list[int | None] = []
+    start = decoders._Decoder.__init__
+
+    def counted(self: Any, transform: bytes) -> None:
+        start(self, transform)
+        started.append(self.process.pid)
+
+    monkeypatch.setattr(decoders._Decoder, "__init__", counted)
+    found = encoded(monkeypatch, tmp_path, 2, files, backbone, cut=1)
     assert torch.equal(found[0], alone[0])
     assert len(found[1]) == 1
     assert re.search(f"'{case}': .*VIPBENCH_DECODERS", found[1][0])
     assert why in found[1][0]
     # The training views need no second try.
-    assert len(seen) == 2
+    assert len(started) == 2
 
 
 class Reuses(Light):
@@ -401,7 +406,7 @@ def test_none_outlives_its_worker(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        preexec_fn=warm.listen,
     )
     try:
         if not early:
