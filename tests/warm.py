@@ -23,6 +23,7 @@ import importlib
 import io
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import socket
@@ -213,6 +214,7 @@ def serve(link: socket.socket) -> NoReturn:
     """Fork a process for each request, which becomes a child of who asked."""
     paths = [p for p in sys.path if p not in (str(REPO), str(Path(__file__).parent))]
     _import_libraries()
+    _import_vipbench()
     gc.collect()
     gc.freeze()
     while True:
@@ -225,7 +227,7 @@ def serve(link: socket.socket) -> NoReturn:
             # Ends at once, so that its child is handed to the nearest subreaper.
             pid = os.fork()
             if pid == 0:
-                _become(json.loads(data), fds, paths)
+                _become({**json.loads(data), "fresh": True}, fds, paths)
             os.write(write, str(pid).encode())
             os._exit(0)
         for fd in (*fds, write):
@@ -251,6 +253,16 @@ def _import_libraries() -> None:
 
     load_registry(None)
     _forget()
+
+
+def _import_vipbench() -> None:
+    """All of vipbench, as it is when it was imported and nothing was called."""
+    import vipbench
+
+    for module in pkgutil.walk_packages(vipbench.__path__, "vipbench."):
+        if not module.name.endswith("__main__"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module.name)
 
 
 def _forget() -> None:
@@ -332,7 +344,8 @@ def _become(request: dict[str, Any], fds: Sequence[int], paths: list[str]) -> No
             )
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
-        _forget()
+        if not request.get("fresh"):
+            _forget()
         _set_hub("--offline" in request["words"] or bool(os.environ.get("VIPBENCH_OFFLINE")))
         _replace()
         given = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
@@ -368,6 +381,8 @@ def _status(words: list[str]) -> int:
             sys.path.insert(0, os.getcwd() if words[0] == "-m" else str(script))  # noqa: PTH109 - the program compares this text
         if words[0] == "-m":
             sys.argv = ["-m", *words[2:]]
+            if (package := sys.modules.get(words[1])) is not None:
+                importlib.reload(package)  # it looks at how it was started
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
             return 0
         sys.argv = words if words[0] != "-c" else ["-c", *words[2:]]

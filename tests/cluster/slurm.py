@@ -123,7 +123,7 @@ class Slurm:
     def call(self, *command: str, check: bool = True) -> str:
         """What one of Slurm's commands prints."""
         done = subprocess.run(
-            command, env=self.env, capture_output=True, text=True, timeout=30, check=False
+            command, env=self.env, capture_output=True, text=True, timeout=120, check=False
         )
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}")

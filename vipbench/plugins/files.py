@@ -371,22 +371,29 @@ def local_modules(file: Path) -> list[Path]:
 
 
 def _local_imports(file: Path) -> Iterator[Path]:
+    for parts, level in _imports_of(file.read_bytes()):
+        yield from _files_of(file, parts, level)
+
+
+@lru_cache(maxsize=128)
+def _imports_of(code: bytes) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """Names and levels of all imports in a file of code; none where it is not valid."""
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(code)
     except (SyntaxError, ValueError):
-        return
+        return ()
+    found: list[tuple[tuple[str, ...], int]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _files_of(file, alias.name.split("."), 0)
+            found += [(tuple(alias.name.split(".")), 0) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = node.module.split(".") if node.module else []
-            yield from _files_of(file, base, node.level)
-            for alias in node.names:
-                yield from _files_of(file, [*base, alias.name], node.level)
+            base = tuple(node.module.split(".")) if node.module else ()
+            found.append((base, node.level))
+            found += [((*base, alias.name), node.level) for alias in node.names]
+    return tuple(dict.fromkeys(found))
 
 
-def _files_of(file: Path, parts: list[str], level: int) -> Iterator[Path]:
+def _files_of(file: Path, parts: Sequence[str], level: int) -> Iterator[Path]:
     """The local files that importing `parts` from `file` runs: packages on the way and itself."""
     root = file.parent
     for _ in range(level - 1):

@@ -136,6 +136,11 @@ _NO_TASK = SimpleNamespace()
 _OWN = frozenset(nn.Module().__dict__) - {"training"} | {"task", "last_batch"}
 
 
+@lru_cache(maxsize=8192)
+def _resolved(file: str) -> str:
+    return str(Path(file).resolve())
+
+
 @lru_cache(maxsize=64)
 def _code(method: type[Method], imported: int) -> Mapping[str, str]:
     """The modules of a method's code, with those that a user's plugin imports from its own files,
@@ -149,7 +154,7 @@ def _code(method: type[Method], imported: int) -> Mapping[str, str]:
     helpers = {str(helper) for file in theirs for helper in local_modules(file)}
     for name, module in list(sys.modules.items()) if helpers else ():
         file = getattr(module, "__file__", None)
-        if name not in files and file and str(Path(file).resolve()) in helpers:
+        if name not in files and file and _resolved(file) in helpers:
             files[name] = file
     paths = {name: Path(file) for name, file in files.items() if file}
     return {
