@@ -175,8 +175,8 @@ def _starter(env: Mapping[str, str]) -> Start | None:
         # its own locks, and processes of vipbench that start others compute nothing.
         return _fork if early == _own else None
     _wanted[early] = _wanted.get(early, 0) + 1
-    # Variables of one test alone are not worth a server.
-    if early not in _servers and early != _early(os.environ) and _wanted[early] < 2:
+    # A server takes as long to start as three processes.
+    if early not in _servers and early != _early(os.environ) and _wanted[early] < 4:
         return None
     if early not in _servers:
         if len(_servers) >= _MOST_SERVERS:
