@@ -575,10 +575,10 @@ def test_a_model_of_the_hub(hub: str, tmp_path: Path, model: Any, expected: Back
     )
     assert again == found
     assert Hub.asked == []
-    assert_says_how_to_bring_it(refused, "HF_HUB_OFFLINE forbids to fetch it", home)
+    assert_says_how_to_bring_it(refused, "HF_HUB_OFFLINE forbids", home)
 
 
 def test_weights_out_of_reach(tmp_path: Path) -> None:
     [line] = in_process("ViT-B-16/openai", home=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    why = "there is no connection to fetch it: 127.0.0.1:9"
+    why = "no connection to download it: 127.0.0.1:9"
     assert_says_how_to_bring_it(line, why, tmp_path)

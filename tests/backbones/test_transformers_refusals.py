@@ -46,7 +46,7 @@ def test_kinds_and_code(refused: Any, tmp_path: Path) -> None:
     refused(tmp_path, "of type 'bert'; known are clip, siglip, siglip2, vision-text-dual-encoder")
     own = {"model_type": "pair", "auto_map": {"AutoModel": "own.Pair"}}
     (tmp_path / "config.json").write_text(json.dumps(own))
-    refused(tmp_path, r"code of its own \('pair'\).*if you trust its author, write .*\+remote-code")
+    refused(tmp_path, r"\('pair'\).*write transformers:.*\+remote-code")
 
 
 def test_a_pickle_that_would_run_code_is_refused(refused: Any, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_no_tokenizer_files(kind: str, refused: Any, tmp_path: Path) -> None:
     path.write_text(json.dumps(state))
     refused(tmp_path, "its tokenizer cannot tell texts apart")
     path.unlink()
-    refused(tmp_path, r"has no tokenizer: none of tokenizer\.json, .* is there")
+    refused(tmp_path, r"none of tokenizer\.json, ")
     if kind == "clip":
         (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "<|endoftext|>": 2}))
         refused(tmp_path, r"vocab\.json without merges\.txt")

@@ -34,7 +34,7 @@ def test_impossible_pairs_are_skipped_and_the_rest_is_run(
     reasons |= {
         "vip on toy with transformers:clip@": "needs symptoms and 'toy' has none; give --symptoms",
         "biomedcoop on toy with transformers:clip@": "'toy' has none; give --descriptions toy=FILE",
-        "coop on toy with transformers:clip@": "16 context vectors come in; the text tower of",
+        "coop on toy with transformers:clip@": "16 context vectors; the tower of",
     }
     assert len(lines) == len(reasons)
     for start, reason in reasons.items():

@@ -37,7 +37,7 @@ def test_from_a_table_without_a_split_to_one_that_runs(cli: Cli, tmp_path: Path)
 
     refused = cli("run", "--datasets", "csv:skin.csv", *run, "--data-root", data)
     assert refused.returncode == 2
-    command = refused.stderr.partition("write it down: vipbench ")[2].strip()
+    command = refused.stderr.partition(": vipbench ")[2].strip()
     assert command == (
         "dataset split csv:skin.csv --group 'patient id' --ratios 6/1/3 --seed 1 --data-root "
         f"{shlex.quote(str(data))}"

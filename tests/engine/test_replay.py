@@ -232,7 +232,7 @@ def once_more(
 
 
 def test_a_hidden_count_is_found() -> None:
-    once_more(Tapes(), Hiding, "gave other numbers", others=True)
+    once_more(Tapes(), Hiding, "numbers that differ", others=True)
 
 
 def test_a_step_that_waits() -> None:
@@ -259,7 +259,7 @@ def test_wrong_numbers_are_found_at_the_next_comparison(what: str, first: int) -
             places[what].mul_(1.05)
 
     sizes = [(12, 25, 4), (12, 25, 4)]
-    once_more(Tapes(spoil), Toy, "gave other numbers", True, sizes)
+    once_more(Tapes(spoil), Toy, "numbers that differ", True, sizes)
 
 
 def test_a_replay_that_raises() -> None:
@@ -348,7 +348,9 @@ def test_a_run(goes_wrong: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert a.parameters == b.parameters
         assert a.predictions.scores.tobytes() == b.predictions.scores.tobytes()
     notes = [e.text for e in found[1] if isinstance(e, Note)]
-    assert [("off for 'coop'" in n and "other numbers" in n) for n in notes] == [True] * goes_wrong
+    assert [("off for 'coop'" in n and "numbers that differ" in n) for n in notes] == [
+        True
+    ] * goes_wrong
     made = len(tapes.tapes)
     session.plan(run)
     session.run(list(session.cells))

@@ -102,10 +102,8 @@ def test_injected(tmp_path: Path, errors: list[str]) -> None:
                 assert other.ok, other.error
                 assert bits[other.key] == bits[record.key]
                 assert not other.notes
-            output = "out of memory with 4 cells at once; done again with half of them"
-            assert halved[seed].provenance["out_of_memory"] == output
-        output = "out of memory; done again with half the memory budget"
-        assert alone[1].provenance["out_of_memory"] == output
+            assert "4 cells at once" in halved[seed].provenance["out_of_memory"]
+        assert "half the memory budget" in alone[1].provenance["out_of_memory"]
         # One retry, no more.
         failed = never[1].error
         assert failed is not None

@@ -150,8 +150,8 @@ class Dataset(ABC):
             path = needed.find()
             if path is None:
                 raise DataError(
-                    f"{needed.what} is not there; looked for {', '.join(needed.places())}. "
-                    "`vipbench fetch` brings it"
+                    f"{needed.what} is missing; looked for {', '.join(needed.places())}. "
+                    "`vipbench fetch` downloads it"
                 )
             found = found or path
         return found

@@ -61,7 +61,7 @@ def draw_folds(
     """
     n = len(set(groups))
     if not 2 <= count <= n:
-        raise DataError(f"{count} folds were asked for; expected 2 to {n}, the number of groups")
+        raise DataError(f"{count} folds were requested; expected 2 to {n}, the number of groups")
     label = np.asarray(labels, dtype=np.int64)
     share = np.full(count, 1 / count)
     place = _by_group(label, groups, class_names, share, seed)
@@ -69,7 +69,7 @@ def draw_folds(
         if len(set(place[label == c].tolist())) < 2:
             raise DataError(
                 f"class '{name}' has too few groups (patients, or images that differ) to be in two "
-                "folds; bring more"
+                "folds; add more"
             )
     return {f"fold-{k + 1}": np.flatnonzero(place == k) for k in range(count)}
 
@@ -155,7 +155,7 @@ def _check(
             if share[s] > 0 and not ((place == s) & (labels == c)).any():
                 raise DataError(
                     f"class '{name}' has too few {what} to be in both train and test; "
-                    "bring more, or split by image"
+                    "add more, or split by image"
                 )
 
 

@@ -113,9 +113,9 @@ class Range:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"a Range goes from low to a higher high, got {self}")
+            raise ValueError(f"a Range needs low < high, both finite, got {self}")
         if self.log and self.low <= 0:
-            raise ValueError(f"a Range in logarithms starts above 0, got {self}")
+            raise ValueError(f"a logarithmic Range needs low > 0, got {self}")
 
 
 @dataclass(frozen=True)

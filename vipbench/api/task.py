@@ -119,8 +119,8 @@ class Task:
             place = [int(i) for i in torch.unravel_index(torch.tensor(flat), prompts.shape)]
             raise TextError(
                 f"the text '{_text_at(texts, place)}' has {longest} tokens with start and end, and "
-                f"{context} context vectors come in; the text tower of '{self.backbone.name}' "
-                f"takes at most {self.backbone.context_length}: shorten it, or take fewer vectors"
+                f"{context} context vectors; the tower of '{self.backbone.name}' takes at most "
+                f"{self.backbone.context_length}: shorten the text, or use fewer vectors"
             )
         return prompts
 
@@ -178,8 +178,8 @@ class Task:
                 )
             if not any(name.casefold() in text.casefold() for text in texts):
                 raise UnsupportedError(
-                    f"descriptions name their class, and of those of class '{name}' in dataset "
-                    f"'{self.info.dataset}' none does"
+                    f"no description of class '{name}' in dataset "
+                    f"'{self.info.dataset}' contains the class name; descriptions must"
                 )
         return [list(texts[:count]) for texts in given]
 

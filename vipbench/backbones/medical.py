@@ -96,7 +96,7 @@ ENTRIES = (
         library="transformers",
         licence="MIT",
         reference="arXiv 2412.13126",
-        hint="It is built by code in its repository: keep:+remote-code lets it run.",
+        hint="It needs code from its repository: keep:+remote-code lets it run.",
     ),
     Entry(
         name="unimedclip",
@@ -107,7 +107,7 @@ ENTRIES = (
         reference="arXiv 2412.10372",
         hint=(
             "Its checkpoint is a pickle for a changed copy of open_clip: load it in its own "
-            "environment, and bring it as a plugin (docs/plugins.md)."
+            "environment, and wrap it in a plugin (docs/plugins.md)."
         ),
     ),
     Entry(
@@ -119,8 +119,8 @@ ENTRIES = (
         reference="doi 10.1038/s41591-024-02856-4",
         gated=True,
         hint=(
-            "It is read by its authors' package conch (github.com/mahmoodlab/CONCH): wrap what it "
-            "builds as a plugin (docs/plugins.md)."
+            "Its authors' package conch (github.com/mahmoodlab/CONCH) loads it: wrap the model in "
+            "a plugin (docs/plugins.md)."
         ),
     ),
 )
@@ -157,8 +157,8 @@ def load(entry: Entry, argument: str | None) -> Backbone:
         terms = ""
         if entry.gated and not folder:
             terms = (
-                f" Its terms must be accepted first, at huggingface.co/{entry.repo}, and "
-                "`hf auth login` says who you are."
+                f" Its terms must be accepted first, at huggingface.co/{entry.repo}; `hf auth "
+                "login` then logs you in."
             )
         hint = f" {entry.hint}" if entry.hint else ""
         raise UsageError(

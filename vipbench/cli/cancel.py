@@ -6,7 +6,7 @@ from vipbench.cli.options import Run
 
 
 def cancel(folder: Run) -> int:
-    """End all jobs of a run on a cluster. The same `vipbench run` resumes it."""
+    """Cancel all jobs of a run on a cluster. The same `vipbench run` resumes it."""
     from vipbench.cli.commands.parts import cancel_command
 
     return cancel_command(folder)

@@ -15,9 +15,9 @@ def collect(
         bool, typer.Option("--follow", help="Continue until no job is left.")
     ] = False,
 ) -> int:
-    """Collect the results of a run's parts in its results file.
+    """Collect the results of a run's parts into its results folder.
 
-    `vipbench run` (the same command), `status` and `table` do so, too.
+    `status`, `table` and the same `vipbench run` command collect them, too.
     """
     from vipbench.cli.commands.parts import collect_command
 

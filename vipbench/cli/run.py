@@ -142,7 +142,7 @@ def run(
     if offline:
         connections.forbid()
     if pdb and not debug:
-        raise UsageError("--pdb goes with --debug")
+        raise UsageError("--pdb requires --debug")
     others = {
         "--dry-run": dry_run,
         "--estimate": estimate,
@@ -156,7 +156,9 @@ def run(
 
     spec = spec_of_flags(context)
     if (spec.executor is None and (submit_only or print_script)) or (submit_only and print_script):
-        raise UsageError("--submit-only or --print-script goes with --executor")
+        raise UsageError(
+            "--submit-only and --print-script require --executor, and exclude each other"
+        )
     if print_script:
         from vipbench.engine.cluster.run import print_script as script_of
 

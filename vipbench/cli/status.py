@@ -13,7 +13,7 @@ def status(
     folder: Run,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Show how far a run on a cluster is: one line for all, then each part.
+    """Show the progress of a run on a cluster: one line for all, then each part.
 
     Exit status: 0 done, 1 cells failed or parts ended without all results, 3 running.
     """

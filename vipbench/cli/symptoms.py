@@ -131,7 +131,11 @@ def show(
     file: File = None,
     knowledge: Annotated[
         str,
-        text("--knowledge", "symptoms|out-of-domain|useless|incorrect", "As `run` replaces them."),
+        text(
+            "--knowledge",
+            "symptoms|out-of-domain|useless|incorrect",
+            "Show what `run --knowledge` uses instead.",
+        ),
     ] = "symptoms",
     data_root: DataRoot = None,
 ) -> int:
@@ -162,7 +166,7 @@ def rank(
     data_root: DataRoot = None,
     allow_code: AllowCode = False,
 ) -> int:
-    """AUROC of each symptom alone for its class, and the loss of the class without it."""
+    """Print the AUROC of each symptom alone, and what its class loses without it."""
     from vipbench.cli.commands.symptoms import rank_command
 
     return rank_command(dataset, backbone, file, data_root)

@@ -35,7 +35,7 @@ def trust(
     from vipbench.text import clean, columns, plural
 
     if what and not forget:
-        raise UsageError(f"{what[0]}: a digest or file goes with --forget")
+        raise UsageError(f"{what[0]}: a digest or file requires --forget")
     if forget and listed:
         raise UsageError("give --list or --forget, not both")
     if forget:

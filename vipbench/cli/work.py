@@ -28,8 +28,8 @@ def work(
 ) -> int:
     """Run one part of a divided run on this machine; finished cells are not rerun.
 
-    Batch jobs call it. Exit status: 0 done, 1 some cells failed, 3 cannot run as it is (do not
-    requeue), 75 the job's time is over and cells remain.
+    Batch jobs call it. Exit status: 0 done, 1 some cells failed, 3 it cannot run (do not requeue),
+    75 the job's time is over and cells remain.
     """
     from vipbench.cli.commands.parts import work_command
 

@@ -119,11 +119,11 @@ def no_split(
     hint = ""
     if group is None:
         hint = (
-            " (--group names the column with patient ids; leave it out where each image is of a "
-            "patient of its own)"
+            " (--group names the column with patient ids; leave it out if each image is of another "
+            "patient)"
         )
     return (
-        f"dataset '{source}' has no split. Draw one and write it down: vipbench dataset split "
+        f"dataset '{source}' has no split. Draw and save one: vipbench dataset split "
         f"{shlex.quote(source)} --group {shlex.quote(group or 'COLUMN')} --ratios 6/1/3 --seed 1"
         f"{where}{hint}"
     )
@@ -134,7 +134,7 @@ def _split_of(entry: Entry) -> str:
     if found is None:
         raise DataError(
             f"{entry.where}: split is '{entry.split}'; expected train, val or test (training, "
-            "valid, validation, dev and testing are read, too)"
+            "valid, validation, dev and testing are accepted, too)"
         )
     return found
 
@@ -175,7 +175,7 @@ def check_digests(
         if found != digest:
             raise DataError(
                 f"{entry.where}: '{path}' has the SHA-256 {found}; the manifest says {digest}: "
-                "the file has changed, or the row is of another one"
+                "the file has changed, or the row belongs to another file"
             )
         other = seen.setdefault(digest, entry)
         if place_of(other) != place_of(entry):

@@ -159,7 +159,7 @@ class Derm7ptDataset(Dataset):
         if self.name == "derm7pt":
             wanted += f", {SPLIT_FILES[0]} beside its images, or image/train/melanoma/"
         return (
-            f"derm7pt is not there; looked for {wanted} in {listed(map(str, places))}. "
+            f"derm7pt is missing; looked for {wanted} in {listed(map(str, places))}. "
             f"Get it from {HOME} (licence: {self.licence}); --data-root names the folder of "
             "your data"
         )

@@ -61,7 +61,7 @@ class HuggingFaceDataset(Dataset):
         if self.repository:
             return None
         raise DataError(
-            f"'{self.argument}' is no folder; expected one, or ORG/NAME[:CONFIG][@REVISION]"
+            f"'{self.argument}' is not a folder; expected one, or ORG/NAME[:CONFIG][@REVISION]"
         )
 
     def files(self, root: Path | None) -> Iterable[Needed]:
@@ -123,9 +123,9 @@ class HuggingFaceDataset(Dataset):
     def _complete(self, parts: dict[str, Split]) -> dict[str, Split]:
         """The three splits, drawn where there are none, or no validation split."""
         if "test" not in parts and len(parts) > 1:
-            raise DataError(f"there are the splits {listed(parts)} and no test split")
+            raise DataError(f"there is no test split; the splits are {listed(parts)}")
         if "train" not in parts and len(parts) > 1:
-            raise DataError(f"there are the splits {listed(parts)} and no train split")
+            raise DataError(f"there is no train split; the splits are {listed(parts)}")
         whole = next(iter(parts.values())) if len(parts) == 1 else parts["train"]
         if set(parts) == set(SPLITS):
             return parts
@@ -297,7 +297,7 @@ def _column(features: Mapping[str, Any], card: Card, kind: str, column: str) -> 
     wrong = f"'{named}'" if named is not None else f"{len(fitting)} columns of the kind {kind}"
     raise DataError(
         f"the dataset has {'no column ' if named is not None else ''}{wrong} for the {column}; its "
-        f"columns are {listed(features, 20)}. A card '{card.path}' names it: "
+        f"columns are {listed(features, 20)}. Name it in a card '{card.path}': "
         f"`columns: {{{column}: NAME}}`"
     )
 
@@ -310,7 +310,7 @@ def _split(
     values = table[label]
     texts = [str(v) if declared is None else declared[v] if v is not None else "" for v in values]
     if declared is not None and any(v is None or not 0 <= v < len(declared) for v in values):
-        raise DataError(f"split '{name}' has images without a label; take the split or rows out")
+        raise DataError(f"split '{name}' has images without a label; remove the split or rows")
     labels = np.array([names.index(text) for text in texts], dtype=np.int64)
     ids = tuple(f"{name}/{i:06d}" for i in range(len(texts)))
     if type(table.features[image]).__name__ != "Image":

@@ -85,7 +85,7 @@ class MedMnistDataset(NpzDataset):
         path = file.find()
         if path is None:
             raise DataError(
-                f"'{self.argument}' is not there; looked for {listed(file.places())}. "
+                f"'{self.argument}' is missing; looked for {listed(file.places())}. "
                 f"`vipbench fetch {self.source}` downloads it, or get it from {_medmnist.HOME} "
                 f"({self.fact.licence}); --data-root names the folder of your data"
             )

@@ -88,7 +88,7 @@ class NpzDataset(Dataset):
         if self.fact is not None:
             return self.fact.class_names
         raise DataError(
-            f"'{path}' does not say what its classes are called; write a card "
+            f"'{path}' does not name its classes; write a card "
             f"'{path.with_suffix('.yaml').name}' beside it with the line `class_names: [name of "
             "label 0, name of label 1, ...]`"
         )

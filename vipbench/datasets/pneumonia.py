@@ -80,7 +80,7 @@ class PneumoniaDataset(Dataset):
                 if (base / "train").is_dir() and (base / "test").is_dir():
                     return base
         raise DataError(
-            f"pneumonia is not there; looked for {SPLIT_FILE} with its images, and for the folders "
+            f"pneumonia is missing; looked for {SPLIT_FILE} with its images, and for the folders "
             f"train/ and test/ (also in chest_xray/ and image/), in {listed(map(str, places))}. "
             f"Download it from {HOME} ({self.licence}); --data-root names the folder of your data"
         )

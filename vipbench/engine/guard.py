@@ -191,9 +191,9 @@ def own_randomness(
         seeded = torch.initial_seed() != seed
         if seeded or (not draws and not _same(mine, _states(device))):
             raise GlobalRandomError(
-                f"{who} {'seeded' if seeded else 'drew from'} a global random generator; take "
-                "noise as `noise()` gives it and initial values from the task, which are drawn "
-                "for each cell"
+                f"{who} {'seeded' if seeded else 'drew from'} a global random generator; use "
+                "`noise()` for noise and the task for initial values, which are drawn for each "
+                "cell"
             )
     finally:
         _restore(before, device)

@@ -70,7 +70,7 @@ def _named(given: Any, classes: dict[type, str]) -> Any:
     if isinstance(given, type):
         if not issubclass(given, Method):
             raise UsageError(
-                f"the class '{given.__name__}' is no method; expected a subclass of "
+                f"the class '{given.__name__}' is not a method; expected a subclass of "
                 "vipbench.api.Method, or a method's name"
             )
         if _is_registered(given):
@@ -141,7 +141,7 @@ def _check(written: Mapping[type, Written]) -> None:
         for place, what in _differences(here[cls], there.get(written[cls].name, [])):
             raise UsageError(
                 f"the method class '{cls.__name__}' cannot be sent to the workers: in a new "
-                f"process '{place}' is another than here ({what}). Was it changed after it was "
+                f"process '{place}' differs from here ({what}). Was it changed after it was "
                 "defined, or its file after it was imported? Put the change into its source, or "
                 "restart Python"
             )
@@ -179,7 +179,7 @@ def _save(folder: Path, content: Mapping[str, bytes], written: Sequence[Written]
         there = folder / one.file
         if one.file in new and there.exists() and _MARK not in there.read_bytes()[:2000]:
             raise UsageError(
-                f"the method class '{one.name}' would be written over {there}, a file that "
+                f"the method class '{one.name}' would overwrite {there}, a file that "
                 "vipbench did not write; move it away, or give the class another `name`"
             )
     lock = take_lock(folder.parent, LOCK)

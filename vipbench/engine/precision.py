@@ -34,8 +34,8 @@ def require_exact_products(who: str) -> None:
     use_exact_products()
     raise PrecisionError(
         f"{who} changed the precision of products of fp32 tensors (torch.backends, "
-        "torch.set_float32_matmul_precision); the run decides it, by --precision and "
-        "--feature-precision"
+        "torch.set_float32_matmul_precision); only --precision and --feature-precision of the run "
+        "set it"
     )
 
 
@@ -57,7 +57,7 @@ def require(name: FeaturePrecision, device: torch.device) -> None:
     if name == "tf32" and device.type != "cuda":
         raise UsageError(
             f"--feature-precision tf32 needs a CUDA device, and the run computes on {device.type}; "
-            "give fp32 or bf16"
+            "use fp32 or bf16"
         )
 
 

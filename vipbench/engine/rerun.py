@@ -303,7 +303,7 @@ def _judge(record: Record, stored: Predictions, made: Predictions, tolerance: fl
 def _why(record: Record, others: Sequence[str | Mapping[str, Any]]) -> str:
     """What keeps the record's key from being made here, as far as anything tells."""
     if not others:
-        return "no cell of its place in the grid could be run here"
+        return "its cell of the grid could not be run here"
     mine, theirs = record.provenance.get("key_parts"), others[0]
     if isinstance(theirs, str):
         return theirs

@@ -99,7 +99,7 @@ def download(
                 part.unlink()
                 raise FetchError(
                     _end(
-                        f"what {url} gives is not the expected file: {problem}; it was not kept",
+                        f"{url} returned another file than expected: {problem}; it was removed",
                         hint,
                     )
                 )
@@ -158,7 +158,7 @@ def _attempt(url: str, file: IO[bytes], headers: Mapping[str, str], progress: Pr
     if start:
         asked["Range"] = f"bytes={start}-"
     if urlsplit(url).scheme not in ("http", "https"):
-        raise _CutError(f"{url} is no address of the web")
+        raise _CutError(f"{url} is not an http(s) address")
     request = urllib.request.Request(url, headers=asked)
     opener = urllib.request.build_opener(_Redirects)
     try:
@@ -175,7 +175,7 @@ def _attempt(url: str, file: IO[bytes], headers: Mapping[str, str], progress: Pr
         done, total = start, _total(reply, start)
         if start and (reply.status != 206 or _start(reply) != start):
             if reply.status == 206:
-                raise _CutError("the server continues at another place than was asked for")
+                raise _CutError("the server resumed at another byte than requested")
             done, total = 0, _total(reply, 0)  # it does not continue: from the beginning
             file.truncate(0)
             file.seek(0)
@@ -185,7 +185,7 @@ def _attempt(url: str, file: IO[bytes], headers: Mapping[str, str], progress: Pr
         while chunk := reply.read1(CHUNK):
             if total is None and (done > MOST_UNKNOWN or _room(file) < 0):
                 file.truncate(0)
-                raise _TooLargeError(f"says no length and does not end after {size(done)}")
+                raise _TooLargeError(f"states no length and does not end after {size(done)}")
             file.write(chunk)
             done += len(chunk)
             progress(done, total)
@@ -255,10 +255,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             old, to = urlsplit(req.full_url), urlsplit(newurl)
             if to.scheme not in ("http", "https"):
                 raise urllib.error.URLError(
-                    f"it points to {newurl}, which is no address of the web"
+                    f"it redirects to {newurl}, which is not an http(s) address"
                 )
             if (old.scheme, to.scheme) == ("https", "http"):
-                raise urllib.error.URLError(f"it points to {to.netloc} without encryption")
+                raise urllib.error.URLError(f"it redirects to {to.netloc} without encryption")
             if old.netloc != to.netloc:
                 new.headers.pop("Authorization", None)
         return new
@@ -270,7 +270,7 @@ def _why(url: str, error: BaseException, done: int) -> str:
         if error.code in (401, 403):
             return f"{url} is refused ({error.code}): it needs a login, or terms to be accepted"
         if error.code in (404, 410):
-            return f"{url} is not there ({error.code}): it has moved, or its name is another"
+            return f"{url} was not found ({error.code}): it was moved or renamed"
         return (
             f"the server of {url} answers {error.code} {error.reason}{got or '; try again later'}"
         )

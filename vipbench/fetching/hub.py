@@ -84,10 +84,10 @@ class HubFile(Needed):
         variable = offline.forbidden()
         if variable is not None or constants.HF_HUB_OFFLINE:
             offline_variable = variable or "HF_HUB_OFFLINE"
-            raise FetchError(f"{tried}, and {offline_variable} forbids to fetch it. {self.bring}")
+            raise FetchError(f"{tried}, and {offline_variable} forbids downloads. {self.bring}")
         if (trouble := _unreachable(constants.ENDPOINT)) is not None:
             raise FetchError(
-                f"{tried}, and there is no connection to fetch it: {trouble}. {self.bring}"
+                f"{tried}, and there is no connection to download it: {trouble}. {self.bring}"
             )
         for name in self.names:
             if (path := self._bring(name, progress)) is not None:
@@ -142,12 +142,12 @@ class HubFile(Needed):
         login = ""
         if isinstance(error, RepositoryNotFoundError):  # or one with terms to be accepted
             login = (
-                f" Where it has terms, accept them at huggingface.co/{self.repo}; `hf auth login` "
-                "then says who you are."
+                f" If it has terms, accept them at huggingface.co/{self.repo}, and log in with "
+                "`hf auth login`."
             )
         return FetchError(
             f"{name} of '{self.repo}' is not in {self.places()[0]}, and {constants.ENDPOINT} did "
-            f"not give it: {reason[0].rstrip('.')}.{login} {self.bring}"
+            f"not send it: {reason[0].rstrip('.')}.{login} {self.bring}"
         )
 
 
@@ -183,7 +183,7 @@ class HubModules(Needed):
     def fetch(self, progress: Progress = quiet) -> Path:
         """See Needed."""
         if (variable := offline.forbidden()) is not None:
-            raise FetchError(f"{self.what} is not there, and {variable} forbids to fetch it")
+            raise FetchError(f"{self.what} is missing, and {variable} forbids downloads")
         from huggingface_hub import list_repo_files
 
         try:

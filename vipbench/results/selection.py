@@ -73,7 +73,7 @@ class Selection:
             raise UsageError(f"{store.out_dir}: {error}") from None
         chosen = select(every, **vars(self))
         if not chosen.planned:
-            raise UsageError(f"{store.out_dir}: no cell has all of what was asked for")
+            raise UsageError(f"{store.out_dir}: no cell matches all the options")
         return chosen
 
 

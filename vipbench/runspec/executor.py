@@ -189,10 +189,10 @@ def with_flags(
     if name is None and base is None:
         if more or jobs or cache_local:
             flag = "--slurm" if more else "--jobs" if jobs else "--cache-local"
-            raise UsageError(f"{flag} goes with --executor")
+            raise UsageError(f"{flag} requires --executor")
         return None
     if more and (name or (base and base.name)) != "slurm":
-        raise UsageError("--slurm goes with --executor slurm")
+        raise UsageError("--slurm requires --executor slurm")
     kept = {} if base is None else {k: getattr(base, k) for k in base.model_fields_set}
     found = {**kept, **({"name": name} if name else {}), **given}
     found |= {"cache_local": True} if cache_local else {}

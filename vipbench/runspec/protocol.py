@@ -195,6 +195,6 @@ def check_together(protocol: ProtocolSpec, run: Any) -> None:
                 ", ".join(map(str, v)) if isinstance(v, tuple) else v for v in (given, value)
             )
             raise UsageError(
-                f"{key}: the protocol '{protocol.name}' goes with '{only}' alone, got '{text}'; "
+                f"{key}: the protocol '{protocol.name}' requires '{only}', got '{text}'; "
                 f"leave {key} out, or give another protocol"
             )

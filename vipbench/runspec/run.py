@@ -142,8 +142,8 @@ class RunSpec(BaseModel):
             )
         if self.score_on in ("val:k", "val:min(k,4)") and len(self.shots) > 1:
             raise UsageError(
-                f"score_on: '{self.score_on}' means the same images for a whole run, so it goes "
-                f"with one number of shots, and {len(self.shots)} are given"
+                f"score_on: '{self.score_on}' means the same images for a whole run, so it "
+                f"requires a single number of shots; got {len(self.shots)}"
             )
         for name in PATHS_BY_DATASET:
             for _, dataset in map(split_key, getattr(self, name)):

@@ -79,7 +79,7 @@ def apply_adapter(model: nn.Module, folder: Path, where: str) -> None:
 def _check(config: Mapping[str, Any], what: str) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise _refused(what, f"it is of type '{kind}', and only LORA is applied")
+        raise _refused(what, f"it is of type '{kind}', and only LORA is supported")
     strange = sorted(k for k, value in config.items() if value and k not in _KNOWN)
     if strange:
         raise _refused(what, f"it sets {', '.join(f'{k} {config[k]}' for k in strange)}")

@@ -137,11 +137,11 @@ def _difference(form: _Form, backbone: Backbone) -> str:
             theirs = torch.as_tensor(form.pixels(image))
             if theirs.shape != mine.shape:
                 return (
-                    f"its preprocess makes {tuple(theirs.shape)} of an image, and the model takes "
-                    f"{tuple(mine.shape)}"
+                    f"its preprocess turns an image into {tuple(theirs.shape)}, and the model "
+                    f"takes {tuple(mine.shape)}"
                 )
             if (far := float((theirs.float() - mine).abs().max())) > MOST_DIFFERENCE:
-                return f"its preprocess gives pixels that differ by {far:.2g} from what it says"
+                return f"its preprocess gives pixels that differ by {far:.2g} from its settings"
     if far := _far(backbone.encode_image(pixels), form.images(pixels)):
         return f"features of images differ by {far:.2g} from the model's own"
     compared = 0
@@ -223,7 +223,7 @@ def _of_transformers(where: str, model: Any, rest: Sequence[Any], stage: Path) -
         part.save_pretrained(stage)
     words = next((getattr(p, "tokenizer", p) for p in rest if _cuts_texts(p)), None)
     if words is None:
-        raise UsageError(f"{where}: nothing beside the model is a tokenizer")
+        raise UsageError(f"{where}: no tokenizer was given with the model")
     padding = "max_length" if kind in ("siglip", "siglip2") else True
     lower = kind in ("siglip", "siglip2")
 

@@ -252,7 +252,7 @@ def _from_tag(argument: str) -> _Source:
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if not slash or not tag:
         known = f"; its tags are {', '.join(tags)}" if tags else ""
-        raise UsageError(f"openclip:{argument} does not say which weights{known}. Give {FORMS}")
+        raise UsageError(f"openclip:{argument} does not name its weights{known}. Give {FORMS}")
     facts = _tag_facts(arch, tag)
     repo, _, file = str(facts["hf_hub"]).rpartition("/")
     files: tuple[str, ...] = _HUB_WEIGHTS

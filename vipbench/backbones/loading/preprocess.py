@@ -109,8 +109,8 @@ def _check_squares(transform: ProcessorTransform, size: int) -> None:
         if tuple(found.shape) != (3, size, size):
             kind = "a training view" if image.info else "an image"
             raise UnsupportedError(
-                f"it makes {tuple(found.shape)} of {kind} of {image.width}x{image.height} pixels, "
-                f"and the image tower takes (3, {size}, {size}) ({settings})"
+                f"it turns {kind} of {image.width}x{image.height} pixels into "
+                f"{tuple(found.shape)}, and the image tower takes (3, {size}, {size}) ({settings})"
             )
         if not found.isfinite().all():
             std = transform.facts.get("image_std")

@@ -45,7 +45,7 @@ def load_tiny_clip(folder: Path | None = None) -> tuple[CLIP, dict[str, Any], st
     if digest != config["sha256"]:
         raise TinyClipError(
             f"{WEIGHTS} has SHA-256 {digest}, but {CONFIG} names {config['sha256']}: the two do "
-            "not belong together; reinstall vipbench, or train both anew with "
+            "not match; reinstall vipbench, or train both again with "
             "benchmarks/train_tiny_clip.py"
         )
     return assemble(load(weights), config), config, digest

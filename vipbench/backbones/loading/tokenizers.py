@@ -74,9 +74,9 @@ def check_files(folder: Path, where: str) -> None:
     held = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     lacking = ""
     if not held:
-        lacking = f"no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there"
+        lacking = f"no tokenizer: none of {', '.join(TOKENIZER_FILES)} exists"
     elif held == ["vocab.json"] and not (folder / "merges.txt").is_file():
-        lacking = "vocab.json without merges.txt, which says how words are cut"
+        lacking = "vocab.json without merges.txt, which defines how words are split"
     if lacking:
         raise UsageError(
             f"{where} has {lacking}; put the checkpoint's own there, as "

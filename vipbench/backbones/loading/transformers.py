@@ -129,7 +129,7 @@ def _own_code(model: Any, tokens: int | None) -> tuple[Any, TextSide, int]:
     if absent:
         raise UnsupportedError(
             f"its code builds a {type(model).__name__} without {', '.join(absent)}, which "
-            f"vipbench cannot take apart; bring it as a plugin (docs/plugins.md)"
+            "vipbench needs; wrap it in a plugin (docs/plugins.md)"
         )
     size = model.visual.patch_embed.img_size[0]
     tower = nn.Sequential(model.visual, model.visual_head)
@@ -294,7 +294,7 @@ def _built(place: _Place, kind: str, where: str, own: bool, remote: bool) -> Bac
     sigmoid = getattr(model, "logit_bias", None) is not None
     backbone.notes = check_scale(model.logit_scale, sigmoid, where)
     if place.adapter is not None:
-        backbone.notes += ("the LoRA adapter beside it is part of its weights",)
+        backbone.notes += ("the LoRA adapter beside it is merged into its weights",)
     if kind in _preprocess.UNSTATED and not any((images / n).is_file() for n in _preprocess.FILES):
         backbone.notes += (
             f"it has no {_preprocess.FILES[0]}: images are prepared as the library's "
@@ -314,12 +314,12 @@ def _text_cleaner(kind: str, tokenizer: Any) -> Callable[[str], str]:
 def _refusal(where: str, kind: str, config: dict[str, Any]) -> str:
     if "auto_map" in config:
         return (
-            f"{where} is built by code of its own ('{kind}'), which would have to be run: if you "
-            f"trust its author, write {where}{REMOTE}"
+            f"{where} needs code from its own folder or repository ('{kind}'). To run this code, "
+            f"if you trust its author, write {where}{REMOTE}"
         )
     return (
-        f"{where} is a model of type '{kind}'; known are {', '.join(PAIRS)}. Models with other "
-        "towers come as a plugin (docs/plugins.md)"
+        f"{where} is a model of type '{kind}'; known are {', '.join(PAIRS)}. Other models need "
+        "a plugin (docs/plugins.md)"
     )
 
 
@@ -348,7 +348,7 @@ def transformers_files(argument: str) -> Iterator[Needed]:
     path = first.find()
     if path is not None and path.name == adapters.CONFIG:
         raise UsageError(
-            f"transformers:{repo} is an adapter without its base model: bring it with `hf download "
+            f"transformers:{repo} is an adapter without its base model: run `hf download "
             f"{repo} --local-dir FOLDER`, and give transformers:FOLDER"
         )
     if path is not None and (path.parent / adapters.CONFIG).is_file():

@@ -128,7 +128,7 @@ def _read_torch(path: Path) -> Any:
         # PyTorch's message goes on to advise loading without protection; only its cause is shown.
         raise UsageError(
             f"the checkpoint {path} is not a plain file of weights: it is damaged, or holds "
-            f"objects that would have to be run, which is refused ({_cause(error)}). Save the "
+            f"objects that run code when loaded, which is refused ({_cause(error)}). Save the "
             "weights alone, with torch.save(model.state_dict(), …) or as safetensors"
         ) from error
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError) as error:
@@ -220,7 +220,7 @@ def check_scale(scale: Tensor, sigmoid: bool, source: str) -> tuple[str, ...]:
         return ()
     return (
         f"its logit_scale is {value:g}, a scale of exp({value:g}) = "
-        f"{math.exp(value):,.0f}; trained models keep it under {limit:g}. It is taken as it is; if "
+        f"{math.exp(value):,.0f}; trained models keep it under {limit:g}. It is used as it is; if "
         f"{value:g} is the scale itself, save its logarithm, {math.log(value):.4f}",
     )
 

@@ -41,7 +41,7 @@ def split_command(
 
     folders = list(path_flags(images, [source], "--images").values())
     if len(folders) > 1:
-        raise UsageError("--images is given twice; a table has one folder beside its own")
+        raise UsageError("--images is given twice; expected one folder")
     if folds is not None and ratios is not None:
         raise UsageError(f"--folds {folds} gives folds of equal size; leave out --ratios {ratios}")
     given = folders[0] if folders else None

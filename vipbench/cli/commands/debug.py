@@ -39,8 +39,8 @@ def debug_command(spec: RunSpec, post_mortem: bool) -> int:
     seed = "" if cell.shots == 0 else f", seed {cell.seed}"
     print(
         f"{cell.method} on {cell.dataset} with {cell.backbone}, "
-        f"{shots_text(cell.shots)}{seed} (the first of {plural(len(possible), 'cell')} that the "
-        f"flags choose), plugin '{cell.plugin}' ({cell.file})"
+        f"{shots_text(cell.shots)}{seed} (the first of {plural(len(possible), 'selected cell')})"
+        f", plugin '{cell.plugin}' ({cell.file})"
     )
     try:
         finished = session.run_alone(cell.key)
@@ -51,7 +51,7 @@ def debug_command(spec: RunSpec, post_mortem: bool) -> int:
 
             pdb.post_mortem()
         else:
-            print("vipbench: --pdb stays where it failed", file=sys.stderr)
+            print("vipbench: --pdb opens the debugger at the error", file=sys.stderr)
         return FAILED
     for name in METRICS:
         value = finished.record.metrics.get(name)

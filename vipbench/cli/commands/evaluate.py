@@ -58,7 +58,7 @@ def evaluate_command(
         f"({len(labels)} test images)"
     )
     if data.fingerprint == card["dataset_fingerprint"]:
-        print("The same data that it was trained on: no cross-dataset figure.")
+        print("It was trained on the same dataset: this is no cross-dataset result.")
     for name in METRICS:
         if isinstance(value := metrics.get(name), float):
             print(f"{name}: {value:.4f}")

@@ -42,8 +42,8 @@ def explain_command(
         rows += [(name, clean(text), str(n), str(right)) for text, n, right in some]
     print("\n".join(columns(rows)))
     print(
-        f"{len(made.rescued)} of {made.n_test} test images are right here and wrong by class "
-        f"names, {len(made.lost)} the other way round"
+        f"{len(made.rescued)} of {made.n_test} test images are right here and wrong with class "
+        f"names alone, {len(made.lost)} the reverse"
     )
     if made.words:
         nearest = "; ".join(", ".join(f"{w} {d:.3f}" for w, d in row) for row in made.words)

@@ -41,7 +41,7 @@ def bundle_command(
     """Write the folder's last run as a bundle. Raises UsageError, StoreError, OSError."""
     suite_file = folder / SUITE_NAME
     if not suite_file.exists():
-        raise UsageError(f"{folder} has no {SUITE_NAME}: only a run's own folder makes a bundle")
+        raise UsageError(f"{folder} has no {SUITE_NAME}: only the folder of a run can be bundled")
     from vipbench.engine.describe import describe
 
     spec = RunSpec.from_yaml(suite_file)

@@ -75,7 +75,7 @@ def _dataset(registry: Registry, source: str, root: Path | None, offline: bool) 
     except DataError as error:
         print(f"{source}: cannot be fetched: {error}")
         return BY_HAND
-    print(f"{source}: {'needs no file' if place is None else f'is there: {place}'}")
+    print(f"{source}: {'needs no file' if place is None else f'present: {place}'}")
     return OK
 
 
@@ -105,18 +105,18 @@ def _one(source: str, one: Needed, offline: bool) -> None:
     if damage:
         print(f"{source}: {one.what} is damaged: {damage}")
     elif there is not None and offline:
-        print(f"{source}: {one.what} is there: {there}")
+        print(f"{source}: {one.what} present: {there}")
         return
     if offline:
-        wrong = "is damaged" if damage else "is not there"
+        wrong = "is damaged" if damage else "is missing"
         raise FetchError(
             f"{one.what} {wrong}; looked for it in {', '.join(one.places())}. "
-            f"`vipbench fetch {source}` brings it where there is a connection"
+            f"`vipbench fetch {source}` without --offline downloads it"
         )
     shown = _Shown(one.what)
     path = one.fetch(shown)
     shown.end()
-    done = "is there" if there is not None and not damage else "fetched"
+    done = "present" if there is not None and not damage else "fetched"
     print(f"{source}: {one.what} {done}: {path} ({size(path.stat().st_size)})")
 
 

@@ -31,9 +31,9 @@ LEGEND = (
     "trainable: parameters at 1 shot with tiny-clip on synthderm (6 classes)",
     "needs: text: a text tower; images: in every step, not encoded once; ViT: a vision "
     "transformer; -: image features alone",
-    "validation: images per class, of k shots, on which the paper searches constants or picks the "
-    "epoch; without them constants stand in",
-    "cost: of a cell on one GPU of its time",
+    "validation: images per class at k shots on which the paper tunes constants or picks the "
+    "epoch; without them default constants are used",
+    "cost: of one cell, on one GPU when the paper appeared",
 )
 
 

@@ -93,7 +93,7 @@ def _read_submission(record: Record, name: str, source: Store, number: int | Non
     if problems:
         raise UsageError(
             f"{source.out_dir} holds a record that was altered, {describe(record)}: "
-            f"{'; '.join(problems)}. Nothing of the folder was taken; `vipbench verify` shows all"
+            f"{'; '.join(problems)}. Nothing was merged from it; `vipbench verify` shows all"
         )
     return submitted_by(record, name, predictions is not None), predictions, learned
 
@@ -113,8 +113,8 @@ def _prefer(store: Collection, preferred: str) -> None:
             unclear += bool(fitting)
     if not choices and not unclear and several:
         raise UsageError(
-            f"--prefer {preferred}: none of the cells in dispute was handed in by that name; there "
-            f"are {', '.join(names)}, each also as NAME@DEVICE"
+            f"--prefer {preferred}: that name submitted none of the cells in dispute; expected one "
+            f"of {', '.join(names)}, each also as NAME@DEVICE"
         )
     store.choose(choices)
     print(f"{plural(len(choices), 'cell')} now use the results of {clean(preferred)}")
@@ -125,7 +125,7 @@ def _prefer(store: Collection, preferred: str) -> None:
         )
     if unclear:
         print(
-            f"{plural(unclear, 'cell')} came from {clean(preferred)} more than once; say which "
+            f"{plural(unclear, 'cell')} came from {clean(preferred)} more than once; add the "
             "device: --prefer NAME@DEVICE"
         )
 

@@ -110,7 +110,7 @@ def _print_contents(bundle: Path, manifest: Mapping[str, Any], files: Mapping[st
     for name, version in as_dict(manifest.get("requires")).items():
         print(f"  needs the installed plugin {clean(str(name))} {clean(str(version))}")
     if manifest.get("contains_patient_data"):
-        print("  contains-patient-data: keep it as you keep the images")
+        print("  contains-patient-data: protect it like the images")
     for name, data in files.items():
         if name.startswith("plugins/"):
             lines = data.count(b"\n")

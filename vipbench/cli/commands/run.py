@@ -54,14 +54,15 @@ def sum_lines(found: Sequence[Estimate], spec: RunSpec) -> list[str]:
     views, saved = (sum(getattr(one, f"{k}_seconds") for one in found) for k in ("view", "saved"))
     if saved > total / 20:
         lines.append(
-            f"Encoding {spec.views} training views is {duration(views)} of {duration(total)}; "
+            f"Encoding {spec.views} training views takes {duration(views)} of {duration(total)}; "
             f"`--views 8`: {duration(total - saved)} in all."
         )
     slowest = max(known, key=lambda one: one.work_seconds or 0.0, default=None)
     if slowest is not None and (slowest.work_seconds or 0.0) > total / 3 and len(found) > 1:
         lines.append(
-            f"Training and scoring {clean(slowest.group)} is {duration(slowest.work_seconds or 0)} "
-            "of it: fewer `--seeds` or `--shots` shorten it in proportion."
+            f"Training and scoring {clean(slowest.group)} takes "
+            f"{duration(slowest.work_seconds or 0)} of it: fewer `--seeds` or `--shots` "
+            "shorten it in proportion."
         )
     return lines
 
@@ -81,7 +82,7 @@ def run_command(
     whether to return once the parts are handed to the executor.
     """
     if estimate and not dry_run:
-        raise UsageError("--estimate goes with --dry-run")
+        raise UsageError("--estimate requires --dry-run")
     shown = reporter(raw(sys.stdout))
     try:
         if dry_run:
@@ -130,7 +131,7 @@ def _finish(finished: Finished) -> int:
         )
     if outcome.failed:
         failed = plural(outcome.failed, "cell")
-        lines.append(f"{failed} failed, as named above; run the same command to retry")
+        lines.append(f"{failed} failed (see above); run the same command to retry")
     for line in (*lines, *broken_lines(plan)):
         print(f"vipbench: {line}", file=sys.stderr)
     return FAILED if outcome.failed or outcome.broken or left else OK

@@ -56,7 +56,7 @@ def _find(store: Store, key: str, folder: Path) -> Record:
         raise UsageError(f"{folder} has no record whose key begins with '{key}'")
     if len(keys) > 1:
         some = listed(found[:12] for found in keys[:5])
-        raise UsageError(f"{len(keys)} keys begin with '{key}': {some}; give more of it")
+        raise UsageError(f"{len(keys)} keys begin with '{key}': {some}; give more characters")
     record = store.record(keys[0])
     assert record is not None  # its key was just listed
     return record

@@ -44,7 +44,7 @@ def extended(methods: Sequence[MethodSpec], flag: str) -> str | list[Any]:
         return flag
     if len(added) < len(parts):
         raise UsageError(
-            f"--methods {flag}: either every entry is added to the suite's (+a,+b), or none"
+            f"--methods {flag}: put + before every entry, to add it to the suite's, or before none"
         )
     known = {method.label for method in methods}
     return [*methods, *(part for part in added if part not in known)]

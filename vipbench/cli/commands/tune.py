@@ -223,7 +223,7 @@ def _searched(spec: RunSpec, asked: Asked) -> list[Searched]:
         detail = details[row.name]
         if "val" in detail["needs"]:
             raise UsageError(
-                f"'{row.name}' needs validation images in its training, and a trial gives none; "
+                f"'{row.name}' needs validation images in its training, and a trial has none; "
                 "leave it out"
             )
         defaults = {name: description["default"] for name, description in detail["hparams"].items()}
@@ -302,7 +302,7 @@ def _plan_lines(spec: RunSpec, asked: Asked, rows: Sequence[Searched]) -> list[s
         if not row.trials:
             lines.append(f"  {row.row.label}: nothing to tune, settings as given")
             continue
-        few = "" if len(row.trials) == asked.trials else ", all that there are"
+        few = "" if len(row.trials) == asked.trials else ", all possible ones"
         lines.append(f"  {row.row.label}: {plural(len(row.trials), 'trial')}{few}: {_ranges(row)}")
         if asked.dry_run:
             lines += [f"    {trial.number:>3}  {trial.settings_text}" for trial in row.trials]

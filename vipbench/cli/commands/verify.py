@@ -46,7 +46,7 @@ def verify_command(
             spec = suite or suite_of(folder)
             with tempfile.TemporaryDirectory(prefix="vipbench-verify-") as temporary:
                 found = rerun(pairs, spec, Path(temporary) / "out", tolerance)
-        problems += show_reruns(found, tolerance, f"of {again} asked for, drawn with seed {seed}")
+        problems += show_reruns(found, tolerance, f"of {again} requested, drawn with seed {seed}")
         if not found:
             print("  there are no finished cells to rerun")
             problems += 1

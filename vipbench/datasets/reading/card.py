@@ -274,7 +274,7 @@ def _class_names(given: Any, wrong: Any) -> tuple[str, ...] | dict[str, str]:
         raise wrong("class_names", "names that differ")
     if isinstance(given, dict):
         if not all(map(_is_text, given)):
-            raise wrong("class_names", "texts on the left, too (put numbers in quotes)")
+            raise wrong("class_names", "texts as keys, too (put numbers in quotes)")
         return dict(given)
     return tuple(values)
 

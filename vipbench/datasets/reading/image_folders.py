@@ -31,7 +31,7 @@ class ImageFolders:
 
     def __init__(self, folders: Sequence[Path], card: str = "") -> None:
         self.folders = tuple(dict.fromkeys(folders))
-        self.way_out = "name the folder that the images are below: --images DIR"
+        self.way_out = "name the folder that contains the images: --images DIR"
         if card:
             self.way_out += f", or `images: DIR` in a card '{card}' beside it"
         self._roots = [folder.resolve() for folder in self.folders]
@@ -87,7 +87,7 @@ class ImageFolders:
                 for inner in sorted(folder.iterdir()):
                     if inner.is_dir() and (inner / text).exists():
                         return f"it is in '{inner}'; {self.way_out}"
-        return f"{self.way_out}, or take the rows out"
+        return f"{self.way_out}, or remove the rows"
 
     def _below(self, real: Path) -> bool:
         return any(real.is_relative_to(root) for root in self._roots)

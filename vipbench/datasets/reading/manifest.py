@@ -106,7 +106,7 @@ def read_manifest(path: Path, card: Card, group: str | None = None) -> Manifest:
             if missing(text) and (name == "path" or clean(text) not in named):
                 means = f": '{text}' counts as empty" if text else ""
                 raise DataError(
-                    f"{where} has no {name}{means}; fill it in or take the row out"
+                    f"{where} has no {name}{means}; fill it in or remove the row"
                     + (
                         f" (a class of this name needs a line in the card, class_names: "
                         f"{{'{text}': NAME}})"

@@ -169,7 +169,7 @@ def read_members(path: Path) -> dict[str, Member]:
             size = int(np.prod(shape, dtype=object)) * dtype.itemsize
             if min(shape, default=0) < 0 or info.file_size != member.header_bytes + size:
                 raise DataError(
-                    f"'{path}': array '{key}' is damaged: it says {shape} of {dtype} and holds "
+                    f"'{path}': array '{key}' is damaged: it states {shape} of {dtype} and holds "
                     f"{info.file_size - member.header_bytes} bytes"
                 )
             if info.file_size > max(BOMB_BYTES, MOST_SHRUNK * info.compress_size):

@@ -57,7 +57,7 @@ def find_image_folder(path: Path, rows: dict[str, list[Row]]) -> Path:
         if (place / first.path).is_file():
             return place
     raise DataError(
-        f"{first.where}: image '{first.path}' is not there; looked for it in "
+        f"{first.where}: image '{first.path}' is missing; looked for it in "
         f"{listed(map(str, places), 8)}; put the images beside the split file, or name their "
         f"folder: --images DIR, or `images: DIR` in a card '{path.with_suffix('.yaml').name}'"
     )

@@ -159,8 +159,8 @@ class Parts:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(
-                f"{self.out} holds no parts; `vipbench run --executor ... --out {self.out}` makes "
-                "them"
+                f"{self.out} holds no parts; `vipbench run --executor ... --out {self.out}` "
+                "creates them"
             ) from None
         except (OSError, ValueError) as error:
             raise UsageError(f"{path} cannot be read: {error}") from None
@@ -267,9 +267,9 @@ class Parts:
                 part.unlink()
             if (there := file.read_text(encoding="utf-8")) != first:
                 raise ChangedError(
-                    f"{name} is not what the other parts of this run used (hash {own[:12]}, there "
-                    f"{there.rpartition(chr(9))[2][:12]}); `vipbench cancel {self.out}`, and give "
-                    "the same `vipbench run` once it is as it should be on all nodes"
+                    f"{name} differs between the parts of this run (hash {own[:12]} here, "
+                    f"{there.rpartition(chr(9))[2][:12]} in other parts). Run `vipbench cancel "
+                    f"{self.out}`, make it the same on all nodes, and repeat the `vipbench run`"
                 )
 
     # Submissions.

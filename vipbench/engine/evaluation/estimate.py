@@ -72,7 +72,7 @@ class Estimator:
         except Exception as error:  # whatever a plugin raises; the run itself will tell
             found["note"] = f"cannot be measured: {type(error).__name__}: {error}"
         if found.get("work_seconds", 0) is None:
-            found["note"] = "brings its own training loop on images, which cannot be timed in part"
+            found["note"] = "has its own training loop on images, which cannot be timed in part"
         return found
 
     def _image_seconds(self, features: Features) -> tuple[float, float]:

@@ -156,13 +156,13 @@ class Models:
                 loose[id(value)] = place
         if len(loose) > MOST_TENSORS:
             first = next(iter(loose.values()))
-            what = f"holds {len(loose)} frozen matrices of sizes that its cell has not ('{first}')"
+            what = f"holds {len(loose)} frozen matrices of sizes foreign to its cell ('{first}')"
             raise ForeignModelError(_message(f"method '{method.name}'", what))
 
 
 def _message(who: str, what: str, name: str = "NAME") -> str:
     return (
-        f"{who} {what}; neither its key nor its record would know of it. Return its name from "
+        f"{who} {what}, which neither its key nor its record would name. Return its name from "
         f"`HParams.backbones()`, for instance ('{name}',): x then holds the features of all "
         "backbones side by side, and `x.split(self.task.dims, -1)` takes them apart"
     )

@@ -27,7 +27,7 @@ def cannot_transfer(
     their shape with the number of classes. `Method.transfers` decides where it is not None.
     """
     if method.transfers is not None or not method.uses_support:
-        reason = f"'{method.name}' says that what it learns serves no other classes"
+        reason = f"'{method.name}' states that its parameters apply to no other classes"
         return reason if method.transfers is False else None
     for own, what in (
         (has_own_fit(method), "is fitted to the classes that it is trained on"),
@@ -57,8 +57,8 @@ def transferred(method: Method, built: Versions, task: Task, make: Make) -> Meth
     for name, value in tensors.items():
         if name in held and held[name].shape != value.shape:
             raise ValueError(
-                f"'{method.name}' learned '{name}' of shape {tuple(value.shape)}, and for other "
-                f"classes it is {tuple(held[name].shape)}"
+                f"'{method.name}' learned '{name}' of shape {tuple(value.shape)}; for other "
+                f"classes the shape is {tuple(held[name].shape)}"
             )
     fill(fresh, tensors)
     return fresh

@@ -246,7 +246,7 @@ class GroupRunner:
                 return
             except OUT_OF_MEMORY:
                 half = len(every) // 2
-                message = f"out of memory with {len(every)} cells at once; done again with half"
+                message = f"out of memory with {len(every)} cells at once; repeated with half"
                 self._note_shortage(label, f"{message} of them", [*chain(*every)])
             except SpoiltError:
                 raise
@@ -283,7 +283,7 @@ class GroupRunner:
                 raise
         # Same numbers: beyond its budget a pass only computes again what it did not keep.
         backbone.memory_budget //= 2
-        message = "out of memory; done again with half the memory budget"
+        message = "out of memory; repeated with half the memory budget"
         self._note_shortage(cells[0].row.label, message, cells)
         return self._execute(cells)
 

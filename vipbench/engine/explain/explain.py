@@ -117,7 +117,7 @@ def explain(
     scores = trained.score(x).cpu().double().numpy()
     if kept is not None and not np.allclose(kept.scores, scores, rtol=1e-3, atol=1e-3):
         raise UsageError(
-            f"cell {cell.key[:12]} gives other scores here than in its record; the device or "
+            f"cell {cell.key[:12]} gives scores here that differ from its record; the device or "
             f"library versions may differ (`vipbench show` prints those of the record)"
         )
     cosines = cosines_of(x, features, weights)

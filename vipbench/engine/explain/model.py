@@ -135,9 +135,9 @@ def open_model(folder: Path, record: Record, suite: RunSpec | None = None) -> Mo
         planned = session.cells.get(record.key)
         if planned is None:
             there = [c for c in session.cells.values() if c.id == record.cell]
-            why = what_changed(record, there[0].parts) if there else "it is no cell of the suite"
+            why = what_changed(record, there[0].parts) if there else "the suite has no such cell"
             raise UsageError(
-                f"{name}: the model of record {record.key[:12]} cannot be made again from "
+                f"{name}: the model of record {record.key[:12]} cannot be rebuilt from "
                 f"{folder / SUITE_NAME}, the folder's last run: {why}"
             )
         if planned.further:

@@ -43,7 +43,7 @@ LIMITS = (
     "model's own space; it does not show that the model sees what the words mean."
 )
 
-PRIVATE = "contains-patient-data: it shows images that nobody marked as shareable; keep it as such."
+PRIVATE = "contains-patient-data: it shows images without a licence to share them; protect it."
 
 
 def write(made: Explanation, out: Path, own_files: bool, embed: bool) -> None:
@@ -104,8 +104,8 @@ def _page(made: Explanation, images: bool, private: bool, own_files: bool) -> It
         yield from _case(made, one, images)
     yield f"<h2>Which symptoms decide, over {made.n_test} test images</h2>"
     yield (
-        "<p>A symptom decides for an image where, weighed, it is furthest above its own mean "
-        "among those of the class decided for.</p>"
+        "<p>Of the predicted class's symptoms, the one whose weighted cosine lies furthest above "
+        "its own mean decides for an image.</p>"
         "<table><tr><th>class<th>symptom<th class=n>decides for<th class=n>of these right</tr>"
     )
     for name, rows in zip(made.cell.data.dataset.class_names, made.deciding, strict=True):
@@ -113,17 +113,17 @@ def _page(made: Explanation, images: bool, private: bool, own_files: bool) -> It
             yield f"<tr><td>{e(name)}<td>{e(text)}<td class=n>{count}<td class=n>{right}</tr>"
     yield "</table><h2>Against class names</h2>"
     yield (
-        f"<p>{len(made.rescued)} test images are right here and wrong by zero-shot class names, "
-        f"{len(made.lost)} the other way round.</p>"
-        f"<details><summary>Right here, wrong by names</summary>{e(', '.join(made.rescued))}"
-        f"</details><details><summary>Wrong here, right by names</summary>"
+        f"<p>{len(made.rescued)} test images are right here and wrong with class names alone "
+        f"(zero-shot), {len(made.lost)} the reverse.</p>"
+        f"<details><summary>Right here, wrong with names</summary>{e(', '.join(made.rescued))}"
+        f"</details><details><summary>Wrong here, right with names</summary>"
         f"{e(', '.join(made.lost))}</details>"
     )
     if made.words:
         yield "<h2>Words nearest to the learned context vectors</h2>"
         yield (
-            "<p class=note>They seldom mean anything: nearness to a word's embedding does not make "
-            "a vector read like the word. "
+            "<p class=note>They seldom mean anything: a vector near a word's embedding does not "
+            "act like the word. "
             f"Searched among {made.n_words:,} tokens of the backbone's vocabulary, by Euclidean "
             "distance between embeddings.</p><table>"
         )

@@ -81,7 +81,7 @@ class Trained:
         except ScoreError as error:
             raise UsageError(f"{error}; its learned parameters are damaged") from None
         except Exception as error:
-            raise _unfit(f"what was learned does not fit '{name}'", error) from error
+            raise _unfit(f"the learned parameters do not fit '{name}'", error) from error
 
     def inputs(self, images: Sequence[ImageLike], first: int = 0) -> Tensor:
         """Images as the method takes them, read and encoded as in a run. first: the number by which
@@ -130,7 +130,8 @@ def restore(session: Session, cell: LoadedCell, parameters: bytes | None) -> Tra
     except UsageError:
         raise
     except Exception as error:
-        raise _unfit(f"what {cell.key[:12]} learned does not fit '{method.name}'", error) from error
+        what = f"the learned parameters of {cell.key[:12]} do not fit '{method.name}'"
+        raise _unfit(what, error) from error
     data = cell.data
     pixels = data.splits["train"].pixels
     precision = cell.protocol.feature_precision

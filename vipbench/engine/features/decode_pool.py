@@ -54,8 +54,8 @@ def asked() -> int:
     given = os.environ.get(VARIABLE, "").strip() or "0"
     if not (given.isascii() and given.isdigit() and int(given) <= MOST):
         raise UsageError(
-            f"{VARIABLE} is '{given}'; expected a whole number from 0 (threads decode images) to "
-            f"{MOST} (so many processes do)"
+            f"{VARIABLE} is '{given}'; expected a number of decoding processes from 0 (threads "
+            f"decode instead) to {MOST}"
         )
     return int(given)
 
@@ -77,7 +77,7 @@ def portable(backbone: ImageBackbone) -> bytes:
     try:
         transform = backbone.preprocess_alone()
         if transform is None:
-            raise NotPortableError("its `preprocess_alone` gives None")
+            raise NotPortableError("its `preprocess_alone` returns None")
         sent = pickle.dumps(transform)
     except NotPortableError:
         raise

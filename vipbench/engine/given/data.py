@@ -128,7 +128,7 @@ def write_data(name: Any, given: Any, out: Path) -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(
-            f"datasets: {words.show(name)} cannot name data; expected letters, digits, blanks, "
+            f"datasets: {words.show(name)} is not a valid name; expected letters, digits, blanks, "
             "'.', '-' and '_', as in a file's name"
         )
     of = given if isinstance(given, Data) else Data(given)
@@ -168,7 +168,7 @@ def _table_of(given: Any, columns: Mapping[str, str]) -> _Table:
         return _of_splits(given, columns)
     if isinstance(given, list | tuple):
         return _of_list(given)
-    raise UsageError(f"{_kind(given)} is no data; expected {KINDS}")
+    raise UsageError(f"{_kind(given)} cannot be read as data; expected {KINDS}")
 
 
 def _is(value: Any, package: str, name: str) -> bool:
@@ -353,17 +353,19 @@ def _image(image: Any, number: int) -> Any:
             image = Image.open(io.BytesIO(image))
             image.load()
         except (OSError, ValueError) as error:
-            raise UsageError(f"row {number}: its bytes are no image: {error}") from None
+            raise UsageError(f"row {number}: its bytes are not an image: {error}") from None
     elif hasattr(image, "__array_interface__") and not isinstance(image, Image.Image):
         try:
             image = Image.fromarray(image)
         except (TypeError, ValueError) as error:
             raise UsageError(
-                f"row {number}: an array of shape {image.shape} and type {image.dtype} is no image "
-                f"({error}); expected (H,W) or (H,W,3), uint8"
+                f"row {number}: an array of shape {image.shape} and type {image.dtype} is not an "
+                f"image ({error}); expected (H,W) or (H,W,3), uint8"
             ) from None
     if not isinstance(image, Image.Image):
-        raise UsageError(f"row {number}: {_kind(image)} is no image; expected a path or an image")
+        raise UsageError(
+            f"row {number}: {_kind(image)} is not an image; expected a path or an image"
+        )
     return ImageOps.exif_transpose(image)
 
 
@@ -484,7 +486,7 @@ def _save(name: str, written: Mapping[Path, bytes], folder: Path) -> None:
         ours = card.is_file() and card.read_bytes().startswith(_MARK.encode())
         if file.exists() and not ours:
             raise UsageError(
-                f"datasets: '{name}' would be written over {file}, which vipbench did not write; "
+                f"datasets: '{name}' would overwrite {file}, which vipbench did not write; "
                 "move it away, or give the data another name"
             )
     new = {file: content for file, content in written.items() if _differs(file, content)}

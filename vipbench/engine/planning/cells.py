@@ -251,7 +251,7 @@ def _plan_cell(
     if reason is None and part is not None and part.columns is None:
         reason = impossible_pair(row.method, backbone.backbone, part.data)
     if reason is None and "val" in row.method.needs and protocol.validation == "none":
-        reason = f"'{row.method.name}' needs validation images and the run gives none"
+        reason = f"'{row.method.name}' needs validation images and the run has none"
     support = None
     names = data.dataset.class_names
     if shots != 0 and reason is None:
@@ -423,7 +423,7 @@ def unread(backbone: ImageBackbone, data: LoadedDataset) -> list[str]:
         return []
     return [
         f"{backbone.name}: its tokenizer has no tokens for {', '.join(map(repr, lacking))} in the "
-        f"class names of '{data.dataset.name}'; such words read alike"
+        f"class names of '{data.dataset.name}'; such words cannot be told apart"
     ]
 
 

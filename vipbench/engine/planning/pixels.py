@@ -130,8 +130,8 @@ def _decide(
     form = "floating-point" if floats else "signed or 32-bit" if not plain else "16-bit"
     raise DataError(
         f"{len(unclear)} images have {form} pixels, from {least:g} to {most:g} in split "
-        f"'{measured[0].split}' ('{measured[0].name}', ...), and nothing says which value is "
-        f"white; say it in the card: {card_lines(least, most, floats)}"
+        f"'{measured[0].split}' ('{measured[0].name}', ...), and nothing states which value is "
+        f"white; state it in the card: {card_lines(least, most, floats)}"
     )
 
 
@@ -150,16 +150,16 @@ def _declared(unclear: Sequence[_FoundImage], least: float, most: float) -> Pixe
         first, second = list(declared.values())[:2]
         raise DataError(
             f"images disagree on their pixel range: '{first.name}' by {by} on {low:g} to {one:g}, "
-            f"'{second.name}' by {other_by} on {other_low:g} to {other:g}; one range holds for a "
-            f"dataset, say it in the card: "
+            f"'{second.name}' by {other_by} on {other_low:g} to {other:g}; a dataset has one "
+            f"range; state it in the card: "
             f"{card_lines(min(least, low, other_low), max(one, other), floats=False)}"
         )
     [((high, by, low), first)] = declared.items()
     if most > high and by != SBIT:
         raise DataError(
-            f"'{first.name}' says by {by} that {high} is white, but images have values up to "
+            f"'{first.name}' states by {by} that {high} is white, but images have values up to "
             f"{most:g}; "
-            f"say it in the card: {card_lines(least, most, floats=False)}"
+            f"state the range in the card: {card_lines(least, most, floats=False)}"
         )
     if most > high:
         # The PNG standard has values spread over all 16 bits, and sBIT tell how many there were.

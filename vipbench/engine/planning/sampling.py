@@ -232,7 +232,7 @@ def _check_train(
             raise SamplingError(
                 f"class '{name}' has {count} {what}{'' if count == 1 else 's'}, but "
                 f"{shots} shots were requested; "
-                + (f"ask for at most {most}, or 'full'" if most else "every class needs images")
+                + (f"use at most {most}, or 'full'" if most else "every class needs images")
             )
         if count == 0:
             raise SamplingError(f"class '{name}' has no {what}s; every class needs at least one")
@@ -298,7 +298,7 @@ def draw_prevalent(
     if shots is not None and shots * len(class_names) > len(train):
         raise SamplingError(
             f"{shots} shots of {len(class_names)} classes are {shots * len(class_names)} images, "
-            f"and the training split has {len(train)}; ask for at most "
+            f"and the training split has {len(train)}; use at most "
             f"{len(train) // len(class_names)}, or 'full'"
         )
     chosen = draw(train, "support", shots)

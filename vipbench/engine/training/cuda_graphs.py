@@ -208,7 +208,7 @@ class Stretch:
         found = self._save()
         self._restore(expected)
         if not agree(found, expected, before):
-            raise ValueError("a repeated step gave other numbers than the step itself")
+            raise ValueError("a replayed step gave numbers that differ from the step's own")
 
     def _save(self) -> list[Tensor]:
         return [value.clone() for value in self._step.written()]

@@ -88,7 +88,7 @@ def rehearse(
     if moved:
         where = place(moved[0])
         raise WrittenStateError(
-            f"method '{method.name}' gives '{where}' other memory in a training step (by `.data = "
+            f"method '{method.name}' replaces the memory of '{where}' in a training step (`.data = "
             "…`, `set_` or `resize_`). It is a parameter, stacked with those of other cells: write "
             f"its values in place, `with torch.no_grad(): {where}.copy_(...)`. What is no "
             "parameter is a buffer that gets its new value from `after_step`"

@@ -129,7 +129,7 @@ class Stored:
         if record is not None and record.ok:
             if imported or submitter(record) == OWN:
                 return cell.model_copy(update={"status": "done"})
-            why = f"handed in by '{submitter(record)}', not run here (--use-imported counts it)"
+            why = f"submitted by '{submitter(record)}', not run here (--use-imported counts it)"
             return cell.model_copy(update={"reason": why})
         if record is not None and retry:
             return cell.model_copy(update={"reason": "failed before, tried again"})

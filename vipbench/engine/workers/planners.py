@@ -136,7 +136,7 @@ class Planners:
         lines = [_broken_line(plugin_set, found) for plugin_set, found in broken.items()]
         if lacking:
             names = ", ".join(sorted(lacking))
-            line = f"left out, as no plugin that can be planned with registers it: {names}"
+            line = f"left out, since no working plugin registers it: {names}"
             idle = (c for c, plan in plans.items() if len(c) == 1 and not plan.registered)
             files = ", ".join(Path(s).name for c in idle for s in c if not s.endswith(REMOTE))
             lines.append(f"{line} ({files} registers nothing)" if files else line)
@@ -146,7 +146,7 @@ class Planners:
             raise next(iter(broken.values())) if alone else UsageError("; ".join(lines))
         notices = list(dict.fromkeys(note for p in plans.values() for note in p.notices))
         if not lines and (error or joint):
-            why = error or "a plugin's import changes what is planned beside it"
+            why = error or "importing a plugin changes what others plan"
             notices.append(f"each plugin is planned alone: {why}")
         texts = [one for plan in plans.values() for one in plan.texts]
         changes = {"cells": cells, "notices": notices, "texts": texts, "broken": lines}
@@ -176,8 +176,8 @@ class Planners:
             return []
         files = ", ".join(sorted(Path(source).name for source in self._sources))
         return [
-            f"left out, as planning with the plugins ({files}) gives no cell: {', '.join(names)}. "
-            "A plugin must not change how vipbench plans"
+            f"left out, since planning with the plugins ({files}) gives no cell: {', '.join(names)}"
+            ". A plugin must not change how vipbench plans"
         ]
 
     def _plugin_sets(
@@ -302,9 +302,8 @@ def _broken_line(plugin_set: frozenset[str], error: UsageError) -> str:
         return f"left out with its cells: {error}"
     names = " and ".join(f"plugin '{Path(s).stem}' ({Path(s).name})" for s in sorted(plugin_set))
     return (
-        f"left out with its cells: {names}, without which planning works, while with it alone it "
-        f"fails: {error}. Change nothing of torch or of vipbench at the top of a plugin; define, "
-        "and register"
+        f"left out with its cells: {names}. Planning works without it and fails with it alone: "
+        f"{error}. A plugin may only define and register at import, not change torch or vipbench"
     )
 
 

@@ -450,7 +450,7 @@ class Pool:
         if slot.spoilt:
             # A method changed what the worker's later cells would use.
             slot.drop()
-        self._write_off(group, slot.keys, SILENT, "its worker sent nothing about it")
+        self._write_off(group, slot.keys, SILENT, "its worker reported no result for it")
         if self._sink.missing(group.keys):
             self._queue.insert(0, group)
 
@@ -494,7 +494,7 @@ class Pool:
             group.deaths += 1
             self._write_off(group, missing, kind, message)
             if group.deaths == MOST_DEATHS:
-                reason = f"not tried, since {group.deaths} cells of its group failed so: {message}"
+                reason = f"not tried, since {group.deaths} cells of its group failed: {message}"
                 self._write_off(group, group.keys, NOT_TRIED, reason)
         if self._sink.missing(group.keys):
             self._queue.insert(0, group)

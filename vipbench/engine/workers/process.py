@@ -98,7 +98,7 @@ def most_memory() -> float:
 
 def over_memory(taken: int) -> str:
     """Why a worker that takes so many bytes is ended."""
-    return f"it took {taken / 1e9:.1f} GB of memory; {MEMORY_VARIABLE} sets how much one may take"
+    return f"it used {taken / 1e9:.1f} GB of memory; {MEMORY_VARIABLE} sets the limit per worker"
 
 
 class WorkerDiedError(RuntimeError):
@@ -280,7 +280,7 @@ class Worker:
         elif now - since > SILENCE if transferred else now - self.last > self._most:
             self._end(f"it gave no sign of life for {now - since:.0f} s")
         elif now - self.last > max(SILENCE, self._most):
-            self._end(f"it did not come to an end in {now - self.last:.0f} s")
+            self._end(f"it did not finish within {now - self.last:.0f} s")
 
     def _bytes_printed(self) -> int:
         """Bytes that it has printed: it writes where this process's descriptor stands, too."""

@@ -378,7 +378,8 @@ class Session:
             if registry.tracker is None:
                 hooks = ", ".join(TRACKER_HOOKS)
                 raise UsageError(
-                    f"track: the plugin '{command.source}' is no tracker; expected one of {hooks}"
+                    f"track: the plugin '{command.source}' is not a tracker; expected one of the "
+                    f"hooks {hooks}"
                 )
             self.tracker = registry.tracker
         function = self.tracker.get(command.hook)

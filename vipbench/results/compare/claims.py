@@ -114,14 +114,17 @@ def compare(
             raise unknown("method", name, known, "Labels are those of `vipbench table`.")
     others = list(others) or [name for name in known if name != a]
     if a in others or not others:
-        raise UsageError(f"'{a}' can be compared with other methods only; here are {known}")
+        raise UsageError(f"'{a}' can be compared with other methods only; expected some of {known}")
     maker = _Maker(Pairing(cells, load), population, level)
     asked = [(b, metric) for b in others for metric in metrics]
     maker.family = sum(len(maker.groups(a, b)) for b, _ in asked)
     for b, metric in asked:
         maker.compare(a, b, metric)
     if not maker.claims:
-        reasons = "; ".join(dict.fromkeys(maker.refused)) or "the methods meet nowhere"
+        reasons = (
+            "; ".join(dict.fromkeys(maker.refused))
+            or "the methods have no dataset, backbone and shots in common"
+        )
         raise StatsError(f"nothing can be compared: {reasons}", "; ".join(maker.todo))
     corrected = stats.holm([claim.p for claim in maker.claims])
     claims = [
@@ -154,7 +157,7 @@ class _Maker:
         """Add the claims on `a` and `b`, or why there is none."""
         groups = self.groups(a, b)
         if not groups:
-            self.refused.append(f"{a} and {b} were not run at the same place")
+            self.refused.append(f"{a} and {b} have no dataset, backbone and shots in common")
         for group in groups:
             self._add_claim(a, b, metric, group)
 

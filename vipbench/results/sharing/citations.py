@@ -105,10 +105,10 @@ def _refused(entry: str) -> str:
     """Why an entry may not stand in a file that LaTeX reads, or nothing."""
     plain = _COMMAND.sub("", entry.removeprefix("@"))
     if found := _FORBIDDEN.search(plain):
-        return f"it holds {found[0]!r}, where only accents and plain text may stand"
+        return f"it holds {found[0]!r}; only accents and plain text are allowed"
     kind, brace, rest = plain.partition("{")
     if kind.strip().lower() in ("preamble", "string", "comment"):
-        return f"(at){kind.strip()} is no work"
+        return f"(at){kind.strip()} is not a publication"
     depths = list(accumulate((char == "{") - (char == "}") for char in brace + rest))
     return "" if 0 not in depths[:-1] and depths[-1] == 0 else "its braces do not match"
 

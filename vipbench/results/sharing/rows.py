@@ -123,7 +123,7 @@ def _read(row: Row, testsets: dict[str, Any]) -> tuple[Record, Predictions | Non
             "vipbench"
         )
     if row_hash(row) != row["sha256"]:
-        raise ValueError("it was altered: its SHA-256 is another one")
+        raise ValueError("it was altered: its SHA-256 differs")
     record = Record.from_json(dump(row["record"]))
     if wrong := key_problems(record):
         raise ValueError(f"it was altered: {'; '.join(wrong)}")
@@ -136,7 +136,7 @@ def _read(row: Row, testsets: dict[str, Any]) -> tuple[Record, Predictions | Non
             raise ValueError("its test set was altered")
         testsets[row["testset"]] = testset
     if row["testset"] not in testsets:
-        raise ValueError("its test set is in none of the rows before it; give the whole export")
+        raise ValueError("its test set is missing from the rows before it; give the whole export")
     ids, groups, labels = testsets[row["testset"]]
     raw = base64.b64decode(row["scores"], validate=True)
     scores = np.frombuffer(raw, dtype="<f4").reshape(len(ids), -1)
@@ -153,9 +153,7 @@ def _check_repeated(row: Row, record: Record) -> None:
     shown = dict(zip(RECORD_COLUMNS, record_row(record), strict=True))
     altered = [name for name in _REPEATED if not _alike(row[name], shown[name])]
     if altered:
-        raise ValueError(
-            f"it was altered: what it says as {', '.join(altered)} is not what its record says"
-        )
+        raise ValueError(f"it was altered: its {', '.join(altered)} differ from its record")
 
 
 def _alike(given: Any, shown: Any) -> bool:

@@ -118,8 +118,8 @@ def _read_holder(lock: int) -> dict[str, object]:
 def _refusal(path: Path, error: OSError, holder: dict[str, object] | None) -> str:
     if holder is None:
         return (
-            f"{path} cannot be locked ({error.strerror}): this file system keeps no locks, so two "
-            f"drivers could spoil each other's results; give an output folder on another one"
+            f"{path} cannot be locked ({error.strerror}): this file system has no locks, so two "
+            f"runs could damage each other's results; give an output folder on another one"
         )
     who = (
         f"process {holder['pid']} on host {holder['host']}, started {holder['started']}"

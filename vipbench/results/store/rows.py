@@ -91,9 +91,9 @@ def unpack(
     if sum(map(text.count, (b",", b"[", b"{"))) > (n + 1) * MOST_IMAGE_VALUES:
         raise ValueError(f"its test set has more values than {n} images")
     if sha256(text) != testset:
-        raise ValueError("the test set is another one")
+        raise ValueError("the test set differs")
     if predictions_hash(testset, n, classes, raw) != expected:
-        raise ValueError("the scores are other ones")
+        raise ValueError("the scores differ")
     kept = json.loads(text)
     return Predictions(
         kept["ids"],

@@ -116,8 +116,8 @@ def damaged(path: Path, what: str) -> StoreError:
 def _moved(path: Path) -> StoreError:
     return StoreError(
         f"'{path.parent}' is no longer there: the folder was moved or removed while it was "
-        "written. What it holds is whole; move it back, or give --out its new place, and run the "
-        "same command again"
+        "written. Its results are intact; move it back, or give --out its new place, and run "
+        "the same command again"
     )
 
 
@@ -130,8 +130,8 @@ def explained(path: Path) -> Iterator[None]:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith("SQLITE_FULL"):
             text = (
-                "no space left on the disk. What was kept is safe; free some and run the same "
-                "command again"
+                "no space left on the disk. Saved results are intact; free some space and run the "
+                "same command again"
             )
         elif name.startswith("SQLITE_BUSY"):
             text = (
@@ -142,8 +142,8 @@ def explained(path: Path) -> Iterator[None]:
             raise _moved(path) from error
         elif name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
             text = (
-                f"it cannot be opened or written ({error}); check the rights of the file and its "
-                f"folder"
+                f"it cannot be opened or written ({error}); check the permissions of the file and "
+                f"its folder"
             )
         elif name.startswith("SQLITE_IOERR"):
             text = (
@@ -158,7 +158,7 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if not path.parent.is_dir():
             raise _moved(path) from error
-        text = f"{error.strerror}; check the folder's rights and space, then run again"
+        text = f"{error.strerror}; check the folder's permissions and space, then run again"
         raise StoreError(f"{path}: {text}") from error
 
 

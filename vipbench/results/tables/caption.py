@@ -218,7 +218,7 @@ def _handed_in(cells: Cells) -> Iterable[str]:
         if record.provenance.get("unverified"):
             unverified[cell.method] = None
     for name, labels in names.items():
-        yield f"{and_(list(labels))}: results handed in by {name}, not run here."
+        yield f"{and_(list(labels))}: results submitted by {name}, not run here."
     if unverified:
         yield f"{and_(list(unverified))}: metrics not verified, since their scores are missing."
 

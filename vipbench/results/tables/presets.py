@@ -16,12 +16,12 @@ from vipbench.results.stats.pairing import select
 from vipbench.results.tables.layout import Layout, base_to_new
 
 PRESETS = {
-    "comparison": "methods down, metrics within datasets across, at the most shots",
-    "ablation": "one method's variants down, a column for each hyperparameter that varies",
-    "fewshot": "methods down, shots across, datasets below each other with their average",
-    "base-to-new": "methods down; base and new classes and their harmonic mean across",
-    "transfer": "methods down; the source, its targets and their average across",
-    "knowledge": "what the texts know down: class names, symptoms, other texts, and its worth",
+    "comparison": "a row per method, columns for metrics within datasets, at the most shots",
+    "ablation": "a row per variant of one method, a column per hyperparameter that varies",
+    "fewshot": "a row per method, a column per shots; a block per dataset, and their average",
+    "base-to-new": "a row per method; columns for base, new and their harmonic mean",
+    "transfer": "a row per method; columns for the source, its targets and their average",
+    "knowledge": "a row per kind of text (class names, symptoms, other texts), with its gain",
 }
 
 
