@@ -381,3 +381,46 @@ def test_a_stack_longer_than_a_leg_is_halved(bench: Bench) -> None:
     legs = Parts(bench.folder / "stack").legs(0).begun
     assert {leg["stack"] for leg in legs} >= {64, count // 2}
     assert len(grid.records(bench.folder / "stack")) == count
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(1800)
+def test_ten_cancels(bench: Bench) -> None:
+    """By a person's `scancel` and by `vipbench cancel`, in turn; the same command resumes each
+    time."""
+    rows = ",".join(f"steady[tag={i},seconds=0.5]" for i in range(4))
+    assert bench.call(*bench.run("ended-whole", rows, "1-30"))[0] == 0
+    arguments = bench.run("ended", rows, "1-30", *SLURM, "--jobs", "2")
+    for number in range(10):
+        driver = bench.start(*arguments)
+        bench.slurm.wait(lambda: len(bench.slurm.running()) == 2, 100, "no part runs")
+        time.sleep(1 + number % 3)
+        if number % 2:
+            bench.slurm.call("scancel", f"--name={bench.job_name('ended')}")
+        else:
+            assert bench.call("cancel", "ended")[0] == 0
+        bench.slurm.wait(lambda: not bench.slurm.running(), 15, "cancelled parts run on")
+        status, out, err = grid.finish(driver)
+        assert (status, "2 parts cancelled" in out + err) == (1, True), out + err
+        submitted = len(bench.calls("sbatch"))
+        status, shown, _ = bench.call("status", "ended")
+        assert (status, "2 cancelled" in shown) == (1, True), shown
+        assert not bench.slurm.running()
+        assert len(bench.calls("sbatch")) == submitted
+    assert bench.call(*arguments)[0] == 0
+    check_same(bench, "ended", "ended-whole")
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(1800)
+def test_five_cells_that_end_their_worker(bench: Bench) -> None:
+    ends = {seed: cell_generator(1, seed)("fatal").initial_seed() % 10**6 for seed in range(2, 7)}
+    rows = ",".join(f"fatal[at={at}]" for at in ends.values())
+    arguments = bench.run("deaths", rows, "1-8", *SLURM, "--jobs", "2", plugins="deadly")
+    status, out, err = bench.call(*arguments)
+    assert status == 1, out + err
+    found = grid.records(bench.folder / "deaths")
+    assert len(found) == 40
+    failed = [record for record in found if not record.ok]
+    assert {record.error.type for record in failed if record.error} == {"WorkerDied"}
+    assert sorted(record.cell.seed for record in failed) == [*ends]
