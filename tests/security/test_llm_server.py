@@ -158,17 +158,55 @@ def lies(length: object) -> Talk:
     return talk
 
 
+def dripping_length(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+    """The length of a chunk, in a line that does not end."""
+    put(connection, sent, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+    while not over.wait(0.1):
+        put(connection, sent, b"x")
+
+
+def endless_trailers(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+    put(connection, sent, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+    while not over.is_set():
+        put(connection, sent, b"X: y\r\n" * 1000)
+
+
+def endless_redirection(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+    put(connection, sent, b"HTTP/1.1 302 Found\r\nLocation: /y\r\n\r\n")
+    while not over.is_set() and sum(sent) < 1 << 28:
+        put(connection, sent, bytes(1 << 16))
+
+
+def no_address(connection: socket.socket, sent: Sent, over: threading.Event) -> None:
+    put(connection, sent, b"HTTP/1.1 302 Found\r\nLocation: http://[x/\r\n\r\n")
+
+
 @pytest.mark.parametrize(
     ("talk", "fact"),
     [
         (dripping_headers, "silent"),
+        (dripping_length, "silent"),
+        (endless_trailers, "silent"),
+        (endless_redirection, "infinite loop"),
+        (no_address, "Invalid"),
         (drips, "silent"),
         (endless(b"200 OK"), "length"),
         (lies(10**15), "room"),
         (lies("9" * 5000), "length"),
         (lies(1 << 20), "expected"),
     ],
-    ids=["headers drip", "the body drips", "endless", "huge", "no number", "short"],
+    ids=[
+        "headers drip",
+        "a length drips",
+        "trailers",
+        "a redirection",
+        "no address",
+        "the body drips",
+        "endless",
+        "huge",
+        "no number",
+        "short",
+    ],
 )
 def test_a_download_is_bounded(
     talk: Talk, fact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -176,7 +214,9 @@ def test_a_download_is_bounded(
     monkeypatch.setattr(downloads, "TIMEOUT", 0.5)
     monkeypatch.setattr(downloads, "MOST_UNKNOWN", 1 << 24)
     start = time.monotonic()
-    with serving(talk) as (url, _), pytest.raises(FetchError, match=fact):
+    with serving(talk) as (url, sent), pytest.raises(FetchError, match=fact):
         download(f"{url}/x", tmp_path / "x", f"sha256:{'0' * 64}")
     assert time.monotonic() - start < 20
+    if talk is endless_redirection:
+        assert sum(sent) < 1 << 28  # its body was not read
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1 << 12

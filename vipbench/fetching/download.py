@@ -3,6 +3,7 @@ its place whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -57,6 +58,7 @@ _NETWORK = (
     ssl.SSLError,
     ConnectionError,
     TimeoutError,
+    ValueError,  # of an address to which the server redirects
     _CutError,
 )
 
@@ -161,71 +163,97 @@ def _attempt(url: str, file: IO[bytes], headers: Mapping[str, str], progress: Pr
         raise _CutError(f"{url} is not an http(s) address")
     request = urllib.request.Request(url, headers=asked)
     opener = urllib.request.build_opener(_Redirects)
-    try:
-        reply = _opened(opener, request)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not start:
-            raise
-        error.close()
-        if error.headers.get("Content-Range", "").rpartition("/")[2] != str(start):
-            file.truncate(0)
-            _attempt(url, file, headers, progress)
-        return  # all of it was there already
-    with reply:
-        done, total = start, _total(reply, start)
-        if start and (reply.status != 206 or _start(reply) != start):
-            if reply.status == 206:
-                raise _CutError("the server resumed at another byte than requested")
-            done, total = 0, _total(reply, 0)  # it does not continue: from the beginning
-            file.truncate(0)
-            file.seek(0)
-        if total is not None and total - done > (room := _room(file)):
-            raise _TooLargeError(f"has {size(total)}, and the disk has room for {size(room)}")
-        since, at = time.monotonic(), done
-        while chunk := reply.read1(CHUNK):
-            if total is None and (done > MOST_UNKNOWN or _room(file) < 0):
-                file.truncate(0)
-                raise _TooLargeError(f"states no length and does not end after {size(done)}")
-            file.write(chunk)
-            done += len(chunk)
-            progress(done, total)
-            if (now := time.monotonic()) - since > TIMEOUT:
-                if done - at < LEAST:
-                    raise TimeoutError
-                since, at = now, done
-        file.flush()
-        if total is not None and done != total:
-            raise _CutError("the connection broke")
-
-
-def _opened(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> Any:
-    """The answer, once its head is there: urllib's clock is for each read alone, this for all."""
-    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    late = threading.Event()
-
-    def ask() -> None:
+    with _exchange(opener, request) as receive:
         try:
-            answer = opener.open(request, timeout=TIMEOUT)
-        except Exception as error:
-            found.put(error)
+            reply = receive(HEAD * TIMEOUT)
+        except urllib.error.HTTPError as error:
+            if error.code != 416 or not start:
+                raise
+            error.close()
+            whole = error.headers.get("Content-Range", "").rpartition("/")[2] == str(start)
+        else:
+            _keep_body(reply, receive, file, start, progress)
             return
-        found.put(answer)
-        if late.is_set():
-            answer.close()
+    if not whole:
+        file.truncate(0)
+        _attempt(url, file, headers, progress)
 
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        reply = found.get(timeout=HEAD * TIMEOUT)
-    except queue.Empty:
-        late.set()
-        raise TimeoutError from None
-    if isinstance(reply, Exception):
+
+def _keep_body(
+    reply: Any, receive: Callable[[float], Any], file: IO[bytes], start: int, progress: Progress
+) -> None:
+    """Append the body of an answer, of which `receive` gives the parts, to `file`."""
+    done, total = start, _total(reply, start)
+    if start and (reply.status != 206 or _start(reply) != start):
+        if reply.status == 206:
+            raise _CutError("the server resumed at another byte than requested")
+        done, total = 0, _total(reply, 0)  # it does not continue: from the beginning
+        file.truncate(0)
+        file.seek(0)
+    if total is not None and total - done > (room := _room(file)):
+        raise _TooLargeError(f"has {size(total)}, and the disk has room for {size(room)}")
+    since, at = time.monotonic(), done
+    while chunk := receive(TIMEOUT):
+        if total is None and (done > MOST_UNKNOWN or _room(file) < 0):
+            file.truncate(0)
+            raise _TooLargeError(f"states no length and does not end after {size(done)}")
+        file.write(chunk)
+        done += len(chunk)
+        progress(done, total)
+        if (now := time.monotonic()) - since > TIMEOUT:
+            if done - at < LEAST:
+                raise TimeoutError
+            since, at = now, done
+    file.flush()
+    if total is not None and done != total:
+        raise _CutError("the connection broke")
+
+
+@contextmanager
+def _exchange(
+    opener: urllib.request.OpenerDirector, request: urllib.request.Request
+) -> Iterator[Callable[[float], Any]]:
+    """Gives a function that returns the next part of an exchange: the answer once its head is
+    there, then bytes, b"" at the end. It takes seconds, and raises TimeoutError after them and what
+    the exchange raises. urllib's clock is for each read alone, and one line of a head, of the
+    length of a chunk or after the last one may take any number of reads: they run in a thread."""
+    found: queue.Queue[Any] = queue.Queue(maxsize=2)
+    over = threading.Event()
+
+    def put(part: Any) -> None:
+        while not over.is_set():
+            with contextlib.suppress(queue.Full):
+                found.put(part, timeout=1)
+                return
+
+    def run() -> None:
         try:
-            raise reply
-        finally:
-            del reply  # a circle with its traceback, which holds the connection
-    return reply
+            with opener.open(request, timeout=TIMEOUT) as answer:
+                put(answer)
+                chunk = b"more"
+                while chunk and not over.is_set():
+                    chunk = answer.read1(CHUNK)
+                    put(chunk)
+        except Exception as error:
+            put(error)
+
+    def receive(seconds: float) -> Any:
+        try:
+            part = found.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(part, Exception):
+            try:
+                raise part
+            finally:
+                del part  # a circle with its traceback, which holds the connection
+        return part
+
+    threading.Thread(target=run, name="download", daemon=True).start()
+    try:
+        yield receive
+    finally:
+        over.set()
 
 
 def _room(file: IO[bytes]) -> int:
@@ -245,7 +273,16 @@ def _start(reply: Any) -> int:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """No credentials are sent to the host that a server redirects to."""
+    """No credentials are sent to the host that a server redirects to, and the body of a
+    redirection, which may have no end, is not read."""
+
+    def http_error_302(  # type: ignore[no-untyped-def]
+        self, req, fp, code, msg, headers
+    ) -> Any:
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(  # type: ignore[no-untyped-def]
         self, req, fp, code, msg, headers, newurl
