@@ -55,23 +55,23 @@ def repo() -> Path:
     return REPO
 
 
-# Files that take minutes: at the end the other process would wait for them.
-_FIRST = ("/test_testing", "/test_ready", "/test_method_contract", "/test_open_clip")
-# A cluster on a busy machine misses its time limits.
-_LAST = "/cluster/test_slurm"
+# Files that take minutes: at the end the other processes would wait for them.
+_FIRST = ("/cluster/test_slurm", "/test_testing", "/test_ready", "/test_method_contract")
+# What the tests of a process hold after a while, in bytes.
+_HELD = 3 << 30
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: a third of the time, tests wait for processes and servers."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than there are cores, as far as the memory goes: a third of the time, tests wait for
+    processes and servers."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min((os.cpu_count() or 1) + 2, memory // _HELD))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; each file's tests stay in their order."""
 
     def place(item: pytest.Item) -> int:
-        if _LAST in item.nodeid:
-            return len(_FIRST) + 1
         return next((at for at, name in enumerate(_FIRST) if name in item.nodeid), len(_FIRST))
 
     items.sort(key=place)

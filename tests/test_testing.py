@@ -33,11 +33,16 @@ REGISTRY = load_registry()
 TOWER = REGISTRY.backbone("tiny-clip")[0]
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("features")
+
+
 @pytest.mark.parametrize("name", sorted(REGISTRY.methods))
-def test_every_method_keeps_the_rules(name: str) -> None:
+def test_every_method_keeps_the_rules(name: str, cache: Path) -> None:
     method = REGISTRY.methods[name].target
     # Images are never stacked, and take long.
-    check_method(method, TOWER, epochs=2, stacking=method.inputs == "features")
+    check_method(method, TOWER, epochs=2, stacking=method.inputs == "features", cache=cache)
 
 
 def test_the_bundled_backbone_and_dataset_keep_the_rules() -> None:

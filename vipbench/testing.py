@@ -93,14 +93,16 @@ def check_method(
     epochs: int = EPOCHS,
     stacking: bool = True,
     registry: Registry | None = None,
+    cache: Path | None = None,
 ) -> None:
     """All rules of methods, on made-up images of three classes, built, trained and scored as a run
     does it. backbone: by default tiny-clip. epochs: of training, few so that it is quick.
     stacking: whether to also try cells stacked with others. registry: where further backbones of
-    the method are looked for, by default all plugins that are installed."""
+    the method are looked for, by default all plugins that are installed. cache: a folder for
+    features, which several checks may share; by default a temporary one."""
     try:
         with TemporaryDirectory() as folder:
-            toy = _Toy(method, backbone, registry or load_registry(), folder)
+            toy = _Toy(method, backbone, registry or load_registry(), str(cache or folder))
             _check_method(toy, epochs, stacking)
     except RAISED as error:
         rule = error.rule if isinstance(error, ScoreError) else RULES[type(error)]
