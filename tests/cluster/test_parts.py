@@ -265,11 +265,14 @@ class Queue:
 
     def __init__(self) -> None:
         self.answer: str | None = ""
+        self.refuses = ""
         self.submitted: list[tuple[list[int], int]] = []
 
     def submit(
         self, numbers: Sequence[int], memory: int = 1, encodes: Sequence[EncodePart] = ()
     ) -> str:
+        if self.refuses:
+            raise UsageError(self.refuses)
         self.submitted.append(([*numbers], memory))
         return str(100 + len(self.submitted))
 
@@ -344,6 +347,34 @@ def test_a_part_without_memory_or_beginning_is_given_up(
     assert follower.watched[0].state == "given up"
     [sentence] = follower.unfinished()
     assert "out of memory" in sentence
+
+
+def test_a_part_that_cannot_be_submitted_again(
+    followed: tuple[Follower, Queue, list[float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    follower, queue, now = followed
+    queue.answer, queue.refuses = "101_0|FAILED|n1|None", "no controller"
+    pass_time(follower, now, 150)
+    assert follower.watched[0].state == "left"
+    queue.refuses = ""
+    pass_time(follower, now, 60)
+    assert follower.watched[0].state == "waiting"
+    assert capsys.readouterr().out.count("no controller") == 1
+    queue.answer, queue.refuses = "102_0|FAILED|n1|None", "no controller"
+    with pytest.raises(UsageError, match="no controller"):
+        pass_time(follower, now, 300)
+
+
+def test_more_memory_than_there_is(
+    followed: tuple[Follower, Queue, list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower, queue, now = followed
+    monkeypatch.setattr(Follower, "_mem", lambda self: "200G")
+    queue.answer, queue.refuses = "101_0|OUT_OF_MEMORY|n1|None", "no node has 400G"
+    pass_time(follower, now, 300)
+    [sentence] = follower.unfinished()
+    assert "given up" in sentence
+    assert "no node has 400G" in sentence
 
 
 def test_a_silent_queue_ends_no_part(followed: tuple[Follower, Queue, list[float]]) -> None:

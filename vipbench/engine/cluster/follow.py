@@ -14,6 +14,7 @@ from typing import Literal
 from vipbench.engine.cluster.collect import Collector
 from vipbench.engine.cluster.folder import Parts, paced
 from vipbench.engine.cluster.queue import Executor, Job
+from vipbench.errors import UsageError
 from vipbench.text import listed, plural
 
 # Folders are looked at, and the queue is believed to be silent, at most so often, in seconds.
@@ -34,7 +35,8 @@ OVER: tuple[State, ...] = ("done", "given up", "refused", "cancelled")
 class Watched:
     """A part as its follower sees it. job: its last one, as far as is known. seen: when it was last
     known to be alive. left: when it was first known not to be. starts: submissions since its last
-    leg began. why: a sentence on its end."""
+    leg began. refusals: how often it could not be submitted again since it was last. again: when
+    that is tried next. why: a sentence on its end."""
 
     number: int
     state: State = "left"
@@ -44,6 +46,8 @@ class Watched:
     starts: int = 0
     legs: int = 0
     doubled: bool = False
+    refusals: int = 0
+    again: float = 0.0
     why: str = ""
 
     @property
@@ -151,6 +155,7 @@ class Follower:
             one.state, one.left, one.seen, one.why = "waiting", None, self._clock(), ""
             one.job = Job("PENDING", True, job=job)
             one.starts += 1
+            one.refusals = 0
 
     def step(self) -> None:
         """Look once at queue and folders, where it is time, and act."""
@@ -193,8 +198,10 @@ class Follower:
             one.state, one.left = "left", now
 
     def _decide(self, one: Watched, now: float) -> None:
-        """What becomes of a part that left the queue with cells to do."""
+        """What becomes of a part that left the queue with cells to do. Raises UsageError."""
         assert one.left is not None
+        if now < one.again:
+            return
         legs = self.parts.legs(one.number)
         if len(legs.begun) > one.legs:
             one.legs, one.starts = len(legs.begun), 0
@@ -226,12 +233,24 @@ class Follower:
             one.why = f"out of memory{tried}"
             return
         memory = 2 if state == OUT_OF_MEMORY or one.doubled else 1
+        try:
+            self._submit([one.number], memory)
+        except UsageError as error:
+            one.refusals += 1
+            if one.refusals < MOST_STARTS:
+                one.again = now + paced(SILENT)
+                self.say(f"note: part {one.number} could not be resubmitted: {error}; trying again")
+                return
+            if memory == 1:
+                raise
+            one.state = "given up"
+            one.why = f"out of memory, and twice the memory was refused: {error}"
+            return
         one.doubled = memory == 2
         self.say(
             f"note: part {one.number} left the queue ({state}) with unfinished cells; resubmitted"
             + (" with twice the memory" if memory == 2 and self._mem() else "")
         )
-        self._submit([one.number], memory)
 
     def _mem(self) -> str | None:
         """What the run asks for; otherwise Slurm's default holds, which nobody can double."""
