@@ -1,6 +1,6 @@
 """The notebooks in docs/ run, and show what their cells print.
 
-`python tests/test_notebook.py` runs them and writes their outputs anew. No notebook software is
+`python -m tests.test_notebook` runs them and writes their outputs anew. No notebook software is
 needed: the cells are run one after another in the `__main__` of a process, their source known to
 `inspect`, as in a notebook's kernel.
 """
@@ -84,7 +84,7 @@ def test_it_shows_what_it_prints(page: Path) -> None:
     for cell, text in zip(code_cells(notebook), printed, strict=True):
         before = shown(cell)
         pair = [re.sub(r"[ -]+", " ", NUMBER.sub("#", t)) for t in (before, text)]
-        assert pair[0] == pair[1], "run `python tests/test_notebook.py`"
+        assert pair[0] == pair[1], "run `python -m tests.test_notebook`"
         numbers = [[float(n) for n in NUMBER.findall(t)] for t in (before, text)]
         assert all(abs(a - b) <= TOLERANCE for a, b in zip(*numbers, strict=True)), (before, text)
 

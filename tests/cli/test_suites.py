@@ -78,7 +78,7 @@ def test_a_saved_run_is_extended(tmp_path: Path) -> None:
     assert grown.seeds == tuple(range(1, 9))
     assert grown.out == tmp_path
     assert [m.label for m in make_spec(file, {"methods": "vip"}).methods] == ["vip"]
-    with pytest.raises(UsageError, match=r"\+a,\+b"):
+    with pytest.raises(UsageError, match=r"\+kgcoop,vip.*\+ before"):
         make_spec(file, {"methods": "+kgcoop,vip"})
 
 

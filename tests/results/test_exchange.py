@@ -128,7 +128,7 @@ def rehash(row: dict[str, Any]) -> None:
         (alter(lambda r: r.update(shots="16", seed=9)), "shots, seed"),
         (alter(lambda r: r.update(scores=r["scores"][:-8] + "AAAAAAA=")), "altered"),
         (alter(lambda r: r["image_ids"].reverse()), "altered"),
-        (alter(lambda r: r.update(image_ids=None)), "none"),
+        (alter(lambda r: r.update(image_ids=None)), "missing"),
         (alter(lambda r: r.update(export_schema=2)), "upgrade"),
         (alter(lambda r: r.update(export_schema=None)), "export_schema .*None"),
         (alter(lambda r: r.pop("record")), "'record'"),

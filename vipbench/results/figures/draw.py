@@ -253,7 +253,7 @@ def _ranks(cells: Cells, load: Load, metric: str) -> tuple[Figure, str]:
         f"{found.critical_difference:.2f}."
     )
     if apart:
-        caption += f" Ranked apart, and not here, as they saw more than the others: {and_(apart)}."
+        caption += f" Not ranked here, since they saw more than the others: {and_(apart)}."
     return critical_difference(found), caption + _code_words(cells)
 
 

@@ -118,7 +118,7 @@ def _seeds(table: Table, cells: Cells) -> str:
     if table.usual_n != len(seeds):
         over = f"{n} of the seeds {listed}, or as many as an entry states"
     drawn = any(cell.shots not in (0, "full") for cell in cells.possible())
-    own = ", each with a support set of its own" if drawn else ""
+    own = ", each with its own support set" if drawn else ""
     return _SPREAD[table.spread].format(over=f"{over}{own}")
 
 
@@ -178,7 +178,7 @@ def _notes(table: Table, cells: Cells) -> list[str]:
     notes = []
     states = [entry.state for line in table.entries for entry in line]
     if "unfinished" in states:
-        notes.append("–: not all planned seeds have a result; in brackets, how many of them have.")
+        notes.append("–: not all planned seeds have a result; in brackets, how many do.")
     if "transductive" in table.kinds():
         notes.append(
             "‡: the method sees all test images at once (transductive) and is not ranked with the "
@@ -193,8 +193,8 @@ def _notes(table: Table, cells: Cells) -> list[str]:
     if saw := table.saw():
         notes.append(
             f"†: the texts were written from {and_(list(map(str, saw)))} labelled training images "
-            f"of each class, more than the shots of the entry; such entries are ranked among "
-            f"themselves alone."
+            f"per class, more than the shots of the entry; such entries are ranked only among "
+            f"themselves."
         )
     notes += [f"{sentence}." for sentence in outdated_words(cells)]
     notes += [
@@ -268,8 +268,8 @@ def _undefined(table: Table, cells: Cells) -> Iterable[str]:
     if left and any(name in ("auroc", "auprc") for name, _ in metrics):
         names = "; ".join(f"{dataset}: {name}" for dataset, name in left)
         yield (
-            f"AUROC and AUPRC leave out classes that the test split does not hold, or holds alone "
-            f"({names})."
+            f"AUROC and AUPRC leave out classes that are not in the test split, or are its only "
+            f"class ({names})."
         )
     for name, title in metrics:
         if any(record.metrics.get(name) is None for _, record in cells.done()):

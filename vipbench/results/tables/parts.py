@@ -72,8 +72,8 @@ def legend(table: Table, best: str, second: str) -> list[str]:
         return []
     if table.ranks == "significant":
         return [f"{best}: no other method of the column is significantly better."]
-    text = f"{best}: best of a column" + (f"; {second}: second" if 2 in ranks else "")
-    return [f"{text}, as shown; equal numbers share the place."]
+    text = f"{best}: best of each column" + (f"; {second}: second best" if 2 in ranks else "")
+    return [f"{text}, as displayed; equal numbers share a rank."]
 
 
 def spans(table: Table, levels: Sequence[str]) -> list[tuple[int, int]]:
