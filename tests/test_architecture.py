@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tests.cli.test_help import HEAVY
+from vipbench.engine.workers.messages import Command, Event, Request
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGE = REPO / "vipbench"
@@ -124,6 +127,17 @@ def is_module(name: str) -> bool:
 def test_every_room_has_its_layer() -> None:
     rooms = {room_of(module_of(file)) for file in files(PACKAGE)}
     assert rooms <= RANK.keys(), f"name the layer of {sorted(rooms - RANK.keys())} in LAYERS"
+
+
+def test_the_page_draws_every_room_and_message() -> None:
+    page = (REPO / "docs" / "architecture.md").read_text()
+    tree, messages = page.split("vipbench/\n")[1].split("```")[0], page.split("## Messages")[1]
+    folders = [f for f in PACKAGE.rglob("*") if f.is_dir() and [*f.glob("*.py")]]
+    beside = [f.stem for at in (PACKAGE, PACKAGE / "engine") for f in at.glob("[a-z]*.py")]
+    named = set(re.findall(r"\w+", tree))
+    assert {folder.name for folder in folders} | {*beside} <= named
+    drawn = (*get_args(Command), *get_args(Event), Request)
+    assert {kind.__name__ for kind in drawn} <= set(re.findall(r"\w+", messages))
 
 
 def test_imports_never_go_up() -> None:
