@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,24 @@ def test_what_is_no_part_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture
         main(["--out", str(tmp_path), "--parts", "machine,speed"])
     output = capfd.readouterr().err
     assert all(name in output for name in ("speed", *LIMITS))
+
+
+def test_what_runs_the_parts_ends_with_the_process_that_watches_it(repo: Path) -> None:
+    code = (
+        "from benchmarks.gpu.__main__ import end_with_watcher as end; end();"
+        "import time; print(1, flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=repo, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    with child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline()
+        assert child.poll() is None
+        child.stdin.close()
+        assert child.wait(timeout=30) == -signal.SIGKILL
 
 
 def wrong(bench: worker.Bench) -> Lines:

@@ -90,8 +90,8 @@ def run_some(args: argparse.Namespace, parts: list[str], end: float, log: IO[str
     # Torch reads it at its import; with processes that decode, threads that spin take their cores.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path}
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
-        start_new_session=True,
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        env=environment, start_new_session=True,
     )  # fmt: skip
     said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
@@ -136,11 +136,24 @@ def run_some(args: argparse.Namespace, parts: list[str], end: float, log: IO[str
     return left
 
 
+def end_with_watcher() -> None:
+    """End this process and those it started when the process that watches it has ended, however
+    that was: they would hold the device, and take from the next measurement."""
+    pipe = os.dup(0)
+
+    def listen() -> None:
+        os.read(pipe, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=listen, daemon=True).start()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
     args = parse(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.worker:
+        end_with_watcher()
         from benchmarks.gpu.worker import work
 
         return work(args)

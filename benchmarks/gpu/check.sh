@@ -5,12 +5,13 @@
 #
 # WHEELS: a folder of wheels, .whl in the clone by default; none are installed where it is missing.
 # OUT: the folder for results, gpu-results by default. The machine's own Python has PyTorch; these
-# are what it may lack (for Python 3.12), a few MB:
+# are what it may lack (for Python 3.12), 5 MB:
 #
-#   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 \
-#     -d .whl open_clip_torch ftfy wcwidth platformdirs pydantic annotated-types pydantic-core==VERSION
+#   get="pip download --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 -d .whl"
+#   $get --no-deps open_clip_torch ftfy wcwidth platformdirs
+#   $get pydantic
 #
-# VERSION of pydantic-core is the one that pydantic asks for (`unzip -p .whl/pydantic-2* '*/METADATA'`).
+# The part `golden` reads the recorded figures (39 MB) in shared/golden, in or beside the clone.
 set -eu
 cd "$(dirname "$0")/../.."
 wheels=.whl

@@ -37,7 +37,8 @@ def both(bench: Bench, some: list[str], place: Path) -> Iterator[Line]:
                    "--workers", str(workers), "--out", str(folder), *some]  # fmt: skip
         begin = time.perf_counter()
         done = subprocess.run(
-            command, cwd=place, capture_output=True, text=True, check=False,
+            command, cwd=place, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            check=False,
             env={**os.environ, "VIPBENCH_CACHE": str(place / f"cache-{workers}"),
                  "PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])},
         )  # fmt: skip

@@ -6,28 +6,33 @@ import subprocess
 import sys
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves
 
 from vipbench import api, testing
+from vipbench.backbones.towers import frozen_vit, linear, text
 from vipbench.engine import doctor, machine, other_device, precision
-from vipbench.engine.evaluation import estimate, records
+from vipbench.engine.evaluation import estimate, records, runner
 from vipbench.engine.features.images import ImageReader, Wish
 from vipbench.engine.guard import GlobalRandomError, own_randomness
-from vipbench.engine.training import batches, cuda_graphs, optim
+from vipbench.engine.training import cuda_graphs, optim
 from vipbench.errors import UsageError
 from vipbench.methods.cliplora import CLIPLoRA
 from vipbench.methods.gda import GDA
 from vipbench.methods.lp_plus_plus import LPPlusPlus
+from vipbench.methods.ncm import NCM
 from vipbench.methods.shared import prototypes
+from vipbench.plugins.registry import load_registry
 from vipbench.runspec.run import RunSpec
 
-GPU = torch.device("cuda", 0)
+GPU, MPS, XPU = (torch.device(kind, 0) for kind in ("cuda", "mps", "xpu"))
 CPU = torch.device("cpu")
 
 
@@ -47,13 +52,17 @@ class Cuda:
             "get_device_properties": lambda number: facts,
             "is_bf16_supported": lambda: True,
             "mem_get_info": lambda device: (1234, 8_000_000_000),
-            "max_memory_allocated": lambda: 5678,
+            "memory_reserved": lambda device: 500,
+            "memory_allocated": lambda device: 200,
+            "max_memory_allocated": lambda device: 5678,
             "manual_seed": lambda seed: setattr(self, "state", torch.tensor([float(seed)])),
             "get_rng_state": lambda device: self.state.clone(),
             "set_rng_state": lambda state, device: setattr(self, "state", state),
             "Stream": lambda device: f"a stream of {device}",
         }.items():
-            monkeypatch.setattr(torch.cuda, name, fake)
+            for module in (torch.cuda, torch.xpu, torch.mps):
+                if module is torch.cuda or "rng" in name or "mem" in name or "seed" in name:
+                    monkeypatch.setattr(module, name, fake, raising=module is torch.cuda)
 
 
 @pytest.fixture
@@ -83,9 +92,33 @@ class Moved:
         return self
 
 
+def test_towers_off_the_cpu_give_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower: Any = load_registry().backbone("tiny-clip")[0]
+    seeded = torch.Generator().manual_seed(0)
+    pixels = torch.randn(40, 3, tower.image_size, tower.image_size, generator=seeded)
+    prompts = tower.embed([("", "a nevus."), ("", "melanoma with dark edges")])
+    context = torch.randn(2, 4, tower.width, generator=seeded) * 0.1
+    gradients = vmap(grad(lambda c: tower.encode_text(prompts, c).square().sum()))
+
+    def numbers() -> list[Tensor]:
+        return [tower.encode_image(pixels).detach(), tower.encode_text(prompts), gradients(context)]
+
+    exact = numbers()
+    for module in (linear, frozen_vit, text):
+        monkeypatch.setattr(module, "on_cpu", lambda x: False)
+    for found, expected in zip(numbers(), exact, strict=True):
+        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    tower.training_precision = "bf16"
+    rough = gradients(context)
+    assert 0 < (rough - exact[2]).norm() < 0.05 * exact[2].norm()
+
+
 def test_records_name_the_gpu(cuda: Cuda) -> None:
     assert records._device_name(GPU) == "Toy 9000"
     assert records._device_name(CPU) == "cpu"
+    assert records._cuda(CPU, "fp32") == {}
+    assert {records._cuda(GPU, name)["tf32"] for name in ("fp32", "bf16")} == {"off"}
+    assert records._cuda(GPU, "tf32")["tf32"] == "features"
 
 
 def test_peak_memory_is_the_gpus(cuda: Cuda) -> None:
@@ -95,14 +128,7 @@ def test_peak_memory_is_the_gpus(cuda: Cuda) -> None:
     assert estimate._peak(features) > 1e7
 
 
-@pytest.mark.parametrize("device", [GPU, CPU])
-def test_batches_go_to_a_gpu_from_pinned_memory(device: torch.device) -> None:
-    value: Any = Moved()
-    batches.sent(value, device)
-    assert value.calls == ["pinned", (GPU, True)] if device is GPU else [(CPU, True)]
-
-
-@pytest.mark.parametrize("device", [GPU, CPU])
+@pytest.mark.parametrize("device", [GPU, MPS, CPU])
 def test_images_go_to_a_gpu_from_pinned_memory(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,15 +143,18 @@ def test_images_go_to_a_gpu_from_pinned_memory(
     value: Any = Moved()
     monkeypatch.setattr(torch, "stack", lambda images: value)
     Ready(backbone, splits).begin([Wish("train", None, 0, 0)])()
-    assert value.calls == (["pinned", (GPU, True)] if device is GPU else [(CPU, False)])
+    assert value.calls == (["pinned", (GPU, True)] if device is GPU else [(device, False)])
 
 
-def test_the_gpus_generator_is_seeded_guarded_and_restored(cuda: Cuda) -> None:
+@pytest.mark.parametrize("device", [GPU, MPS, XPU])
+def test_a_devices_generator_is_seeded_guarded_and_restored(
+    cuda: Cuda, device: torch.device
+) -> None:
     before = cuda.state
-    with own_randomness(7, "a method", GPU):
+    with own_randomness(7, "a method", device):
         assert cuda.state == 7
     assert torch.equal(cuda.state, before)
-    with pytest.raises(GlobalRandomError), own_randomness(7, "a method", GPU):
+    with pytest.raises(GlobalRandomError), own_randomness(7, "a method", device):
         cuda.state = cuda.state + 1
     assert torch.equal(cuda.state, before)
     with own_randomness(7, "a method", CPU):
@@ -133,8 +162,44 @@ def test_the_gpus_generator_is_seeded_guarded_and_restored(cuda: Cuda) -> None:
 
 
 def test_free_memory_is_the_gpus(cuda: Cuda) -> None:
-    assert machine.free_memory(GPU) == 1234
+    # What PyTorch keeps for later use is free, too.
+    assert machine.free_memory(GPU) == machine.free_memory(XPU) == 1234 + 300
     assert machine.free_memory(CPU) > 1e6
+
+
+def test_a_phase_ends_when_the_device_has_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    features: Any = SimpleNamespace(
+        backbone=SimpleNamespace(device=GPU), encoding=SimpleNamespace(seconds=0.0)
+    )
+    group = object.__new__(runner.GroupRunner)
+    group.features = features
+    with group._clock():
+        assert not waited
+    machine.wait(CPU)
+    assert waited == [GPU]
+    assert not machine.is_lost(GPU)
+
+
+def test_a_lost_device_ends_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def lost(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    class Failing(NCM):
+        name = "failing"
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("an index is out of bounds")
+
+    toy = testing._Toy(Failing, None, load_registry(), str(tmp_path))
+    cells = toy.cells()[:1]
+    [[done]] = toy.runner().run(cells)
+    assert not done.record.ok
+    monkeypatch.setattr(torch.accelerator, "synchronize", lost)
+    monkeypatch.setattr(runner, "is_lost", lambda device: machine.is_lost(GPU))
+    with pytest.raises(runner.LostDeviceError, match=r"'failing'.*out of bounds"):
+        next(toy.runner().run(cells))
 
 
 def test_a_worker_computes_on_its_gpu(cuda: Cuda) -> None:
@@ -216,7 +281,7 @@ def test_no_float64_on_a_device_without_it(
         return out
 
     monkeypatch.setattr(other_device._Operations, "__torch_dispatch__", refusing)
-    assert "mps" in prototypes.WITHOUT_FLOAT64 & optim.WITHOUT_FLOAT64
+    assert prototypes.WITHOUT_FLOAT64 == optim.WITHOUT_FLOAT64 == {"mps", "xpu"}
     # The other device of the rule calls itself a CPU.
     monkeypatch.setattr(prototypes, "WITHOUT_FLOAT64", {"cpu"})
     monkeypatch.setattr(optim, "WITHOUT_FLOAT64", {"cpu"})

@@ -3,6 +3,7 @@ methods to it."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,6 +65,31 @@ def probe(how: Callable[[Any, Tensor], Any], where: str = "forward") -> type[api
     return type("One", (Probe,), {"how": staticmethod(how), "where": where})
 
 
+class Doubled(torch.autograd.Function):
+    """What its backward pass multiplies by has no device."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * torch.full(grad.shape, 2.0)
+
+
+@torch.enable_grad()
+def backward(x: Tensor) -> Tensor:
+    weight = torch.ones(3, device=x.device, requires_grad=True)
+    Doubled.apply(weight).sum().backward()
+    assert weight.grad is not None
+    return weight.grad
+
+
+def added(total: Tensor, x: Tensor) -> Tensor:
+    total += x.sum()
+    return total
+
+
 def once(how: Callable[[Any, Tensor], Any]) -> DeviceError | None:
     """What is wrong with `how` in one forward pass on the device, beside no run."""
     tower = REGISTRY.backbone("tiny-clip")[0]
@@ -106,6 +132,12 @@ def test_a_tensor_without_a_device_is_named(where: str) -> None:
         lambda m, x: torch.as_tensor(m.known.numpy(), device=x.device),
         lambda m, x: torch.randn(3, generator=torch.Generator(), device=x.device),
         lambda m, x: torch.zeros(3).to("cuda"),
+        lambda m, x: added(torch.tensor(0.0), m.known),
+        lambda m, x: torch.stack([m.known.sum(), torch.tensor(1.0), torch.tensor(2.0)]),
+        lambda m, x: m.known.index_select(0, torch.tensor(1)),
+        lambda m, x: torch.full((3,), m.known.sum()),
+        lambda m, x: torch.randn(3, generator=torch.Generator(x.device)).to(x.device),
+        lambda m, x: backward(x),
     ],
 )
 def test_mistakes(how: Callable[[Any, Tensor], Any]) -> None:
@@ -128,6 +160,13 @@ def test_mistakes(how: Callable[[Any, Tensor], Any]) -> None:
         lambda m, x: float(m.known.sum()) * torch.eye(3, device=x.device)[0],
         lambda m, x: torch.as_tensor(m.known.cpu().numpy(), device=x.device),
         lambda m, x: torch.randn(3, generator=torch.Generator()).to(x.device),
+        lambda m, x: torch.randn(3, generator=torch.Generator(x.device), device=x.device),
+        lambda m, x: added(torch.tensor(0.0, device=x.device), m.known),
+        lambda m, x: copy.deepcopy(m.state_dict())["known"],
+        lambda m, x: x.new_tensor([1.0, 2.0, 3.0]),
+        lambda m, x: torch.zeros(3).type_as(m.known),
+        lambda m, x: torch.maximum(m.known, torch.tensor(0.0)),
+        lambda m, x: torch.eye(3, device=x.device).to_sparse().to_dense()[0],
     ],
 )
 def test_what_is_right(how: Callable[[Any, Tensor], Any]) -> None:

@@ -46,6 +46,12 @@ class Loose(NCM):
 """
 
 
+def older_switches() -> list[object]:
+    """What libraries still read; PyTorch raises where it disagrees with SWITCHES."""
+    return [BACKENDS.cuda.matmul.allow_tf32, BACKENDS.cudnn.allow_tf32,
+            torch.get_float32_matmul_precision()]  # fmt: skip
+
+
 def test_a_precision_holds_for_its_block() -> None:
     cpu = torch.device("cpu")
     torch.set_float32_matmul_precision("medium")
@@ -53,7 +59,9 @@ def test_a_precision_holds_for_its_block() -> None:
     assert {switch.fp32_precision for switch in SWITCHES} == {"ieee"}
     with feature_precision("tf32", cpu):
         assert [switch.fp32_precision for switch in SWITCHES] == ["tf32", "tf32", "ieee", "ieee"]
+        assert older_switches() == [True, True, "high"]
     assert {switch.fp32_precision for switch in SWITCHES} == {"ieee"}
+    assert older_switches() == [False, False, "highest"]
     with torch.autocast("cpu", torch.bfloat16), feature_precision("fp32", cpu):
         assert not torch.is_autocast_enabled("cpu")
     with feature_precision("bf16", cpu):

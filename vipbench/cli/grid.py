@@ -189,8 +189,8 @@ Device = Annotated[
     str | None,
     text(
         "--device",
-        "auto|cpu|cuda",
-        "Compute device; also cuda:0,cuda:2, mps, xpu. [auto]",
+        "auto|cpu|cuda|mps|xpu",
+        "Compute device; also cuda:0,cuda:2. [auto]",
         panel=MACHINE,
     ),
 ]

@@ -183,8 +183,8 @@ def own_randomness(
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    if device.type != "cpu":
+        _module(device).manual_seed(seed)
     mine = _states(device)
     try:
         yield
@@ -257,9 +257,13 @@ def _tensors(root: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def _states(device: torch.device) -> list[Any]:
     kind, keys, *rest = np.random.get_state()
     states: list[Any] = [random.getstate(), (kind, keys, *rest), torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
+    if device.type != "cpu":
+        states.append(_module(device).get_rng_state(device))
     return states
+
+
+def _module(device: torch.device) -> Any:
+    return torch.get_device_module(device)
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:
@@ -274,5 +278,5 @@ def _restore(states: list[Any], device: torch.device) -> None:
     random.setstate(states[0])
     np.random.set_state(states[1])
     torch.set_rng_state(states[2])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[3], device)
+    if device.type != "cpu":
+        _module(device).set_rng_state(states[3], device)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from vipbench.api import ImageBackbone
 from vipbench.engine import memory
@@ -105,7 +107,39 @@ def threads(backbone: ImageBackbone, workers: int = 1) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on `device`; for a CPU, of the machine or job."""
+    """Bytes free on `device`, those included that PyTorch keeps for later use; without memory of
+    its own, of the machine or job."""
+    if device.type not in ("cuda", "xpu"):
+        return memory.free()
+    module: Any = torch.get_device_module(device)
+    try:
+        free = module.mem_get_info(device)[0]
+    except RuntimeError:
+        if device.type == "cuda":
+            raise
+        return memory.free()  # not every driver of Intel's tells
+    return int(free + module.memory_reserved(device) - module.memory_allocated(device))
+
+
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """`value`, made on the CPU, on `device`; the CPU does not wait for a GPU of CUDA to have it."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return memory.free()
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
+
+
+def wait(device: torch.device) -> None:
+    """Until `device` has done what it was given: its operations may outlast the calls that began
+    them."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether nothing works any more on a device in this process, as after a failed assertion or a
+    wrong address in a kernel of CUDA."""
+    try:
+        wait(device)
+    except RuntimeError:
+        return True
+    return False

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -33,10 +34,17 @@ DEVICE = torch.device("cpu", 0)
 # What may take indices or values from the CPU's memory on CUDA.
 _MAY_MIX = frozenset({"copy_", "index", "index_put", "index_put_", "_index_put_impl_", "set_"})
 _DEVICE_OF: Any = Tensor.device.__get__
-_MOVES = frozenset({Tensor.to, Tensor.cpu, Tensor.cuda})
+_MOVES = frozenset({Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type_as})
+# Their tensors lie in the CPU's memory, also where a number that they take is on the device.
+_FACTORIES = frozenset[Any]((torch.full, torch.arange, torch.linspace, torch.logspace))
 # CUDA's tensors have no view in NumPy.
 _NUMPY = frozenset[Any]((Tensor.numpy, Tensor.__array__))
 _LEAVES = frozenset[Any]((Tensor.cpu, Tensor.tolist, *_NUMPY))
+# Beside those on each element, they take a number of the CPU's as a constant.
+_TAKE_NUMBERS = frozenset({"fill", "floor_divide", "index_fill", "masked_fill", "mse_loss", "rsub"})
+_GENERATOR = torch.Generator
+_ENGINE = "_engine_run_backward"
+_BACKWARD = getattr(torch.autograd, _ENGINE)
 # They look at an error code.
 _SOLVERS = ("_linalg", "cholesky", "linalg_inv", "linalg_lu", "linalg_solve", "linalg_eig")
 
@@ -66,14 +74,17 @@ class Labels:
         # are that Python gave a function, whose parts may make tensors from their sizes alone.
         self.target: bool | None = None
         self.implied = False
+        # Whether the generator that Python gave is of the device.
+        self.draws = False
         for place in [place for place, (_, storage) in _LABELS.items() if storage.expired()]:
             del _LABELS[place]
 
     def set(self, values: Iterable[Any], on_device: bool) -> None:
         """Label tensors among `values`."""
         for value in values:
-            if isinstance(value, Tensor) and value.layout == torch.strided:
-                storage = _inner(value).untyped_storage()
+            inner = _inner(value) if isinstance(value, Tensor) else None
+            if inner is not None and inner.layout == torch.strided:
+                storage = inner.untyped_storage()
                 weak: Any = StorageWeakRef
                 _LABELS[storage._cdata] = on_device, weak(storage)
 
@@ -87,6 +98,19 @@ class Labels:
         error = DeviceError(f"{_where()}: {what}")
         self.problem = self.problem or error
         raise error
+
+
+class _Generator(torch.Generator):
+    """What `torch.Generator` makes in the block: one of the device knows it."""
+
+    def __init__(self, device: Any = "cpu") -> None:
+        # `__new__` has made it.
+        self.on_device = torch.device(device) == DEVICE
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where it draws."""
+        return DEVICE if self.on_device else torch.device("cpu")
 
 
 class _Operations(TorchDispatchMode):
@@ -105,15 +129,16 @@ class _Operations(TorchDispatchMode):
         lifted = name in ("lift_fresh", "lift")
         if device and not lifted:
             self._check(func, name, args, kwargs, device, host)
-        drawn = any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
+        drawn = any(isinstance(value, _GENERATOR) for value in (*args, *kwargs.values()))
         on_device = bool(device) or (not given and labels.implied)
         if labels.target is not None:
             on_device = labels.target
         elif lifted:  # from values of Python
             on_device = False
-        if drawn and on_device:
+        if drawn and on_device != labels.draws:
+            where, whose = ("on the device", "CPU") if on_device else ("on the CPU", "device")
             labels.refuse(
-                f"{_op(func)} draws on the device with a generator of the CPU; draw on the CPU, "
+                f"{_op(func)} draws {where} with a generator of the {whose}; draw on the CPU, "
                 "then `.to(device)`"
             )
         # Attention would draw for its dropout, which is 0.
@@ -132,8 +157,20 @@ class _Operations(TorchDispatchMode):
         labels = self.labels
         if labels.strict and waits(func, name, args, kwargs):
             labels.refuse(f"{_op(func)} waits for the device")
-        # A number of the CPU's may enter, as a constant.
-        apart = [value for value in host if value.dim()]
+        # A number of the CPU's may enter as a constant; nothing on the CPU may be written.
+        listed = name.rstrip("_") in _TAKE_NUMBERS or name.startswith("_foreach")
+        if listed or torch.Tag.pointwise in func.tags:
+            every = [(a, kwargs.get(a.name)) for a in func._schema.arguments]
+            every[: len(args)] = [(a, v) for (a, _), v in zip(every, args, strict=False)]
+            written = {
+                _place(value)
+                for argument, given in every
+                if argument.alias_info is not None and argument.alias_info.is_write
+                for value in _tensors([given])
+            }
+            apart = [value for value in host if value.dim() or _place(value) in written]
+        else:
+            apart = host
         if labels.strict and name == "copy_":
             apart = host
         elif not labels.strict and name in _MAY_MIX:
@@ -159,6 +196,8 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         labels, kwargs = self.labels, kwargs or {}
+        if isinstance(func, torch._ops.OpOverload):  # another mode hands on an operation
+            return func(*args, **kwargs)
         if func == _DEVICE_OF:
             return DEVICE if labels.on_device(args[0]) else torch.device("cpu")
         if func is Tensor.cuda:
@@ -171,6 +210,10 @@ class _Calls(TorchFunctionMode):
                 f"a tensor {tuple(args[0].shape)} on the device has no view in NumPy; take "
                 "`.cpu().numpy()`"
             )
+        if func is Tensor.__deepcopy__:  # copies the storage
+            out = self._call(func, args, kwargs, None)
+            labels.set([out], labels.on_device(args[0]))
+            return out
         if func in _MOVES and device is not None and device != labels.on_device(args[0]):
             if labels.strict and device and args[0].dim():
                 labels.refuse(f"{_op(func)} takes from the CPU's memory")
@@ -182,7 +225,10 @@ class _Calls(TorchFunctionMode):
 
     def _call(self, func: Any, args: Any, kwargs: Any, target: bool | None) -> Any:
         labels = self.labels
-        before = labels.target, labels.implied
+        before = labels.target, labels.implied, labels.draws
+        labels.draws = any(
+            isinstance(v, _Generator) and v.on_device for v in (*args, *kwargs.values())
+        )
         labels.target = before[0] if target is None else target
         labels.implied = any(
             labels.on_device(v) for part in (args, kwargs.values()) for v in _tensors(part)
@@ -190,7 +236,7 @@ class _Calls(TorchFunctionMode):
         try:
             return func(*args, **kwargs)
         finally:
-            labels.target, labels.implied = before
+            labels.target, labels.implied, labels.draws = before
 
 
 def _device_of(func: Any, args: Any, kwargs: Any, labels: Labels) -> bool | None:
@@ -198,7 +244,9 @@ def _device_of(func: Any, args: Any, kwargs: Any, labels: Labels) -> bool | None
     if func is Tensor.cpu:
         return False
     named = kwargs.get("device")
-    if func is Tensor.to and named is None:
+    if named is None and (func in _FACTORIES or func is Tensor.new_tensor):
+        return func is Tensor.new_tensor and labels.on_device(args[0])
+    if func in (Tensor.to, Tensor.type_as) and named is None:
         first = args[1] if len(args) > 1 else kwargs.get("other")
         if isinstance(first, Tensor):
             return labels.on_device(first)
@@ -217,7 +265,7 @@ def another_device(towers: Iterable[ImageBackbone], labels: Labels) -> Iterator[
     mistake."""
     for tower in towers:
         labels.set(Weights(tower).tensors.values(), True)
-    with watched(labels):
+    with watched(labels), patch.object(torch, "Generator", _Generator):
         yield labels
 
 
@@ -226,7 +274,14 @@ def watched(labels: Labels) -> Iterator[None]:
     """In the block operations follow `labels`."""
     with ExitStack() as stack:
         stack.enter_context(_Operations(labels))
-        stack.enter_context(_Calls(labels))
+        calls = stack.enter_context(_Calls(labels))
+
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            # Called by a function that PyTorch handed to `calls`, without which it goes on.
+            with calls:
+                return _BACKWARD(*args, **kwargs)
+
+        stack.enter_context(patch.object(torch.autograd, _ENGINE, backward))
         yield
 
 
@@ -254,11 +309,13 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _inner(value: Tensor) -> Tensor:
-    """The tensor inside those of torch.func."""
+    """The tensor inside those of torch.func; of a sparse one its indices."""
     functorch: Any = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(value):
         value = functorch.get_unwrapped(value)
-    return value
+    if value.layout == torch.sparse_coo:
+        return value._indices()
+    return value.crow_indices() if value.layout == torch.sparse_csr else value
 
 
 def _place(value: Tensor) -> int:

@@ -62,6 +62,9 @@ def require(name: FeaturePrecision, device: torch.device) -> None:
 
 
 def _set_precision(cuda: str) -> None:
+    # By the older switches first: where the two kinds disagree, PyTorch refuses to read the older.
+    torch.backends.cuda.matmul.allow_tf32 = cuda == "tf32"
+    torch.backends.cudnn.allow_tf32 = cuda == "tf32"
     for number, switch in enumerate(_switches()):
         switch.fp32_precision = cuda if number < 3 else "ieee"
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipbench.backbones.towers.layers import Layer
-from vipbench.backbones.towers.linear import by_onednn, constant_linear, is_plain, through
+from vipbench.backbones.towers.linear import by_onednn, constant_linear, is_plain, on_cpu, through
 from vipbench.backbones.towers.text import Function, attend
 
 # On a CPU: rows of a sequence taken through the blocks at a time. What a layer of ViT-B keeps of
@@ -57,7 +57,7 @@ def forward(
 
 
 def _images_at_once(x: Tensor) -> int:
-    if x.device.type != "cpu":
+    if not on_cpu(x):
         return len(x)
     # A power of two: it divides a batch, so that all parts of one are of the same size.
     return 1 << max(0, (CPU_ROWS // x.shape[1]).bit_length() - 1)

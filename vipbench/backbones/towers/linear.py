@@ -60,9 +60,14 @@ def is_plain(linear: Callable[[Tensor], Tensor]) -> TypeGuard[nn.Linear]:
     return not ("forward" in vars(linear) or linear._forward_hooks or linear._forward_pre_hooks)
 
 
+def on_cpu(x: Tensor) -> bool:
+    """Whether `x` is computed on by a CPU: other devices take other paths."""
+    return x.device.type == "cpu"
+
+
 def by_onednn(x: Tensor) -> bool:
     """Whether oneDNN is to multiply `x` by a constant; never under autocast, which it ignores."""
-    fitting = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    fitting = on_cpu(x) and x.dtype == torch.float32 and x.numel() > 0
     return fitting and _faster() and not torch.is_autocast_enabled("cpu")
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipbench.api import Tap, Tower, UnsupportedError
-from vipbench.backbones.towers.linear import constant_linear
+from vipbench.backbones.towers.linear import constant_linear, on_cpu
 from vipbench.backbones.towers.masks import causal, repeated
 from vipbench.backbones.towers.packing import Packed, Packing
 from vipbench.backbones.towers.vmap import folded
@@ -79,7 +79,7 @@ class Block:
         # Projections may be in half precision; the residual stream and its norms never are.
         half, h = attn.in_proj_weight.dtype, m.ln_1(x)
         project: Callable[..., Tensor] = constant_linear
-        if self.origin is not None and x.device.type == "cpu":
+        if self.origin is not None and on_cpu(x):
             # Half-precision attention is slower there than fp32's, not faster; and it is to queries
             # and keys in half precision that a trained context is most sensitive.
             project, attn = partial(constant_linear, rounded=True), self.origin.attn
@@ -286,7 +286,7 @@ class TextTower:
         x = x.reshape(n * p, r, -1)
         # As `Block.packed` has its queries.
         half = blocks[0].module.attn.in_proj_weight.dtype
-        masks = packing.masks(x.dtype if x.device.type == "cpu" else half)
+        masks = packing.masks(x.dtype if on_cpu(x) else half)
         seen, of_ends = (repeated(mask, n) for mask in masks)
         ends = packing.ends.repeat(n, 1)
         for block in blocks[:-1]:

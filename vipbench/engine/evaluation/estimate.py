@@ -24,6 +24,7 @@ from vipbench.engine.evaluation.stack_size import most_stacked
 from vipbench.engine.evaluation.support import count_views, reads
 from vipbench.engine.features.cache import Item
 from vipbench.engine.features.features import ENCODE_BATCH, Features
+from vipbench.engine.machine import wait
 from vipbench.engine.planning.cells import LoadedCell
 from vipbench.engine.planning.protocols import test_rows
 from vipbench.engine.training.optim import total_steps
@@ -174,6 +175,7 @@ def _measure(runner: GroupRunner, own: Sequence[LoadedCell]) -> _Measured | None
     method = runner.try_build(dataclasses.replace(cell, part=None))
     if support is not None:
         method.prepare(support)
+    wait(runner.features.backbone.device)
     seconds = time.perf_counter() - begin
     learned = sum(p.numel() * 4 for p in method.parameters())
     if support is not None and has_own_fit(type(method)):
@@ -181,6 +183,7 @@ def _measure(runner: GroupRunner, own: Sequence[LoadedCell]) -> _Measured | None
             return None
         begin = time.perf_counter()
         method.fit(support)
+        wait(runner.features.backbone.device)
         seconds += time.perf_counter() - begin
     elif support is not None and recipe is not None and recipe.epochs != 0:
         trained = TrainCell(method, recipe, support, method.task.generator)
@@ -240,7 +243,7 @@ def _scoring(runner: GroupRunner, method: Method, open_image: float) -> float:
         views = method.hparams.test_views().count or 0
         x = x.unsqueeze(1).repeat_interleave(1 + views, dim=1)
     begin = time.perf_counter()
-    method.predict(x)
+    method.predict(x).cpu()
     return (time.perf_counter() - begin) * n / some + n * open_image
 
 
@@ -278,6 +281,6 @@ def _pixels(features: Features, method: type[Method]) -> int:
 
 def _peak(features: Features) -> int:
     if features.backbone.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
+        return int(torch.cuda.max_memory_allocated(features.backbone.device))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

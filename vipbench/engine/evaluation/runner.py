@@ -45,7 +45,7 @@ from vipbench.engine.features.images import Drawn
 from vipbench.engine.features.side_by_side import SideBySide
 from vipbench.engine.features.texts import text_shelf
 from vipbench.engine.guard import FrozenTexts, Guard, SpoiltError, own_randomness
-from vipbench.engine.machine import Share, free_memory, threads
+from vipbench.engine.machine import Share, free_memory, is_lost, threads, wait
 from vipbench.engine.planning.cells import LoadedCell
 from vipbench.engine.planning.loading import LoadedBackbone, LoadedDataset, users
 from vipbench.engine.planning.protocols import home, test_rows
@@ -56,6 +56,11 @@ from vipbench.engine.training.stacking import TrainCell, partition
 from vipbench.engine.training.trainer import train
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+class LostDeviceError(BaseException):
+    """Nothing works on the device in this process any more. Not an Exception: the process is to
+    end, and a new one runs its cells one by one."""
 
 
 @dataclass
@@ -251,6 +256,7 @@ class GroupRunner:
             except SpoiltError:
                 raise
             except Exception as error:
+                self._require_device(error)
                 reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             if not reason:
                 yield from self._run_some(every[:half])
@@ -263,6 +269,7 @@ class GroupRunner:
             except SpoiltError:
                 raise
             except Exception as error:
+                self._require_device(error)
                 failed = True
                 if len(cells) > 1:
                     # One of what it is tested on may be at fault; the others must not suffer.
@@ -273,6 +280,12 @@ class GroupRunner:
             self.note(
                 f"'{label}' could not train its cells together and trained one by one ({reason})"
             )
+
+    def _require_device(self, error: Exception) -> None:
+        """Raises LostDeviceError where the device was lost with `error`."""
+        device = self.features.backbone.device
+        if is_lost(device):
+            raise LostDeviceError(f"{self._running}: {device} is lost: {error}") from error
 
     def _execute_alone(self, cells: Sequence[LoadedCell]) -> list[Finished]:
         try:
@@ -423,6 +436,7 @@ class GroupRunner:
         encoding = self.features.encoding
         clock, started, before = Clock(), time.perf_counter(), encoding.seconds
         yield clock
+        wait(self.features.backbone.device)
         clock.encode = encoding.seconds - before
         clock.other = max(0.0, time.perf_counter() - started - clock.encode)
 

@@ -24,6 +24,7 @@ from vipbench.api import ImageBackbone, ImageLike, Split, Views
 from vipbench.engine.features import decode_pool as decoders
 from vipbench.engine.features.decode_pool import Decoders, NotPortableError
 from vipbench.engine.features.decode_process import Job
+from vipbench.engine.machine import sent
 
 # Decoded images of a training that sees them again in every epoch, kept up to so many bytes.
 KEEP_BYTES = 512 << 20
@@ -101,10 +102,7 @@ class ImageReader:
 
         def result() -> Tensor:
             images = torch.stack([view for part in made for view in part.result()])
-            device = self.backbone.device
-            if device.type == "cuda":
-                return images.pin_memory().to(device, non_blocking=True)
-            return images.to(device)
+            return sent(images, self.backbone.device)
 
         return result
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vipbench.api import Support, pads_batches
+from vipbench.engine.machine import sent
 from vipbench.engine.training.optim import learning_rates, steps_per_epoch, total_steps
 from vipbench.engine.training.stacking import TrainCell, batch_sizes, pool_size
 
@@ -146,13 +147,6 @@ class Batches:
                 self.view[i] = view
                 self.x[self.offsets[i] : self.offsets[i + 1]] = support.view(view)
         return self.x
-
-
-def sent(value: Tensor, device: torch.device) -> Tensor:
-    """`value`, made on the CPU, on `device`; the CPU does not wait for a GPU to have it."""
-    if device.type == "cuda":
-        value = value.pin_memory()
-    return value.to(device, non_blocking=True)
 
 
 def _padded(table: Tensor, width: int, repeat: bool = False) -> Tensor:

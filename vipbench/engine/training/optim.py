@@ -14,7 +14,7 @@ from vipbench.api import Recipe
 
 Tensors = dict[str, Tensor]
 # Types of devices.
-WITHOUT_FLOAT64 = frozenset({"mps"})
+WITHOUT_FLOAT64 = frozenset({"mps", "xpu"})
 
 
 def steps_per_epoch(recipe: Recipe, n: int) -> int:

@@ -17,7 +17,8 @@ from torch.func import functional_call, stack_module_state, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from vipbench.api import Batch, Method
-from vipbench.engine.training.batches import Inputs, sent
+from vipbench.engine.machine import sent
+from vipbench.engine.training.batches import Inputs
 from vipbench.engine.training.optim import Optimizer, Tensors, corrections
 from vipbench.engine.training.stacking import TrainCell
 from vipbench.engine.training.written import BUILTIN, place, refuse_batch_norm, rehearse, unwritten

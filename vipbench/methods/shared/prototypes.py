@@ -11,7 +11,7 @@ from vipbench import api
 
 Templates = Literal["first", "all"]
 # Types of devices.
-WITHOUT_FLOAT64 = frozenset({"mps"})
+WITHOUT_FLOAT64 = frozenset({"mps", "xpu"})
 
 
 def unit_texts(task: api.Task, templates: Templates) -> Tensor:
