@@ -79,7 +79,7 @@ def test_a_record_is_shown_whole(cli: Cli, toy: Path, tmp_path: Path) -> None:
 def test_debug_runs_one_cell_in_the_foreground(cli: Cli, toy: Path, tmp_path: Path) -> None:
     done = cli("run", "--debug", *flags(toy, "zero-shot,linear-probe"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"zero-shot on toy with tiny-clip.* 2 cells", done.stdout)
+    assert re.search(r"zero-shot on toy with tiny-clip.* 2\b.* cells", done.stdout)
     assert "accuracy: " in done.stdout
     assert list(tmp_path.glob("vipbench-results*")) == []
 
