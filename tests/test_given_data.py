@@ -208,7 +208,7 @@ def test_arguments_of_data_and_names(share: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="images: "):
         vipbench.data([], images=tmp_path / "gone")
     for name in ("a/b", "", "..", "x@fold-1", 3):
-        with pytest.raises(UsageError, match="file's name"):
+        with pytest.raises(UsageError, match=f"datasets: {name!r} "):
             write_data(name, [], tmp_path)
     rows = [(share / f"{i}.png", "ab"[i % 2]) for i in range(8)]
     outside = vipbench.data(rows, images=share / "tree")

@@ -354,7 +354,7 @@ def test_saved_paths_hold_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monk
         ("vip", "holds 'vip'"),
         ("", "nothing"),
         ("on: 1", "key True"),
-        ("shots: 0\nseeds: x", "1 more wrong)"),
+        ("shots: 0\nseeds: x", "(and 1 more "),
     ],
 )
 def test_wrong_suites(text: str, fact: str) -> None:
@@ -364,7 +364,7 @@ def test_wrong_suites(text: str, fact: str) -> None:
     assert message.startswith("suite 'x.yaml'")
     assert fact in message
     assert "\n" not in message
-    assert ("more" in fact) == ("more wrong" in message)
+    assert ("more" in fact) == ("(and " in message)
 
 
 @pytest.mark.parametrize(

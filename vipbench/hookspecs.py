@@ -8,8 +8,8 @@ A plugin is a module with functions marked `@vipbench.hookimpl`:
     def register_methods(register):
         register(MyMethod)
 
-A module without any of them registers the method classes that it defines, but for those whose
-names begin with an underscore; most built-in methods do so.
+A module without hooks registers the method classes that it defines, except those whose names begin
+with an underscore, as most built-in methods do.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class RegisterBackbone(Protocol):
     """Takes a name and a factory. `name:ARG` on the command line calls `factory("ARG")`, a bare
     `name` calls `factory(None)`. `help` is one line for `vipbench list`.
 
-    files: what `vipbench fetch name:ARG` brings, and `vipbench doctor` looks for, one after
-    another; the next is asked for once the one before is there. known: sources (`name` or
-    `name:ARG`) that `vipbench doctor` looks for unasked. suggest: the sources that an unknown
-    word may mean, for the error message."""
+    files: the files that `vipbench fetch name:ARG` downloads and `vipbench doctor` looks for, in
+    order; the iterator is advanced only when the file before is present. known: sources (`name` or
+    `name:ARG`) that `vipbench doctor` checks by default. suggest: the sources that an unknown name
+    may mean, for the error message.
+    """
 
     def __call__(
         self,
@@ -58,8 +59,8 @@ class RegisterBackbone(Protocol):
 
 
 class RegisterDataset(Protocol):
-    """Takes a name and a factory, as RegisterBackbone does; what is fetched says the dataset
-    itself (`Dataset.files`, `Dataset.locate`)."""
+    """Takes a name and a factory, like RegisterBackbone; the dataset itself names its files
+    (`Dataset.files`, `Dataset.locate`)."""
 
     def __call__(
         self,
@@ -85,12 +86,12 @@ class TrackedCell:
     """A finished or failed cell as a tracker sees it.
 
     key: of its record. title: "METHOD on DATASET with BACKBONE, K shots, seed N". folder:
-    OUT/tracking/NAME/CELL, which exists and is empty but for what the hook writes. settings:
+    OUT/tracking/NAME/CELL, which exists and is empty except for what the hook writes. settings:
     backbone, dataset, method, shots, seed, hyperparameters and protocol, flat. epochs: (epoch,
     counted from 1, {"loss": ..., "support_accuracy": ..., "val_accuracy": ..., "gradient_norm":
     ...}) as far as they were recorded; empty for methods without epochs. metrics: on the test
-    images, of a class as `NAME/CLASS`; empty where the cell failed. error: why it failed, or None.
-    created: when, in seconds since 1970. record: the whole record.
+    images; those of a class are called `NAME/CLASS`; empty if the cell failed. error: why it
+    failed, or None. created: when, in seconds since 1970. record: the whole record.
     """
 
     key: str

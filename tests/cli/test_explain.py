@@ -306,7 +306,7 @@ def test_a_prompt_file_says_what_it_is_and_scores_alike(
     bad.write_bytes(b"no")
     done = say("predict", bad, tmp_path / "own.png")
     assert done.status == 2
-    assert "prompt file (" in done.err
+    assert "bad.safetensors" in done.err
 
 
 def test_a_prompt_file_on_other_classes(
@@ -320,7 +320,7 @@ def test_a_prompt_file_on_other_classes(
     done = say("evaluate", prompts["coop"], "--dataset", other)
     assert done.status == 0, done.err
     assert "other (10 test images)" in done.out
-    assert "classes differ" in done.out
+    assert "differ" in done.out
     context = load_file(prompts["coop"])["context"]
     assert f"accuracy: {by_hand(context, ['night', 'day'], arrays):.4f}" in done.out
     # ViP reads symptoms, which these data lack; with some it can be asked.

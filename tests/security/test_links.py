@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -222,7 +223,7 @@ def test_the_parts_of_a_strangers_run_are_no_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "parts").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match="is a link"):
+    with pytest.raises(UsageError, match=r"out/parts .*link"):
         Parts(tmp_path / "out").run()
 
 
@@ -240,5 +241,5 @@ def test_trackers_write_and_remove_through_no_link(tmp_path: Path, link: str) ->
     tracking = Tracking(RunSpec.parse({"out": out}), observer)
     tracking._trackers = [_Tracker("own", out / "tracking" / "own", lambda *given: None)]
     tracking._write([record])
-    assert "is a link" in notes[0]
+    assert re.search(f"link.*{re.escape(str(out / link))}", notes[0])
     assert kept.exists()

@@ -225,7 +225,7 @@ def test_consent() -> None:
     consent(far, "llm.example.org", None, lines.append)
     consent(far, None, lambda question: "llm.example.org", lines.append)
     local = Sending("https://llm.example.org/v1", *base[:4], "local", base[5])
-    with pytest.raises(UsageError, match="may not"):
+    with pytest.raises(UsageError, match=r"toy.*llm\.example\.org.*CC BY 4\.0"):
         consent(local, "llm.example.org", None, lines.append)
 
 

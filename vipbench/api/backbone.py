@@ -94,13 +94,13 @@ class NoTap:
 
 
 class ImageBackbone(ABC):
-    """An image tower without a text side (timm, self-supervised towers).
+    """An image tower without a text tower (timm, self-supervised towers).
 
-    name: what tables show. dim: D. vision_width: width of the vision transformer's tokens, None
-    for other towers. vision_layers: its number of blocks, 0 for other towers. image_size: H, the
-    side of the square that `preprocess` gives. fingerprint: digest of weights, architecture and
+    name: what tables show. dim: D. vision_width: width of the vision transformer's tokens, None for
+    other towers. vision_layers: its number of blocks, 0 for other towers. image_size: H, the side
+    of the square that `preprocess` gives. fingerprint: digest of weights, architecture and
     preprocessing. notes: what a user must know of the checkpoint; a run shows them. remote_code:
-    SHA-256 of the code of its repository that was run, "" where none was.
+    SHA-256 of the code of its repository that was run, "" if there was none.
     """
 
     name: str
@@ -117,7 +117,7 @@ class ImageBackbone(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the towers live."""
+        """The towers' device."""
 
     @abstractmethod
     def to(self, device: torch.device | str) -> None:
@@ -125,12 +125,12 @@ class ImageBackbone(ABC):
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Tensor:
-        """The evaluation transform: RGB image -> (3,H,H) float32. A training view comes cut out,
-        in H x H, with VIEW_MARK in its `info`, and is only normalised."""
+        """The evaluation transform: RGB image -> (3,H,H) float32. A training view is already
+        cropped to H x H, has VIEW_MARK in its `info`, and is only normalised."""
 
     def preprocess_alone(self) -> Callable[[Image.Image], Tensor] | None:
-        """What `preprocess` does, as an object that does without the backbone and its weights and
-        can be pickled: processes may then decode images. None: threads do."""
+        """The transform of `preprocess` as a picklable object without the backbone and its weights,
+        so that processes can decode images. None: threads decode."""
         return None
 
     @abstractmethod
@@ -180,13 +180,13 @@ class Backbone(ImageBackbone):
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
         """The words of `text` (letters, digits and `_` in a row) that the tokenizer has no tokens
-        for, so that all such words read alike; () where there are none, or where a backbone does
-        not tell."""
+        for, so that it cannot distinguish them; () if there are none, or if the backbone does not
+        report them."""
         return ()
 
     def vocabulary(self) -> tuple[list[str], Tensor]:
         """The tokens that are words or parts of words, as they read, and their embeddings (V, W):
-        those alone that training saw. ([], (0, W)) where a backbone does not tell. Explanations
+        those alone that training saw. ([], (0, W)) if the backbone does not report it. Explanations
         read it to name what lies near a learned context vector."""
         return [], torch.empty(0, self.width)
 
@@ -204,7 +204,7 @@ class Backbone(ImageBackbone):
 
 
 class UnsupportedError(ValueError):
-    """This combination cannot be, and why: shown as the reason of an impossible cell."""
+    """A combination is impossible; the message is shown as the reason of the cell."""
 
 
 class TextError(ValueError):

@@ -28,15 +28,15 @@ class Split:
     """One split of a dataset.
 
     images: length N; each item is a path, a PIL image or a uint8 array (H,W) or (H,W,3). A lazy
-        sequence is welcome: items are asked for one at a time, and only when needed. One that reads
-        them all out of one file may have its path as an attribute `file`, which errors then name.
+        sequence works: items are read one at a time, and only when needed. If all items come from
+        one file, the sequence may have its path as the attribute `file`, which errors then name.
     labels: (N,) integers in [0, C).
     ids: N stable names of the images, unique within the split (a relative path, an index).
-    groups: N patient or lesion ids where the data has them, else None.
-    planned: N digests of the images (`digest_image`) with which a run was planned; an image that
-        has another by the time it is opened is an error. The run sets them; a loader may, for RGB
-        images of 8 bits that it draws itself, which then need not be drawn for a plan.
-    pixels: what values of more than 8 bits mean; the run decides it for the whole dataset.
+    groups: N patient or lesion ids if the data has them, else None.
+    planned: N digests of the images (`digest_image`) with which a run was planned; opening an
+        image whose digest differs is an error. The run sets them. A loader that generates 8-bit
+        RGB images may set them, so that planning does not generate the images.
+    pixels: the meaning of values of more than 8 bits; the run determines it for the whole dataset.
     """
 
     images: Sequence[ImageLike]
@@ -72,7 +72,7 @@ class Split:
         return self.open_given(index, self.images[index])
 
     def open_given(self, index: int, image: ImageLike) -> Image.Image:
-        """The same of `image`, which `images` gave for `index`."""
+        """Like `open`, for `image`, the item `index` of `images`."""
         name, file = self.ids[index], getattr(self.images, "file", None)
         if file is not None:
             name = f"{name}' of '{file}"  # messages put it in quotes
@@ -88,25 +88,24 @@ class Split:
 
 
 class Dataset(ABC):
-    """A classification dataset. Attributes are set on the class, in `__init__` or, where only the
-    data tell them, in `load`.
+    """A classification dataset. Attributes are set on the class, in `__init__` or, if only the data
+    determine them, in `load`.
 
     name: what tables show; never a path.
     class_names: C names as a person would write them, in the order of the labels.
-    templates: prompt templates holding one `{}`; the first is the one that single-template
-        methods use.
-    symptoms: class name -> visual symptoms, texts that do not hold the class name; None where
-        the dataset ships none (a user can bring a file).
-    descriptions: class name -> texts that hold the class name, for methods trained against
-        LLM-written descriptions; None where the dataset ships none.
-    notes: what `load` did with input that a person may have meant otherwise (folders left out,
-        spellings taken as one), a sentence each: printed before a run and kept in its records;
-        exports leave them out, so they may name files and groups.
-    takes_images: whether the data list image files that may lie in a folder of their own;
-        `image_root` is then the folder that the user named for them (`--images`), or None.
-    pixels: which values of images of more than 8 bits become black and white, where the user says
-        so; None where the images have to tell.
-    fold: of data in folds the one that is tested, where it alone was asked for.
+    templates: prompt templates, each with one `{}`; single-template methods use the first.
+    symptoms: class name -> visual symptoms, texts without the class name; None if the dataset
+        ships none (users can give a file).
+    descriptions: class name -> texts with the class name, for methods trained against LLM-written
+        descriptions; None if the dataset ships none.
+    notes: how `load` interpreted unusual input (folders left out, spellings merged), one sentence
+        each: printed before a run and kept in its records; exports leave them out, so they may
+        name files and groups.
+    takes_images: whether the data's image files may be in another folder; `image_root` is then the
+        folder given by `--images`, or None.
+    pixels: which values of images of more than 8 bits become black and white, if the user states
+        it; None: the images decide.
+    fold: the fold to test on, if the user chose one of data in folds.
     revision: raise it when the loader's output changes.
     """
 
@@ -136,14 +135,14 @@ class Dataset(ABC):
         """
 
     def files(self, root: Path | None) -> Iterable[Needed]:
-        """The files that `vipbench fetch` can bring; none for data that are bundled, one's own, or
-        behind a login."""
+        """The files that `vipbench fetch` can download; none for data that are bundled, the user's
+        own, or behind a login."""
         return ()
 
     def locate(self, root: Path | None) -> Path | None:
-        """Where the data lie, without reading them; None where they need no file.
+        """The location of the data, found without reading them; None if they need no file.
 
-        Raises DataError saying what was looked for, where, and how to get it.
+        Raises DataError with what was searched for, where, and how to get it.
         """
         found: Path | None = None
         for needed in self.files(root):
@@ -168,7 +167,7 @@ def fingerprint_splits(
     pixels: PixelRange | None = None,
 ) -> str:
     """SHA-256 over class names, every image's content, label and group, split by split, and over
-    what the user says of pixels."""
+    the user's statement on pixels."""
     digest = hashlib.sha256()
 
     def put(*parts: Any) -> None:

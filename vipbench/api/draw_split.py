@@ -53,8 +53,8 @@ def draw_folds(
     count: int,
     seed: int = 1,
 ) -> dict[str, Indices]:
-    """`count` folds of nearly equal size, stratified by class and disjoint in `groups`, of which an
-    image alone may be one.
+    """`count` folds of nearly equal size, stratified by class and disjoint in `groups`; a single
+    image may be a group.
 
     Returns "fold-1", "fold-2", … -> positions, ascending. Raises DataError for a class that cannot
     be in two folds, so that one has no image of it to train on, and for too few groups.
@@ -75,7 +75,7 @@ def draw_folds(
 
 
 def groups_by_content(groups: Sequence[str], digests: Sequence[str]) -> list[str]:
-    """Of each image the smallest digest of its group, by which the group is known."""
+    """For each image the smallest digest in its group, which identifies the group."""
     smallest: dict[str, str] = {}
     for group, digest in zip(groups, digests, strict=True):
         smallest[group] = min(digest, smallest.get(group, digest))

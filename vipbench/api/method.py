@@ -31,11 +31,11 @@ class Labelled:
 class Support:
     """The support set of one cell.
 
-    plain: (N,D) features of the evaluation view, or images (N,3,H,H) where the method's
-    `inputs` is "images". labels: (N,). groups: patient or lesion ids. val: validation images
-    under the run's validation policy, None where it allows none. n_views: how many different
-    training views there are (0: only `plain`). best_val: whether the run keeps the state that is
-    best on `val`; only a `fit` of the method's own has to ask.
+    plain: (N,D) features of the evaluation view, or images (N,3,H,H) where the method's `inputs` is
+    "images". labels: (N,). groups: patient or lesion ids. val: validation images under the run's
+    validation policy, None where it allows none. n_views: how many different training views there
+    are (0: only `plain`). best_val: whether the run keeps the state that is best on `val`; only a
+    method's own `fit` needs it.
     """
 
     plain: Tensor
@@ -57,8 +57,8 @@ class Support:
 
 @dataclass(frozen=True)
 class Batch:
-    """x (B,D) features or (B,3,H,H) images; labels (B,); weight (B,), 0 for padding, which comes
-    only where `pads_batches` holds for the method."""
+    """x (B,D) features or (B,3,H,H) images; labels (B,); weight (B,), 0 for padding, which occurs
+    only if `pads_batches` is true for the method."""
 
     x: Tensor
     labels: Tensor
@@ -74,20 +74,20 @@ class Method(nn.Module, ABC):
     """A few-shot method, written for ONE cell, as its paper states it.
 
     The engine trains, stacks over cells, scores and records it. A method holds no optimizer,
-    device, data loader, tokenizer or file handling and draws no random numbers. `self.training`
-    is True in `loss` and `fit`, False in `finish` and `predict`.
+    device, data loader, tokenizer or file handling and draws no random numbers. `self.training` is
+    True in `loss` and `fit`, False in `finish` and `predict`.
 
-    name: the command-line word. revision: raise it when the method's numbers change.
-    kind: TF training-free, TP text prompts, AD adapter on features, MM vision or multimodal
-    prompts, FT fine-tuning. bibtex: the paper's entry. cost: what a cell takes on one GPU of the
-    day. needs: of "text" (a text tower; the default), "symptoms", "descriptions" (see
+    name: the command-line word. revision: raise it when the method's numbers change. kind: TF
+    training-free, TP text prompts, AD adapter on features, MM vision or multimodal prompts, FT
+    fine-tuning. bibtex: the paper's entry. cost: of a cell, on one GPU when the paper appeared.
+    needs: of "text" (a text tower; the default), "symptoms", "descriptions" (see
     Task.description_texts), "val", "test_images" (transductive), "test_views" (several views of
-    each test image, see HParams.test_views), "vit" (a vision transformer).
-    uses_support: False for zero-shot methods, which run at 0 shots: once, or once a seed where they
-    need "test_images" or "test_views". transfers: whether what
-    it learned serves classes that it was not trained on (base-to-new, cross-dataset): None lets the
-    engine find out, see docs/protocols.md. pads: whether a `loss` of the method's own respects
-    `batch.weight`, see `pads_batches`. A plain tensor attribute becomes a buffer by itself.
+    each test image, see HParams.test_views), "vit" (a vision transformer). uses_support: False for
+    zero-shot methods, which run at 0 shots: once, or once per seed if they need "test_images" or
+    "test_views". transfers: whether the learned parameters apply to classes that it was not trained
+    on (base-to-new, cross-dataset); with None the engine determines it, see docs/protocols.md.
+    pads: whether the method's own `loss` respects `batch.weight`, see `pads_batches`. Plain tensor
+    attributes become buffers automatically.
     """
 
     name: ClassVar[str]
@@ -138,9 +138,10 @@ class Method(nn.Module, ABC):
     def loss(self, batch: Batch) -> Tensor | tuple[Tensor, ...]:
         """A scalar, or a tuple of scalars for `combine`. Default: mean cross-entropy.
 
-        A loss that is overridden gets batches without padding, and its cells train together where
-        their batches are equally long. `pads = True` beside it says that it takes every mean over
-        the batch by `batch.mean`; it then gets padded batches, and more cells train together."""
+        An overridden loss gets batches without padding, and cells are trained together only if
+        their batches have equal length. `pads = True` declares that it computes every mean over the
+        batch by `batch.mean`; it then gets padded batches, and more cells are trained together.
+        """
         return batch.mean(F.cross_entropy(self(batch.x), batch.labels, reduction="none"))
 
     def combine(self, grads: tuple[Tensor, ...]) -> Tensor:
@@ -154,15 +155,16 @@ class Method(nn.Module, ABC):
         """Buffer name -> its new value, of the same shape and type: after each optimizer step,
         without gradients. Default: none.
 
-        A mean teacher, a bank, running statistics: all state that training changes beside the
+        A mean teacher, a bank, running statistics: all state that training changes besides the
         parameters. `self.last_batch` is the step's Batch, here alone. Names are those of
         `named_buffers`, or of frozen parameters, the same after every step. Other writes to
-        attributes or buffers in a step are refused: cells that train together share one object."""
+        attributes or buffers in a step are refused: cells that train together share one object.
+        """
         return {}
 
     def fit(self, support: Support) -> None:
-        """Overridden: the method's own loop, instead of the engine's; never stacked. This
-        default is never called: the engine asks `has_own_fit` first."""
+        """If overridden: the method's own training loop, instead of the engine's; never stacked.
+        This default is never called: the engine asks `has_own_fit` first."""
 
     def finish(self, support: Support) -> None:
         """After training, before scoring: a search on `support.val`, closed forms."""
@@ -175,16 +177,17 @@ class Method(nn.Module, ABC):
     def predict(self, x: Tensor) -> Tensor:
         """x (N,·) -> logits (N,C). Default: forward in chunks.
 
-        Called without gradients; a method that adapts to test images asks for them by `with
+        Called without gradients; a method that adapts to test images enables them by `with
         torch.enable_grad():`. Methods that need "test_images" see the whole test set here, in an
         order that depends on the images and the cell's seed alone. Those that need "test_views" get
-        x (N,1+V,D), or images (N,1+V,3,H,H), view 0 being the evaluation view."""
+        x (N,1+V,D), or images (N,1+V,3,H,H), view 0 being the evaluation view.
+        """
         return torch.cat([self(chunk) for chunk in x.split(256)])
 
 
 def pads_batches(method: type[Method]) -> bool:
-    """Whether the engine may pad this method's batches by images of weight 0: where it keeps the
-    default loss, or the class that overrides `loss`, or one derived from it, declares `pads`."""
+    """Whether the engine may pad this method's batches with images of weight 0: if it keeps the
+    default loss, or if the class that overrides `loss`, or one derived from it, sets `pads`."""
     for owner in method.__mro__:
         if owner is Method:
             return not method.trains_towers
@@ -196,5 +199,5 @@ def pads_batches(method: type[Method]) -> bool:
 
 
 def has_own_fit(method: type[Method]) -> bool:
-    """Whether `method` brings its own training loop."""
+    """Whether `method` has its own training loop."""
     return method.fit is not Method.fit

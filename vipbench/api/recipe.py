@@ -1,4 +1,4 @@
-"""How the engine trains a method: what the record keeps of it, too."""
+"""How the engine trains a method, as stored in the record."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Recipe:
     """One training run as a paper states it.
 
     Exactly one of `epochs` and `iterations` is set; an epoch is one pass over the support set.
-    epochs=0 trains nothing: a training-free method asks for `views` in this way, as does a method
-    with a `fit` of its own. `batch_size` None is the full support set.
+    epochs=0 trains nothing: training-free methods and methods with their own `fit` request `views`
+    in this way. `batch_size` None is the full support set.
     `drop_last` drops an epoch's incomplete last batch where there is at least one full batch.
     schedule: "warmup-cosine" (epoch 0 at `warmup_lr`, then cosine over the epochs),
         "cosine-step" (cosine over all steps down to `min_lr`), or "constant".
     pooled: batches are drawn from the images of all views together, as many of them as one pass
         over the support set has (CLAP); a batch may then be larger than the support set.
-    epoch_weights: one weight an epoch; the parameters become the weighted mean of the epochs'
-        ends (PromptSRC). None: the last step's parameters.
+    epoch_weights: one weight per epoch; the final parameters are the weighted mean of those at the
+        end of each epoch (PromptSRC). None: the last step's parameters.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -78,7 +78,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Published:
-    """The protocol under which a method's paper reports few-shot results: validation images a
+    """The protocol under which a method's paper reports few-shot results: validation images per
     class, in terms of the shots k, and which epoch is scored. `--profile published` follows it."""
 
     validation: Literal["none", "k", "min(k,4)", "full"] = "none"
@@ -103,8 +103,8 @@ class CellInfo:
 
 @dataclass(frozen=True)
 class Range:
-    """Where `vipbench tune` looks for the number `name`: `low` to `high`, both included; `log`:
-    evenly in its logarithm. An int field gets whole numbers."""
+    """The search range of `vipbench tune` for the number `name`: `low` to `high`, both included;
+    `log`: uniform in the logarithm. An int field gets whole numbers."""
 
     name: str
     low: float
@@ -120,7 +120,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """What `vipbench tune` chooses `name` from: one of `values`."""
+    """The values that `vipbench tune` tries for `name`."""
 
     name: str
     values: tuple[str | int | float | bool | None, ...]
@@ -134,21 +134,21 @@ class Choice:
 class HParams:
     """A method's hyperparameters, with the paper's values as defaults.
 
-    Subclass it as a frozen dataclass named `HParams` inside the method. Field types are str,
-    int, float, bool, their unions with None, or Literal: the command line sets them by name.
-    `Annotated` types (`Count`, `Positive`, …) give a number its range; a value outside it is
-    refused. Without one, `lr`, `batch_size`, `epochs` and the like have the range of their name.
-    Where nothing sets a limit, numbers go to a million: single precision overflows far beyond it.
+    Subclass it as a frozen dataclass named `HParams` inside the method. Field types are str, int,
+    float, bool, their unions with None, or Literal: the command line sets them by name. `Annotated`
+    types (`Count`, `Positive`, …) give a number its range; a value outside it is refused. Without
+    one, `lr`, `batch_size`, `epochs` and the like have the range of their name. Where nothing sets
+    a limit, numbers go to a million: single precision overflows far beyond it.
 
-    tunes: where `vipbench tune` looks for which of them; what is not named keeps its value. Where
-    nothing is, a field `lr` with a number as its default is looked for from a tenth to ten times
-    of that.
+    tunes: the search space of `vipbench tune`; hyperparameters that it does not name keep their
+    values. If it is empty, a field `lr` with a numeric default is searched from a tenth of it to
+    ten times it.
     """
 
     tunes: ClassVar[tuple[Range | Choice, ...]] = ()
 
     def for_cell(self, info: CellInfo) -> HParams:
-        """These hyperparameters with what the paper makes depend on the cell filled in."""
+        """These hyperparameters with the values that the paper sets for each cell filled in."""
         return self
 
     def recipe(self, info: CellInfo) -> Recipe | None:

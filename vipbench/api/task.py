@@ -29,10 +29,10 @@ from vipbench.api.recipe import CellInfo
 
 @dataclass(frozen=True)
 class Task:
-    """The problem of one cell. No nn.Module, so that frozen towers never enter `parameters()`.
+    """The problem of one cell. Not an nn.Module, so that frozen towers never enter `parameters()`.
 
-    class_names: C names. templates: texts holding one `{}`. symptoms: per class its symptoms,
-    or None. generator: purpose -> a torch.Generator seeded by the cell and that purpose alone.
+    class_names: C names. templates: texts holding one `{}`. symptoms: per class its symptoms, or
+    None. generator: purpose -> a torch.Generator seeded by the cell and that purpose alone.
     descriptions: per class texts that hold its name, or None. dims: D of the backbone and of each
     of `HParams.backbones()`; a method's x has the sum of them.
     """
@@ -56,7 +56,7 @@ class Task:
 
     @property
     def backbone(self) -> Backbone:
-        """The towers; raises TypeError where the backbone has no text side."""
+        """The towers; raises TypeError if the backbone has no text tower."""
         if not isinstance(self.image_backbone, Backbone):
             raise TypeError(f"backbone '{self.image_backbone.name}' has no text side")
         return self.image_backbone
@@ -68,12 +68,12 @@ class Task:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Class names as texts hold them: underscores are spaces."""
+        """Class names as used in texts: underscores become spaces."""
         return tuple(name.replace("_", " ") for name in self.class_names)
 
     @property
     def device(self) -> torch.device:
-        """Where the towers live."""
+        """The towers' device."""
         return self.image_backbone.device
 
     # Initial values: drawn on the CPU from the cell's own generators, so that a stacked, looped
@@ -107,9 +107,9 @@ class Task:
     # Texts.
 
     def embed(self, texts: Texts, context: int = 0) -> Prompts:
-        """See Backbone.embed. context: how many learned vectors each text is to take in; raises
-        TextError where one would get too long with them, so that the cell is known to be
-        impossible before anything runs."""
+        """See Backbone.embed. context: the number of learned vectors to insert into each text;
+        raises TextError if a text would become too long, so that the cell is reported as impossible
+        before anything runs."""
         if self._seen is not None:
             self._seen(texts, context)
         prompts = self.backbone.embed(texts)
@@ -142,7 +142,7 @@ class Task:
         return self._frozen[key]
 
     def class_texts(self, template: str | None = None) -> list[Text]:
-        """One text a class: `template` (by default the dataset's first) with the name in it."""
+        """One text per class: the class name in `template`, by default the dataset's first."""
         chosen = template or self.templates[0]
         return [chosen.replace("{}", name) for name in self.names]
 
@@ -166,9 +166,9 @@ class Task:
         return [list(row) for row in self.symptoms]
 
     def description_texts(self, count: int) -> list[list[str]]:
-        """Per class its first `count` descriptions. Raises UnsupportedError, and so makes the
-        cell impossible, where a class has fewer, or none that holds its name: such texts are
-        symptoms, and are never taken in the descriptions' place."""
+        """Per class its first `count` descriptions. Raises UnsupportedError, and so makes the cell
+        impossible, if a class has fewer, or none that contains its name: such texts are symptoms
+        and do not replace descriptions."""
         given = self.descriptions or ((),) * self.n_classes
         for name, texts in zip(self.names, given, strict=True):
             if len(texts) < count:

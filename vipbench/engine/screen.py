@@ -62,7 +62,7 @@ class Screen(Observer):
         self.done += 1
         if record.error is not None:
             self.failed += 1
-            self.shown.line(f"failed: {_name(cell)}: {_error_words(record)}")
+            self.shown.line(f"failed: {cell.words()}: {_error_words(record)}")
         self._show()
         if not waiting:
             del self._shares[cell.group]
@@ -214,11 +214,6 @@ def _grouped(cells: Iterable[PlannedCell]) -> list[str]:
             f"({plural(len(members), 'cell')}): {clean(reason)}"
         )
     return lines
-
-
-def _name(cell: PlannedCell) -> str:
-    seed = "" if cell.shots == cell.seed == 0 else f", seed {cell.seed}"
-    return f"{cell.method} on {cell.dataset} with {cell.backbone}, {shots_text(cell.shots)}{seed}"
 
 
 def _error_words(record: Record) -> str:

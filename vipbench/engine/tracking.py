@@ -60,7 +60,7 @@ def tracked_cell(record: Record, folder: Path) -> TrackedCell:
     ]
     return TrackedCell(
         key=record.key,
-        title=_title(cell),
+        title=cell.words(),
         folder=folder,
         settings=flat,
         epochs=epochs,
@@ -85,11 +85,6 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str
             yield from _numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and math.isfinite(value):
             yield f"{prefix}{name}", float(value)
-
-
-def _title(cell: Any) -> str:
-    seed = "" if cell.shots == cell.seed == 0 else f", seed {cell.seed}"
-    return f"{cell.method} on {cell.dataset} with {cell.backbone}, {shots_text(cell.shots)}{seed}"
 
 
 def folder_name(cell: Any, key: str) -> str:

@@ -10,7 +10,7 @@ from vipbench.errors import UsageError
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.records.plan import PlannedCell
 from vipbench.runspec.run import RunSpec
-from vipbench.text import plural, shots_text
+from vipbench.text import plural
 
 
 def debug_command(spec: RunSpec, post_mortem: bool) -> int:
@@ -36,11 +36,9 @@ def debug_command(spec: RunSpec, post_mortem: bool) -> int:
         reasons = "; ".join(dict.fromkeys(cell.reason or "" for cell in cells))
         raise UsageError(f"none of the {plural(len(cells), 'cell')} can be run: {reasons}")
     cell = possible[0]
-    seed = "" if cell.shots == 0 else f", seed {cell.seed}"
     print(
-        f"{cell.method} on {cell.dataset} with {cell.backbone}, "
-        f"{shots_text(cell.shots)}{seed} (the first of {plural(len(possible), 'selected cell')})"
-        f", plugin '{cell.plugin}' ({cell.file})"
+        f"{cell.words()} (the first of {plural(len(possible), 'selected cell')}), "
+        f"plugin '{cell.plugin}' ({cell.file})"
     )
     try:
         finished = session.run_alone(cell.key)

@@ -10,7 +10,7 @@ from vipbench.results.records.metrics import metric_value
 from vipbench.results.records.record import Record
 from vipbench.results.store.store import Store
 from vipbench.results.store.submissions import device, submitter
-from vipbench.text import clean, plural, shots_text
+from vipbench.text import clean, plural
 
 MOST_SHOWN = 20
 
@@ -36,8 +36,6 @@ def tell_disputes(store: Store, out: TextIO | None = None) -> None:
 
 def dispute_text(records: Sequence[Record]) -> str:
     """One cell and what was handed in for it, with the spread."""
-    c = records[0].cell
-    seed = "" if c.shots == c.seed == 0 else f", seed {c.seed}"
     values = [metric_value(record.metrics, "accuracy") for record in records]
     parts = [
         f"{100 * value:.2f} ({submitter(record)}, {device(record)})"
@@ -46,5 +44,4 @@ def dispute_text(records: Sequence[Record]) -> str:
     ]
     known = [value for value in values if value is not None]
     spread = 100 * (max(known) - min(known))
-    where = f"{c.method} on {c.dataset}, {c.backbone}, {shots_text(c.shots)}{seed}"
-    return clean(f"{where}: accuracy {' | '.join(parts)}; spread {spread:.2f}")
+    return clean(f"{records[0].cell.words()}: accuracy {' | '.join(parts)}; spread {spread:.2f}")

@@ -13,7 +13,6 @@ from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.recompute import disagreements, key_problems
 from vipbench.results.records.record import Record
 from vipbench.results.sharing.rows import all_results, who
-from vipbench.results.store.rows import describe
 from vipbench.results.store.store import Collection, Handed, Store
 from vipbench.results.store.submissions import OWN, device, matches, submitted_by, submitter
 from vipbench.text import clean, plural
@@ -92,7 +91,7 @@ def _read_submission(record: Record, name: str, source: Store, number: int | Non
         problems += disagreements(record, predictions)
     if problems:
         raise UsageError(
-            f"{source.out_dir} holds a record that was altered, {describe(record)}: "
+            f"{source.out_dir} holds a record that was altered, {record.cell.words()}: "
             f"{'; '.join(problems)}. Nothing was merged from it; `vipbench verify` shows all"
         )
     return submitted_by(record, name, predictions is not None), predictions, learned

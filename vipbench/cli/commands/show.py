@@ -11,13 +11,12 @@ import numpy as np
 from vipbench.cli.exit_codes import OK
 from vipbench.errors import UsageError, unknown
 from vipbench.results.records.cells import cells_of
-from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.predictions import Predictions
 from vipbench.results.records.record import Record
 from vipbench.results.selection import Selection
 from vipbench.results.stats.pairing import select
 from vipbench.results.store.store import Store
-from vipbench.text import clean, columns, listed, shots_text
+from vipbench.text import clean, columns, listed
 
 # Long values (templates, weights of epochs) are cut in the text form; json has them whole.
 LONGEST = 200
@@ -71,7 +70,7 @@ def _chosen(store: Store, chosen: Selection) -> Record:
     if len(found) != 1:
         what = "no record matches these options"
         if found:
-            some = "; ".join(map(_choice, found[:MOST_CHOICES]))
+            some = "; ".join(f"{c.key[:8]} {c.words()}" for c in found[:MOST_CHOICES])
             more = f" and {len(found) - MOST_CHOICES} more" if len(found) > MOST_CHOICES else ""
             what = (
                 f"{len(found)} records match: {some}{more}. Give a key, or choose one with "
@@ -83,17 +82,10 @@ def _chosen(store: Store, chosen: Selection) -> Record:
     return record
 
 
-def _choice(cell: PlannedCell) -> str:
-    where = f"{cell.method} on {cell.dataset} with {cell.backbone}"
-    return f"{cell.key[:8]} {where}, {shots_text(cell.shots)}, seed {cell.seed}"
-
-
 def _lines(record: Record, predictions: Predictions | None) -> list[str]:
     c = record.cell
-    seed = "" if c.shots == c.seed == 0 else f", seed {c.seed}"
     lines = [
-        f"{c.method} on {c.dataset} with {c.backbone}, {shots_text(c.shots)}{seed}: "
-        f"{record.status}",
+        f"{c.words()}: {record.status}",
         f"key      {record.key}",
         f"method   {c.method_name}",
         f"created  {record.created}",

@@ -15,7 +15,7 @@ from vipbench.errors import UsageError
 from vipbench.results.records.recompute import disagreements, key_problems
 from vipbench.results.records.record import Record, sha256
 from vipbench.results.store.lock import StoreError
-from vipbench.results.store.rows import describe, parameters_sha256
+from vipbench.results.store.rows import parameters_sha256
 from vipbench.results.store.store import FILE, Store
 from vipbench.runspec.run import SUITE_NAME, RunSpec
 from vipbench.text import clean, plural
@@ -38,7 +38,7 @@ def verify_command(
             chosen = _sample(store, again, seed)
             pairs = [(record, store.predictions(record.key)) for record in chosen]
     except StoreError as error:
-        print(f"not whole: {error}")
+        print(f"incomplete or damaged: {error}")
         return FAILED
     if again:
         found: list[Rerun] = []
@@ -88,7 +88,7 @@ def _check(store: Store) -> int:
     shown = reporter(sys.stderr)
     shown.start(len(results))
     for place, (record, number) in enumerate(results):
-        shown.update(place, 0.0, len(wrong) + len(keys), describe(record))
+        shown.update(place, 0.0, len(wrong) + len(keys), record.cell.words())
         if problems := key_problems(record):
             keys.append(f"{_place(record)}: {'; '.join(problems)}")
         predictions = store.predictions(record.key, number)
@@ -126,4 +126,4 @@ def _sample(store: Store, count: int, seed: int) -> list[Record]:
 
 
 def _place(record: Record) -> str:
-    return clean(f"{describe(record)} ({record.key[:12]})")
+    return clean(f"{record.cell.words()} ({record.key[:12]})")

@@ -151,10 +151,8 @@ class _Progress:
         """A new result is in the store."""
         if record.error is not None:
             self._failed += 1
-            c = record.cell
-            where = f"{c.method} on {c.dataset} with {c.backbone}, {c.shots} shots, seed {c.seed}"
             why = f"{record.error.type}: {record.error.message}"
-            self._shown.line(clean(f"failed: {where}: {why}"))
+            self._shown.line(clean(f"failed: {record.cell.words()}: {why}"))
         self._show()
 
     def _show(self) -> None:

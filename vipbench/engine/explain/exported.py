@@ -111,10 +111,10 @@ def _cells(
                 continue
             there = [cell for cell in other.cells.values() if cell.id == record.cell]
             why = what_changed(record, there[0].parts) if there else "it is not a cell of the suite"
-            c = record.cell
-            what = f"{c.method} on {c.dataset}, {shots_text(c.shots)}, seed {c.seed}"
-            suite_file = folder / SUITE_NAME
-            lost.append(f"{what}: {suite_file} no longer produces this cell: {refused or why}")
+            lost.append(
+                f"{record.cell.words()}: {folder / SUITE_NAME} no longer produces this cell: "
+                f"{refused or why}"
+            )
 
 
 def _name(record: Record, with_backbone: bool) -> str:

@@ -118,9 +118,7 @@ def open_model(folder: Path, record: Record, suite: RunSpec | None = None) -> Mo
     """The method of a finished cell of a results folder, as it was after training. Plugins of the
     run are imported into this process. suite: where data, texts and plugins are, by default that of
     the folder's last run. Raises UsageError."""
-    cell = record.cell
-    name = f"{cell.method} on {cell.dataset} with {cell.backbone}, shots {cell.shots}"
-    name += f", seed {cell.seed}" if cell.seed else ""
+    name = record.cell.words()
     kept = record.provenance.get("parameters") or {}
     if kept.get("left_out"):
         raise UsageError(

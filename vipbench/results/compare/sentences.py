@@ -84,7 +84,7 @@ def _where(claim: Claim) -> str:
 
 def _population(claim: Claim) -> str:
     if claim.interval.population == "both" and claim.interval.n_datasets > 1:
-        return f"{POPULATIONS['both']} of these very datasets"
+        return f"{POPULATIONS['both']} of these datasets"
     return POPULATIONS[claim.interval.population]
 
 

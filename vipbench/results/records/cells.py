@@ -79,8 +79,7 @@ def cells_of(
         pair = [by_key.get(c.key) for c in (other, cell)]
         changes = differences([settings(r) | versions.code(r) for r in pair if r is not None])
         raise TableError(
-            f"{cell.method} on {cell.dataset}, {cell.backbone}, shots {cell.shots}, seed "
-            f"{cell.seed} occurs twice, with different settings: "
+            f"{cell.words()} occurs twice, with different settings: "
             f"{'; '.join(changes) or 'the records do not state which'}. Show one output folder, "
             f"or give the variants labels of their own (in a suite: name: …, label: …)"
         )

@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from vipbench.text import shots_text
+
 # Parts whose numbers may rightly be infinite (a threshold switched off, say): JSON has no word
 # for it, so it is kept as the text "inf", "-inf" or "nan". In other parts such a number states only
 # that nothing could be measured, and becomes null.
@@ -114,6 +116,13 @@ class CellId(_Part):
     method_name: Name
     shots: Shots
     seed: Count
+
+    def words(self) -> str:
+        """The cell for people; without a seed where nothing is drawn."""
+        seed = "" if self.shots == self.seed == 0 else f", seed {self.seed}"
+        return (
+            f"{self.method} on {self.dataset} with {self.backbone}, {shots_text(self.shots)}{seed}"
+        )
 
 
 class Protocol(_OpenPart):

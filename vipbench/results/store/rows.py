@@ -165,12 +165,6 @@ def write_record(
     return row
 
 
-def describe(record: Record) -> str:
-    """A record's place in the grid, in words."""
-    c = record.cell
-    return f"{c.method} on {c.dataset}, {c.backbone}, shots {c.shots}, seed {c.seed}"
-
-
 def parameters_sha256(record: Record) -> str | None:
     """The digest of the parameters that the record says there are; None where it says none."""
     parameters = record.provenance.get("parameters")

@@ -22,7 +22,7 @@ from vipbench.results.store import rows as learned
 from vipbench.results.store import rows as packing
 from vipbench.results.store import sqlite as database
 from vipbench.results.store.lock import StoreError, WriterLock, take_lock
-from vipbench.results.store.rows import COLUMNS, NOTHING, Row, count, describe, write_record
+from vipbench.results.store.rows import COLUMNS, NOTHING, Row, count, write_record
 from vipbench.results.store.sqlite import damaged, explained, get_meta, put_meta, transaction
 from vipbench.results.store.submissions import (
     CHOICES,
@@ -124,7 +124,7 @@ class Store:
                 if number == DISPUTED or (old is not None and old.status != "error"):
                     if submitter(record) != OWN or self._holds_own(db, record.key):
                         raise StoreError(
-                            f"{self.path} already holds the result of {describe(record)} (key "
+                            f"{self.path} already holds the result of {record.cell.words()} (key "
                             f"{record.key}); a finished cell is never replaced"
                         )
                     old = None
