@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def test_two_parts(tmp_path: Path, repo: Path) -> None:
     assert [line.get("method") for line in rest] == ["coop", "vip", None]
     assert all(line["estimate_bytes"] > 1e6 for line in rest[:2])
     assert rest[2]["status"] == "skipped: no CUDA"
+
+
+def test_a_device_of_cuda_has_its_number() -> None:
+    # Without it `torch.cuda.set_device` raises.
+    found = [worker.device_of(name) for name in ("cuda", "cuda:1", "cpu")]
+    assert found == [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")]
 
 
 def test_what_is_no_part_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +79,13 @@ def wrong(bench: worker.Bench) -> Lines:
     raise ValueError("seven")
 
 
+def deaf(bench: worker.Bench) -> Lines:
+    yield {"what": "before"}
+    with suppress(BaseException):  # as a callback of a library
+        time.sleep(30)
+    time.sleep(30)
+
+
 def slow(bench: worker.Bench) -> Lines:
     yield {"what": "before"}
     time.sleep(30)
@@ -86,6 +100,7 @@ def on_cuda(bench: worker.Bench) -> Lines:
 @pytest.mark.parametrize(
     ("part", "status", "words"),
     [(wrong, "failed", "ValueError: seven"), (slow, "timed out", "limit"),
+     (deaf, "timed out", "limit"),
      (on_cuda, "skipped: no CUDA", "")],
 )  # fmt: skip
 def test_a_part_that_ends_early_is_a_line(
@@ -93,6 +108,7 @@ def test_a_part_that_ends_early_is_a_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(worker, "part", lambda name: part)
+    monkeypatch.setattr(worker, "AGAIN", 0.2)
     bench = worker.Bench(torch.device("cpu"), True, tmp_path, tmp_path, 0.0)
     worker.run_part(bench, "machine", 0.2)
     *before, last = read(tmp_path)

@@ -9,9 +9,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from benchmarks.gpu.worker import Bench, Line
+from benchmarks.gpu.worker import Bench, Line, OutOfTimeError
 
 # The tests that compare with the recorded figures, and the engine's own golden record.
 CHOSEN = (
@@ -27,8 +28,6 @@ def run(bench: Bench) -> Iterator[Line]:
     if not bench.golden.is_dir():
         yield {"status": "failed", "error": f"no recorded figures in {bench.golden}; give --golden"}
         return
-    import pytest
-
     outcomes = Outcomes(bench.device)
     before = dict(os.environ)
     os.environ |= {
@@ -45,6 +44,8 @@ def run(bench: Bench) -> Iterator[Line]:
             pytest.main(
                 [*(str(REPO / place) for place in places), "-k", CHOSEN, "-q",
                  f"--rootdir={REPO}", "-c", str(REPO / "pyproject.toml"), "-p", "no:cacheprovider",
+                 # It would take the part's own timer.
+                 "-p", "no:timeout",
                  # Another machine's libraries may warn of what ours do not.
                  "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default"],
                 plugins=[outcomes],
@@ -52,10 +53,12 @@ def run(bench: Bench) -> Iterator[Line]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+    if outcomes.late:
+        yield {"status": "timed out", "error": "the part's limit", **outcomes.counts()}
+        return
     yield {
         "status": "ok" if outcomes.passed and not (outcomes.failed or outcomes.idle) else "wrong",
-        "passed": outcomes.passed, "skipped": outcomes.skipped, "failed": outcomes.failed,
-        "not_on_the_device": outcomes.idle, "limit": 1e-4,
+        **outcomes.counts(), "limit": 1e-4,
     }  # fmt: skip
 
 
@@ -67,7 +70,22 @@ class Outcomes:
         self.passed = self.skipped = 0
         self.failed: dict[str, str] = {}
         self.idle: list[str] = []
+        # When the part's limit ended a test, which pytest takes for the test's own error.
+        self.late = False
         self._before = 0
+
+    def counts(self) -> Line:
+        """What a line tells of the tests."""
+        return {"passed": self.passed, "skipped": self.skipped, "failed": self.failed,
+                "not_on_the_device": self.idle}  # fmt: skip
+
+    def pytest_runtest_makereport(self, call: Any) -> None:
+        self.late |= call.excinfo is not None and isinstance(call.excinfo.value, OutOfTimeError)
+
+    def pytest_exception_interact(self, call: Any) -> None:
+        if isinstance(call.excinfo.value, OutOfTimeError):
+            self.late = True
+            pytest.exit("the part's limit")
 
     def _allocations(self) -> int:
         if self.device.type != "cuda":
@@ -79,6 +97,8 @@ class Outcomes:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         name = report.nodeid.rpartition("/")[2]
+        if self.late:
+            return
         if report.failed:
             self.failed[name] = str(report.longrepr)[-300:]
         elif report.skipped:

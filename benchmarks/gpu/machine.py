@@ -27,8 +27,9 @@ def run(bench: Bench) -> Iterator[Line]:
     a, b = (torch.randn(side, side, device=bench.device) for _ in range(2))
     rates = {}
     for name in get_args(FeaturePrecision):
+        x, y = (a.bfloat16(), b.bfloat16()) if name == "bf16" else (a, b)
         with feature_precision(name, bench.device):
-            taken = bench.seconds(lambda: a @ b, times, warm=3)
+            taken = bench.seconds(lambda x=x, y=y: x @ y, times, warm=3)
         rates[name] = 2 * side**3 / taken / 1e12
     block = torch.zeros((1 << 20 if bench.quick else 1 << 32), dtype=torch.uint8,
                         device=bench.device)  # fmt: skip
