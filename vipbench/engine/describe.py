@@ -1,4 +1,4 @@
-"""What a run rests on, for others: who was drawn, which texts were used, whose code was run."""
+"""What a run depends on, for bundles: the drawn images, the texts and the code of plugins."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What one command leaves for the next: an answer, and the state of everything that it rests on.
+"""Answers that one command keeps for later ones, with the state of everything they depend on.
 
-It is used while that state is the same, and worked out anew otherwise.
+An answer is used while that state is the same, and computed again otherwise.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def untested() -> tuple[str, ...]:
 
 
 def kind_name(kind: str) -> str:
-    """A device's type for users; it tells where vipbench has never run on one."""
+    """A device's type for users; it marks devices on which vipbench was never tested."""
     return f"{kind} (not tested)" if kind in UNTESTED_DEVICES else kind
 
 

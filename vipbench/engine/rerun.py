@@ -1,4 +1,4 @@
-"""Making stored cells again, and how close what comes out is."""
+"""Reruns stored cells and measures how far the results differ."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ VERDICTS: tuple[Verdict, ...] = (
 
 @dataclass(frozen=True)
 class Rerun:
-    """What came of one cell. largest: the largest difference of a score, relative to the largest
+    """The rerun of one cell. largest: the largest difference of a score, relative to the largest
     stored score. reason: why it was not rerun."""
 
     record: Record
@@ -64,8 +64,8 @@ def rerun(
     out: Path,
     tolerance: float = TOLERANCE,
 ) -> list[Rerun]:
-    """Run the records' cells anew into the empty folder `out`, and compare. Every feature is
-    encoded anew: what the cache holds may be what made the stored numbers wrong.
+    """Rerun the records' cells into the empty folder `out`, and compare. All features are encoded
+    again: wrong features in the cache may be the cause of wrong stored numbers.
 
     suite: where datasets, symptoms and plugins are; the rest is taken from the records. Raises
     UsageError where a whole row cannot be planned for a reason that is not the row's own.

@@ -92,7 +92,7 @@ class Screen(Observer):
 
 
 def settings_lines(spec: RunSpec, plan: Plan) -> list[str]:
-    """What the run takes for granted, before it starts."""
+    """The settings, printed before the run starts."""
     methods = [
         f"{method.label} ({method.plain})" if method.own_label else method.label
         for method in spec.methods

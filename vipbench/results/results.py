@@ -59,7 +59,7 @@ class TrainedModel(Protocol):
 class Results:
     """Cells of a results folder.
 
-    `Results(folder)` holds all that the folder was asked for; what `vipbench.run` returns holds
+    `Results(folder)` holds all cells that runs in the folder requested; `vipbench.run` returns
     the cells of that call. Raises UsageError where `folder` is no results folder, StoreError where
     it is damaged.
     """

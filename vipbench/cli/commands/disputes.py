@@ -16,7 +16,7 @@ MOST_SHOWN = 20
 
 
 def tell_disputes(store: Store, out: TextIO | None = None) -> None:
-    """Print the cells in dispute with what was handed in for each, by default on standard error;
+    """Print the cells in dispute with the results submitted for each, by default on standard error;
     nothing where there are none."""
     out = out or sys.stderr
     open_ = store.disputed()
@@ -35,7 +35,7 @@ def tell_disputes(store: Store, out: TextIO | None = None) -> None:
 
 
 def dispute_text(records: Sequence[Record]) -> str:
-    """One cell and what was handed in for it, with the spread."""
+    """One cell and the results submitted for it, with the spread."""
     values = [metric_value(record.metrics, "accuracy") for record in records]
     parts = [
         f"{100 * value:.2f} ({submitter(record)}, {device(record)})"

@@ -78,7 +78,7 @@ def run_command(
     """Run `spec`, or list its cells; returns the exit status. Raises UsageError, StoreError.
 
     retry: whether cells that failed before are tried again. estimate: with `dry_run`, what the
-    run will take. imported: whether results that somebody handed in count as done. submit_only:
+    run will take. imported: whether results that others submitted count as done. submit_only:
     whether to return once the parts are handed to the executor.
     """
     if estimate and not dry_run:

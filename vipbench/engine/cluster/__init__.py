@@ -1,2 +1,2 @@
-"""A run on several machines: cut into parts, each an ordinary run of a smaller RunSpec on the
-machine where it stands; their results come back as files. The cluster schedules."""
+"""A run on several machines: it is cut into parts, each an ordinary run of a smaller RunSpec on one
+machine; results return as files. The cluster schedules the parts."""

@@ -1,4 +1,4 @@
-"""What jobs have brought goes into the store, in one transaction for all that has arrived."""
+"""Moves the results of jobs into the store, in one transaction for all that have arrived."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from vipbench.runspec.run import RunSpec
 
 
 class Collector:
-    """Takes what has arrived in OUT/parts into the open store. note: receives lines for a person.
+    """Moves results that have arrived in OUT/parts into the open store. note: receives lines for a
+    person.
 
     arrived: called with each new record once it is in the store. imported: whether results that
-    somebody handed in count. statuses: key -> "ok" or "error" of what the store holds. new: the
-    keys of what was taken in. twice: those of cells that were computed twice with different scores.
+    others submitted count. statuses: key -> "ok" or "error" of the store's records. new: the keys
+    of results stored by this object. twice: keys of cells that were computed twice with different
+    scores.
     """
 
     def __init__(

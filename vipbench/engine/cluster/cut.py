@@ -1,7 +1,7 @@
 """A RunSpec cut into smaller ones, whose cells and keys are those of the whole.
 
-Cut is what a run asks for, not its plan, which would need data and weights: first by backbone and
-dataset, then by method, then by seeds. Shots are never cut: cells of one group train together.
+The RunSpec is cut, not the plan, which would need data and weights: first by backbone and dataset,
+then by method, then by seeds. Shots are never cut: cells of one group train together.
 """
 
 from __future__ import annotations

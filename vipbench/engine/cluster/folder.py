@@ -135,7 +135,7 @@ class Legs:
 
 
 class ChangedError(UsageError):
-    """Something that all parts of a run must share is another one here."""
+    """Something that all parts of a run must share differs here."""
 
 
 class Parts:

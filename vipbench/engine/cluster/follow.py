@@ -1,7 +1,7 @@
 """The parts of a run on an executor, followed until all are done.
 
-The cluster schedules: what is alive is what the executor says, what is done is what has arrived,
-and nothing that fails or is slow to answer is taken for an end.
+The executor tells which jobs are alive, and the results that have arrived tell what is done. A
+failed or slow answer never counts as an end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an executor says of the jobs of a run."""
+"""What an executor reports about the jobs of a run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The results of a part on their way to the store: a file for each batch, that is, for what was
-trained together. So nobody needs a lock or a database on the shared disk, and a job that is started
-again knows what is done by the files that are there."""
+trained together. The shared disk needs no lock and no database, and a restarted job knows from the
+files what is done."""
 
 from __future__ import annotations
 

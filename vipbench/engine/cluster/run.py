@@ -38,7 +38,7 @@ def run_parts(
 ) -> tuple[Outcome, Plan]:
     """Run `spec` on its executor and collect until all parts are done; returns what it came to and
     the cells. submit_only: return once all parts are submitted, with an empty plan. imported:
-    whether results that somebody handed in count as done. Raises UsageError, StoreError, OSError.
+    whether results that others submitted count as done. Raises UsageError, StoreError, OSError.
     """
     assert spec.executor is not None
     parts = Parts(spec.out)

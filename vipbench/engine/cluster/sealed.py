@@ -1,5 +1,5 @@
 """Files with a checksum before their content, written whole or not at all, for a disk that several
-machines share: no locks, and whoever reads one knows whether it is what was written."""
+machines share: without locks; a reader detects a file that is incomplete or altered."""
 
 from __future__ import annotations
 

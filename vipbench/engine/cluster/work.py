@@ -1,4 +1,4 @@
-"""One part of a run, done on the machine where this is called: all that a job ever runs."""
+"""Runs one part of a run on this machine; jobs run nothing else."""
 
 from __future__ import annotations
 

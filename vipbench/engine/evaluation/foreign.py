@@ -1,4 +1,4 @@
-"""Finding models that a method brings along: what they are enters neither its key nor its record.
+"""Finds models that a method loads itself: neither its key nor its record would name them.
 
 `HParams.backbones()` is the way to read another backbone. Refused is a method that loads or holds a
 backbone of its own, or that builds, holds or calls a network with two or more weight matrices that

@@ -1,8 +1,7 @@
-"""A trained method for other classes: built anew on their texts, with what was learned put in.
+"""A trained method for other classes: rebuilt on their texts, with the learned parameters.
 
-What a method learned serves other classes where nothing of it belongs to one class: context
-vectors, a network on image features, low-rank updates. Weights, keys or residuals of each class
-do not.
+The parameters apply to other classes if none of them belongs to a single class: context vectors, a
+network on image features, low-rank updates. Weights, keys or residuals of each class do not.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Make = Callable[[Task], Method]
 def cannot_transfer(
     method: type[Method], hparams: HParams, info: CellInfo, task: Task, make: Make
 ) -> str | None:
-    """Why what `method` learns serves no other classes than those it was trained on, or None.
+    """Why the parameters of `method` apply only to the classes that it was trained on, or None.
 
     Found without training: by what the method overrides, and by which of its parameters change
     their shape with the number of classes. `Method.transfers` decides where it is not None.

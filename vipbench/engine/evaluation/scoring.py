@@ -19,8 +19,8 @@ from vipbench.results.records.metrics import compute_metrics
 
 
 class ScoreError(ValueError):
-    """What a method's `predict` gave, or did to what it was given, is refused. rule: which of the
-    rules of `vipbench.testing` that breaks."""
+    """The result of a method's `predict`, or what it did to its input, is refused. rule: which of
+    the rules of `vipbench.testing` that breaks."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)

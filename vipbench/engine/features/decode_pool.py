@@ -141,8 +141,8 @@ class Decoders:
             )
 
     def run(self, job: Job, alone: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """What a decoder makes of `job`; `alone` makes the same in this process, and is called
-        where none does."""
+        """The result of a decoder for `job`; if no decoder can do it, that of `alone` in this
+        process."""
         try:
             decoder = self._free.get_nowait()
         except queue.Empty:

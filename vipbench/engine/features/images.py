@@ -1,4 +1,4 @@
-"""Images of a dataset, opened, cut and preprocessed for one backbone, by threads or processes."""
+"""Opens, crops and preprocesses a dataset's images for one backbone, in threads or processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a RunSpec to cells: what there is to run, under which key, what is impossible and why."""
+"""From a RunSpec to cells: their keys, and which are impossible and why."""
 
 from __future__ import annotations
 

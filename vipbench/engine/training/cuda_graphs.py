@@ -1,9 +1,9 @@
 """Steps of a training recorded once and repeated: CUDA graphs.
 
 The processor takes longer to start the hundreds of small operations of a step than a GPU to do
-them; a graph starts them all at once. A recording holds operations on tensors and no Python, and is
-trusted with nothing: what it gives is compared with the step itself, at first, now and then, and
-at last. Where anything is wrong, the cells are trained again without.
+them; a graph starts them all at once. A recording contains operations on tensors and no Python. It
+is never trusted: its results are compared with those of the step itself at the beginning, from time
+to time, and at the end. Where anything is wrong, the cells are trained again without.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 One method object serves all cells that train together, and its tensors are put in place for the
 length of a call. An attribute, or a global variable of the method's module, that is set there is
-one value for all cells; a buffer that is set there is lost. Both would give wrong numbers without a
-word.
+one value for all cells; a buffer that is set there is lost. Both would give wrong numbers without
+an error.
 """
 
 from __future__ import annotations

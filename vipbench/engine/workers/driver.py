@@ -132,7 +132,7 @@ def plan(spec: RunSpec, retry: bool = True, imported: bool = False) -> Plan:
     """The cells of `spec` and, of each, whether it is done. Writes nothing. Raises UsageError.
 
     retry: whether cells that failed before are to be done again. imported: whether results that
-    somebody handed in count as done.
+    others submitted count as done.
     """
     _require(spec.plugins_dir)
     kept_plan = kept_plans.find(spec)
@@ -198,8 +198,8 @@ def run(
     """Run what is missing of `spec` into `spec.out`. Raises UsageError before anything runs.
 
     retry: whether cells that failed before are tried again. only: the keys of the cells to run.
-    imported: whether results that somebody handed in count as done. results: takes what is brought
-    in the place of the folder's store, and says what is done. stopped: says when the run is to
+    imported: whether results that others submitted count as done. results: receives the results
+    instead of the folder's store, and says what is done. stopped: says when the run is to
     stop; no signal is handled then.
     SIGINT and SIGTERM stop it: what is finished is kept, and `Outcome.signal` says so. A second
     one ends the process at once, or raises KeyboardInterrupt where it is not the command line's

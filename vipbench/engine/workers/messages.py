@@ -30,7 +30,7 @@ from vipbench.runspec.run import RunSpec
 
 
 class MessageError(ValueError):
-    """A line that is no message."""
+    """A line that is not a message."""
 
 
 class _Message(BaseModel):
@@ -99,7 +99,7 @@ class Encoding(_Message):
 
 
 class Want(_Message):
-    """What workers with the code of these plugins alone are to encode for others."""
+    """What workers that have loaded exactly these plugins encode for others."""
 
     plugins: tuple[str, ...]
     encodings: tuple[Encoding, ...]
@@ -107,7 +107,7 @@ class Want(_Message):
 
 class Lack(_Message):
     """Further backbones that cells with the code of these plugins read and that cannot be loaded
-    here. backbones: of each the name, as in `Plan.registered`, or the source of one with code of
+    here. backbones: the name of each, as in `Plan.registered`, or the source of one with code of
     its own."""
 
     plugins: tuple[str, ...]
@@ -127,9 +127,9 @@ class CatalogueEntry:
 @dataclass(frozen=True)
 class Estimate:
     """What one group of cells will take. group: the row. work_seconds: to train and score; None
-    where it is unknown. note: why. What groups share is counted with the first. view_seconds:
-    of the encoding, for training views; saved_seconds: of these, what 8 views would save. measured:
-    how many cells were timed, for which the others are like."""
+    where it is unknown. note: why. What groups share is counted with the first. view_seconds: of
+    the encoding, for training views; saved_seconds: of these, what 8 views would save. measured:
+    how many cells were timed; the others are taken to be like them."""
 
     group: str
     cells: int
@@ -148,7 +148,7 @@ class Estimate:
 
 
 class ListPlugins(_Message):
-    """Say what is registered. count: with trainable parameters. closures: of these methods' plugin
+    """List what is registered. count: with trainable parameters. closures: of these methods' plugin
     files, and these alone, also what the class consists of, see `vipbench.plugins.closure`."""
 
     do: Literal["list_plugins"] = "list_plugins"
@@ -179,7 +179,7 @@ class RunCells(_Message):
 
 
 class FindWants(_Message):
-    """Say which images of one group workers with fewer plugins should encode."""
+    """List the images of one group that workers with fewer plugins should encode."""
 
     do: Literal["find_wants"] = "find_wants"
     keys: tuple[str, ...]
@@ -193,8 +193,8 @@ class Encode(_Message):
 
 
 class EncodeCells(_Message):
-    """Encode the images that these cells read, for whoever runs them later. encodings: first these,
-    which others asked for (see `FindWants`)."""
+    """Encode the images that these cells read, for the workers that run them later. encodings:
+    encoded first, for others (see `FindWants`)."""
 
     do: Literal["encode_cells"] = "encode_cells"
     keys: tuple[str, ...]
@@ -296,8 +296,8 @@ class Plan(_Message):
 
 
 class Begun(_Message):
-    """A group begins. records: what the records of its cells hold in any case, so that the driver
-    can write error records should the worker end."""
+    """A group begins. records: the part of its cells' records that is known in advance, so that the
+    driver can write error records if the worker ends."""
 
     event: Literal["begun"] = "begun"
     records: tuple[dict[str, Any], ...]
@@ -313,8 +313,8 @@ class Tick(_Message):
 
 
 class Done(_Message):
-    """A finished or failed cell. parameters: what was learned, as a safetensors file, where that is
-    small. left: how many of the cells that were trained with it follow at once."""
+    """A finished or failed cell. parameters: the learned parameters as a safetensors file, if
+    small. left: how many cells of the same training follow directly."""
 
     event: Literal["done"] = "done"
     record: AnyRecord

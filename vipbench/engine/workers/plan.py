@@ -120,7 +120,7 @@ class Stored:
 
     def judge(self, cell: PlannedCell, retry: bool = True, imported: bool = False) -> PlannedCell:
         """The cell with the state that it has here. retry: whether a failed one is to be done.
-        imported: whether a result that somebody handed in counts as done."""
+        imported: whether a result that others submitted counts as done."""
         if cell.status != "todo":
             return cell
         record, last = self._by_key.get(cell.key), self._by_slot.get(cell.slot)

@@ -98,8 +98,8 @@ class Store:
         transaction, on the disk on return.
 
         A later record takes the place of a failed one with the same key. A finished one is never
-        replaced: StoreError; beside results that others handed in, one's own is kept, too, and
-        stands for the key. RecordError where what is given does not belong together.
+        replaced: StoreError; beside results that others submitted, one's own is kept, too, and
+        represents the key. RecordError where what is given does not belong together.
         """
         self.add_many(
             [(record, predictions)], {} if parameters is None else {record.key: parameters}
@@ -156,7 +156,7 @@ class Store:
 
     def status(self, imported: bool = True) -> dict[str, str]:
         """key -> "ok" or "error" of every record, in the order of their adding. imported: whether
-        finished ones count that somebody else handed in; disputed ones always do."""
+        finished ones that others submitted count; disputed ones always do."""
         rows = self._rows()
         found = {row.key: row.status for row in rows}
         for row in () if imported else rows:

@@ -77,7 +77,7 @@ def device(record: Record) -> str:
 
 
 def submitted_by(record: Record, name: str, scored: bool = True) -> Record:
-    """The record as handed in by `name`; who handed it in before is kept. scored: whether its
+    """The record as submitted by `name`; earlier submitters are kept. scored: whether its
     scores came with it; without them its metrics are marked as unverified."""
     before = submitter(record)
     chain = name if before in (OWN, name) else f"{before} via {name}"
