@@ -114,6 +114,13 @@ def test_a_tensor_without_a_device_is_named(where: str) -> None:
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_a_line_of_a_file_with_a_relative_path_is_named() -> None:
+    names: dict[str, Any] = {}
+    source = "import torch\n\ndef how(m, x):\n    return m.known @ torch.eye(3)\n"
+    exec(compile(source, "mine.py", "exec"), names)
+    assert "in forward, mine.py line 4:" in str(once(names["how"]))
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -366,6 +366,6 @@ def _where() -> str:
         if not phase and isinstance(frame.f_locals.get("self"), Method):
             phase = _PHASES.get(code.co_name, "")
         foreign = not file.is_relative_to(package) or file.parent.name == "methods"
-        if phase and foreign and file.is_absolute():
+        if phase and foreign and not code.co_filename.startswith("<"):
             line = f", {file.name} line {frame.f_lineno}"
     return f"in {phase}{line}" if phase else "in the backward pass"
