@@ -29,7 +29,7 @@ from vipbench.engine.cluster.follow import Follower
 from vipbench.engine.cluster.prepare import prepare
 from vipbench.engine.cluster.queue import Job
 from vipbench.engine.cluster.results import PartResults
-from vipbench.engine.cluster.run import collect
+from vipbench.engine.cluster.run import cancel, collect
 from vipbench.engine.cluster.slurm import ranges
 from vipbench.engine.cluster.status import status as status_of
 from vipbench.engine.cluster.work import _Leave
@@ -108,6 +108,12 @@ def test_executors_are_read_as_flags_and_suites_give_them() -> None:
     assert with_flags(None, "slurm", None, None, True) == executor_of(
         {"name": "slurm", "cache_local": "true"}
     )
+    assert executor_of({"name": "slurm", "setup": "a\nb c\n"}).setup == ("a", "b c")
+    excluded = with_flags(None, "slurm", None, "exclude='n1,n2',gres=gpu:a100:2")
+    assert excluded is not None
+    assert (excluded.exclude, excluded.wants_gpu, suite.wants_gpu) == ("n1,n2", True, True)
+    assert not executor_of({"name": "slurm", "gres": "shard:2"}).wants_gpu
+    assert executor_of({"name": "slurm", "time": 0}).seconds is None
     times = {"90": 5400, "90m": 5400, "2d": 172800, "1:30": 90, "1:00:30": 3630, "1-12": 129600}
     for text, seconds in times.items():
         assert executor_of({"name": "slurm", "time": text}).seconds == seconds
@@ -117,6 +123,8 @@ def test_executors_are_read_as_flags_and_suites_give_them() -> None:
         ({"name": "slurm", "time": "soon"}, "soon"),
         ({"name": "slurm", "jobs": 0}, "0"),
         ({"name": "slurm", "cache_local": "perhaps"}, "perhaps"),
+        ({"name": "ray", "cpus": 2, "partition": "gpu"}, "partition"),
+        ({"name": "a:b", "setup": ["x"]}, "setup"),
         ({"name": "slurm", "partition": "gpu --error=/home/x/.bashrc"}, "one word"),
     ):
         with pytest.raises(UsageError, match=named):
@@ -128,6 +136,14 @@ def test_executors_are_read_as_flags_and_suites_give_them() -> None:
 
 def test_ranges_are_written_as_an_array_takes_them() -> None:
     assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+
+
+def test_logs_lie_in_folders_with_any_name_that_slurm_can_have() -> None:
+    # Slurm replaces %a by the number of a task.
+    assert slurm.log_pattern(Parts(Path("/x/50%a")), "%3a") == "/x/50%%a/parts/%3a.log"
+    for name in ("/x/a\\b", "/x/a\nb"):
+        with pytest.raises(UsageError, match="--out"):
+            slurm.log_pattern(Parts(Path(name)), "%3a")
 
 
 def test_a_stack_is_halved_after_two_legs_without_a_cell() -> None:
@@ -154,7 +170,8 @@ def test_damaged_files_are_known(tmp_path: Path, damage: Callable[[bytes], bytes
         sealed.read(file)
 
 
-ROWS = "zero-shot,steady[seconds=0.4]"
+# Of the second row no cell is possible: the data has no symptoms.
+ROWS = "zero-shot,symptoms-max,steady[seconds=0.4]"
 
 
 def command(data: Path, out: Path, *more: str, seeds: str = "1-4") -> subprocess.Popen[str]:
@@ -667,6 +684,30 @@ def test_an_altered_run_is_refused(tmp_path: Path, name: str, value: object) -> 
     (parts.folder / "run.json").write_text(json.dumps({**RUN, name: value}))
     with pytest.raises(UsageError, match=r"run\.json"):
         parts.parts()
+
+
+def test_a_copy_of_a_folder_leaves_the_jobs_of_the_original_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, calls = Parts(tmp_path / "first"), tmp_path / "calls"
+    first.folder.mkdir(parents=True)
+    run = {**RUN, "executor": {"name": "slurm"}, "out": str(first.out)}
+    (first.folder / "run.json").write_text(json.dumps(run))
+    for name in ("squeue", "scancel"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} >> {calls}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    copy, link = Path(shutil.copytree(first.out, tmp_path / "copy")), tmp_path / "link"
+    with pytest.raises(UsageError, match=f"vipbench cancel {first.out}"):
+        cancel(copy)
+    assert not Parts(copy).cancelled
+    assert [part.state for part in status_of(copy).parts] == ["not begun"]
+    assert not calls.exists()
+    # The same folder under another name, and one that was moved, have their jobs.
+    link.symlink_to(first.out)
+    assert cancel(link) == 1
+    assert cancel(first.out.rename(tmp_path / "moved")) == 1
+    assert calls.read_text().split() == ["scancel"] * 4
 
 
 def test_images_are_encoded_once_for_all_parts(tmp_path: Path, cli: Cli) -> None:

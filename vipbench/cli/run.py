@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -20,6 +21,7 @@ from vipbench.cli.options import (
 )
 from vipbench.errors import UsageError
 from vipbench.fetching import offline as connections
+from vipbench.text import clean
 
 
 def run(
@@ -162,7 +164,10 @@ def run(
     if print_script:
         from vipbench.engine.cluster.run import print_script as script_of
 
-        print(script_of(spec, use_imported), end="")
+        def say(line: str) -> None:
+            print(clean(line), file=sys.stderr)
+
+        print(script_of(spec, say, use_imported), end="")
         return 0
     if debug:
         from vipbench.cli.commands.debug import debug_command

@@ -12,7 +12,7 @@ from vipbench import trust
 from vipbench.engine.arguments import Backbones, Datasets, Fields, Methods, Several, spec_of
 from vipbench.engine.cluster.run import run_parts
 from vipbench.engine.progress import Quiet, Reporter, reporter_here
-from vipbench.engine.screen import WORDS, Screen, broken_lines
+from vipbench.engine.screen import WORDS, Screen, broken_lines, require_possible
 from vipbench.engine.tracking import Tracking, check
 from vipbench.engine.workers import driver
 from vipbench.engine.workers.driver import Outcome, Plan
@@ -69,6 +69,7 @@ def perform(
             outcome, screen.plan = run_parts(
                 *(spec, screen.shown, retry, submit_only, imported, own_process)
             )
+            require_possible(screen.plan)
             observer.write_done(screen.plan)
     screen.shown.stop()
     if outcome.signal is not None or submit_only:

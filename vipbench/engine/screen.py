@@ -22,11 +22,14 @@ WORDS = {"todo": "to do", "done": "done", "impossible": "impossible"}
 
 
 class Screen(Observer):
-    """Shows a run in progress. settings: whether the settings are shown first."""
+    """Shows a run in progress. settings: whether the settings are shown first. part: whether it is
+    a part of a run, of which no cell need be possible."""
 
-    def __init__(self, spec: RunSpec, shown: Reporter, settings: bool = True) -> None:
+    def __init__(
+        self, spec: RunSpec, shown: Reporter, settings: bool = True, part: bool = False
+    ) -> None:
         self.spec = spec
-        self.settings = settings
+        self.settings, self.part = settings, part
         self.shown = shown
         self.plan = Plan()
         self.done = self.failed = 0
@@ -38,12 +41,9 @@ class Screen(Observer):
         self.plan = plan
         self.done = self.failed = 0
         self._waiting.clear()
-        todo, done, impossible = (plan.of(status) for status in WORDS)
-        if plan.cells and not todo and not done:
-            raise UsageError(
-                f"none of the {plural(len(plan.cells), 'cell')} can be run: "
-                f"{listed(_grouped(impossible)[:3])}"
-            )
+        todo, impossible = plan.of("todo"), plan.of("impossible")
+        if not self.part:
+            require_possible(plan)
         lines = settings_lines(self.spec, plan) if self.settings else [f"cells: {counts(plan)}"]
         lines += [*_grouped(impossible), *text_lines(plan, MOST_TEXTS), *notice_lines(plan)]
         lines += [*_rerun_lines(todo), *broken_lines(plan)]
@@ -197,6 +197,16 @@ def _rerun_lines(todo: Iterable[PlannedCell]) -> list[str]:
     if more > 0:
         lines[MOST_REASONS:] = [f"again: {plural(more, 'more reason')}, see --dry-run"]
     return lines
+
+
+def require_possible(plan: Plan) -> None:
+    """Raise UsageError where there are cells and none can be run."""
+    impossible = plan.of("impossible")
+    if impossible and len(impossible) == len(plan.cells):
+        raise UsageError(
+            f"none of the {plural(len(plan.cells), 'cell')} can be run: "
+            f"{listed(_grouped(impossible)[:3])}"
+        )
 
 
 def _grouped(cells: Iterable[PlannedCell]) -> list[str]:

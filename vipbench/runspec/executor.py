@@ -11,10 +11,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from vipbench.errors import UsageError, unknown
 from vipbench.runspec import values as words
 from vipbench.runspec.errors import sentence
+from vipbench.text import listed
 
 BUILT_IN = ("slurm", "ray")
 # Options that sbatch takes under the same name.
 PLAIN = ("partition", "account", "qos", "constraint", "exclude", "nodelist", "reservation", "gres")
+# What the others use. Functions choose the resources themselves.
+_BY_FUNCTIONS = ("name", "jobs", "gpus", "per_gpu", "cache_local")
+_TAKEN = {"ray": (*_BY_FUNCTIONS, "cpus")}
 _TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
 _UNITS = {"m": 1, "h": 60, "d": 24 * 60}
 
@@ -80,7 +84,7 @@ def _word(value: Any) -> str | None:
 
 
 def _setup(value: Any) -> tuple[str, ...]:
-    found = [value] if isinstance(value, str) else (value or [])
+    found = value.splitlines() if isinstance(value, str) else (value or [])
     return tuple(words.text(line, "a line of the job's script") for line in found)
 
 
@@ -132,7 +136,7 @@ class ExecutorSpec(BaseModel):
 
     @property
     def seconds(self) -> int | None:
-        """The time limit; None where none is given."""
+        """The time limit; None where none is given, or 0, which Slurm takes for no limit."""
         if self.time is None:
             return None
         days, _, clock = self.time.rpartition("-")
@@ -140,7 +144,13 @@ class ExecutorSpec(BaseModel):
         # Slurm reads 90 as minutes, 90:30 as minutes and seconds, 1-12 as days and hours.
         first = 3600 if days or len(given) == 3 else 60
         scale = (first, first // 60, first // 3600)
-        return int(days or 0) * 86400 + sum(n * s for n, s in zip(given, scale, strict=False))
+        found = int(days or 0) * 86400 + sum(n * s for n, s in zip(given, scale, strict=False))
+        return found or None
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether each part asks for a GPU, by `gpus` or by `gres`."""
+        return bool(self.gpus or re.search(r"(^|,)gpu(:|,|$)", self.gres or ""))
 
     def as_yaml(self) -> str | dict[str, Any]:
         """The value of a suite file that reads back as this."""
@@ -163,10 +173,17 @@ def executor_of(value: Any) -> Any:
         if key not in ExecutorSpec.model_fields:
             raise unknown("key of executor", str(key), ExecutorSpec.model_fields)
     try:
-        return ExecutorSpec.model_validate(dict(given))
+        found = ExecutorSpec.model_validate(dict(given))
     except ValidationError as error:
         inner = error.errors(include_url=False)[0]
         raise UsageError(sentence(inner, ExecutorSpec.model_fields, "")) from None
+    taken = _TAKEN.get(found.name, _BY_FUNCTIONS)
+    unused = [key for key, value in given.items() if value and key not in taken]
+    if found.name != "slurm" and unused:
+        raise UsageError(
+            f"executor {found.name} does not use {listed(unused)}; it takes {listed(taken)}"
+        )
+    return found
 
 
 def with_flags(
@@ -182,8 +199,11 @@ def with_flags(
     for item in words.split(more) if more else ():
         key, equals, text = item.partition("=")
         if not equals or not text:
-            raise UsageError(f"--slurm: expected KEY=VALUE with commas between, got '{item}'")
-        given[key.strip()] = text.strip()
+            raise UsageError(
+                f"--slurm: expected KEY=VALUE with commas between, got '{item}'; a value with "
+                "commas goes in quotes: \"exclude='n1,n2'\""
+            )
+        given[key.strip()] = words.unquoted(text.strip())
     if name is not None and (base is None or base.name != name):
         base = None
     if name is None and base is None:

@@ -74,6 +74,12 @@ def text(value: Any, what: str) -> str:
     return value.strip()
 
 
+def unquoted(given: str) -> str:
+    """What a pair of quotes around a whole text holds, or the text."""
+    quoted = given[:1] in ("'", '"') and given[-1:] == given[0] and len(given) > 2
+    return given[1:-1] if quoted else given
+
+
 def word(value: Any) -> str:
     """A method's name."""
     name = text(value, "a method's name")
@@ -89,8 +95,8 @@ def names(value: Any) -> tuple[str, ...]:
         if isinstance(item, str) and any("\ud800" <= char <= "\udfff" for char in item):
             raise UsageError(f"{show(item)} is a name that is not UTF-8; rename the file or folder")
         name = text(item, "a name")
-        if isinstance(value, str) and name[0] in "'\"" and name[-1:] == name[0] and len(name) > 2:
-            name = name[1:-1]
+        if isinstance(value, str):
+            name = unquoted(name)
         head, colon, arg = name.partition(":")
         if not head.strip() or (colon and not arg.strip()):
             raise UsageError(f"expected NAME or NAME:ARG, got {show(item)}")

@@ -31,7 +31,7 @@ def work_command(folder: Path, number: int, encode: bool) -> int:
     return work(
         folder,
         number,
-        lambda spec: Screen(spec, shown),
+        lambda spec: Screen(spec, shown, part=True),
         lambda text: shown.line(clean(text)),
         encode,
     )

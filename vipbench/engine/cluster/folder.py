@@ -186,6 +186,16 @@ class Parts:
         executor_of(found["executor"])
         return found
 
+    def copied_from(self) -> Path | None:
+        """The folder that this one is a copy of, whose jobs those of the run are; None where it is
+        none, or was moved. Raises UsageError."""
+        run = self.run()
+        first = Path(str(run.get("out") or self.out))
+        with suppress(UsageError, OSError, ValueError):
+            if not self.out.samefile(first) and Parts(first).run()["id"] == run["id"]:
+                return first
+        return None
+
     def parts(self) -> dict[int, Part]:
         """Those of the run, by number."""
         return {one["number"]: Part(**one) for one in self.run()["parts"]}

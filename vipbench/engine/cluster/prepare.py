@@ -92,6 +92,7 @@ def prepare(
     run |= {
         "schema": SCHEMA,
         "executor": {k: v for k, v in executor.model_dump(mode="json").items() if v},
+        "out": str(parts.out),
         "package": code_digest(),
         "plugins_dir": _copied(parts, spec.plugins_dir),
         "grants": trust.grants(),

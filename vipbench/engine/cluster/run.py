@@ -167,7 +167,7 @@ def _alive(parts: Parts) -> bool:
     if not parts.there:
         return False
     run = parts.run()
-    if run["executor"]["name"] != "slurm" or not parts.submissions():
+    if run["executor"]["name"] != "slurm" or not parts.submissions() or parts.copied_from():
         return False
     spec = ExecutorSpec.model_validate(run["executor"])
     jobs = slurm.Slurm(parts, spec, f"vipbench-{run['id']}").jobs()
@@ -190,9 +190,9 @@ def _write_script(parts: Parts, spec: ExecutorSpec, run: dict[str, Any]) -> str:
     return text
 
 
-def print_script(spec: RunSpec, imported: bool = False) -> str:
-    """The batch script of a run; the parts are cut, and nothing is submitted. imported: as of
-    `run_parts`. Raises UsageError."""
+def print_script(spec: RunSpec, say: Callable[[str], None], imported: bool = False) -> str:
+    """The batch script of a run; the parts are cut, and nothing is submitted. say: receives lines.
+    imported: as of `run_parts`. Raises UsageError."""
     assert spec.executor is not None
     if spec.executor.name != "slurm":
         raise UsageError("--print-script needs --executor slurm")
@@ -203,7 +203,7 @@ def print_script(spec: RunSpec, imported: bool = False) -> str:
         with suppress(UsageError):
             limits = _limits(spec.executor)
         alive = _alive(parts)
-        run = prepare(parts, spec, store, limits, lambda line: None, alive, imported)
+        run = prepare(parts, spec, store, limits, say, alive, imported)
         if not alive:
             errors = [key for key, status in store.status().items() if status == "error"]
             Collector(parts, store, imported=imported).note_done(errors)
@@ -215,6 +215,11 @@ def cancel(out: Path) -> int:
     UsageError."""
     parts = Parts(out)
     run = parts.run()
+    if first := parts.copied_from():
+        raise UsageError(
+            f"{parts.out} is a copy of {first} and has no jobs; `vipbench cancel {first}` cancels "
+            "those of the original"
+        )
     write(parts.folder / "cancelled", "")
     if run["executor"]["name"] == "slurm":
         spec = ExecutorSpec.model_validate(run["executor"])

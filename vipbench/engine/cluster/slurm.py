@@ -107,7 +107,7 @@ def script(parts: Parts, name: str, spec: ExecutorSpec, numbers: Sequence[int], 
         "job-name": name,
         "array": array,
         **{key: value for key, value in wanted.items() if value},
-        "output": f"{parts.folder}/%3a.log",
+        "output": log_pattern(parts, "%3a"),
         "open-mode": "append",
         "chdir": cwd,
         "signal": f"B:USR2@{lead(spec)}",
@@ -127,6 +127,17 @@ def script(parts: Parts, name: str, spec: ExecutorSpec, numbers: Sequence[int], 
         f'exec {inside}{python} -P -m vipbench work {out} "${{1:---part}}" $SLURM_ARRAY_TASK_ID',
     ]
     return "\n".join(lines) + "\n"
+
+
+def log_pattern(parts: Parts, stem: str) -> str:
+    """Where Slurm writes logs. Raises UsageError for folders that it cannot name."""
+    folder = str(parts.folder)
+    if "\\" in folder or not folder.isprintable():
+        raise UsageError(
+            f"Slurm cannot write logs to {folder!r}: its path has a backslash or an unprintable "
+            "character; give another output folder (--out)"
+        )
+    return f"{folder.replace('%', '%%')}/{stem}.log"
 
 
 def _quoted(value: str) -> str:
@@ -232,7 +243,7 @@ class Slurm:
         found = {n: f"{there[n].job}_{n}" for n in numbers if n in there and there[n].alive}
         missing = [number for number in numbers if number not in found]
         if missing:
-            log = f"--output={self._parts.folder}/encode-%3a.log"
+            log = f"--output={log_pattern(self._parts, 'encode-%3a')}"
             job = self._sbatch(missing, f"--job-name={name}", log, argument="--encode")
             found |= {number: f"{job}_{number}" for number in missing}
         return found

@@ -121,7 +121,7 @@ def status(out: Path) -> RunStatus:
     run = parts.run()
     executor = ExecutorSpec.model_validate(run["executor"])
     jobs: dict[int, Job] | None = {}
-    if executor.name == "slurm":
+    if executor.name == "slurm" and parts.copied_from() is None:
         jobs = Slurm(parts, executor, f"vipbench-{run['id']}").jobs()
     statuses, failed = _kept(parts)
     errors = Counter(failed.values())

@@ -28,6 +28,7 @@ from vipbench.engine.workers import driver
 from vipbench.engine.workers.driver import Observer, Outcome, Plan, Signal
 from vipbench.errors import UsageError
 from vipbench.fetching import offline
+from vipbench.runspec.executor import executor_of
 
 # Exit statuses: of a part that is not to be started again as it is, and of one that is.
 REFUSED, AGAIN = 3, 75
@@ -122,9 +123,9 @@ class _Checked(Observer):
     that it asked for."""
 
     def __init__(
-        self, shown: Observer, gpus: int, device: str, broken: Callable[[list[str]], None]
+        self, shown: Observer, gpu: bool, device: str, broken: Callable[[list[str]], None]
     ) -> None:
-        self._shown, self._gpus, self._device, self._broken = shown, gpus, device, broken
+        self._shown, self._gpu, self._device, self._broken = shown, gpu, device, broken
         self.cell_done = shown.cell_done  # type: ignore[method-assign]
         self.progress = shown.progress  # type: ignore[method-assign]
         self.note = shown.note  # type: ignore[method-assign]
@@ -132,7 +133,7 @@ class _Checked(Observer):
     def planned(self, plan: Plan) -> None:
         """See Observer."""
         found = plan.info.get("device", "")
-        if self._gpus and self._device == "auto" and found == "cpu":
+        if self._gpu and self._device == "auto" and found == "cpu":
             raise UsageError(
                 f"this part requested a GPU ({GPU_VARIABLE}="
                 f"{os.environ.get(GPU_VARIABLE, '')}), but PyTorch finds no usable one; nothing "
@@ -220,7 +221,7 @@ def _refusal(run: dict[str, Any], gpu: str | None) -> str:
             f"this vipbench ({Path(vipbench.__file__).parent}) is not the one that submitted the "
             "run: its files differ; submit again, or use the same version"
         )
-    wanted = (run["executor"] or {}).get("gpus") or 0
+    wanted = executor_of(run["executor"]).wants_gpu
     if wanted and (gpu is None or gpu.strip() in ("", "-1", "NoDevFiles")):
         return f"a GPU was requested, but none is visible: {GPU_VARIABLE} is {gpu!r}"
     return ""
@@ -242,10 +243,10 @@ def _run(
             f"({trust.FOLDER_VARIABLE}); `vipbench run` submits it again and asks for consent",
             REFUSED,
         )
-    executor = run["executor"] or {}
+    executor = executor_of(run["executor"])
     for name, value in run["environment"].items():
         os.environ.setdefault(name, value)
-    if executor.get("cache_local"):
+    if executor.cache_local:
         # The same for all jobs of the run on a node, as far as they share $TMPDIR.
         folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"vipbench-{os.getuid()}-{run['id']}"
         os.environ.setdefault(LOCAL_VARIABLE, str(folder))
@@ -262,7 +263,7 @@ def _run(
     def note_broken(sentences: list[str]) -> None:
         parts.note(name, "broken", sentences=sentences)
 
-    observer = _Checked(shown(spec), executor.get("gpus") or 0, spec.device, note_broken)
+    observer = _Checked(shown(spec), executor.wants_gpu, spec.device, note_broken)
     with _signals(leave):
         if isinstance(part, EncodePart):
             outcome = driver.encode(spec, observer, leave)
