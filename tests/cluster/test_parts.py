@@ -111,8 +111,9 @@ def test_executors_are_read_as_flags_and_suites_give_them() -> None:
     assert executor_of({"name": "slurm", "setup": "a\nb c\n"}).setup == ("a", "b c")
     excluded = with_flags(None, "slurm", None, "exclude='n1,n2',gres=gpu:a100:2")
     assert excluded is not None
-    assert (excluded.exclude, excluded.wants_gpu, suite.wants_gpu) == ("n1,n2", True, True)
-    assert not executor_of({"name": "slurm", "gres": "shard:2"}).wants_gpu
+    assert (excluded.exclude, excluded.all_gpus, suite.all_gpus) == ("n1,n2", 2, 1)
+    for gres, gpus in (("shard:2", 0), ("gpu", 1), ("gpu:3,nic:2", 3), ("tmp:1,gpu:h100", 1)):
+        assert executor_of({"name": "slurm", "gres": gres}).all_gpus == gpus
     assert executor_of({"name": "slurm", "time": 0}).seconds is None
     times = {"90": 5400, "90m": 5400, "2d": 172800, "1:30": 90, "1:00:30": 3630, "1-12": 129600}
     for text, seconds in times.items():

@@ -148,9 +148,10 @@ class ExecutorSpec(BaseModel):
         return found or None
 
     @property
-    def wants_gpu(self) -> bool:
-        """Whether each part asks for a GPU, by `gpus` or by `gres`."""
-        return bool(self.gpus or re.search(r"(^|,)gpu(:|,|$)", self.gres or ""))
+    def all_gpus(self) -> int:
+        """How many GPUs each part asks for, by `gpus` or by `gres`, as in `gpu:a100:2`."""
+        found = re.findall(r"(?:^|,)gpu(?::[^:,\d][^:,]*)?(?::(\d+))?(?=,|$)", self.gres or "")
+        return self.gpus or sum(int(number or 1) for number in found)
 
     def as_yaml(self) -> str | dict[str, Any]:
         """The value of a suite file that reads back as this."""

@@ -176,7 +176,7 @@ def _encodes(
 def _suite(piece: Piece, executor: ExecutorSpec, out: Path) -> RunSpec:
     workers = piece.spec.workers
     if executor.per_gpu:
-        workers = executor.per_gpu * (executor.gpus or 1)
+        workers = executor.per_gpu * (executor.all_gpus or 1)
     return piece.spec.model_copy(update={"out": out, "executor": None, "workers": workers})
 
 

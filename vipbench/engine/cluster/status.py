@@ -138,9 +138,8 @@ def status(out: Path) -> RunStatus:
     at_once = max(1, sum(part.state == "running" for part in found))
     todo = sum(part.todo for part in found)
     left = seconds / busy * todo / at_once if busy and todo else None
-    gpus = executor.gpus or 0
     broken = list(dict.fromkeys(line for one in legs for line in one.broken))
-    hours = seconds * gpus / 3600
+    hours = seconds * executor.all_gpus / 3600
     logs = {
         failed[key]: str(parts.file(part, ".log")) for part, key in _planned(parts) if key in failed
     }

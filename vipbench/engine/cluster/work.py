@@ -221,8 +221,9 @@ def _refusal(run: dict[str, Any], gpu: str | None) -> str:
             f"this vipbench ({Path(vipbench.__file__).parent}) is not the one that submitted the "
             "run: its files differ; submit again, or use the same version"
         )
-    wanted = executor_of(run["executor"]).wants_gpu
-    if wanted and (gpu is None or gpu.strip() in ("", "-1", "NoDevFiles")):
+    if executor_of(run["executor"]).all_gpus and (
+        gpu is None or gpu.strip() in ("", "-1", "NoDevFiles")
+    ):
         return f"a GPU was requested, but none is visible: {GPU_VARIABLE} is {gpu!r}"
     return ""
 
@@ -263,7 +264,7 @@ def _run(
     def note_broken(sentences: list[str]) -> None:
         parts.note(name, "broken", sentences=sentences)
 
-    observer = _Checked(shown(spec), executor.wants_gpu, spec.device, note_broken)
+    observer = _Checked(shown(spec), executor.all_gpus > 0, spec.device, note_broken)
     with _signals(leave):
         if isinstance(part, EncodePart):
             outcome = driver.encode(spec, observer, leave)
