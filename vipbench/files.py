@@ -8,6 +8,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -52,6 +53,17 @@ def write(target: Path, content: str | bytes) -> None:
     """Write a whole file; see `replacing`. Raises OSError."""
     with replacing(target, "w" if isinstance(content, str) else "wb") as file:
         file.write(content)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A file to be read. Raises OSError, also for a pipe, which would be waited for without end,
+    and for a device."""
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0)), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
 
 
 def open_own(path: Path, flags: int = 0) -> int:

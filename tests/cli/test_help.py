@@ -9,11 +9,15 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
+import typer
 
 from tests import warm
 from vipbench import __version__
+from vipbench.cli import main
+from vipbench.cli.app import app
 from vipbench.cli.commands.suites import make_spec
 from vipbench.errors import UsageError
 from vipbench.runspec.run import demo_suite
@@ -30,6 +34,36 @@ def test_help_imports_nothing_heavy(cli: Cli, args: list[str]) -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "vipbench.cli.app" in imported
     assert imported.isdisjoint(HEAVY)
+
+
+# What a RunSpec or the command itself checks.
+CHECKED = {"--workers", "--cell-timeout", "--level", "--part", "--encode", "--decimals"}
+CHECKED |= {"--trials", "--search-seed", "verify --seed"}
+NUMBERS = {"N", "X", "T", "SECONDS", "SHARE"}
+
+
+def test_no_option_takes_a_number_without_sense(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each option that takes a number, of every command: infinity, nan, and one below zero."""
+
+    def walk(command: Any, words: list[str]) -> None:
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, [*words, name])
+        for option in command.params:
+            flag, metavar = option.opts[0], option.metavar
+            if metavar not in NUMBERS or {flag, f"{words[-1]} {flag}"} & CHECKED:
+                continue
+            numbers.append(flag)
+            for value in ("-99",) if metavar == "N" else ("nan", "inf", "-99"):
+                with pytest.raises(SystemExit) as end:
+                    main([*words, flag, value])
+                assert end.value.code == 2, (words, flag, value)
+                printed = capsys.readouterr().err
+                assert flag in printed
+                assert value in printed
+
+    numbers: list[str] = []
+    walk(typer.main.get_command(app), [])
+    assert {"--tolerance", "--errors", "--jobs", "-n", "--timeout"} <= set(numbers)
 
 
 WITHOUT = """

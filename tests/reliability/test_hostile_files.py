@@ -22,9 +22,11 @@ from PIL import Image
 from vipbench.api import DataError
 from vipbench.backbones.loading.weights import read_weights
 from vipbench.datasets.csv_manifest import CsvDataset
+from vipbench.datasets.folder import FolderDataset
 from vipbench.datasets.npz import NpzDataset
 from vipbench.datasets.split_file import SplitFileDataset
 from vipbench.errors import UsageError
+from vipbench.images import ImageError
 
 SECRET = "secret/patient.png"
 HEAD = "path,label,split\n"
@@ -117,6 +119,19 @@ def test_fifty_hostile_paths(data: Path, opened: list[str], form: str) -> None:
         secret = os.path.realpath(data.parent / "secret")
         outside = [p for p in opened if p.startswith((secret, "/etc/passwd", "/dev/zero"))]
         assert not outside, (path, outside)
+
+
+def test_a_pipe_and_a_circle_end(tmp_path: Path) -> None:
+    """Reading a pipe without a writer would never end."""
+    for i in range(6):
+        picture(tmp_path / f"root/{'xy'[i % 2]}/{i}.png", i)
+    dataset = FolderDataset(str(tmp_path / "root"))
+    image = tmp_path / "root/x/0.png"
+    for make, fact in ((os.mkfifo, "regular"), (lambda path: path.symlink_to("0.png"), "link")):
+        image.unlink()
+        make(image)
+        with pytest.raises((DataError, ImageError), match=rf"0\.png.*{fact}"):
+            dataset.fingerprint(dataset.load(tmp_path))
 
 
 def test_three_hundred_flipped_bits(data: Path) -> None:

@@ -45,6 +45,13 @@ def test_two_works_under_one_key_are_kept_apart() -> None:
     assert "@article{zhou2022, title" in text
 
 
+def test_a_key_is_the_same_in_another_case() -> None:
+    """To BibTeX it is; and the key may stand in the kind of its entry."""
+    entries = ("@misc{misc, title = {one}}", "@misc{MISC, title = {another}}")
+    text = bib(record("a", entries[0]), record("b", entries[1]), record("c", entries[0]))
+    assert re.findall(r"@misc\{(\w+-?\w*), title", text) == ["misc", "MISC-b", "misc-c"][:2]
+
+
 @given(st.text(max_size=60), st.text(min_size=1, max_size=20), st.text(max_size=30))
 def test_a_comment_is_one_line_and_starts_no_entry(entry: str, name: str, licence: str) -> None:
     text = bib(record(name, entry, dataset=entry, licence=licence))

@@ -11,7 +11,7 @@ from tests.conftest import Cli
 from tests.results.samples import unscored
 from vipbench.results.records.csv import write_records
 from vipbench.results.sharing.bundle import write_bundle
-from vipbench.results.sharing.rows import export_rows
+from vipbench.results.sharing.rows import COLUMNS, export_rows
 from vipbench.results.store.store import Collection
 
 # Puts a text on the clipboard; the same with the one-byte introducers; turns the text around.
@@ -69,6 +69,14 @@ def test_messages(cli: Cli, tmp_path: Path, way: str) -> None:
     assert "\\u001b" in printed or "\\x1b" in printed
     for stream in (done.stdout, done.stderr):
         assert not [control for control in CONTROLS if control in stream]
+
+
+def test_a_line_of_an_error_is_as_short_as_any(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",".join(COLUMNS) + "\n" + "9" * 3000 + "x" * 1_000_000)
+    done = cli("import", tmp_path / "a.csv", "--out", tmp_path / "out", "--submitter", "eve")
+    assert done.returncode == 2
+    assert "export_schema" in done.stderr
+    assert len(done.stderr) < 5_000
 
 
 def test_files_that_people_print(tmp_path: Path) -> None:

@@ -169,6 +169,30 @@ def long_row(path: Path) -> None:
     path.write_text(",".join(COLUMNS) + "\n" + '"' + "0\n" * 50 * MIB)
 
 
+def many_columns(path: Path) -> None:
+    path.write_text(",".join([*COLUMNS, *map(str, range(1_000))]) + "\n")
+
+
+def many_fields(path: Path) -> None:
+    """A row of 5 million fields, which would take 300 MB."""
+    path.write_text(",".join(COLUMNS) + "\n" + "a," * 5_000_000)
+
+
+def twice(path: Path) -> None:
+    """Each column twice."""
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    columns = [pa.nulls(1, pa.string())] * 2 * len(COLUMNS)
+    write_table(pa.Table.from_arrays(columns, [*COLUMNS, *COLUMNS]), path)
+
+
+def footer(path: Path) -> None:
+    """A description of 64 MiB."""
+    many_rows(path)
+    path.write_bytes(path.read_bytes()[:-8] + (64 * MIB).to_bytes(4, "little") + b"PAR1")
+
+
 def many_values(path: Path) -> None:
     """A row of 10 million empty lists: 30 MB would take 700."""
     path.write_text(f'{{"hparams": [{"[]," * 10_000_000}0]}}')
@@ -216,6 +240,10 @@ def understated(path: Path) -> None:
         (understated_text, "parquet", "bytes"),
         (many_rows, "parquet", "10,000,000 rows"),
         (one_list, "parquet", "'notes' holds list<"),
+        (twice, "parquet", "two columns"),
+        (footer, "parquet", "bytes in one part"),
+        (many_columns, "csv", "columns"),
+        (many_fields, "csv", "values in one part"),
         (long_line, "jsonl", "bytes"),
         (many_values, "jsonl", "values"),
         (long_field, "csv", "bytes"),

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from vipbench.cli.exit_codes import BUG, INTERRUPTED, NO_READER, OK, USAGE
 from vipbench.cli.terminal import clean_streams
 
+LONGEST = 4_000  # characters of a line of an error
+
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 some cells failed, 2 usage error,
@@ -61,7 +63,9 @@ def _run(args: Sequence[str]) -> int:
 
 
 def _refuse(message: str) -> int:
-    print(f"vipbench: error: {message}", file=sys.stderr)
+    # A file can make one line as long as itself.
+    lines = [line if len(line) <= LONGEST else f"{line[:LONGEST]}…" for line in message.split("\n")]
+    print("vipbench: error:", "\n".join(lines), file=sys.stderr)
     return USAGE
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import DataRoot, ImageRoots, option, out, text
+from vipbench.cli.options import DataRoot, ImageRoots, number, option, out, text
 
 dataset_app = typer.Typer(help="Prepare data.", add_completion=False, rich_markup_mode=None)
 
@@ -34,9 +34,10 @@ def split(
         str | None, text("--ratios", "T/V/T", "Ratios of train, validation and test. [6/1/3]")
     ] = None,
     folds: Annotated[
-        int | None, text("--folds", "N", "Write N folds for cross-validation instead.")
+        int | None,
+        text("--folds", "N", "Write N folds for cross-validation instead.", number(2, 1_000)),
     ] = None,
-    seed: Annotated[int, option("--seed", "N", "Seed of the draw.")] = 1,
+    seed: Annotated[int, option("--seed", "N", "Seed of the draw.", number(0, 2**32 - 1))] = 1,
     out: Annotated[Path | None, out("FILE", "The manifest to write.")] = None,
     data_root: DataRoot = None,
     images: ImageRoots = None,

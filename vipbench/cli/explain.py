@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, Run, out, text
+from vipbench.cli.options import AllowCode, Run, number, out, text
 
 
 def explain(
@@ -22,7 +22,13 @@ def explain(
         ),
     ] = None,
     errors: Annotated[
-        int, text("--errors", "N", "Explain the N most confident errors on the test set. [6]")
+        int,
+        text(
+            "--errors",
+            "N",
+            "Explain the N most confident errors on the test set. [6]",
+            number(0, 10_000),
+        ),
     ] = 6,
     out: Annotated[
         Path, out("FILE", "Output file: .html, .png or .pdf. [explanation.html]")

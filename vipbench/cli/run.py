@@ -17,6 +17,7 @@ from vipbench.cli.options import (
     ImageRoots,
     Offline,
     PluginsDir,
+    number,
     text,
 )
 from vipbench.errors import UsageError
@@ -107,7 +108,8 @@ def run(
         text("--executor", "slurm|ray|MODULE:FUNCTION", "Where to run the parts.", panel=CLUSTER),
     ] = None,
     jobs: Annotated[
-        int | None, text("--jobs", "N", "Split the run into N parts.", panel=CLUSTER)
+        int | None,
+        text("--jobs", "N", "Split the run into N parts.", number(1, 10**6), panel=CLUSTER),
     ] = None,
     slurm: Annotated[
         str | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vipbench.cli.options import AllowCode, DataRoot, named_backbone, out, text
+from vipbench.cli.options import AllowCode, DataRoot, named_backbone, number, out, text
 
 symptoms_app = typer.Typer(
     help="Make, check, show, compare and rank symptom sets.",
@@ -44,7 +44,8 @@ def generate(
         str, text("--kind", "symptoms|descriptions", "Kind of texts. [symptoms]")
     ] = "symptoms",
     n: Annotated[
-        int | None, text("-n", "N", "Texts to request per class. [10, descriptions 50]")
+        int | None,
+        text("-n", "N", "Texts to request per class. [10, descriptions 50]", number(1, 1_000)),
     ] = None,
     send_images: Annotated[
         bool, typer.Option("--send-images", help="Stage (b): show training images to the model.")
@@ -59,7 +60,7 @@ def generate(
         str, text("--intersection", "clip|model", "How stage (c) matches features. [clip]")
     ] = "clip",
     threshold: Annotated[
-        float, text("--threshold", "X", "Similarity that keeps a feature. [0.25]")
+        float, text("--threshold", "X", "Similarity that keeps a feature. [0.25]", number(-1, 1))
     ] = 0.25,
     backbone: Model = "tiny-clip",
     prompts: Annotated[Path | None, text("--prompts", "FILE", "Your own prompts (JSON).")] = None,
@@ -67,12 +68,20 @@ def generate(
         Path | None, text("--cassette", "FILE", "Record replies in FILE, and replay recorded ones.")
     ] = None,
     temperature: Annotated[
-        float | None, text("--temperature", "T", "Sampling temperature.")
+        float | None, text("--temperature", "T", "Sampling temperature.", number(0, 100))
     ] = None,
     max_requests: Annotated[
-        int, text("--max-requests", "N", "Limit of HTTP requests, including retries. [100]")
+        int,
+        text(
+            "--max-requests",
+            "N",
+            "Limit of HTTP requests, including retries. [100]",
+            number(1, 10**6),
+        ),
     ] = 100,
-    timeout: Annotated[float, text("--timeout", "SECONDS", "Time limit per reply. [120]")] = 120.0,
+    timeout: Annotated[
+        float, text("--timeout", "SECONDS", "Time limit per reply. [120]", number(0.1, 86_400))
+    ] = 120.0,
     data_root: DataRoot = None,
     allow_code: AllowCode = False,
 ) -> int:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from vipbench.cli.options import DEFAULT_FOLDER, AllowCode, DefaultFolder, Tolerance, option, text
+from vipbench.cli.options import (
+    DEFAULT_FOLDER,
+    AllowCode,
+    DefaultFolder,
+    Tolerance,
+    number,
+    option,
+    text,
+)
 
 
 def verify(
     folder: DefaultFolder = DEFAULT_FOLDER,
-    again: Annotated[int, option("--rerun", "N", "Rerun N cells and compare.")] = 0,
+    again: Annotated[
+        int, option("--rerun", "N", "Rerun N cells and compare.", number(0, 10**9))
+    ] = 0,
     seed: Annotated[int, option("--seed", "N", "Seed of the draw of cells.")] = 0,
     tolerance: Tolerance = 1e-3,
     suite: Annotated[

@@ -26,6 +26,7 @@ from vipbench.datasets.reading.rows import Row, locate, make_splits, take_val, w
 from vipbench.datasets.reading.spelling import clean, number, split_of
 from vipbench.datasets.reading.table import read_table
 from vipbench.errors import UsageError
+from vipbench.files import open_regular
 from vipbench.hookspecs import RegisterDataset
 
 _ONE_FOLD = re.compile(r"(.+)@(fold-\d+)")
@@ -170,7 +171,7 @@ def check_digests(
             continue
         digest = entry.sha256.lower()
         path = files[entry.where]
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
             raise DataError(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vipbench.files import open_regular
 from vipbench.images.depth import FULL, PixelRange, StoredAs, Values, range_alone, to_eight_bits
 from vipbench.images.errors import ImageError
 
@@ -159,7 +160,7 @@ def dicom_value(path: Path, keyword: str) -> str:
             f"'{keyword}' is not the keyword of a DICOM element; expected one such as PatientID"
         )
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if not is_dicom(file.read(132), path.suffix):
                 raise ImageError(f"{what} is not a DICOM file, so it has no {keyword}")
             file.seek(0)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vipbench import alive
+from vipbench.files import open_regular
 from vipbench.images.depth import (
     DEEP_MODES,
     FULL,
@@ -191,7 +192,7 @@ def _image_words(path: Path, name: str) -> str:
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size <= MAX_BYTES:
                 return file.read()
     except OSError as error:

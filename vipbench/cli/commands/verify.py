@@ -11,7 +11,6 @@ from pathlib import Path
 from vipbench.cli.exit_codes import FAILED, OK
 from vipbench.engine.progress import reporter
 from vipbench.engine.rerun import VERDICTS, Rerun, rerun
-from vipbench.errors import UsageError
 from vipbench.results.records.recompute import disagreements, key_problems
 from vipbench.results.records.record import Record, sha256
 from vipbench.results.store.lock import StoreError
@@ -30,8 +29,6 @@ def verify_command(
     no results folder."""
     if not (folder / FILE).exists():
         Store(folder, readonly=True)
-    if tolerance < 0 or again < 0:
-        raise UsageError("--rerun and --tolerance are numbers from 0")
     try:
         with Store(folder, readonly=True) as store:
             problems = _check(store)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vipbench.api.dataset import DataError
-from vipbench.datasets.reading.paths import listed
+from vipbench.datasets.reading.paths import listed, resolved
 from vipbench.images import IMAGE_SUFFIXES
 
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -95,12 +95,12 @@ class ImageFolders:
     def _real(self, path: Path) -> Path:
         """`path.resolve()`, which asks the disk about each folder once."""
         if path.name in ("", ".."):
-            return path.resolve()
+            return resolved(path)
         parent = self._parents.get(path.parent)
         if parent is None:
-            parent = self._parents[path.parent] = path.parent.resolve()
+            parent = self._parents[path.parent] = resolved(path.parent)
         real = parent / path.name
-        return real.resolve() if real.is_symlink() else real
+        return resolved(real) if real.is_symlink() else real
 
     def _name(self, candidate: str, real: Path) -> str:
         pure = PurePosixPath(candidate)

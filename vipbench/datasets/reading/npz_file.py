@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vipbench.api.dataset import DataError
+from vipbench.files import open_regular
 from vipbench.images import ImageError
 
 # Compressed arrays up to this size are held in memory; larger ones are unpacked to a temporary
@@ -54,7 +55,7 @@ class Member:
     @contextmanager
     def _archive(self) -> Iterator[zipfile.ZipFile]:
         """The file, which is looked at before and after it is used."""
-        with _errors(self.path, self.key), self.path.open("rb") as file:
+        with _errors(self.path, self.key), open_regular(self.path) as file:
             self.check(file.fileno())
             with zipfile.ZipFile(file) as archive:
                 yield archive
@@ -145,7 +146,7 @@ class LazyImages(Sequence[npt.NDArray[np.uint8]]):
 def read_members(path: Path) -> dict[str, Member]:
     """Key -> array, by the headers. Raises DataError for a file that is no .npz file."""
     members = {}
-    with _errors(path, None), path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
+    with _errors(path, None), open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
         state = _state(opened.fileno())
         for info in archive.infolist():
             key = info.filename.removesuffix(".npy")

@@ -57,7 +57,7 @@ def images_below(
     seen: set[Path] = set()
 
     def walk(current: Path) -> None:
-        real = current.resolve()
+        real = resolved(current)
         if real in seen:  # a link back to a folder above
             return
         seen.add(real)
@@ -90,9 +90,14 @@ def inside(base: Path, relative: str, where: str) -> Path:
             f"relative to '{base}'"
         )
     path = base / pure
-    if not path.resolve().is_relative_to(base.resolve()):
+    if not resolved(path).is_relative_to(base.resolve()):
         raise DataError(f"{where}: path '{relative}' is a link that leads out of '{base}'")
     return path
+
+
+def resolved(path: Path) -> Path:
+    """`path.resolve()`, which before Python 3.13 raises RuntimeError for links in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def listed(names: Iterable[str], limit: int = 5) -> str:
@@ -122,9 +127,9 @@ def _entries(folder: Path, root: Path, trusted: Sequence[Path]) -> Iterator[Path
                 f"folder '{folder}' holds {os.fsencode(entry.name)!r}, a name that is not UTF-8; "
                 "rename it (convmv does so for whole folders)"
             )
-        if entry.is_symlink() and not any(map(entry.resolve().is_relative_to, inner)):
+        if entry.is_symlink() and not any(map(resolved(entry).is_relative_to, inner)):
             raise DataError(
-                f"'{entry}' is a link to '{entry.resolve()}', outside of '{root}'; copy the files "
+                f"'{entry}' is a link to '{resolved(entry)}', outside of '{root}'; copy the files "
                 "into the folder, or name the folder of the link's target: --images DIR, or "
                 "`images: DIR` in the card"
             )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from vipbench.api import CellInfo
 from vipbench.errors import UsageError, printable
+from vipbench.files import open_regular
 from vipbench.results.sharing.citations import credit
 
 FORMAT = "vipbench-prompt"
@@ -102,10 +101,7 @@ def read_prompt_file(path: Path) -> tuple[Card, dict[str, Tensor]]:
 def _content(path: Path) -> bytes:
     """The bytes of a prompt file. Raises OSError, or ValueError if it is too large or not a regular
     file."""
-    # Do not wait for a pipe without a writer.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is not a regular file")
+    with open_regular(path) as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES:,} bytes")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vipbench.errors import UsageError
-from vipbench.files import replacing, write
+from vipbench.files import open_regular, replacing, write
 from vipbench.results.records.record import sha256
 from vipbench.results.sharing.limits import MOST_BYTES, MOST_ROW, Budget
 
@@ -83,7 +83,7 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest and the files, each against its digest; nothing is written. Raises UsageError
     for anything that a bundle does not hold: other names, links, files that claim one size and
     have another, more than `limits` allows."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 found = _read_all(archive, path)

@@ -71,12 +71,13 @@ def bibliography(items: Iterable[Used], program: str) -> str:
             if reason := _refused(entry):
                 left += [f"{key} is left out, since {reason}:", *entry.splitlines()]
                 continue
-            if entries.setdefault(key, entry) != entry:
-                # Under one key BibTeX would drop one of the two.
+            if entries.setdefault(key.lower(), entry) != entry:
+                # Under one key, in whatever case, BibTeX would drop one of the two.
+                place = entry.index(key, entry.index("{"))
                 renamed = f"{key}-{_UNSAFE.sub('-', item.name.lower()).strip('-')}"
-                entry = entry.replace(key, renamed, 1)
+                entry = entry[:place] + renamed + entry[place + len(key) :]
                 key = renamed
-                entries.setdefault(key, entry)
+                entries.setdefault(key.lower(), entry)
             cited.append(key)
         keys.setdefault(item.kind, []).extend(cited)
         comments += [_comment(item, cited, left), *left]

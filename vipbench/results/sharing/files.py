@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
 
@@ -12,7 +12,13 @@ from vipbench.files import replacing
 from vipbench.results.records.csv import write_csv
 from vipbench.results.records.metrics import METRICS
 from vipbench.results.records.record import dump
-from vipbench.results.sharing.limits import MOST_ROW, Budget, limited_memory
+from vipbench.results.sharing.limits import (
+    MOST_COLUMNS,
+    MOST_ROW,
+    MOST_VALUES,
+    Budget,
+    limited_memory,
+)
 from vipbench.results.sharing.rows import COLUMNS, JSON_COLUMNS, Row
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
@@ -99,6 +105,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     budget = Budget(path)
     try:
         with path.open("rb") as opened:
+            budget.row(_footer_size(opened))
             file = arrow.parquet.ParquetFile(opened)
             _check_columns(path, file.schema_arrow.names)
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
@@ -122,6 +129,14 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise UsageError(
             f"'{path}' is not a parquet file that vipbench exported: {error}"
         ) from None
+
+
+def _footer_size(file: BinaryIO) -> int:
+    """What the last bytes of a Parquet file say of its description, which is read as a whole."""
+    file.seek(max(0, file.seek(0, 2) - 8))
+    size = int.from_bytes(file.read(4), "little")
+    file.seek(0)
+    return size
 
 
 def _check_kinds(path: Path, arrow: Any, schema: Any) -> None:
@@ -156,14 +171,15 @@ def json_rows(file: BinaryIO, budget: Budget) -> Iterator[Any]:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     budget = Budget(path)
-    row = 0  # bytes, roughly: a row may have several lines
+    row = values = 0  # bytes, roughly: a row may have several lines
 
     def lines(file: TextIO) -> Iterator[str]:
-        nonlocal row
+        nonlocal row, values
         while line := file.readline(MOST_ROW + 1 - row):
             row += len(line)
-            if row > MOST_ROW:
-                budget.row(row)
+            values += line.count(",")
+            if row > MOST_ROW or values > MOST_VALUES:
+                budget.row(row, values)
             yield line
 
     before = csv.field_size_limit(MOST_ROW)
@@ -171,9 +187,10 @@ def _read_csv(path: Path) -> Iterator[Row]:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(lines(file))
             _check_columns(path, rows.fieldnames or ())
+            values = 0
             for found in rows:
                 budget.row(row)
-                row = 0
+                row = values = 0
                 yield {k: _typed(k, v, budget) for k, v in found.items() if k is not None}
     finally:
         csv.field_size_limit(before)
@@ -193,8 +210,13 @@ def _read_json(name: str, value: Any, budget: Budget) -> Any:
     return budget.json(value) if name in JSON_COLUMNS and isinstance(value, str) else value
 
 
-def _check_columns(path: Path, names: Iterable[str]) -> None:
-    missing = [name for name in COLUMNS if name not in set(names)]
+def _check_columns(path: Path, names: Collection[str]) -> None:
+    if len(names) > MOST_COLUMNS:
+        raise UsageError(f"'{path}' has {len(names):,} columns, over the limit of {MOST_COLUMNS:,}")
+    unique = set(names)
+    if len(unique) < len(names):
+        raise UsageError(f"'{path}' has two columns of one name; expected each once")
+    missing = [name for name in COLUMNS if name not in unique]
     if missing:
         raise UsageError(
             f"'{path}' lacks the columns {', '.join(missing[:5])}: it is not what "

@@ -16,6 +16,7 @@ MOST_RATIO = 200  # unpacked to packed; records shrink to a tenth
 FREE = 64 * MIB  # of which the ratio says nothing
 MOST_ROW = 32 * MIB  # the scores of 100,000 images and 60 classes
 MOST_ROWS = 1_000_000
+MOST_COLUMNS = 1_000  # a later version may have more than this one
 MOST_VALUES = 4_000_000  # of JSON in a row; the ids, groups and labels of a million images
 VALUES_A_BYTE = 4  # of JSON in a file, beyond MOST_VALUES
 MOST_DECODED = 2048 * MIB  # at once in a Parquet file; its allocator reserves 1 GiB
@@ -35,8 +36,9 @@ class Budget:
         self._check(self._bytes + size, self._most, "bytes unpacked")
         self._check(rows, MOST_ROWS, "rows")
 
-    def row(self, size: int) -> None:
+    def row(self, size: int, values: int = 0) -> None:
         """Count a row, or another part that is in memory as a whole. Raises UsageError."""
+        self._check(values, MOST_VALUES, "values in one part")
         self._rows += 1
         self._bytes += size
         self._check(size, MOST_ROW, "bytes in one part")
