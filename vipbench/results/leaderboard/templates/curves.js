@@ -132,7 +132,7 @@ function chart(name, entries, labels, m) {
   const figure = make("figure", {}, make("figcaption", {}, `${METRICS[m].title}: ${name}`), svg, legend);
   if (lines.size > LINES) {
     figure.append(make("p", { class: "note" },
-      `${lines.size - LINES} methods more are not drawn; filter to see them.`));
+      `${lines.size - LINES} more methods are not drawn; filter to show them.`));
   }
   return figure;
 }

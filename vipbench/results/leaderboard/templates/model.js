@@ -5,7 +5,7 @@ const METRICS = DATA.metrics;
 const SECTIONS = [
   ["methods", "Methods", ""],
   ["informed", "† Texts that saw more images than the shots",
-    "Their symptoms or descriptions were written from more labelled images of each class than the "
+    "Their symptoms or descriptions were written from more labelled images per class than the "
     + "column's shots; they are ranked among themselves."],
   ["transductive", "Transductive methods",
     "They see all test images at once, so that their numbers answer another question."],

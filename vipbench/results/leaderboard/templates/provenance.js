@@ -113,7 +113,7 @@ function showProvenance(entry) {
       ["Registered name", row.name], ["Kind", row.kind], ["Revision", row.revision],
       ["Needs", row.needs.join(", ")], ["Plugin", pluginText(row.plugin)],
       ["Symptoms SHA-256", row.symptoms],
-      ["Images given", `${row.support[0]} to learn from, ${row.support[1]} to validate`],
+      ["Images given", `${row.support[0]} for training, ${row.support[1]} for validation`],
     ]),
     ...settingsTable("Hyperparameters", row.hparams),
     ...settingsTable("Training", row.recipe),

@@ -133,7 +133,7 @@ function headOf(m) {
 function rulesText(entries, m) {
   const ranked = entries.filter((e) => rankOf(e, m) !== null);
   const paired = ranked.filter((e) => e.bounds[m][6] === "p").length;
-  if (!ranked.length) return "No rank: one run tells no difference.";
+  if (!ranked.length) return "No rank: a single run shows no difference.";
   const rules = [];
   if (paired) {
     rules.push("paired tests over seeds and test images (over test images where nothing has seeds) at "
@@ -160,7 +160,7 @@ function boardOf([id, title, note], entries, m) {
   section.append(make("div", { class: "scroll" }, table));
   section.append(make("p", { class: "note rules" }, rulesText(entries, m)));
   if (entries.length > state.limit) {
-    const more = `Show more (${entries.length - state.limit} to go)`;
+    const more = `Show more (${entries.length - state.limit} left)`;
     section.append(make("button", { type: "button", class: "more" }, more));
   }
   return section;
