@@ -24,7 +24,7 @@ from tests.results import samples
 from vipbench.engine.cluster import sealed, slurm
 from vipbench.engine.cluster.collect import Collector
 from vipbench.engine.cluster.cut import count, cut
-from vipbench.engine.cluster.folder import TIME_LIMIT, EncodePart, Legs, Part, Parts
+from vipbench.engine.cluster.folder import TIME_LIMIT, ChangedError, EncodePart, Legs, Part, Parts
 from vipbench.engine.cluster.follow import Follower
 from vipbench.engine.cluster.prepare import prepare
 from vipbench.engine.cluster.queue import Job
@@ -687,6 +687,42 @@ def test_an_altered_run_is_refused(tmp_path: Path, name: str, value: object) -> 
         parts.parts()
 
 
+def test_parts_are_planned_again_where_what_they_read_has_changed(
+    empty: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIPBENCH_ALLOW_CODE", "1")
+    data = grid.write_data(tmp_path)
+    (empty.folder / "run.json").unlink(missing_ok=True)
+    grid_of = {"methods": "ncm,steady", "shots": 1, "seeds": 1, "backbones": "tiny-clip"}
+    place = {"datasets": f"npz:{data / 'toy.npz'}", "plugins_dir": str(data / "plugins")}
+    executor = {"name": "pools:two_threads", "jobs": 2}
+    spec = RunSpec.parse({**grid_of, **place, "executor": executor, "out": str(empty.out)})
+
+    def planned_again() -> bool:
+        with Store(empty.out) as store:
+            run = prepare(empty, spec, store, slurm.Limits(), lambda line: None, alive=False)
+        plans = [empty.file(part["number"], ".plan") for part in run["parts"]]
+        there = [plan.exists() for plan in plans]
+        assert len(set(there)) == 1
+        for plan in plans:
+            plan.touch()
+        return not there[0]
+
+    assert planned_again()
+    assert not planned_again()
+    for file in ("toy.yaml", "toy.npz", "plugins/steady.py"):
+        with (data / file).open("ab") as opened:
+            opened.write(b"\n")
+        assert planned_again()
+        assert not planned_again()
+    # One of the parts was refused since others had planned other data.
+    empty.require_same({"dataset 'toy'": "0" * 64})
+    with pytest.raises(ChangedError, match="dataset 'toy'"):
+        empty.require_same({"dataset 'toy'": "1" * 64})
+    assert planned_again()
+    assert not planned_again()
+
+
 def test_a_copy_of_a_folder_leaves_the_jobs_of_the_original_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -750,7 +786,9 @@ def test_images_are_encoded_once_for_all_parts(tmp_path: Path, cli: Cli) -> None
             file.unlink()
     assert len(set(work("--part", "1"))) > 300
     # Other weights than the first part found.
-    [file] = (out / "parts" / "hashes").iterdir()
+    hashes = [file for file in (out / "parts" / "hashes").iterdir() if file.stat().st_size]
+    [file] = (file for file in hashes if file.read_text().startswith("backbone"))
+    assert len(hashes) == 2  # and the dataset's
     file.write_text(file.read_text().replace("\t", "\t0"))
     changed = cli("work", out, "--part", "0", env=env)
     assert changed.returncode == 3

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 FOLDER = "parts"
 SCHEMA = 1
-BATCH, HASHES = ".done", "hashes"
+BATCH, HASHES, CHANGED = ".done", "hashes", "changed"
 # How a leg ended whose time was over; the part is continued.
 TIME_LIMIT = "time limit"
 # How often things are looked at, in seconds, times this; tests have no minutes.
@@ -276,6 +276,7 @@ class Parts:
                     os.link(part, file)  # the first one stays
                 part.unlink()
             if (there := file.read_text(encoding="utf-8")) != first:
+                (folder / CHANGED).touch()
                 raise ChangedError(
                     f"{name} differs between the parts of this run (hash {own[:12]} here, "
                     f"{there.rpartition(chr(9))[2][:12]} in other parts). Run `vipbench cancel "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from vipbench.engine.cluster.cut import (
     fitting,
     pairs,
 )
-from vipbench.engine.cluster.folder import HASHES, SCHEMA, Part, Parts, encode_name
+from vipbench.engine.cluster.folder import CHANGED, HASHES, SCHEMA, Part, Parts, encode_name
 from vipbench.engine.cluster.slurm import Limits, lead
 from vipbench.engine.cluster.work import code_digest, seal
 from vipbench.engine.kept import CACHE_VARIABLE
@@ -38,6 +40,8 @@ from vipbench.runspec.executor import ExecutorSpec
 from vipbench.runspec.run import PATHS_BY_DATASET, RunSpec
 from vipbench.text import duration, plural
 
+# What of run.json the keys of planned cells depend on.
+_PLANNED_WITH = ("package", "plugins_dir", "sources")
 # These need no file.
 BUNDLED = ("tiny-clip", "synthderm")
 # Each node has its own.
@@ -89,12 +93,15 @@ def prepare(
     for what, path in (("results folder", parts.out), ("feature cache", cache)):
         if executor.name in ("slurm", "ray") and (inside := _local(path)) is not None:
             say(f"note: the {what} {path} is in {inside}; all nodes must share that folder")
+    before = dict(run)
+    differed = (parts.folder / HASHES / CHANGED).exists()
     run |= {
         "schema": SCHEMA,
         "executor": {k: v for k, v in executor.model_dump(mode="json").items() if v},
         "out": str(parts.out),
         "package": code_digest(),
         "plugins_dir": _copied(parts, spec.plugins_dir),
+        "sources": _stamp(whole),
         "grants": trust.grants(),
         "cwd": os.getcwd(),  # noqa: PTH109 - relative names of data and models start here
         "environment": {CACHE_VARIABLE: str(cache), "HF_HUB_OFFLINE": "1"},
@@ -102,6 +109,8 @@ def prepare(
         "imported": imported,
     }
     run["seal"] = seal(run)
+    if differed or any(before.get(name) != run[name] for name in _PLANNED_WITH):
+        _plan_again(parts, run)
     shutil.rmtree(parts.folder / HASHES, ignore_errors=True)
     write(parts.folder / "run.json", json.dumps(run, indent=1))
     return run
@@ -254,6 +263,30 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, Path]]:
                 path = Path(text.removeprefix("local-dir:")).expanduser()
                 if text and path.exists():
                     yield what, path.absolute()
+
+
+def _stamp(spec: RunSpec) -> str:
+    """Changes where a file that the run names does, or one in a folder that it names."""
+    digest = hashlib.sha256()
+    for path in sorted({path for what, path in _paths(spec) if what != "data_root"}):
+        inside = (Path(at) / name for at, _, names in os.walk(path) for name in names)
+        beside = path.parent.glob(f"{glob.escape(path.stem)}.*") if path.is_file() else ()
+        for file in sorted([*inside, *filter(Path.is_file, beside)]):
+            if file.is_relative_to(spec.out):
+                continue
+            with suppress(OSError):
+                found = file.stat()
+                digest.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _plan_again(parts: Parts, run: Mapping[str, Any]) -> None:
+    """What parts were planned to have may have other keys now: jobs plan them anew, and run what
+    has no result."""
+    for one in run["parts"]:
+        parts.file(one["number"], ".plan").unlink(missing_ok=True)
+    for one in run["encodes"]:
+        parts.file(encode_name(one["number"]), ".legs").unlink(missing_ok=True)
 
 
 def _copied(parts: Parts, folder: Path | None) -> str | None:

@@ -59,6 +59,7 @@ class PartResults:
         """Keep what the part is asked for. Raises ChangedError, OSError."""
         cells = [cell for cell in cells if not self._is_of_another(cell)]
         hashes = {f"backbone '{c.backbone}'": c.parts.get("backbone") for c in cells}
+        hashes |= {f"dataset '{c.dataset}'": c.parts.get("data") for c in cells}
         hashes |= {f"method '{c.method_name}'": c.parts.get("method.code") for c in cells}
         self._parts.require_same({name: own for name, own in hashes.items() if own})
         self._todo = {cell.key for cell in cells if cell.status == "todo"}
