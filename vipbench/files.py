@@ -12,7 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Literal
 
-NO_FILE = "it is a link, has a second name or is no regular file; remove it"
+NO_FILE = "it is a link, has a second name or is not a regular file; remove it"
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def replacing(
     can read it, and it is on the disk at the end. Raises OSError, which names `target`.
     """
     if target.exists() and not target.is_file():
-        raise FileExistsError(errno.EEXIST, "it is no regular file", str(target))
+        raise FileExistsError(errno.EEXIST, "it is not a regular file", str(target))
     part = target.with_name(f".{secrets.token_hex(8)}.part")
     text: dict[str, Any] = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
 
@@ -53,6 +53,11 @@ def write(target: Path, content: str | bytes) -> None:
     """Write a whole file; see `replacing`. Raises OSError."""
     with replacing(target, "w" if isinstance(content, str) else "wb") as file:
         file.write(content)
+
+
+def differs(path: Path, content: bytes) -> bool:
+    """Whether writing `content` would change anything at `path`; a link always differs."""
+    return path.is_symlink() or not path.is_file() or path.read_bytes() != content
 
 
 def open_regular(path: Path) -> BufferedReader:

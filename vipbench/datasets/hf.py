@@ -213,7 +213,7 @@ def _read_cache(dataset: HuggingFaceDataset) -> Any:
         raise DataError(
             f"'{dataset.repository}' is not in the cache of datasets, "
             f"'{library.config.HF_DATASETS_CACHE}' ({_line(error)}); `vipbench fetch {source}` "
-            "brings it"
+            "downloads it"
         ) from error
     tables = found.values() if isinstance(found, Mapping) else [found]
     places = [Path(file["filename"]).parent.name for table in tables for file in table.cache_files]

@@ -12,6 +12,7 @@ from vipbench import files, trust
 from vipbench.engine.workers.messages import Catalogue, ListPlugins
 from vipbench.engine.workers.process import Worker, WorkerDiedError
 from vipbench.errors import UsageError
+from vipbench.files import differs
 from vipbench.plugins.closure import closure
 from vipbench.plugins.files import every_source, plugin_files, require_code
 from vipbench.plugins.written import Written, write_class
@@ -172,7 +173,7 @@ def _save(folder: Path, content: Mapping[str, bytes], written: Sequence[Written]
         for one in written
         for path in (folder / one.folder).rglob("*.py")
     } - set(content)
-    new = {path: code for path, code in content.items() if _differs(folder / path, code)}
+    new = {path: code for path, code in content.items() if differs(folder / path, code)}
     if not old and not new:
         return
     for one in written:
@@ -190,7 +191,3 @@ def _save(folder: Path, content: Mapping[str, bytes], written: Sequence[Written]
             (folder / path).unlink()
     finally:
         lock.release()
-
-
-def _differs(path: Path, code: bytes) -> bool:
-    return path.is_symlink() or not path.is_file() or path.read_bytes() != code

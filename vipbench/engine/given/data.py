@@ -17,6 +17,7 @@ from typing import Any
 
 from vipbench import files
 from vipbench.errors import UsageError, unknown
+from vipbench.files import differs
 from vipbench.images import FROM_DICOM, ImageError, dicom_value, digest_image
 from vipbench.results.store.lock import take_lock
 from vipbench.results.store.store import LOCK
@@ -489,7 +490,7 @@ def _save(name: str, written: Mapping[Path, bytes], folder: Path) -> None:
                 f"datasets: '{name}' would overwrite {file}, which vipbench did not write; "
                 "move it away, or give the data another name"
             )
-    new = {file: content for file, content in written.items() if _differs(file, content)}
+    new = {file: content for file, content in written.items() if differs(file, content)}
     if not new:
         return
     lock = take_lock(folder.parent, LOCK)
@@ -499,7 +500,3 @@ def _save(name: str, written: Mapping[Path, bytes], folder: Path) -> None:
             files.write(file, content)
     finally:
         lock.release()
-
-
-def _differs(path: Path, content: bytes) -> bool:
-    return path.is_symlink() or not path.is_file() or path.read_bytes() != content

@@ -15,6 +15,7 @@ from vipbench.results.records.plan import PlannedCell
 from vipbench.results.records.record import Record
 from vipbench.results.tables import caption
 from vipbench.results.tables.derived import with_parts
+from vipbench.results.tables.differences import ascending
 from vipbench.results.tables.table import BLANK, Column, Entry, Row, Table, ranked
 
 MAJORITY = "majority class"
@@ -86,12 +87,8 @@ def _spots(cells: Cells, metrics: Sequence[str]) -> tuple[Spot, ...]:
         for dataset in datasets
         for backbone in backbones
         for metric in metrics
-        for k in sorted(shots.get((dataset, backbone), ()), key=_ascending)
+        for k in sorted(shots.get((dataset, backbone), ()), key=ascending)
     )
-
-
-def _ascending(shots: int | str) -> float:
-    return float("inf") if isinstance(shots, str) else shots
 
 
 def _rows(

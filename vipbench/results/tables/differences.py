@@ -100,7 +100,7 @@ def short_validation(records: Iterable[Record]) -> str:
             place = found.setdefault(record.cell.dataset, {})
             place[shots] = f"{given} instead of {asked} {shot_words(shots)}"
     places = [
-        f"on {dataset} {', '.join(counts[k] for k in sorted(counts, key=_ascending))}"
+        f"on {dataset} {', '.join(counts[k] for k in sorted(counts, key=ascending))}"
         for dataset, counts in found.items()
     ]
     if not places:
@@ -169,5 +169,6 @@ def _validation_images_due(record: Record) -> int:
     return each * len(names or record.data.class_names)
 
 
-def _ascending(shots: int | str) -> float:
+def ascending(shots: int | str) -> float:
+    """The order of shots, "full" last."""
     return float("inf") if isinstance(shots, str) else shots
