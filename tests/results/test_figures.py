@@ -51,10 +51,13 @@ def test_files(seven: Path, tmp_path: Path, kind: str, suffix: str) -> None:
         cells = select(cells, datasets=["set 0"])
     before = dict(mpl.rcParams)
     files = []
-    for name in ("a", "b"):
-        figure, caption = draw(kind, cells, load)
-        files.append(save(figure, tmp_path / f"{name}{suffix}").read_bytes())
-    assert files[0] == files[1]  # no date, user or path in it
+    matplotlibrc = {"savefig.facecolor": "red", "grid.linewidth": 9, "image.cmap": "gray"}
+    for name, settings in (("a", {}), ("b", matplotlibrc)):
+        with mpl.rc_context(settings):
+            figure, caption = draw(kind, cells, load)
+            files.append(save(figure, tmp_path / f"{name}{suffix}").read_bytes())
+    # No date, user or path is in it, and nothing of a matplotlibrc in the working directory.
+    assert files[0] == files[1]
     assert dict(mpl.rcParams) == before
     assert caption.endswith(".")
     word = b"linear-probe"

@@ -8,14 +8,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
 from vipbench.engine.explain.explain import Explained, Explanation
 from vipbench.files import replacing
-from vipbench.results.figures.style import RC, text
+from vipbench.results.figures.style import styled, text
 
 # Classes that are drawn, those with the highest scores; a page has all of them.
 MOST_CLASSES = 8
@@ -29,7 +28,7 @@ def save_figure(made: Explanation, out: Path, images: bool, title: str, words: s
     images: whether the images may be in it. words: credit and limits, below. Equal explanations
     give equal files. Raises OSError.
     """
-    with replacing(out, "wb") as file, mpl.rc_context(RC):
+    with replacing(out, "wb") as file, styled():
         if out.suffix.lower() == ".pdf":
             metadata = {"Creator": "vipbench", "Producer": "vipbench", "CreationDate": None}
             with PdfPages(file, metadata=metadata) as pages:

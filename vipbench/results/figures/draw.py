@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -18,7 +17,7 @@ from vipbench.results.figures.bars import bars, knowledge_groups, method_groups
 from vipbench.results.figures.curves import curves
 from vipbench.results.figures.matrices import MOST_PANELS, Panel, confusion, reliability
 from vipbench.results.figures.ranks import critical_difference
-from vipbench.results.figures.style import RC
+from vipbench.results.figures.style import styled
 from vipbench.results.figures.training import training_curves
 from vipbench.results.records.cells import Cells, check_classes, check_comparable
 from vipbench.results.records.comparable import TableError
@@ -68,7 +67,7 @@ def draw(
     if kind not in ("confusion", "reliability", "training"):
         check_classes(cells, (metric,))
     spreads = (aggregate,) if aggregate else AGGREGATES.get(kind, ("ci-seeds",))
-    with mpl.rc_context(RC):
+    with styled():
         if kind == "fewshot":
             table = _table(cells, load, metric, spreads, title)
             return curves(table), figure_words(table, cells, title, "curves")
@@ -94,7 +93,7 @@ def save(figure: Figure, file: str | os.PathLike[str]) -> Path:
         "svg": {"Creator": "vipbench", "Date": None},
         "png": {"Software": "vipbench"},
     }[form]
-    with replacing(path, "wb") as out, mpl.rc_context(RC):
+    with replacing(path, "wb") as out, styled():
         figure.savefig(out, format=form, dpi=300, metadata=metadata)
     return path
 

@@ -7,10 +7,12 @@ figure is made as an object, never through pyplot, whose figures are global stat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
@@ -55,6 +57,16 @@ RC: Any = {
     # A dollar sign in a name is no mathematics.
     "text.parse_math": False,
 }
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """In the block, matplotlib has RC and otherwise its own defaults: a matplotlibrc, of which the
+    first is that of the working directory, changes no figure."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(RC)
+        yield
 
 
 class Look(NamedTuple):
