@@ -149,7 +149,7 @@ def test_logs_lie_in_folders_with_any_name_that_slurm_can_have() -> None:
 
 def test_a_stack_is_halved_after_two_legs_without_a_cell() -> None:
     def leg(stack: int, batches: int) -> dict[str, object]:
-        return {"stack": stack, "batches": batches, "most": 12}
+        return {"stack": stack, "batches": batches, "most": 12, "end": None}
 
     assert Legs(()).stack(64) == 64
     assert Legs((leg(64, 0),)).stack(64) == 12
@@ -158,6 +158,10 @@ def test_a_stack_is_halved_after_two_legs_without_a_cell() -> None:
     legs = [leg(12, 0), leg(12, 0), leg(6, 0), leg(6, 0), leg(3, 0), leg(3, 0), leg(1, 0)]
     assert Legs(tuple(legs)).stack(64) == 1
     assert Legs((*legs, leg(1, 0))).stack(64) == 0
+    # Given up, and started again by a person who raised the time.
+    legs += [leg(1, 0), {**leg(0, 0), "end": {"status": "given up"}}]
+    assert Legs(tuple(legs)).stack(64) == 64
+    assert Legs((*legs, leg(64, 0), leg(12, 0))).stack(64) == 6
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:70], lambda d: d[:90] + b"!"])
@@ -708,12 +712,22 @@ def test_parts_are_planned_again_where_what_they_read_has_changed(
             plan.touch()
         return not there[0]
 
+    notes: list[str] = []
+
+    def changed() -> bool:
+        notes.clear()
+        with Store(empty.out) as store:
+            prepare(empty, spec, store, slurm.Limits(), notes.append, alive=True)
+        return bool(notes)
+
     assert planned_again()
     assert not planned_again()
     for file in ("toy.yaml", "toy.npz", "plugins/steady.py"):
         with (data / file).open("ab") as opened:
             opened.write(b"\n")
+        assert changed()
         assert planned_again()
+        assert not changed()
         assert not planned_again()
     # One of the parts was refused since others had planned other data.
     empty.require_same({"dataset 'toy'": "0" * 64})

@@ -109,9 +109,13 @@ class Legs:
 
     def stack(self, most: int) -> int:
         """How many cells the next leg is to train together, at most `most`: half as many after each
-        two legs in a row that brought no new cell; 0 where that was one cell already."""
-        fruitless = 0
+        two legs in a row that brought no new cell; 0 where that was one cell already. Whoever
+        starts a part again that was given up begins anew, with more time."""
+        whole, fruitless = most, 0
         for leg in self.begun:
+            if leg["end"] is not None and leg["end"]["status"] == "given up":
+                most, fruitless = whole, 0
+                continue
             most = min(most, leg["stack"], leg.get("most") or most)
             fruitless = 0 if leg["batches"] else fruitless + 1
             if fruitless == 2:

@@ -40,8 +40,6 @@ from vipbench.runspec.executor import ExecutorSpec
 from vipbench.runspec.run import PATHS_BY_DATASET, RunSpec
 from vipbench.text import duration, plural
 
-# What of run.json the keys of planned cells depend on.
-_PLANNED_WITH = ("package", "plugins_dir", "sources")
 # These need no file.
 BUNDLED = ("tiny-clip", "synthderm")
 # Each node has its own.
@@ -77,6 +75,11 @@ def prepare(
                 f"jobs of another run are active in {parts.out}; wait for them, cancel them with "
                 f"`vipbench cancel {parts.out}`, or give another output folder"
             )
+        if any(known.get(name) != value for name, value in _planned_with(parts, whole).items()):
+            say(
+                "note: vipbench, a plugin or files of this run have changed since its jobs were "
+                "submitted; repeat this command when they have ended, to run the cells concerned"
+            )
         return known
     if known is not None and known["digest"] == digest.hexdigest():
         run = known
@@ -95,13 +98,12 @@ def prepare(
             say(f"note: the {what} {path} is in {inside}; all nodes must share that folder")
     before = dict(run)
     differed = (parts.folder / HASHES / CHANGED).exists()
+    planned_with = _planned_with(parts, whole)
     run |= {
         "schema": SCHEMA,
         "executor": {k: v for k, v in executor.model_dump(mode="json").items() if v},
         "out": str(parts.out),
-        "package": code_digest(),
-        "plugins_dir": _copied(parts, spec.plugins_dir),
-        "sources": _stamp(whole),
+        **planned_with,
         "grants": trust.grants(),
         "cwd": os.getcwd(),  # noqa: PTH109 - relative names of data and models start here
         "environment": {CACHE_VARIABLE: str(cache), "HF_HUB_OFFLINE": "1"},
@@ -109,7 +111,7 @@ def prepare(
         "imported": imported,
     }
     run["seal"] = seal(run)
-    if differed or any(before.get(name) != run[name] for name in _PLANNED_WITH):
+    if differed or any(before.get(k) != v for k, v in planned_with.items()):
         _plan_again(parts, run)
     shutil.rmtree(parts.folder / HASHES, ignore_errors=True)
     write(parts.folder / "run.json", json.dumps(run, indent=1))
@@ -263,6 +265,15 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, Path]]:
                 path = Path(text.removeprefix("local-dir:")).expanduser()
                 if text and path.exists():
                     yield what, path.absolute()
+
+
+def _planned_with(parts: Parts, spec: RunSpec) -> dict[str, str | None]:
+    """What of run.json the keys of planned cells depend on."""
+    return {
+        "package": code_digest(),
+        "plugins_dir": _copied(parts, spec.plugins_dir),
+        "sources": _stamp(spec),
+    }
 
 
 def _stamp(spec: RunSpec) -> str:
