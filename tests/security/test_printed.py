@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import Cli
 from tests.results.samples import unscored
+from vipbench.cli.commands.predict import FORMATS
 from vipbench.results.records.csv import write_records
 from vipbench.results.sharing.bundle import write_bundle
 from vipbench.results.sharing.rows import COLUMNS, export_rows
@@ -77,6 +79,11 @@ def test_a_line_of_an_error_is_as_short_as_any(cli: Cli, tmp_path: Path) -> None
     assert done.returncode == 2
     assert "export_schema" in done.stderr
     assert len(done.stderr) < 5_000
+
+
+def test_a_class_name_is_no_formula_of_a_spreadsheet() -> None:
+    text = FORMATS[".csv"](["=1+1", "b"], ["@a.png"], ["=1+1"], np.array([[-0.5, -2.0]]))
+    assert text == "image,predicted,'=1+1,b\n'@a.png,'=1+1,-0.5,-2.0\n"
 
 
 def test_files_that_people_print(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from vipbench.engine.explain.model import Model
 from vipbench.engine.explain.prompt_files import unpack
 from vipbench.errors import UsageError, printable
 from vipbench.plugins.registry import load_registry
+from vipbench.results.records.csv import csv_text
 from vipbench.text import clean, columns, listed, plural
 
 CAUTION = "Research only, not for clinical use."
@@ -55,12 +54,10 @@ def predict_command(
 
 
 def _csv(names: Sequence[str], images: Sequence[str], first: Sequence[str], found: Any) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "predicted", *names])
+    rows: list[list[Any]] = [["image", "predicted", *names]]
     for image, name, row in zip(images, first, found, strict=True):
-        writer.writerow([image, name, *(f"{score:.9g}" for score in row)])
-    return printable(text.getvalue())
+        rows.append([image, name, *(float(f"{score:.9g}") for score in row)])
+    return printable(csv_text(rows))
 
 
 def _json(names: Sequence[str], images: Sequence[str], first: Sequence[str], found: Any) -> str:
