@@ -180,6 +180,7 @@ def _answered(what: str, files: Digests, kept: Mapping[str, Any]) -> bool:
     for stop in _here.quiet:
         stop()
     sys.stdout.flush()
+    _discard_typed()
     print(
         f"{one_line(what)} will run with your permissions, because a file asks for it:\n"
         f"{listing(files, kept)}\nTrust these files and run them? [y/N] ",
@@ -189,6 +190,15 @@ def _answered(what: str, files: Digests, kept: Mapping[str, Any]) -> bool:
     )
     with _interruptible():
         return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _discard_typed() -> None:
+    """What was typed before the question is shown is no answer to it."""
+    with contextlib.suppress(ImportError, OSError):
+        import termios
+
+        with contextlib.suppress(termios.error):
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 @contextlib.contextmanager

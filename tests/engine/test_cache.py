@@ -59,6 +59,18 @@ def test_a_damaged_block_is_never_used(
     assert torch.equal(open_shelf(PARTS, folder).get([(0, 0)])[0, 0], features[0])
 
 
+def test_a_pipe_in_place_of_a_block_keeps_nobody_waiting(tmp_path: Path) -> None:
+    features = fill(tmp_path, PARTS)
+    [block] = tmp_path.rglob("*.safetensors")
+    block.unlink()
+    os.mkfifo(block)
+    shelf = open_shelf(PARTS, tmp_path)
+    assert not shelf.get([(0, 0)])
+    assert str(block) in shelf.problems[0]
+    shelf.put([(0, 0)], features[:1])
+    assert torch.equal(shelf.get([(0, 0)])[0, 0], features[0])
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     shelf = open_shelf(PARTS, tmp_path / "file")

@@ -237,9 +237,13 @@ def test_a_damaged_list_trusts_nothing(unmarked: Stranger, tmp_path: Path, damag
     assert not file.exists()
 
 
-def at_a_terminal(stranger: Stranger, config: Path, typed: bytes, *args: str) -> tuple[int, str]:
-    """Status and screen of a command whose first question is answered with `typed`."""
+def at_a_terminal(
+    stranger: Stranger, config: Path, typed: bytes, *args: str, ahead: bytes = b""
+) -> tuple[int, str]:
+    """Status and screen of a command whose first question is answered with `typed`. ahead: typed
+    before there is a question."""
     master, slave = pty.openpty()
+    os.write(master, ahead)
     env = {k: v for k, v in os.environ.items() if not k.startswith("VIPBENCH_")}
     env |= {"PYTHONPATH": str(REPO), "TERM": "xterm", "COLUMNS": "200"}
     env |= {"VIPBENCH_CONFIG": str(config), "VIPBENCH_CACHE": str(stranger.cache)}
@@ -268,7 +272,7 @@ def at_a_terminal(stranger: Stranger, config: Path, typed: bytes, *args: str) ->
 
 def test_the_question_shows_each_file_and_is_asked_once(unmarked: Stranger, tmp_path: Path) -> None:
     asked = ("run", "suite.yaml", "--dry-run")
-    status, screen = at_a_terminal(unmarked, tmp_path, b"n\n", *asked)
+    status, screen = at_a_terminal(unmarked, tmp_path, b"n\n", *asked, ahead=b"y\n")
     assert (status, unmarked.mark.exists()) == (2, False), screen
     status, screen = at_a_terminal(unmarked, tmp_path, b"y\n", *asked)
     assert (status, unmarked.mark.exists()) == (0, True), screen

@@ -164,7 +164,7 @@ class Shelf:
     def _read(self, file: Path) -> dict[str, Tensor] | None:
         """A block, in memory; None where it cannot be read or is not what its name says."""
         try:
-            content = _copied(file) or file.read_bytes()
+            content = _copied(file) or _content(file)
         except OSError as error:
             self.problems.append(f"a block of the feature cache cannot be read ({error})")
             return None
@@ -222,6 +222,11 @@ def _try_lock(lock: int) -> bool:
     return True
 
 
+def _content(file: Path) -> bytes:
+    with files.open_regular(file) as opened:
+        return opened.read()
+
+
 def _copied(file: Path) -> bytes | None:
     """A block from this node's own copy, which is made where it is missing; None where nobody asked
     for copies or none can be kept."""
@@ -230,10 +235,10 @@ def _copied(file: Path) -> bytes | None:
         return None
     copy = Path(named) / file.parent.name / file.name
     with contextlib.suppress(OSError):
-        content = copy.read_bytes()
+        content = _content(copy)
         if _digest(content) == copy.stem:
             return content
-    content = file.read_bytes()
+    content = _content(file)
     with contextlib.suppress(OSError):
         files.make_folder(Path(named))
         # In a folder that everybody may write to, another may have made it.
