@@ -62,13 +62,16 @@ def differs(path: Path, content: bytes) -> bool:
 
 def open_regular(path: Path) -> BufferedReader:
     """A file to be read. Raises OSError, also for a pipe, which would be waited for without end,
-    and for a device."""
+    for a device and for a folder."""
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0)), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    handle = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    kind = os.fstat(handle).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(handle)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return file
+    return os.fdopen(handle, "rb")
 
 
 def open_own(path: Path, flags: int = 0) -> int:
