@@ -25,10 +25,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-def test_two_parts(tmp_path: Path, repo: Path) -> None:
+def test_two_parts(tmp_path: Path, repo: Path, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick",
                "--out", str(tmp_path), "--parts", "machine,memory"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=repo, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=repo, env=environment, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "results.jsonl"]
     first, *rest = read(tmp_path)

@@ -40,10 +40,12 @@ def test_the_suite_of_all_methods_has_every_built_in_one() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
-def test_graphs_need_a_gpu() -> None:
+def test_graphs_need_a_gpu(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "benchmarks.speed.graphs"]
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=root, env=environment, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
     assert "CUDA" in line

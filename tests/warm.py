@@ -47,7 +47,7 @@ WARM = "VIPBENCH_TEST_WARM"  # in the environment of a `python -c` that uses vip
 # Libraries read these when they are imported, the interpreter when it starts.
 _READ_EARLY = (
     *("PYTHON", "LC_", "LANG", "TRANSFORMERS_", "TORCH", "PYTORCH", "CUDA"),
-    *("OMP_NUM", "MKL_", "OPENBLAS", "HOME", "XDG_", "MPL", "LD_"),
+    *("OMP_NUM", "MKL_", "OPENBLAS", "MPL", "LD_"),
 )
 _OFFLINE = ("VIPBENCH_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
@@ -91,7 +91,7 @@ def _kind(args: Any, env: Mapping[str, str]) -> list[str] | None:
     words = [os.fsdecode(arg) for arg in args[1:]]
     plain = words[1:] if words[0] == "-P" else words
     worker = words[:2] == ["-P", "-c"] and len(words) == 3 and "vipbench.engine" in words[2]
-    program = plain[:2] == ["-m", "vipbench"]
+    program = plain[0] == "-m" and plain[1].partition(".")[0] in ("vipbench", "benchmarks")
     script = words == ["-"] or words[0].endswith(".py") or (words[0] == "-c" and WARM in env)
     if not (worker or program or script):
         return None

@@ -65,7 +65,7 @@ EPOCHS, TOLERANCE = 3, 1e-3
 # How far padding may move a loss or a gradient, in relation to its largest value: rounding.
 PADDING = 1e-5
 # Epochs after which a loss must have been lower than in the first; more where few do not do it.
-LEARNING = (5, 40)
+LEARNING = (5, 15, 40)
 
 # What a run raises, and which rule that is.
 RULES: dict[type[Exception], str] = {

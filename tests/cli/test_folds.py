@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import vipbench
+from tests.conftest import REPO
 from vipbench.engine.planning import protocols
 from vipbench.engine.planning.loading import load_dataset
 from vipbench.engine.planning.protocols import arrange, draw
@@ -27,6 +28,7 @@ GROUPS, EACH, FOLDS, SEEDS = 20, 3, 5, (1, 2)
 
 def call(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "VIPBENCH_CACHE": str(cwd / "cache"), "VIPBENCH_CONFIG": str(cwd / "c")}
+    env["PYTHONPATH"] = str(REPO)
     command = [sys.executable, "-m", "vipbench", *map(str, args)]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -73,7 +75,9 @@ m.METRICS["ece"] = dataclasses.replace(m.METRICS["ece"], revision=2)
 """
 
 
-def test_a_metric_that_changed_trains_nothing_again(cli: Cli, toy: Path, tmp_path: Path) -> None:
+def test_a_metric_that_changed_trains_nothing_again(
+    cli: Cli, toy: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
     out = tmp_path / "out"
     run = [
         *("run", "--methods", "linear-probe", "--datasets", f"npz:{toy / 'toy.npz'}"),
@@ -90,9 +94,17 @@ def test_a_metric_that_changed_trains_nothing_again(cli: Cli, toy: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "2: 1 to do, 1 done" in done.stdout
     # Old and new stand in one table of the new metric: computed from the kept scores.
-    table = cli("table", out, "--metric", "ece", "--format", "json", env=newer)
-    assert table.returncode == 0, table.stderr
-    shown = json.loads(cli("show", old.key, out, "--format", "json", env=newer).stdout)
+    program = tmp_path / "newer.py"
+    program.write_text(f"{NEWER}\nfrom vipbench.cli import main\nmain()\n")
+
+    def with_newer(*args: object) -> str:
+        command = [sys.executable, program, *map(str, args), "--format", "json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with_newer("table", out, "--metric", "ece")
+    shown = json.loads(with_newer("show", old.key, out))
     assert shown["provenance"]["metric_revisions"]["ece"] == 2
     assert shown["provenance"]["rescored"]["from"]["ece"] == 1
     assert shown["metrics"]["ece"] == 2 * old.metrics["ece"]

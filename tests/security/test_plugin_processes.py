@@ -252,6 +252,7 @@ ENDLESS = """
     def for_cell(self, info):
         while True:
             print(info)
+            time.sleep(0.001)
 """
 LEAVES_A_CHILD = """
 if os.fork():
@@ -263,7 +264,8 @@ READS = """
     def backbones(self):
         until = time.monotonic() + 6
         while time.monotonic() < until:
-            Path("toy.npz").read_bytes() * 100
+            Path("toy.npz").read_bytes()
+            time.sleep(0.01)
         return ()
 """
 
