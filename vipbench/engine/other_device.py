@@ -277,7 +277,7 @@ def watched(labels: Labels) -> Iterator[None]:
         calls = stack.enter_context(_Calls(labels))
 
         def backward(*args: Any, **kwargs: Any) -> Any:
-            # Called by a function that PyTorch handed to `calls`, without which it goes on.
+            # PyTorch suspends `calls` while a function that it intercepts runs.
             with calls:
                 return _BACKWARD(*args, **kwargs)
 

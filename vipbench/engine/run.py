@@ -67,7 +67,12 @@ def perform(
             outcome = driver.run(spec, observer, retry, imported=imported, own_process=own_process)
         else:
             outcome, screen.plan = run_parts(
-                *(spec, screen.shown, retry, submit_only, imported, own_process)
+                spec,
+                screen.shown,
+                retry=retry,
+                submit_only=submit_only,
+                imported=imported,
+                own_process=own_process,
             )
             require_possible(screen.plan)
             observer.write_done(screen.plan)

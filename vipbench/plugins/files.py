@@ -185,17 +185,7 @@ def _is_outside(name: str, folder: Path) -> bool:
 
 def _imported(code: bytes) -> set[str]:
     """The first parts of the absolute names that `code` imports."""
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError):
-        return set()
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return names
+    return {parts[0] for parts, level in _imports_of(code) if not level}
 
 
 class _Beside(MetaPathFinder):

@@ -60,7 +60,11 @@ def run_parts(
             )
         progress = _Progress(shown)
         collector = Collector(
-            *(parts, store, lambda text: say(f"note: {clean(text)}"), progress.take, imported)
+            parts,
+            store,
+            note=lambda text: say(f"note: {clean(text)}"),
+            arrived=progress.take,
+            imported=imported,
         )
         cancelled = parts.cancelled
         (parts.folder / "cancelled").unlink(missing_ok=True)

@@ -423,7 +423,7 @@ def unread(backbone: ImageBackbone, data: LoadedDataset) -> list[str]:
         return []
     return [
         f"{backbone.name}: its tokenizer has no tokens for {', '.join(map(repr, lacking))} in the "
-        f"class names of '{data.dataset.name}'; such words cannot be told apart"
+        f"class names of '{data.dataset.name}'; it cannot distinguish such words"
     ]
 
 
