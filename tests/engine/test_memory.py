@@ -18,10 +18,21 @@ def group(root: Path, path: str, **files: object) -> None:
         (folder / name.replace("__", ".")).write_text(f"{value}\n")
 
 
-def own(root: Path, *lines: str) -> Path:
+def own(root: Path, *lines: str, available: int = 64 * GIB) -> Path:
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text("".join(f"{line}\n" for line in lines))
+    # Nearly all memory holds files.
+    (root / "proc/meminfo").write_text(f"MemFree: 9 kB\nMemAvailable: {available // 1024} kB\n")
     return root
+
+
+def test_files_that_fill_the_memory_of_a_machine_are_no_use_of_it(tmp_path: Path) -> None:
+    root = own(tmp_path, "0::/job", available=2 * GIB)
+    assert memory.free(root) == 2 * GIB
+    group(root, "job", memory__max=4 * GIB, memory__current=GIB)
+    assert memory.free(root) == 2 * GIB
+    group(root, "job", memory__current=3 * GIB)
+    assert memory.free(root) == GIB
 
 
 def test_a_machine_without_groups_offers_all_that_it_has(tmp_path: Path) -> None:

@@ -23,7 +23,17 @@ def whole(root: Path = Path("/")) -> int:
 def free(root: Path = Path("/")) -> int:
     """Bytes of these that are free."""
     left = [max(0, limit - used) for limit, used in _groups(root)]
-    return min([_pages("SC_AVPHYS_PAGES"), *left])
+    return min([_available(root), *left])
+
+
+def _available(root: Path) -> int:
+    """What the machine has free. Files in memory that can be dropped count as free, as in groups:
+    they fill all memory of a machine that has read or written enough."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return _pages("SC_AVPHYS_PAGES")
 
 
 def _pages(name: str) -> int:
